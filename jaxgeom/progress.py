@@ -1,0 +1,80 @@
+"""Progress with an estimate of the time left: a live bar on a terminal, plain lines elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Task:
+    """One piece of work of `total` units; a context manager. `advance` counts units and may say a short status."""
+
+    def __init__(self, console: Console, label: str, total: int, *, done: int = 0):
+        self._console, self._label, self._total, self._done = console, label, total, done
+        self._start, self._first, self._said = time.monotonic(), done, time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> "Task":
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[status]}"),
+                console=self._console,
+            )
+            self._bar.start()
+            self._bar.add_task(self._label, total=self._total, completed=self._done, status="")
+        else:
+            self._console.print(f"{self._label}: {self._total} to do" + (f", {self._done} done" if self._done else ""))
+        return self
+
+    def advance(self, units: int = 1, status: str = "") -> None:
+        """Counts `units` as done; `status` is shown beside the bar or on the next line."""
+        self._done += units
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, status=status)
+        elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES and self._done < self._total:
+            self._said = time.monotonic()
+            self._console.print(f"{self._label}: {self._done}/{self._total}, {self._left()} left {status}".rstrip())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif kind is None:
+            self._console.print(f"{self._label}: done in {_duration(time.monotonic() - self._start)}")
+
+    def _left(self) -> str:
+        worked = self._done - self._first
+        if not worked:
+            return "unknown time"
+        return _duration((time.monotonic() - self._start) / worked * (self._total - self._done))
+
+
+class Reporter:
+    """Where commands say what they do; `quiet` says nothing (library use, tests)."""
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
+        self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def task(self, label: str, total: int, *, done: int = 0) -> Task:
+        return Task(self.console, label, total, done=done)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
