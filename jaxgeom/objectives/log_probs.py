@@ -1,0 +1,162 @@
+"""Log-probabilities of given tokens from hidden states, without ever holding `[batch, time, vocab]`."""
+
+from collections.abc import Callable
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+DEFAULT_CHUNK = 128
+
+
+@jax.custom_jvp
+def unembed(hidden: Float[Array, "*batch d"], unembedding: Float[Array, "d vocab"]) -> Float[Array, "*batch vocab"]:
+    """Logits `hidden @ unembedding`, both in hidden's dtype, accumulated and returned in float32.
+
+    The tangent is formed in hidden's dtype, so that its transpose is two products in that dtype: a bf16 model has bf16
+    backward products and no float32 product of this size.
+    """
+    return jnp.matmul(hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+@unembed.defjvp
+def _unembed_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    hidden, unembedding = primals
+    d_hidden, d_unembedding = tangents
+    tangent = d_hidden @ unembedding.astype(hidden.dtype) + hidden @ d_unembedding.astype(hidden.dtype)
+    return unembed(hidden, unembedding), tangent.astype(jnp.float32)
+
+
+def map_time_chunks(body: Callable[..., Any], arrays: Any, weights: Any, *, chunk: int, remat: bool) -> Any:
+    """`body(arrays, weights)` evaluated over chunks of the time axis, one chunk in memory at a time.
+
+    Args:
+        body: takes `arrays` with `[batch, chunk, ...]` leaves and `weights`, returns a tree of `[batch, chunk]`.
+        arrays: tree of `[batch, time, ...]` leaves, cut along time; a last short chunk is padded with zeros.
+        weights: tree of arrays that every chunk sees whole. Their gradients are summed over chunks in float32.
+        chunk: time steps a chunk.
+        remat: recompute a chunk in the backward pass in place of keeping what it held (where there are several).
+
+    Returns:
+        body's tree with `[batch, time]` leaves.
+    """
+    # The sum over chunks of a weight's gradient has the weight's dtype: cast once here, so that it is float32.
+    weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
+    time = jax.tree.leaves(arrays)[0].shape[1]
+    if time <= chunk:
+        return body(arrays, weights)  # the backward pass starts here: recomputing would save nothing at the peak
+    step = jax.checkpoint(body) if remat else body
+    count = -(-time // chunk)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, [(0, 0), (0, count * chunk - time)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], count * chunk)[:, :time]
+
+    _, out = jax.lax.scan(lambda carry, xs: (carry, step(xs, weights)), None, jax.tree.map(cut, arrays))
+    return jax.tree.map(join, out)
+
+
+def shift_to_tokens(per_position: Float[Array, "batch time"]) -> Float[Array, "batch time"]:
+    """Moves what position t says of token t+1 to index t+1; index 0, which nothing predicts, becomes 0."""
+    return jnp.pad(per_position[:, :-1], ((0, 0), (1, 0)))
+
+
+def check_hidden(name: str, hidden: Array, unembedding: Array, chunk: int) -> None:
+    """Raises ValueError unless hidden is `[batch, time, d]`, unembedding `[d, vocab]` and chunk at least 1."""
+    if hidden.ndim != 3:
+        raise ValueError(f"{name}: hidden states have shape {hidden.shape}; [batch, time, d] is needed")
+    if unembedding.ndim != 2 or unembedding.shape[0] != hidden.shape[-1]:
+        raise ValueError(
+            f"{name}: unembedding has shape {unembedding.shape}; [d, vocab] with d = {hidden.shape[-1]} is needed "
+            "(an embedding [vocab, d] is passed transposed)"
+        )
+    if chunk < 1:
+        raise ValueError(f"{name}: chunk is {chunk}; at least 1 time step is needed")
+
+
+@overload
+def token_log_probs(
+    hidden: Float[Array, "batch time d"],
+    unembedding: Float[Array, "d vocab"],
+    targets: Int[Array, "batch time"],
+    *,
+    chunk: int = ...,
+    temperature: float | Float[Array, ""] = ...,
+    return_entropy: Literal[False] = ...,
+    remat: bool = ...,
+) -> Float[Array, "batch time"]: ...
+
+
+@overload
+def token_log_probs(
+    hidden: Float[Array, "batch time d"],
+    unembedding: Float[Array, "d vocab"],
+    targets: Int[Array, "batch time"],
+    *,
+    chunk: int = ...,
+    temperature: float | Float[Array, ""] = ...,
+    return_entropy: Literal[True],
+    remat: bool = ...,
+) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]: ...
+
+
+def token_log_probs(
+    hidden: Float[Array, "batch time d"],
+    unembedding: Float[Array, "d vocab"],
+    targets: Int[Array, "batch time"],
+    *,
+    chunk: int = DEFAULT_CHUNK,
+    temperature: float | Float[Array, ""] = 1.0,
+    return_entropy: bool = False,
+    remat: bool = True,
+) -> Float[Array, "batch time"] | tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
+    r"""Log-probability of every token given those before it, in nats.
+
+    .. math:: \log p(y_t | y_{<t}) = z_{t-1, y_t} - \log \sum_v \exp z_{t-1, v}, \qquad z = h W / \tau
+
+    Computed chunk by chunk along time, each chunk recomputed in the backward pass: the largest intermediate is
+    `[batch, chunk, vocab]` in float32, forward and backward. The product is taken in hidden's dtype and accumulated
+    in float32; the target's logit is picked by a masked sum, which needs no gather and partitions over a sharded
+    vocabulary.
+
+    Args:
+        hidden: final, normed hidden states `[batch, time, d]`, float32 or bfloat16.
+        unembedding: `[d, vocab]`; a tied embedding is passed transposed. A float32 master is cast to hidden's dtype
+            chunk by chunk, and its gradient is summed over chunks in float32.
+        targets: the tokens themselves, `[batch, time]`, not shifted.
+        chunk: time steps at a time.
+        temperature: the logits are divided by it; 1 scores the model's own distribution.
+        return_entropy: also return the entropy of the distribution that each token was drawn from.
+        remat: False keeps every chunk's logits for the backward pass: faster where they fit.
+
+    Returns:
+        float32 `[batch, time]`: at index t the log-probability of `targets[:, t]` given `targets[:, :t]`; 0 at t = 0.
+        With `return_entropy`, a pair: the same and the entropy in nats under the same alignment.
+
+    Raises:
+        ValueError: shapes that do not fit, or a chunk below 1.
+    """
+    check_hidden("token_log_probs", hidden, unembedding, chunk)
+    if targets.shape != hidden.shape[:2]:
+        raise ValueError(f"token_log_probs: targets have shape {targets.shape}; {hidden.shape[:2]} is needed")
+    following = jnp.roll(targets, -1, axis=1)
+
+    def body(arrays: tuple[Array, Array], weight: Array) -> tuple[Array, ...]:
+        states, tokens = arrays
+        logits = unembed(states, weight) / jnp.asarray(temperature, jnp.float32)
+        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        is_target = tokens[..., None] == jnp.arange(logits.shape[-1], dtype=tokens.dtype)
+        log_probs = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) - normalizer
+        if not return_entropy:
+            return (log_probs,)
+        return log_probs, normalizer - jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
+
+    out = map_time_chunks(body, (hidden, following), unembedding, chunk=chunk, remat=remat)
+    if return_entropy:
+        return shift_to_tokens(out[0]), shift_to_tokens(out[1])
+    return shift_to_tokens(out[0])
