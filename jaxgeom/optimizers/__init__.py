@@ -1,0 +1,17 @@
+"""Optax transformations of ours, and AdamW as the study uses it."""
+
+from .adamw import AdamWSettings as AdamWSettings
+from .adamw import adamw as adamw
+from .adamw import decayed_by_name as decayed_by_name
+from .adamw import learning_rate_schedule as learning_rate_schedule
+from .adamw import with_standard_promotion as with_standard_promotion
+from .masking import mask_gradients as mask_gradients
+from .masking import masked_training as masked_training
+from .masking import restore_frozen as restore_frozen
+from .projection import leakage as leakage
+from .projection import project_gradients as project_gradients
+from .projection import project_updates as project_updates
+from .projection import random_bases as random_bases
+from .projection import tree_leakage as tree_leakage
+from .subspace_adamw import subspace_adamw as subspace_adamw
+from .subspace_adamw import subspace_coordinates as subspace_coordinates

@@ -1,0 +1,127 @@
+"""Training of chosen entries only: gradients outside a mask dropped, frozen entries left bitwise as they are."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from .leaves import Leaf, map_leaves, own_copy
+
+
+class MaskState(NamedTuple):
+    """The masks: part of the state, so that they are sharded, saved and restored with it."""
+
+    masks: Any
+
+
+def mask_gradients(masks: Any, *, specs: Any = None) -> optax.GradientTransformation:
+    """Sets gradients to 0 outside a mask.
+
+    Goes first in a chain. By itself it freezes nothing under AdamW: decoupled weight decay moves every entry. Use
+    `masked_training`, or `restore_frozen` after each step.
+
+    Args:
+        masks: tree like the parameters: bool arrays, True where trained; None where the whole leaf is trained. Where
+            the leaf has a spec, the mask is `[*batch, out, in]`; else it has the leaf's shape (or broadcasts to it).
+        specs: tree of `MatrixSpec` or None; None where masks have the leaves' own layout.
+
+    Returns:
+        an Optax transformation, whose state holds the masks.
+
+    Raises:
+        ValueError: at `init`, naming the leaf, where trees or shapes do not fit.
+
+    References: arXiv 2511.08567, 2606.13657, 2506.00772.
+    """
+    return _masking(masks, specs, 0.0)
+
+
+def masked_training(
+    transform: optax.GradientTransformation, masks: Any, *, specs: Any = None
+) -> optax.GradientTransformation:
+    """An optimizer that trains the entries of a mask only; the others stay bitwise what they were.
+
+    Gradients are masked before the optimizer (so that its moments and clipping see the trained entries alone) and
+    updates after it (so that weight decay does not move the others).
+
+    Args:
+        transform: the optimizer.
+        masks: as in `mask_gradients`.
+        specs: as in `mask_gradients`.
+
+    Returns:
+        an Optax transformation.
+
+    Raises:
+        ValueError: at `init`, naming the leaf, where trees or shapes do not fit.
+    """
+    # x + (-0.0) is x for every x; x + 0.0 would turn -0.0 into 0.0.
+    return optax.chain(mask_gradients(masks, specs=specs), transform, _masking(masks, specs, -0.0))
+
+
+def restore_frozen(params: Any, initial: Any, masks: Any, *, specs: Any = None) -> Any:
+    """Parameters with the entries outside the mask put back to what they were.
+
+    Args:
+        params: after a step.
+        initial: what frozen entries are put back to; a tree like params.
+        masks: as in `mask_gradients`.
+        specs: as in `mask_gradients`.
+
+    Returns:
+        a tree like params.
+    """
+    kept = map_leaves(lambda leaf: _OldAndMask(leaf.value, leaf.note), initial, masks, None, name="masks")
+
+    def one(leaf: Leaf) -> Array:
+        if leaf.note.mask is None:
+            return leaf.value
+        return jnp.where(_in_layout(leaf._replace(note=leaf.note.mask)), leaf.value, leaf.note.old)
+
+    return map_leaves(one, params, kept, specs, name="initial parameters")
+
+
+def _masking(masks: Any, specs: Any, fill: float) -> optax.GradientTransformation:
+    def init(params: optax.Params) -> MaskState:
+        map_leaves(_check, params, masks, specs, name="masks")
+        return MaskState(own_copy(masks))
+
+    def one(leaf: Leaf) -> Array:
+        if leaf.note is None:
+            return leaf.value
+        return jnp.where(_in_layout(leaf), leaf.value, jnp.asarray(fill, leaf.value.dtype))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, MaskState)
+        return map_leaves(one, updates, state.masks, specs, name="masks"), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _check(leaf: Leaf) -> None:
+    if leaf.note is None:
+        return
+    if leaf.note.dtype != jnp.bool_:
+        raise ValueError(f"masks{leaf.path}: dtype {leaf.note.dtype}; bool is needed")
+    try:
+        fits = jnp.broadcast_shapes(_in_layout(leaf).shape, leaf.value.shape) == leaf.value.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"masks{leaf.path}: shape {leaf.note.shape} does not fit the parameter's {leaf.value.shape}")
+
+
+def _in_layout(leaf: Leaf) -> Array:
+    return leaf.note if leaf.spec is None else leaf.restore(leaf.note)
+
+
+@dataclass(frozen=True)
+class _OldAndMask:
+    """What is said of one leaf: no pytree, so that a tree takes it whole."""
+
+    old: Array
+    mask: Array | None
