@@ -1,0 +1,9 @@
+"""Verifiers: a response in, a reward of 0 or 1 out."""
+
+from .code import code_reward as code_reward
+from .code import extract_code as extract_code
+from .math_answers import extract_answer as extract_answer
+from .math_answers import math_reward as math_reward
+from .math_answers import normalize_answer as normalize_answer
+from .math_answers import verify_batch as verify_batch
+from .math_checker import close_checkers as close_checkers
