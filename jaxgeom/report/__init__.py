@@ -1,0 +1,7 @@
+"""Tables, figures and the page, written from the JSON that a comparison, a trajectory or a study left behind."""
+
+from .console import print_table as print_table
+from .findings import findings as findings
+from .findings import trajectory_findings as trajectory_findings
+from .page import write_report as write_report
+from .study_findings import study_findings as study_findings

@@ -1,0 +1,135 @@
+"""What each statistic is called, in which unit it is printed, and what its null is, for every page and figure."""
+
+import math
+from typing import NamedTuple
+
+
+class Statistic(NamedTuple):
+    """How one statistic is presented: `unit` is "share" (printed in percent), "deg", "rank", "relative" or ""."""
+
+    key: str
+    label: str
+    unit: str = ""
+    null: str = ""
+    undefined: str = "it is not defined for this update"
+
+
+_NO_CHANGE = "no entry of the matrix changed in the bf16 view, so there is no mask to overlap"
+_ZERO = "the update is exactly zero"
+_NORM = "isotropic update of equal Frobenius norm"
+_ROUNDING = "direction-free noise of the observed density, rounded to bf16"
+_BASIS = "the gap at k is smaller than what the update moves, or the spectrum was left out"
+_WALK = "random walk with the observed increment norms"
+
+STATISTICS: dict[str, Statistic] = {
+    s.key: s
+    for s in (
+        Statistic("sparsity_bf16", "visible sparsity (bf16)", "share"),
+        Statistic("sparsity_stored", "sparsity as stored", "share"),
+        Statistic("sparsity_abs_1e-5", "sparsity, |Δ| ≤ 1e-5", "share"),
+        Statistic("density_bf16", "visible density (bf16)", "share"),
+        Statistic("fro_norm", "update norm ‖ΔW‖"),
+        Statistic("relative_norm", "relative norm ‖ΔW‖/‖W0‖", "relative", "", "W0 is exactly zero"),
+        Statistic("op_norm", "spectral norm of ΔW"),
+        Statistic("stable_rank", "stable rank", "rank", _NORM, _ZERO),
+        Statistic(
+            "stable_rank_bf16", "stable rank (bf16 view)", "rank", "fixed direction, rounded to bf16", _NO_CHANGE
+        ),
+        Statistic("entropy_rank", "entropy rank", "rank", _NORM, _ZERO),
+        Statistic("participation_ratio", "participation ratio", "rank", _NORM, _ZERO),
+        Statistic("hill", "Hill tail index", "", _NORM, "σ_k of the update is numerically zero"),
+        Statistic("nss", "spectral shift (NSS)", "relative", _NORM, "the full spectrum was left out, or W0 is zero"),
+        Statistic("nss_bf16", "spectral shift (NSS, bf16 view)", "relative", _NORM, "the full spectrum was left out"),
+        Statistic("nss_without_decay", "NSS without decay", "relative", _NORM, "the full spectrum was left out"),
+        Statistic("share_beyond_half_ulp", "changed by over ½ ULP (bf16)", "share"),
+        Statistic("parameters", "parameters", "count"),
+        Statistic("decay", "decay component c", "relative", "0", "W0 is exactly zero"),
+        Statistic("angle_left_mean_deg", "mean principal angle, left", "deg", _NORM, _BASIS),
+        Statistic("angle_left_max_deg", "largest principal angle, left", "deg", _NORM, _BASIS),
+        Statistic("angle_right_mean_deg", "mean principal angle, right", "deg", _NORM, _BASIS),
+        Statistic("angle_right_max_deg", "largest principal angle, right", "deg", _NORM, _BASIS),
+        Statistic("angle_k", "k of the angles", "count"),
+        Statistic("angle_gap", "gap σ_k − σ_{k+1}"),
+        Statistic("overlap_principal", "overlap, principal mask", "share", _ROUNDING, _NO_CHANGE),
+        Statistic("overlap_low", "overlap, low-magnitude mask", "share", _ROUNDING, _NO_CHANGE),
+        Statistic("projection_joint", "energy in U_k and V_k of W0", "share", "k²/(mn)", _ZERO),
+        Statistic("projection_left", "energy in U_k of W0", "share", "k/m", _ZERO),
+        Statistic("projection_right", "energy in V_k of W0", "share", "k/n", _ZERO),
+        Statistic("sim_to_final", "similarity to the final subspace", "share", _WALK, _ZERO),
+        Statistic("sim_disjoint", "similarity of disjoint updates", "share", "K/n", _ZERO),
+        Statistic("drift_ratio", "drift ratio", "", "1 is pure drift", _ZERO),
+        Statistic("jaccard", "Jaccard of the changed masks", "share", "independence", _NO_CHANGE),
+        Statistic("overlap_a_in_b", "changed in a, also in b", "share", "independence", _NO_CHANGE),
+        Statistic("overlap_b_in_a", "changed in b, also in a", "share", "independence", _NO_CHANGE),
+        Statistic("orthogonal_share", "orthogonal share of the updates", "share", "", _ZERO),
+        Statistic("subspace_similarity", "similarity of the right subspaces", "share", "K/n", _ZERO),
+        Statistic("accuracy", "held-out accuracy", "share"),
+    )
+}
+
+MODULES = ("q", "k", "v", "o", "gate", "up", "down", "router", "embedding", "head", "norm")
+
+METHOD_LABELS = {"sft_anchor": "SFT", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
+
+SUFFIXES = {"_null": "null", "_excess": "excess", "_z": "z", "_ratio": "ratio"}
+
+
+def statistic(key: str) -> Statistic:
+    """The entry of `key`, or one made from the key itself where the table does not know it."""
+    return STATISTICS.get(key) or Statistic(key, key.replace("_", " "))
+
+
+def base_key(key: str) -> tuple[str, str]:
+    """`overlap_low_null` -> (`overlap_low`, `null`); a key without a suffix has the kind `value`."""
+    for suffix, kind in SUFFIXES.items():
+        if key.endswith(suffix) and key not in STATISTICS:
+            return key.removesuffix(suffix), kind
+    return key, "value"
+
+
+def column_label(key: str) -> str:
+    """The label of a column of the per-matrix table: the statistic, and which of value, null, excess or z it is."""
+    base, kind = base_key(key)
+    return statistic(base).label if kind == "value" else f"{statistic(base).label}: {kind}"
+
+
+_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def format_number(value: float | int | None, *, digits: int = 3) -> str:
+    """Three significant digits, with a power of ten outside 1e-3 to 1e5: `0.0123`, `7.70×10⁻⁵`; a dash for nothing."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    if -3 <= exponent < 5:
+        text = f"{value:.{max(digits - 1 - exponent, 0)}f}"
+    else:
+        text = f"{value / 10.0**exponent:.{digits - 1}f}×10{str(exponent).translate(_SUPERSCRIPT)}"
+    return text.replace("-", "−")
+
+
+def format_value(key: str, value: float | int | None, *, signed: bool = False) -> str:
+    """`value` of the statistic `key` as a reader wants it: `46.3 %`, `1.23°`, `7.70×10⁻⁵`; `signed` for an excess."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    unit = statistic(base_key(key)[0]).unit
+    if unit == "share":
+        percent = 100.0 * value
+        small = 0 < abs(percent) < 0.1 and not signed
+        text = format_number(percent, digits=2) if small else f"{percent:.1f}".replace("-", "−")
+        text = "0.0" if text == "−0.0" else text
+        text += " pp" if signed else " %"
+    elif unit == "deg":
+        text = format_number(value, digits=2 if signed else 3) + "°"
+    elif unit == "count":
+        text = f"{value:.0f}"
+    else:
+        text = format_number(value, digits=2 if signed else 3)
+    return f"+{text}" if signed and value > 0 and not text.startswith("0.0 pp") else text
+
+
+def format_count(value: float | int | None) -> str:
+    """A whole number, its thousands apart: `18 432`."""
+    return "–" if value is None else f"{value:,.0f}".replace(",", "\u202f")

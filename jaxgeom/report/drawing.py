@@ -1,0 +1,208 @@
+"""Panels that more than one kind of report draws: statistics by layer, overlaps, tracks along training."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from .catalogue import format_value, statistic
+from .reading import Cell, by_layer, label_of, numbers, seeds_of, track
+from .style import FAINT, INK, MUTED, Look, label_ends, last_point, look, plot_track, scale_y
+
+Methods = dict[str, dict[str, Any]]
+
+
+def reference_mark(axes: Axes, value: float, row: float | int, controlled: bool) -> None:
+    marker, size, face = ("D", 22, MUTED) if controlled else ("o", 16, "none")
+    axes.plot([value, value], [row - 0.32, row - 0.19], color=FAINT, linewidth=1.2, zorder=1.5)
+    axes.scatter(
+        [value], [row - 0.32], s=size, marker=marker, facecolors=face, edgecolors=MUTED, linewidths=0.7, zorder=2
+    )
+
+
+def reference_key() -> list[Line2D]:
+    """The key to the published marks."""
+    return [
+        Line2D([], [], linestyle="none", marker="D", color=MUTED, markersize=4, label="published, A's controlled run"),
+        Line2D(
+            [], [], linestyle="none", marker="o", markerfacecolor="none", color=MUTED, label="published, other models"
+        ),
+    ]
+
+
+def interval_bar(axes: Axes, own: Cell, row: float | int) -> None:
+    if own.low is not None and own.high is not None:
+        axes.plot([own.low, own.high], [row, row], color=INK, linewidth=0.9, zorder=4)
+
+
+def triple(key: str, own: Cell) -> str:
+    """`1.20° (null 1.31°)`."""
+    null = f" (null {format_value(key, own.null)})" if own.null is not None else ""
+    return f"{format_value(key, own.value)}{null}"
+
+
+def draw_by_layer(
+    figure: Figure,
+    axes_list: list[Axes],
+    statistics: tuple[tuple[str, str, str], ...],
+    groups: dict[str, tuple[Look, Any, str]],
+) -> bool:
+    """Fill one panel per (key, title, axis label) with each group along the layers; False if all are empty."""
+    any_drawn = False
+    for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, statistics, strict=True)):
+        every, labels = [], []
+        for style, group, text in groups.values():
+            layers, cells = by_layer(group, key)
+            values, nulls = [c.value for c in cells], [c.null for c in cells]
+            if plot_track(axes, layers, values, style):
+                end = last_point(layers, values)
+                labels += [(end, text, style.text)] if end is not None else []
+            plot_track(axes, layers, nulls, style, kind="null")
+            every += values + nulls
+        axes.set_title(title)
+        axes.set_xlabel("layer")
+        axes.set_ylabel(axis_label)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        scale_y(axes, every, share=statistic(key).unit == "share")
+        if not labels:
+            blank(axes)
+        any_drawn |= bool(labels)
+        if position == len(axes_list) - 1 and len(groups) > 1:
+            label_ends(figure, axes, labels)
+    return any_drawn
+
+
+def blank(axes: Axes, text: str = "not measured") -> None:
+    """Say in an empty panel that nothing was measured."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+
+
+OVERLAPS = (("overlap_principal", "Principal mask"), ("overlap_low", "Low-magnitude mask"))
+
+
+OVERLAP_TEXT = (
+    "The filled mark is the share of visibly changed entries that lie in the mask; the upright tick is what "
+    "direction-free noise of the same density gives after rounding to bf16, and the number is the excess over it in "
+    "percentage points. A high low-magnitude overlap is no finding by itself, since rounding alone makes small weights "
+    "change first: only the distance between mark and tick speaks of the method."
+)
+
+
+def overlap_key() -> list[Line2D]:
+    """The key to measured value and rounding null."""
+    return [
+        Line2D([], [], linestyle="none", marker="o", color=MUTED, markersize=5, label="measured"),
+        Line2D(
+            [], [], linestyle="none", marker="|", color=INK, markersize=9, markeredgewidth=1.6, label="rounding null"
+        ),
+    ]
+
+
+def draw_overlaps(axes_list: list[Axes], rows: dict[str, tuple[Look, dict[str, Cell]]]) -> None:
+    """Value, null and excess of both overlaps, one row per method or module."""
+    for axes, (key, title) in zip(axes_list, OVERLAPS, strict=True):
+        for row, (style, cells) in enumerate(rows.values()):
+            own = cells[key]
+            if own.value is None:
+                axes.text(0.01, row, "undefined: nothing changed in bf16", va="center", color=MUTED, fontsize=6.5)
+                continue
+            if own.null is not None:
+                axes.plot([own.null, own.value], [row, row], color=style.color, linewidth=2.4, alpha=0.5, zorder=3)
+                axes.plot([own.null], [row], marker="|", color=INK, markersize=9, markeredgewidth=1.6, zorder=5)
+            interval_bar(axes, own, row)
+            axes.plot([own.value], [row], marker=style.marker, color=style.color, markersize=5, zorder=4)
+            if own.excess is not None:
+                right = max(v for v in (own.value, own.null) if v is not None)
+                left = min(v for v in (own.value, own.null) if v is not None)
+                inside = right < 0.8
+                axes.text(
+                    right + 0.025 if inside else left - 0.025,
+                    row,
+                    format_value(key, own.excess, signed=True),
+                    va="center",
+                    ha="left" if inside else "right",
+                    fontsize=6.8,
+                    color=style.text,
+                )
+        axes.set_title(title)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share of changed entries inside the mask (%)")
+        axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
+        axes.grid(axis="y", visible=False)
+
+
+TRACKS = (
+    ("stable_rank", "Stable rank of ΔW", "stable rank, fp32"),
+    ("stable_rank_bf16", "The same, seen in bf16", "stable rank, bf16 view"),
+    ("relative_norm", "Size of the update", "‖ΔW‖/‖W0‖"),
+    ("hill", "Spectral tail of ΔW", "Hill index"),
+)
+
+
+def draw_tracks(
+    figure: Figure,
+    axes_list: list[Axes],
+    tracks: tuple[tuple[str, str, str], ...],
+    methods: Methods,
+    *,
+    label_columns: int,
+    progress: bool = True,
+) -> bool:
+    """Fill one panel per (key, title, axis label) with each method along its steps; False if all are empty."""
+    any_drawn = False
+    for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, tracks, strict=True)):
+        every, labels = [], []
+        for index, (name, method) in enumerate(methods.items()):
+            style = look(name, index)
+            for seed in seeds_of(method) if len(seeds_of(method)) > 1 else []:
+                x, y = _along(seed.get("trajectory"), key, progress=progress)
+                plot_track(axes, x, y, style, kind="seed")
+                every += y
+            x, y = _along(method.get("trajectory"), key, progress=progress)
+            nulls = track(method.get("trajectory"), key, "null")
+            if plot_track(axes, x, y, style):
+                end = last_point(x, y)
+                labels += [(end, label_of(name, method), style.text)] if end is not None else []
+            plot_track(axes, x, nulls, style, kind="null")
+            every += y + nulls
+        axes.set_title(title)
+        axes.set_xlabel("share of the run's steps (%)" if progress else "step")
+        axes.set_ylabel(axis_label)
+        share = statistic(key).unit == "share"
+        scale_y(axes, every, share=share, log=False if share else None)
+        if progress:
+            axes.set_xlim(0, 102)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if not labels:
+            blank(axes)
+        any_drawn |= bool(labels)
+        if position % label_columns == label_columns - 1 and len(methods) > 1:
+            label_ends(figure, axes, labels)
+    return any_drawn
+
+
+def _along(trajectory: Any, key: str, *, progress: bool) -> tuple[list[float], list[float | None]]:
+    steps = [s or 0.0 for s in numbers((trajectory or {}).get("steps"))]
+    last = max(steps, default=0.0) or 1.0
+    return [100 * s / last for s in steps] if progress else steps, track(trajectory, key)
+
+
+SUBSPACE = (
+    ("sim_to_final", "Cumulative update against its end", "similarity to the final subspace (%)"),
+    ("sim_disjoint", "Update so far against what follows", "similarity of disjoint parts (%)"),
+)
+
+
+SUBSPACE_TEXT = (
+    "Left, the leading right subspace of the update so far is compared with that of the whole update; a random walk "
+    "with the same steps (dashed) already rises to 100 %, so only the height above its own dashed line counts. Right, "
+    "the update up to a step is compared with the update after it, two parts that share no step, whose chance level is "
+    "K/n: this is the fair test of a locked subspace."
+)

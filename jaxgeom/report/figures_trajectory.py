@@ -1,0 +1,108 @@
+"""The figures of a trajectory: rank, size and tail along the checkpoints, and the similarity of every pair of them."""
+
+from typing import Any
+
+from .catalogue import format_value
+from .drawing import SUBSPACE, SUBSPACE_TEXT, TRACKS, draw_tracks
+from .figures_compare import draw_grid
+from .reading import number, numbers, track
+from .style import Drawing, key_below, panels
+
+_NAME = "opd"  # one series: any one look, always the same
+
+
+def trajectory_drawings(trajectory: dict[str, Any]) -> list[Drawing]:
+    """Every figure that the trajectory's numbers allow."""
+    drawings = (
+        ranks(trajectory),
+        subspace(trajectory),
+        similarity(trajectory, "full"),
+        similarity(trajectory, "disjoint"),
+    )
+    return [d for d in drawings if d is not None]
+
+
+def _ends(trajectory: dict[str, Any], key: str) -> str:
+    values = [v for v in track(trajectory, key) if v is not None]
+    return f"{format_value(key, values[0])} to {format_value(key, values[-1])}" if values else "undefined"
+
+
+def ranks(trajectory: dict[str, Any]) -> Drawing | None:
+    """Stable rank in both precision views, norm and Hill index along the checkpoints."""
+    figure, axes_list = panels(2, 2, 4.4)
+    methods = {_NAME: {"trajectory": trajectory}}
+    if not draw_tracks(figure, axes_list, TRACKS, methods, label_columns=2, progress=False):
+        return None
+    key_below(figure, ["measured", "null"])
+    return Drawing(
+        "trajectory",
+        "Rank, size and tail of the update along the checkpoints",
+        "Each solid line follows the update from the initial checkpoint to each later one, averaged over the matrices; "
+        "the dashed line is its null. Read the two upper panels together: a fall that shows only in the bf16 view "
+        "comes from rounding a small update, and not from training.",
+        f"Along the checkpoints: stable rank {_ends(trajectory, 'stable_rank')}, "
+        f"Hill index {_ends(trajectory, 'hill')}.",
+        figure,
+    )
+
+
+def subspace(trajectory: dict[str, Any]) -> Drawing | None:
+    """Similarity to the final right subspace, cumulative and disjoint."""
+    figure, axes_list = panels(1, 2, 2.7)
+    methods = {_NAME: {"trajectory": trajectory}}
+    if not draw_tracks(figure, axes_list, SUBSPACE, methods, label_columns=2, progress=False):
+        return None
+    key_below(figure, ["measured", "null"])
+    alt = f"Similarity to the final subspace along the checkpoints: {_ends(trajectory, 'sim_to_final')}."
+    return Drawing("subspace", "When the update finds its subspace", SUBSPACE_TEXT, alt, figure)
+
+
+_TEXT = {
+    "full": (
+        "Similarity of the subspaces of every pair of checkpoints",
+        "Each cell compares the leading right subspaces of the updates up to two checkpoints; a bright block that "
+        "reaches back to early steps is a subspace that was found early. The null is a random walk with the same "
+        "steps, which is bright near the diagonal by itself: the panel on the right shows what is left above it.",
+    ),
+    "disjoint": (
+        "Similarity of disjoint stretches of training",
+        "Each cell compares the updates of two stretches of training that share no step. Chance is K/n here, so every "
+        "cell that is red on the right shows that training went on in the directions that it had used before.",
+    ),
+}
+
+
+def similarity(trajectory: dict[str, Any], kind: str) -> Drawing | None:
+    """The step × step similarity matrix, its null, and the excess."""
+    blocks = trajectory.get("similarity") or {}
+    grid, null = _grid(blocks.get(kind)), _grid(blocks.get(f"{kind}_null"))
+    if not any(v is not None for row in grid for v in row) or len(grid) < 2:
+        return None
+    named = [("measured", grid, False)]
+    if [len(r) for r in null] == [len(r) for r in grid]:
+        pairs = [list(zip(a, b, strict=True)) for a, b in zip(grid, null, strict=True)]
+        excess = [[None if a is None or b is None else a - b for a, b in row] for row in pairs]
+        named += [("null", null, False), ("excess over the null (pp)", excess, True)]
+    steps = trajectory.get("steps") or list(range(len(grid)))
+    figure, axes_list = panels(1, len(named), 3.5 if len(named) > 1 else 5.0, sharey=True)
+    for axes, (title, values, diverging) in zip(axes_list, named, strict=True):
+        draw_grid(figure, axes, values, diverging=diverging, share=True, limits=None if diverging else (0.0, 1.0))
+        axes.set_title(title)
+        axes.set_box_aspect(1)
+        every = max(1, len(grid) // 8)
+        places = range(0, len(grid), every)
+        axes.set_xticks(places, [str(s) for s in steps[: len(grid) : every]], rotation=90)
+        axes.set_xlabel("step t")
+    axes_list[0].set_yticks(places, [str(s) for s in steps[: len(grid) : every]])
+    axes_list[0].set_ylabel("step s")
+    title, text = _TEXT[kind]
+    off = [v for i, row in enumerate(grid) for j, v in enumerate(row) if i != j and v is not None]
+    mean = number(sum(off) / len(off)) if off else None
+    alt = f"{title}: heat map of {len(grid)} checkpoints, mean off the diagonal {format_value('sim_to_final', mean)}."
+    return Drawing(f"similarity_{kind}", title, text, alt, figure)
+
+
+def _grid(rows: Any) -> list[list[float | None]]:
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        return []
+    return [numbers(row) for row in rows]

@@ -1,0 +1,250 @@
+"""What a comparison or a trajectory found, in sentences written from its numbers and their nulls."""
+
+from typing import Any
+
+from .catalogue import STATISTICS, base_key, format_number, format_value, statistic
+from .reading import Cell, cell, number, track
+from .tables import early_cell, early_share
+
+
+def findings(report: dict[str, Any]) -> list[str]:
+    """Sentences on a comparison of two checkpoints.
+
+    Each gives a value, its null and the excess over it; statistics that are undefined for some matrices are named with
+    the reason. Nothing is said of a statistic that the report does not hold.
+
+    Args:
+        report: the content of a comparison's `report.json`.
+
+    Returns:
+        The sentences, in the order of the page.
+    """
+    summary = report.get("summary")
+    said = [_sparsity(summary, report.get("settings")), _size(summary)]
+    said += [overlap_sentence(key, cell(summary, key)) for key in ("overlap_principal", "overlap_low")]
+    said += [_rotation(summary), _drift(summary), _rank(summary), _projection(summary), _decay(summary)]
+    said += _undefined(report)
+    return [sentence for sentence in said if sentence]
+
+
+def trajectory_findings(trajectory: dict[str, Any]) -> list[str]:
+    """Sentences on a trajectory: the path of the stable rank, and when its subspace was found.
+
+    Args:
+        trajectory: the content of a `trajectory.json`.
+
+    Returns:
+        The sentences, in the order of the page.
+    """
+    said = [rank_path(trajectory), early_sentence(trajectory), disjoint_sentence(trajectory)]
+    return [sentence for sentence in said if sentence]
+
+
+def _sparsity(summary: Any, settings: Any) -> str:
+    own, stored = cell(summary, "sparsity_bf16").value, cell(summary, "sparsity_stored").value
+    if own is None:
+        return ""
+    eta = number((settings or {}).get("eta")) if isinstance(settings, dict) else None
+    test = ""
+    if eta is not None:
+        same = ", which is below 2⁻⁸ and so asks for bitwise equality" if eta < 2**-8 else ""
+        test = f" (test at η = {format_number(eta)}{same})"
+    sentence = f"In the bf16 view {format_value('sparsity_bf16', own)} of the parameters are unchanged{test}"
+    if stored is not None:
+        sentence += f"; as stored, {format_value('sparsity_stored', stored)} are"
+        if abs(stored - own) > 0.005:
+            sentence += ", so the difference between the two is the work of rounding"
+    absolute = cell(summary, "sparsity_abs_1e-5").value
+    if absolute is not None:
+        sentence += (
+            f". An absolute tolerance of 1e-5 would call {format_value('sparsity_abs_1e-5', absolute)} unchanged"
+        )
+        sentence += ", a share that hides changes of small weights first" if absolute > (stored or own) + 0.005 else ""
+    return sentence + "."
+
+
+def _size(summary: Any) -> str:
+    own = cell(summary, "relative_norm").value
+    if own is None:
+        return ""
+    return (
+        f"The update's norm is {format_value('relative_norm', own)} of the weights' norm (mean over matrices); "
+        "sparsity, overlaps, angles and spectral shift all move with this number, so each is read against its null."
+    )
+
+
+def overlap_sentence(key: str, own: Cell) -> str:
+    """Value, null and excess of an overlap, and what the excess says."""
+    if own.value is None:
+        return ""
+    name = "principal" if key == "overlap_principal" else "low-magnitude"
+    sentence = f"{format_value(key, own.value)} of the visibly changed entries lie in the {name} mask"
+    if own.null is None or own.excess is None:
+        return sentence + "; no null was computed for it, so it says nothing about the direction of the update."
+    sentence += (
+        f", where direction-free noise of the same density gives {format_value(key, own.null)} "
+        f"(excess {format_value(key, own.excess, signed=True)})"
+    )
+    if abs(own.excess) < 0.02:
+        return sentence + ": within two points of what rounding alone gives."
+    where = "more" if own.excess > 0 else "fewer"
+    return sentence + f": {where} changes fall there than size and rounding explain."
+
+
+def ratio_words(value: float, null: float) -> str:
+    """How a value stands to its null: `1.4 times its null`, `as its null`."""
+    ratio = value / null
+    return "about its null" if 0.9 < ratio < 1.1 else f"{format_number(ratio, digits=2)} times its null"
+
+
+def _rotation(summary: Any) -> str:
+    parts, k = [], cell(summary, "angle_k").value
+    for side, key in (("left", "angle_left_mean_deg"), ("right", "angle_right_mean_deg")):
+        own = cell(summary, key)
+        if own.value is not None:
+            parts.append(f"{format_value(key, own.value)} on the {side}{_against(key, own)}")
+    if not parts:
+        return ""
+    of = "" if k is None else f" (k = {format_number(k)} on average)" if k % 1 else f" (k = {k:.0f})"
+    return f"The leading singular subspaces{of} turned by {' and '.join(parts)}."
+
+
+def _against(key: str, own: Cell) -> str:
+    if own.value is None or own.null is None or own.excess is None:
+        return " (no null)"
+    excess = format_value(key, own.excess, signed=True)
+    words = f", {ratio_words(own.value, own.null)}" if own.null > 0 else ""
+    return f" (null {format_value(key, own.null)}, excess {excess}{words})"
+
+
+def _drift(summary: Any) -> str:
+    own, without = cell(summary, "nss"), cell(summary, "nss_without_decay").value
+    if own.value is None:
+        return ""
+    sentence = f"The spectrum moved by {format_value('nss', own.value)} of its norm{_against('nss', own)}"
+    if without is not None:
+        sentence += f"; with the shrinking of W0 taken out, by {format_value('nss', without)}"
+    return sentence + "."
+
+
+def _rank(summary: Any) -> str:
+    own, rounded, hill = cell(summary, "stable_rank"), cell(summary, "stable_rank_bf16"), cell(summary, "hill")
+    if own.value is None:
+        return ""
+    sentence = f"The update's stable rank is {format_value('stable_rank', own.value)}{_against('stable_rank', own)}"
+    if rounded.value is not None:
+        sentence += f"; seen in bf16 it is {format_value('stable_rank', rounded.value)}"
+        sentence += f" (null {format_value('stable_rank', rounded.null)})" if rounded.null is not None else ""
+    if hill.value is not None:
+        sentence += f". The Hill index of its tail is {format_value('hill', hill.value)}"
+        sentence += f" (null {format_value('hill', hill.null)})" if hill.null is not None else ""
+    return sentence + "."
+
+
+def _projection(summary: Any) -> str:
+    own = cell(summary, "projection_joint")
+    if own.value is None or own.null is None:
+        return ""
+    words = f", {ratio_words(own.value, own.null)}" if own.null > 0 else ""
+    return (
+        f"{format_value('projection_joint', own.value)} of the update's energy lies in the leading left and right "
+        f"subspaces of W0, where chance gives {format_value('projection_joint', own.null)}{words}."
+    )
+
+
+def _decay(summary: Any) -> str:
+    own = cell(summary, "decay").value
+    if own is None:
+        return ""
+    what = "shrank" if own < 0 else "grew"
+    return f"Along themselves the weights {what}: the decay component is {format_value('decay', own)}."
+
+
+def _undefined(report: dict[str, Any]) -> list[str]:
+    """Which statistics have no value, for how many matrices, and why."""
+    rows = [r for r in report.get("matrices") or [] if isinstance(r, dict)]
+    if not rows:
+        return []
+    keys = dict.fromkeys(k for row in rows for k in row if base_key(k)[1] == "value" and k in STATISTICS)
+    reasons: dict[str, list[str]] = {}
+    for key in keys:
+        missing = [row for row in rows if key in row and row[key] is None]
+        if missing:
+            reason = _reason(key, missing)
+            share = "every matrix" if len(missing) == len(rows) else f"{len(missing)} of {len(rows)} matrices"
+            reasons.setdefault(f"for {share}, because {reason}", []).append(statistic(key).label)
+    return [f"Undefined {what}: {'; '.join(labels)}." for what, labels in reasons.items()]
+
+
+def _reason(key: str, missing: list[dict[str, Any]]) -> str:
+    """The engine's note where it is the same for all of these matrices, else the reason that lies in the statistic."""
+    notes = {str(row.get(f"{key.split('_')[0]}_note") or "") for row in missing}
+    note = notes.pop() if len(notes) == 1 else ""
+    return note.removeprefix("undefined: ") or statistic(key).undefined
+
+
+def rank_path(trajectory: Any, who: str = "the update") -> str:
+    """Where the stable rank starts, ends and ranges, in both precision views."""
+    values = [v for v in track(trajectory, "stable_rank") if v is not None]
+    if len(values) < 2:
+        return ""
+    key = "stable_rank"
+    sentence = (
+        f"The stable rank of {who} goes from {format_value(key, values[0])} to {format_value(key, values[-1])} along "
+        f"training (lowest {format_value(key, min(values))}, highest {format_value(key, max(values))}): "
+        f"it {path_word(values)}"
+    )
+    null = [v for v in track(trajectory, key, "null") if v is not None]
+    if null:
+        first, last = format_value(key, null[0]), format_value(key, null[-1])
+        sentence += f"; its null is {last}" if first == last else f"; its null goes from {first} to {last}"
+    rounded = [v for v in track(trajectory, "stable_rank_bf16") if v is not None]
+    if len(rounded) > 1:
+        sentence += (
+            f". In the bf16 view it goes from {format_value(key, rounded[0])} to {format_value(key, rounded[-1])}"
+        )
+        rounding = [v for v in track(trajectory, "stable_rank_bf16", "null") if v is not None]
+        if rounding:
+            ends = f"{format_value(key, rounding[0])} to {format_value(key, rounding[-1])}"
+            sentence += f", where rounding alone goes from {ends}"
+    return sentence + "."
+
+
+def path_word(values: list[float]) -> str:
+    """`stays in a band` (last within a fifth of first), `widens` or `contracts`."""
+    ratio = values[-1] / values[0] if values[0] else float("inf")
+    if max(values) <= 1.25 * min(values) or 0.8 <= ratio <= 1.25:
+        return "stays in a band"
+    return "widens" if ratio > 1 else "contracts"
+
+
+def early_sentence(trajectory: Any, who: str = "the update") -> str:
+    """How near the subspace at a fifth of training is to the final one, and a random walk's."""
+    own = early_cell(trajectory, "sim_to_final")
+    if own.value is None:
+        return ""
+    sentence = (
+        f"At {100 * early_share(trajectory):.0f} % of its steps the leading right subspace of {who} is at "
+        f"{format_value('sim_to_final', own.value)} of the final one"
+    )
+    if own.null is None or own.excess is None:
+        return sentence + " (no null was computed)."
+    excess = format_value("sim_to_final", own.excess, signed=True)
+    return sentence + f", where a random walk is at {format_value('sim_to_final', own.null)} (excess {excess})."
+
+
+def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
+    """The similarity of disjoint parts of training at its highest, against K/n."""
+    pairs = zip(track(trajectory, "sim_disjoint"), track(trajectory, "sim_disjoint", "null"), strict=False)
+    known = [(v, n) for v, n in pairs if v is not None]
+    if not known:
+        return ""
+    value, null = max(known, key=lambda pair: pair[0])
+    sentence = (
+        f"{who} up to a step and {who[0].lower() + who[1:] if who.startswith('The ') else who} after it share at most "
+        f"{format_value('sim_disjoint', value)} of their leading right subspaces"
+    )
+    if null is None:
+        return sentence + "."
+    above = f", {ratio_words(value, null)}" if null > 0 else ""
+    return sentence + f", where chance (K/n) gives {format_value('sim_disjoint', null)}{above}."

@@ -1,0 +1,223 @@
+"""Writing the page: figures to files, everything into one HTML file that asks for nothing from outside."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from .catalogue import MODULES, format_count, format_value, statistic
+from .figures_compare import compare_drawings
+from .figures_study import study_drawings
+from .figures_trajectory import trajectory_drawings
+from .findings import findings, trajectory_findings
+from .reading import Cell, Contents, cell, label_of, load, methods_of, number
+from .study_findings import listed, study_findings
+from .style import Drawing, house_style, save
+from .tables import coverage_rows, flat_settings, matrix_data, study_headline, summary_rows, written
+
+_HERE = Path(__file__).parent
+
+
+def write_report(directory: Path) -> Path:
+    """Write DIR/figures/*.svg, DIR/figures/*.png and DIR/report.html from DIR/report.json and DIR/trajectory.json.
+
+    The page is one file: figures, styles, script and the per-matrix rows are inside it, and it asks for nothing from
+    outside. The same input gives the same bytes.
+
+    Args:
+        directory: what `compare`, `trajectory` or `study` wrote.
+
+    Returns:
+        The path of `report.html`.
+
+    Raises:
+        UserError: neither file is there, or one cannot be read.
+    """
+    directory = Path(directory)
+    contents = load(directory)
+    with house_style():
+        drawings = _drawings(contents)
+        figures = [
+            {"name": d.name, "title": d.title, "text": d.how_to_read, "svg": Markup(save(d, directory / "figures"))}
+            for d in drawings
+        ]
+    page = directory / "report.html"
+    content = _render(contents, figures)
+    page.write_bytes(content.encode("utf-8", errors="replace"))
+    return page
+
+
+def _drawings(contents: Contents) -> list[Drawing]:
+    if contents.kind == "study":
+        return study_drawings(contents.report)
+    if contents.kind == "compare":
+        found = compare_drawings(contents.report, contents.rows)
+        return found + (trajectory_drawings(contents.trajectory) if contents.trajectory else [])
+    return trajectory_drawings(contents.report)
+
+
+def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
+    report = contents.report
+    data = matrix_data(contents.rows)
+    values: dict[str, Any] = {
+        "kind": contents.kind,
+        "version": str(report.get("version") or ""),
+        "created": str(report.get("created") or ""),
+        "command": _command(report.get("command")),
+        "figures": figures,
+        "columns": [],
+        "rows": [],
+        "summary": [],
+        "between": [],
+        "sparsity": _sparsity_groups(report),
+        "coverage": coverage_rows(report.get("coverage")),
+        "settings": flat_settings(report.get("settings")),
+        "inputs": _inputs(report.get("inputs")),
+        "machine": flat_settings(report.get("machine")),
+        "stages": _stages(report.get("stages")),
+        "data": _embed(data) if data else None,
+        "matrices": len(contents.rows),
+        "modules": _embed(list(MODULES)),
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "script": Markup((_HERE / "page.js").read_text(encoding="utf-8")),
+    }
+    if contents.kind == "study":
+        columns, rows = study_headline(report)
+        values |= {"columns": columns, "rows": rows, "between": _between(report)}
+        values |= {"title": "What three ways of training did to the weights", "lead": _study_lead(report)}
+        values["findings"] = [str(f) for f in report.get("findings") or study_findings(report)]
+        values["coverage"] = values["coverage"] or _study_coverage(report)
+    elif contents.kind == "compare":
+        forms = report["settings"].get("null_forms") if isinstance(report.get("settings"), dict) else None
+        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms)
+        values |= {"title": "What changed between two checkpoints", "lead": _compare_lead(report)}
+        values["findings"] = findings(report)
+        if contents.trajectory:
+            values["findings"] += trajectory_findings(contents.trajectory)
+    else:
+        steps = report.get("steps") or []
+        values |= {"title": "How the update grew along training", "findings": trajectory_findings(report)}
+        values["lead"] = [f"{len(steps)} checkpoints were measured against the initial one."]
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.jinja").render(values)
+
+
+def _embed(value: Any) -> Markup:
+    """JSON that may stand inside a script element, whatever the names in it are."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _command(command: Any) -> str:
+    return " ".join(str(part) for part in command) if isinstance(command, list) else str(command or "")
+
+
+def _inputs(inputs: Any) -> list[dict[str, str]]:
+    if not isinstance(inputs, dict):
+        return []
+    found = []
+    for role, entry in inputs.items():
+        entry = entry if isinstance(entry, dict) else {"name": entry}
+        found.append({"role": str(role)} | {k: str(entry.get(k) or "–") for k in ("name", "dtype", "sha256")})
+    return found
+
+
+def _stages(stages: Any) -> list[tuple[str, str, str]]:
+    rows = [s for s in stages or [] if isinstance(s, dict)]
+    return [
+        (
+            str(s.get("name", "")),
+            str(s.get("status", "")),
+            "–" if (t := number(s.get("seconds"))) is None else f"{t:.1f} s",
+        )
+        for s in rows
+    ]
+
+
+def _sparsity_groups(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Sparsity by kind of parameter, per method of a study or for the one comparison."""
+    if "methods" in report:
+        sources = {label_of(n, m): (m.get("groups") or {}).get("sparsity") for n, m in methods_of(report).items()}
+    else:
+        sources = {"visible sparsity (bf16)": (report.get("groups") or {}).get("sparsity")}
+    groups = [
+        g for g in ("all", "matrices", "embedding", "head", "norm") if any(g in (s or {}) for s in sources.values())
+    ]
+    if not groups:
+        return None
+    rows = [
+        (label, [format_value("sparsity_bf16", cell((source or {}).get(g), "sparsity_bf16").value) for g in groups])
+        for label, source in sources.items()
+    ]
+    return {"groups": groups, "rows": rows}
+
+
+_BETWEEN = ("jaccard", "overlap_a_in_b", "overlap_b_in_a", "orthogonal_share", "subspace_similarity")
+
+
+def _between(report: dict[str, Any]) -> list[dict[str, Any]]:
+    methods = methods_of(report)
+    found = []
+    for pair in report.get("between") or []:
+        if isinstance(pair, dict):
+            a, b = str(pair.get("a")), str(pair.get("b"))
+            one, other = label_of(a, methods.get(a)), label_of(b, methods.get(b))
+            if a == b:  # one method against itself at another seed
+                one, other = f"{one}, seed {pair.get('seed_a')}", f"seed {pair.get('seed_b')}"
+            cells = [(statistic(k).label, written(k, _between_cell(pair, k))) for k in _BETWEEN]
+            found.append({"pair": f"{one} and {other}", "cells": cells})
+    return found
+
+
+def _between_cell(pair: dict[str, Any], key: str) -> Cell:
+    """A statistic of two runs; the null of masks is that of two random updates, rounded, where it was computed."""
+    own, rounding = cell(pair, key), number(pair.get(f"{key}_rounding_null"))
+    if rounding is None or own.value is None:
+        return own
+    return own._replace(null=rounding, excess=own.value - rounding)
+
+
+def _study_coverage(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return next((rows for m in methods_of(report).values() if (rows := coverage_rows(m.get("coverage")))), [])
+
+
+def _study_lead(report: dict[str, Any]) -> list[str]:
+    methods = methods_of(report)
+    labels = [label_of(n, m) for n, m in methods.items()]
+    seeds = report.get("seeds") or []
+    origins = _origins(methods)
+    lead = [
+        f"{listed(labels)}: what each run changed, measured against where it began and against chance; "
+        + (
+            f"{len(seeds)} seeds, with 95 % intervals over them."
+            if len(seeds) > 1
+            else "one seed, so no interval over seeds."
+        )
+    ]
+    lead += [f"Each update is taken from where its run began: {origins}."] if origins else []
+    lead.append("The null under each number is what chance gives for an update of the same density or norm.")
+    return lead
+
+
+def _origins(methods: dict[str, dict[str, Any]]) -> str:
+    found: dict[str, list[str]] = {}
+    for name, method in methods.items():
+        if method.get("origin"):
+            found.setdefault(str(method["origin"]), []).append(label_of(name, method))
+    return "; ".join(f"{listed(labels)} from the {origin}" for origin, labels in found.items())
+
+
+def _compare_lead(report: dict[str, Any]) -> list[str]:
+    inputs = report.get("inputs") or {}
+    names = [str((inputs.get(role) or {}).get("name") or role) for role in ("initial", "final")]
+    own = cell(report.get("summary"), "sparsity_bf16")
+    count = len(report.get("matrices") or []) or own.count
+    lead = [f"The update from {names[0]} to {names[1]}" + (f", over {format_count(count)} matrices." if count else ".")]
+    lead.append(
+        "Each statistic stands beside its null, which is what chance gives for an update of the same density or norm."
+    )
+    return lead

@@ -1,0 +1,33 @@
+"""The published figures that are drawn as marks behind the user's own."""
+
+import csv
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+_FAMILY = {"SFT": "sft", "OPD": "opd", "GRPO": "rlvr", "DAPO": "rlvr", "RL": "rlvr", "RLVR": "rlvr"}
+METHOD_FAMILY = {"sft_anchor": "sft", "sft_continued": "sft", "opd": "opd", "rlvr": "rlvr"}
+SOURCES = {"2606.07082": "A", "2511.08567": "B", "2606.13657": "C"}
+
+
+class Reference(NamedTuple):
+    """One published number: `value` is a share; `controlled` marks A's controlled three-way comparison."""
+
+    source: str
+    model: str
+    family: str
+    value: float
+    controlled: bool
+
+
+@cache
+def references(metric: str) -> tuple[Reference, ...]:
+    """The published shares of `metric` (`visible_sparsity`, `absolute_sparsity_1e-5`, `low_magnitude_overlap`)."""
+    found = []
+    with (Path(__file__).parent / "published.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["metric"] == metric and row["unit"] == "percent":
+                controlled = row["note"].startswith(("controlled", "alpha"))
+                family = _FAMILY[row["method"]]
+                found.append(Reference(row["source"], row["final"], family, float(row["value"]) / 100, controlled))
+    return tuple(found)

@@ -1,0 +1,199 @@
+"""Reading what a run left on disk, and reading numbers out of it without caring which of them are missing."""
+
+import csv
+import json
+import math
+import statistics as stats
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+from ..errors import UserError
+from .catalogue import METHOD_LABELS
+
+
+class Cell(NamedTuple):
+    """One statistic of one run: its value, its null, the excess over it, and (several seeds) the 95 % interval."""
+
+    value: float | None
+    null: float | None = None
+    excess: float | None = None
+    low: float | None = None
+    high: float | None = None
+    count: int | None = None
+
+
+class Contents(NamedTuple):
+    """What a directory holds: the report, the trajectory, the rows of the per-matrix table."""
+
+    kind: str
+    report: dict[str, Any]
+    trajectory: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None where it is anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def numbers(values: Any) -> list[float | None]:
+    """Each entry as a finite float or None; no list gives no entries."""
+    return [number(v) for v in values] if isinstance(values, list) else []
+
+
+def cell(summary: Any, key: str) -> Cell:
+    """The statistic `key` of a summary or group, written as `{key: {"mean", "null", "excess"}}` or flat."""
+    if not isinstance(summary, dict):
+        return Cell(None)
+    entry = summary.get(key)
+    if isinstance(entry, dict):
+        value = number(entry.get("mean", entry.get("value")))
+        null, excess, count = number(entry.get("null")), number(entry.get("excess")), entry.get("count")
+    else:
+        value, null, excess, count = number(entry), None, None, None
+    if null is None:
+        null = _flat(summary.get(f"{key}_null"))
+    if excess is None:
+        excess = _flat(summary.get(f"{key}_excess"))
+    if excess is None and value is not None and null is not None:
+        excess = value - null
+    return Cell(value, null, excess, count=count if isinstance(count, int) else None)
+
+
+def _flat(entry: Any) -> float | None:
+    return number(entry.get("mean")) if isinstance(entry, dict) else number(entry)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean by Student's t, or None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    half = float(stdtrit(len(values) - 1, 0.975)) * stats.stdev(values) / math.sqrt(len(values))
+    mean = stats.fmean(values)
+    return mean - half, mean + half
+
+
+def method_cell(method: dict[str, Any], key: str) -> Cell:
+    """The statistic of a method: over seeds the mean and its 95 % interval, else the one value."""
+    seeds = [cell(seed.get("summary"), key) for seed in seeds_of(method)]
+    values = [c.value for c in seeds if c.value is not None]
+    if len(values) < 2:
+        return cell(method.get("summary"), key)
+    nulls = [c.null for c in seeds if c.null is not None]
+    excesses = [c.excess for c in seeds if c.excess is not None]
+    low, high = interval(values) or (None, None)
+    return Cell(
+        stats.fmean(values),
+        stats.fmean(nulls) if nulls else None,
+        stats.fmean(excesses) if excesses else None,
+        low,
+        high,
+        len(values),
+    )
+
+
+def seeds_of(method: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of `per_seed`, or none."""
+    seeds = method.get("per_seed")
+    return [s for s in seeds if isinstance(s, dict)] if isinstance(seeds, list) else []
+
+
+def methods_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The methods of a study: SFT, OPD, RLVR, SFT continued first, then whatever else there is, as written."""
+    methods = report.get("methods") or {}
+    order = [m for m in METHOD_LABELS if m in methods] + [m for m in methods if m not in METHOD_LABELS]
+    return {m: methods[m] for m in order if isinstance(methods[m], dict)}
+
+
+def label_of(name: str, method: dict[str, Any] | None = None) -> str:
+    """What a method is called on the page."""
+    label = str((method or {}).get("label") or METHOD_LABELS.get(name, name))
+    return label.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair would stop the font
+
+
+def by_layer(groups: Any, key: str) -> tuple[list[int], list[Cell]]:
+    """The statistic along the layers, in the order of the layers, undefined ones left in."""
+    layers = (groups or {}).get("layer") or {}
+    order = sorted((int(name), entry) for name, entry in layers.items() if str(name).lstrip("-").isdigit())
+    return [index for index, _ in order], [cell(entry, key) for _, entry in order]
+
+
+def track(trajectory: Any, key: str, field: str = "mean") -> list[float | None]:
+    """One field of a statistic along a trajectory's steps; a single number is repeated, nothing is all None."""
+    if not isinstance(trajectory, dict):
+        return []
+    steps = trajectory.get("steps") or []
+    entry = (trajectory.get("summary") or {}).get(key)
+    values = entry.get(field) if isinstance(entry, dict) else None
+    if isinstance(values, list):
+        found = numbers(values)
+        return (found + [None] * len(steps))[: len(steps)]
+    return [number(values)] * len(steps)
+
+
+def load(directory: Path) -> Contents:
+    """Read DIR/report.json and DIR/trajectory.json; UserError where there is neither, or one cannot be read."""
+    report_path, trajectory_path = directory / "report.json", directory / "trajectory.json"
+    if not report_path.is_file() and not trajectory_path.is_file():
+        raise UserError(f"{directory}: holds neither report.json nor trajectory.json")
+    report = _read_json(report_path) if report_path.is_file() else None
+    trajectory = _read_json(trajectory_path) if trajectory_path.is_file() else None
+    if report is None or report.get("kind") == "trajectory":
+        trajectory = trajectory or report or {}
+        return Contents("trajectory", trajectory, trajectory, _rows_at_last_step(trajectory))
+    kind = str(report.get("kind") or ("study" if "methods" in report else "compare"))
+    if kind not in ("compare", "study"):
+        raise UserError(f"{report_path}: kind is {kind!r}, not compare, trajectory or study")
+    rows = report.get("matrices")
+    if not isinstance(rows, list):
+        rows = _read_csv(directory / str(report.get("matrices_csv") or "matrices.csv"), directory)
+    return Contents(kind, report, trajectory, [r for r in rows if isinstance(r, dict)])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _read_csv(path: Path, directory: Path) -> list[dict[str, Any]]:
+    if not path.resolve().is_relative_to(directory.resolve()) or not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: _parse(key, text) for key, text in row.items() if key} for row in csv.DictReader(file)]
+
+
+_TEXT = ("name", "module", "method", "shape", "label", "origin")
+
+
+def _parse(key: str, text: str | None) -> Any:
+    if text is None or text == "":
+        return None
+    if key in _TEXT:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() and "." not in text and "e" not in text.lower() else value
+
+
+def _rows_at_last_step(trajectory: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for matrix in trajectory.get("matrices") or []:
+        if isinstance(matrix, dict):
+            keep = {k: v for k, v in matrix.items() if not isinstance(v, list) or k == "shape"}
+            last = {k: v[-1] if v else None for k, v in matrix.items() if isinstance(v, list) and k != "shape"}
+            rows.append(keep | {k: v for k, v in last.items() if not isinstance(v, list | dict)})
+    return rows

@@ -1,0 +1,330 @@
+"""What a study found, and which of paper A's orderings appear in it, in sentences written from the numbers."""
+
+from typing import Any, NamedTuple
+
+from .catalogue import format_count, format_number, format_value, statistic
+from .findings import early_sentence, path_word, rank_path
+from .reading import Cell, cell, interval, label_of, method_cell, methods_of, number, seeds_of, track
+from .tables import EARLY, accuracy_cells, early_similarity
+
+_THREE = ("sft_anchor", "opd", "rlvr")
+
+
+class _Claim(NamedTuple):
+    """A's ordering of SFT, OPD, RLVR on a statistic: +1 where A finds it rising from SFT to RLVR, −1 where falling."""
+
+    key: str
+    sign: int
+
+
+_CLAIMS = (
+    _Claim("sparsity_bf16", 1),
+    _Claim("overlap_low", 1),
+    _Claim("overlap_principal", -1),
+    _Claim("angle_left_mean_deg", -1),
+    _Claim("angle_right_mean_deg", -1),
+    _Claim("nss", -1),
+)
+
+
+def study_findings(report: dict[str, Any]) -> list[str]:
+    """Sentences on a study of SFT, OPD and RLVR.
+
+    They say what was learned, how large each update was, each statistic with null and excess, which orderings of
+    paper A (arXiv 2606.07082) appear at this scale and which do not, whether the nulls alone have the same order, and
+    what one
+    seed or several allow to be said.
+
+    Args:
+        report: the content of a study's `report.json`.
+
+    Returns:
+        The sentences, in the order of the page.
+    """
+    methods = methods_of(report)
+    if not methods:
+        return []
+    said = [_scope(report, methods), _learning(methods), _sizes(methods)]
+    said += [_values(key, methods) for key in ("sparsity_bf16", "overlap_principal", "overlap_low")]
+    said += [_values(key, methods) for key in ("angle_left_mean_deg", "angle_right_mean_deg", "nss")]
+    said += [_orderings(methods), *(_ordering(claim, methods) for claim in _CLAIMS)]
+    said += [_control(methods), _matched(report, methods)]
+    for name, method in methods.items():
+        said.append(rank_path(method.get("trajectory"), label_of(name, method)))
+    said += [_rank_claim(methods)]
+    for name, method in methods.items():
+        said.append(early_sentence(method.get("trajectory"), label_of(name, method)))
+    said += [_locking(methods), _undefined(methods)]
+    said.append(
+        "A's claims on functional sufficiency (training inside the early subspace) and its controls (token "
+        "sparsification, teacher rollouts, mixed objectives) are not tested by this study."
+    )
+    return [sentence for sentence in said if sentence]
+
+
+def _scope(report: dict[str, Any], methods: dict[str, Any]) -> str:
+    count = max([len(report.get("seeds") or []), *(len(seeds_of(m)) for m in methods.values())])
+    if count > 1:
+        return f"{count} seeds: values are means over seeds, with 95 % intervals (Student's t) in brackets."
+    return (
+        "One seed was run, so there is no interval: every difference below describes these runs, and another seed may "
+        "order the methods otherwise."
+    )
+
+
+def _learning(methods: dict[str, Any]) -> str:
+    parts, flat = [], []
+    for name, method in methods.items():
+        before, after = accuracy_cells(method)
+        if after.value is None:
+            continue
+        start = f"from {format_value('accuracy', before.value)} " if before.value is not None else ""
+        parts.append(
+            f"{label_of(name, method)} {start}to {format_value('accuracy', after.value)}{_brackets('accuracy', after)}"
+        )
+        if before.value is not None and after.value <= before.value + 0.01:
+            flat.append(label_of(name, method))
+    if not parts:
+        return ""
+    sentence = f"Held-out accuracy went, for {'; '.join(parts)}."
+    if flat:
+        sentence += (
+            f" {listed(flat)} did not gain accuracy here, so what {'they' if len(flat) > 1 else 'it'} did to the"
+        )
+        sentence += " weights is not the geometry of a run that learned."
+    return sentence
+
+
+def _brackets(key: str, own: Cell) -> str:
+    return (
+        f" [{format_value(key, own.low)}, {format_value(key, own.high)}]"
+        if own.low is not None and own.high is not None
+        else ""
+    )
+
+
+def _sizes(methods: dict[str, Any]) -> str:
+    parts = [
+        f"{label_of(n, m)} {format_value('relative_norm', own.value)}{_brackets('relative_norm', own)}"
+        + (f" in {format_count(steps)} steps" if (steps := number(m.get("steps"))) is not None else "")
+        for n, m in methods.items()
+        if (own := method_cell(m, "relative_norm")).value is not None
+    ]
+    if not parts:
+        return ""
+    return (
+        f"Relative size of the updates, ‖ΔW‖/‖W0‖: {', '.join(parts)}. Most static differences between methods follow "
+        "from this number, so each statistic is read against its null."
+    )
+
+
+def _values(key: str, methods: dict[str, Any]) -> str:
+    parts = []
+    for name, method in methods.items():
+        own = method_cell(method, key)
+        if own.value is None:
+            continue
+        text = f"{label_of(name, method)} {format_value(key, own.value)}{_brackets(key, own)}"
+        if own.null is not None and own.excess is not None:
+            text += f" (null {format_value(key, own.null)}, excess {format_value(key, own.excess, signed=True)})"
+        parts.append(text)
+    label = statistic(key).label
+    return f"{label[0].upper()}{label[1:]}: {'; '.join(parts)}." if parts else ""
+
+
+def _three(methods: dict[str, Any], key: str, field: str = "value") -> list[float] | None:
+    cells = [getattr(method_cell(methods[m], key), field) for m in _THREE if m in methods]
+    return cells if len(cells) == 3 and all(c is not None for c in cells) else None
+
+
+def _ordered(values: list[float], sign: int) -> bool:
+    return sign * values[0] < sign * values[1] < sign * values[2]
+
+
+def _close(values: list[float]) -> bool:
+    """OPD and RLVR within 5 % of each other: an order that the next seed may turn round."""
+    return abs(values[1] - values[2]) <= 0.05 * max(abs(values[1]), abs(values[2]))
+
+
+def listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1] if names else ""
+
+
+def _nearer(values: list[float]) -> bool:
+    return abs(values[1] - values[2]) < abs(values[1] - values[0])
+
+
+def _orderings(methods: dict[str, Any]) -> str:
+    """How many of A's orderings appear at all."""
+    tested = [(c, v) for c in _CLAIMS if (v := _three(methods, c.key)) is not None]
+    if not tested:
+        missing = [m for m in _THREE if m not in methods]
+        return (
+            f"A's ordering of the three methods cannot be tested: {', '.join(missing)} was not run." if missing else ""
+        )
+    there = [statistic(c.key).label for c, v in tested if _ordered(v, c.sign)]
+    absent = [statistic(c.key).label for c, v in tested if not _ordered(v, c.sign)]
+    sentence = (
+        f"Paper A finds OPD between SFT and RLVR. Of {len(tested)} statistics tested here, that order appears in "
+    )
+    sentence += f"{len(there)} ({', '.join(there)})" if there else "none"
+    sentence += f" and does not appear in {len(absent)} ({', '.join(absent)})" if absent else ""
+    sentence += ", at this scale and with these settings"
+    close = [statistic(c.key).label for c, v in tested if _close(v)]
+    if close:
+        sentence += f". OPD and RLVR lie within 5 % of each other in {len(close)} of the {len(tested)}, "
+        sentence += "where their order says little"
+    return sentence + "."
+
+
+def _ordering(claim: _Claim, methods: dict[str, Any]) -> str:
+    values, nulls = _three(methods, claim.key), _three(methods, claim.key, "null")
+    excesses = _three(methods, claim.key, "excess")
+    if values is None:
+        return ""
+    label, ordered = statistic(claim.key).label, _ordered(values, claim.sign)
+    relation = " < " if claim.sign > 0 else " > "
+    shown = ", ".join(f"{n} {format_value(claim.key, v)}" for n, v in zip(("SFT", "OPD", "RLVR"), values, strict=True))
+    verb = "appears" if ordered else "does not appear"
+    sentence = f"{label[0].upper()}{label[1:]}: A's order SFT{relation}OPD{relation}RLVR {verb} ({shown})"
+    if ordered:
+        sentence += f", with OPD nearer to {'RLVR, as in A' if _nearer(values) else 'SFT, unlike in A'}"
+    if nulls is not None and excesses is not None:
+        gaps = ", ".join(format_value(claim.key, e, signed=True) for e in excesses)
+        if _ordered(nulls, claim.sign):
+            so = ", so the size of the updates and chance would give it too" if ordered else ""
+            sentence += f"; the nulls alone have A's order{so}; what is left is the excess ({gaps})"
+        else:
+            sentence += f"; the nulls alone do not have that order (excess {gaps})"
+        sentence += (
+            (", which is itself in A's order" if _ordered(excesses, claim.sign) else ", which is not in A's order")
+            if ordered
+            else ""
+        )
+    return sentence + _seed_votes(claim, methods) + "."
+
+
+def _seed_votes(claim: _Claim, methods: dict[str, Any]) -> str:
+    """In how many seeds the order appears, and the paired interval of OPD − RLVR and OPD − SFT."""
+    runs = [seeds_of(methods[m]) for m in _THREE if m in methods]
+    count = max((len(r) for r in runs), default=0)
+    runs = [r * count if len(r) == 1 else r for r in runs]  # one anchor may serve every seed
+    per_seed = [[cell(s.get("summary"), claim.key).value for s in group] for group in zip(*runs, strict=False)]
+    complete = [[v for v in row if v is not None] for row in per_seed]
+    complete = [row for row in complete if len(row) == 3]
+    if len(complete) < 2:
+        return ""
+    votes = sum(_ordered(row, claim.sign) for row in complete)
+    parts = []
+    for name, column in (("SFT", 0), ("RLVR", 2)):
+        span = interval([row[1] - row[column] for row in complete])
+        if span is not None:
+            crosses = span[0] <= 0 <= span[1]
+            low, high = (format_value(claim.key, v, signed=True) for v in span)
+            parts.append(f"OPD − {name} [{low}, {high}]{' (holds 0)' if crosses else ''}")
+    return f". It appears in {votes} of {len(complete)} seeds; paired 95 % intervals: {', '.join(parts)}"
+
+
+def _control(methods: dict[str, Any]) -> str:
+    """The same orderings with SFT continued from the anchor in SFT's place."""
+    if not all(m in methods for m in ("sft_continued", "opd", "rlvr")):
+        return ""
+    swapped = {"sft_anchor": methods["sft_continued"], "opd": methods["opd"], "rlvr": methods["rlvr"]}
+    tested = [(c, v) for c in _CLAIMS if (v := _three(swapped, c.key)) is not None]
+    if not tested:
+        return ""
+    there = [statistic(c.key).label for c, v in tested if _ordered(v, c.sign)]
+    names = f" ({', '.join(there)})" if there else ""
+    sentence = (
+        "With SFT continued from the same anchor in place of SFT from the base (a control that A does not have), "
+    )
+    sentence += "the order appears in "
+    return sentence + f"{len(there)} of {len(tested)} statistics{names}."
+
+
+def _matched(report: dict[str, Any], methods: dict[str, Any]) -> str:
+    """Which orderings survive at the same relative norm."""
+    blocks, parts = report.get("matched") or {}, []
+    for field, words in (("step", "At the same step"), ("relative_norm", "At the same relative norm")):
+        block = blocks.get(field)
+        rows = {str(r.get("method")): r for r in (block or {}).get("rows") or [] if isinstance(r, dict)}
+        start = "sft_anchor" if "sft_anchor" in rows else "sft_continued"
+        found = []
+        for claim in _CLAIMS:
+            values = [cell(rows.get(m), claim.key).value for m in (start, "opd", "rlvr")]
+            known = [v for v in values if v is not None]
+            if len(known) == 3:
+                found.append((claim, known))
+        if found:
+            there = [statistic(c.key).label for c, v in found if _ordered(v, c.sign)]
+            at = number((block or {}).get(field))
+            where = f" ({format_number(at)})" if at is not None else ""
+            names = f" ({', '.join(there)})" if there else ""
+            against = label_of(start, methods.get(start))
+            parts.append(
+                f"{words}{where}, A's order of {against}, OPD, RLVR appears in {len(there)} of {len(found)} "
+                f"statistics{names}"
+            )
+    return ". ".join(parts) + "." if parts else ""
+
+
+_PATHS = (("opd", "stays in a band"), ("sft_anchor", "widens"), ("rlvr", "contracts"))
+
+
+def _rank_claim(methods: dict[str, Any]) -> str:
+    """A: OPD's stable rank stays in a band, SFT's widens, RLVR's contracts; here, in both precision views."""
+    parts = []
+    for name, claimed in _PATHS:
+        trajectory = (methods.get(name) or {}).get("trajectory")
+        words = {}
+        for key in ("stable_rank", "stable_rank_bf16"):
+            values = [v for v in track(trajectory, key) if v is not None]
+            if len(values) > 1:
+                words[key] = path_word(values)
+        if "stable_rank" in words:
+            text = f"{label_of(name, methods[name])} {words['stable_rank']} (A: {claimed})"
+            rounded = words.get("stable_rank_bf16")
+            if rounded and rounded != words["stable_rank"]:
+                text += f", but in the bf16 view {rounded}"
+            parts.append(text)
+    if not parts:
+        return ""
+    rule = "(a band: the last value within 0.8 to 1.25 of the first, or all values within a factor of 1.25)"
+    return f"Path of the stable rank {rule}: {'; '.join(parts)}."
+
+
+def _locking(methods: dict[str, Any]) -> str:
+    """A: OPD's subspace is near its final one early; here against the random walk, and against the other methods."""
+    cells = {n: early_similarity(m) for n, m in methods.items()}
+    known = {n: c.excess for n, c in cells.items() if c.excess is not None}
+    if "opd" not in known:
+        return ""
+    opd = known["opd"]
+    rank = sorted(known, key=lambda n: -known[n])
+    order = ", ".join(f"{label_of(n, methods[n])} {format_value('sim_to_final', known[n], signed=True)}" for n in rank)
+    sentence = f"Early subspace, excess over the random walk at {100 * EARLY:.0f} % of the steps: {order}. "
+    if opd < 0.02:
+        return (
+            sentence + "OPD's subspace is not found earlier than a random walk's, so A's locking does not appear here."
+        )
+    near = [label_of(n, methods[n]) for n in rank if n != "opd" and abs(known[n] - opd) < 0.03]
+    if near:
+        return (
+            sentence + f"OPD is above chance, and {listed(near)} within three points of it: no mark of OPD alone here."
+        )
+    if rank[0] == "opd":
+        return sentence + "OPD is above chance and above the other methods, as A's subspace locking says."
+    ahead = label_of(rank[0], methods[rank[0]])
+    return sentence + f"OPD is above chance, but {ahead} more so: early subspaces are not peculiar to OPD here."
+
+
+def _undefined(methods: dict[str, Any]) -> str:
+    parts = []
+    for name, method in methods.items():
+        keys = ("overlap_principal", "overlap_low", "angle_left_mean_deg", "nss", "stable_rank", "hill")
+        summary = method.get("summary") or {}
+        missing = [k for k in keys if k in summary and method_cell(method, k).value is None]
+        for key in missing:
+            parts.append(f"{statistic(key).label} of {label_of(name, method)} ({statistic(key).undefined})")
+    return f"Undefined: {'; '.join(parts)}." if parts else ""

@@ -1,0 +1,139 @@
+"""The text and the terminal table: numbers with their nulls, orderings told as they are, no claim without data."""
+
+import io
+
+import pytest
+import report_examples as examples
+from rich.console import Console
+
+from jaxgeom.report import findings, print_table, study_findings, trajectory_findings
+from jaxgeom.report.catalogue import STATISTICS, format_number, format_value
+from jaxgeom.report.published import references
+from jaxgeom.report.reading import cell, interval, method_cell
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "signed", "text"),
+    [
+        ("sparsity_bf16", 0.46283, False, "46.3 %"),
+        ("sparsity_bf16", 0.000123, False, "0.012 %"),
+        ("overlap_low", -0.0038, True, "−0.4 pp"),
+        ("overlap_low", 0.00001, True, "0.0 pp"),
+        ("overlap_low", 0.021, True, "+2.1 pp"),
+        ("nss", 7.7e-5, False, "7.70×10⁻⁵"),
+        ("nss", -7.7e-5, True, "−7.7×10⁻⁵"),
+        ("angle_left_mean_deg", 0.9996, False, "1.00°"),
+        ("stable_rank", 31.04, True, "+31"),
+        ("stable_rank", None, False, "–"),
+        ("stable_rank", float("nan"), False, "–"),
+    ],
+)
+def test_numbers_are_written_for_readers(key, value, signed, text):
+    assert format_value(key, value, signed=signed) == text
+
+
+def test_three_significant_digits_survive_the_carry():
+    assert [format_number(v) for v in (0.0009996, 9.996, 99960.0, 0.0)] == ["0.00100", "10.0", "1.00×10⁵", "0"]
+
+
+def test_cells_are_read_from_dicts_and_from_flat_keys():
+    assert cell({"nss": {"mean": 2.0, "null": 0.5}}, "nss")[:3] == (2.0, 0.5, 1.5)
+    assert cell({"nss": 2.0, "nss_null": 0.5, "nss_excess": 1.4}, "nss")[:3] == (2.0, 0.5, 1.4)
+    assert cell({"nss": None}, "nss")[:3] == cell(None, "nss")[:3] == (None, None, None)
+
+
+def test_interval_is_students_t():
+    low, high = interval([1.0, 2.0, 3.0]) or (0, 0)
+    assert low == pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-4) and high == pytest.approx(4 - low, abs=1e-9)
+    assert interval([1.0]) is None
+
+
+def test_published_figures_are_those_of_the_table():
+    controlled = {r.family: r.value for r in references("visible_sparsity") if r.controlled}
+    assert controlled == pytest.approx({"sft": 0.081, "opd": 0.516, "rlvr": 0.772})
+    assert {r.family for r in references("absolute_sparsity_1e-5")} == {"opd", "rlvr"}
+
+
+def test_comparison_findings_carry_value_null_and_excess():
+    report = examples.compare_report()
+    text = " ".join(findings(report))
+    for key in ("overlap_low", "nss", "angle_left_mean_deg", "stable_rank"):
+        own = report["summary"][key]
+        assert format_value(key, own["mean"]) in text and format_value(key, own["null"]) in text
+        assert format_value(key, own["excess"], signed=True) in text
+    assert "1 of 28 matrices" in text and STATISTICS["overlap_low"].undefined in text
+    assert "bitwise" in text
+
+
+def test_an_excess_is_told_from_what_rounding_gives():
+    report = examples.compare_report()
+    report["summary"]["overlap_low"] |= {"mean": 0.70, "null": 0.54, "excess": 0.16}
+    told = next(s for s in findings(report) if "low-magnitude" in s)
+    assert "more changes fall there" in told
+    report["summary"]["overlap_low"] |= {"mean": 0.545, "excess": 0.005}
+    told = next(s for s in findings(report) if "low-magnitude" in s)
+    assert "within two points" in told
+
+
+def test_study_says_that_an_order_appears_and_that_its_null_has_it_too():
+    told = study_findings(examples.study_report())
+    line = next(s for s in told if "A's order SFT < OPD < RLVR appears" in s and s.startswith("Overlap, low"))
+    assert "the nulls alone have A's order" in line
+    assert any(s.startswith("One seed was run, so there is no interval") for s in told)
+
+
+def test_study_says_that_an_order_does_not_appear():
+    report = examples.study_report()
+    methods = report["methods"]
+    methods["opd"]["summary"], methods["rlvr"]["summary"] = methods["rlvr"]["summary"], methods["opd"]["summary"]
+    told = study_findings(report)
+    assert any("visible sparsity" in s.lower() and "does not appear" in s for s in told)
+    assert not any("order SFT < OPD < RLVR appears" in s for s in told)
+
+
+def test_several_seeds_bring_intervals_and_votes():
+    report = examples.study_report(seeds=3)
+    told = " ".join(study_findings(report))
+    assert "3 seeds" in told and "of 3 seeds; paired 95 % intervals" in told
+    own = method_cell(report["methods"]["opd"], "sparsity_bf16")
+    assert own.count == 3 and own.low is not None and own.low < (own.value or 0) < (own.high or 0)
+
+
+def test_a_run_that_did_not_learn_is_named():
+    report = examples.study_report()
+    report["methods"]["rlvr"]["accuracy"] = {"initial": 0.5, "final": 0.5}
+    assert any("RLVR did not gain accuracy" in s for s in study_findings(report))
+
+
+def test_methods_that_lie_together_are_not_ranked_without_a_warning():
+    report = examples.study_report()
+    methods = report["methods"]
+    methods["rlvr"] = methods["opd"] | {"label": "RLVR"}
+    told = " ".join(study_findings(report))
+    assert "within 5 % of each other in 6 of the 6" in told and "RLVR and SFT continued within three points" in told
+
+
+def test_nothing_is_claimed_of_what_is_not_there():
+    assert findings({}) == [] and trajectory_findings({}) == [] and study_findings({}) == []
+    told = study_findings({"methods": {"opd": {"label": "OPD"}}})
+    assert "cannot be tested: sft_anchor, rlvr" in " ".join(told)
+
+
+def test_trajectory_findings_name_the_walk_and_the_chance_level():
+    told = " ".join(trajectory_findings(examples.trajectory("rlvr")))
+    assert "contracts" in told and "random walk" in told and "K/n" in told and "bf16 view" in told
+
+
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_terminal_table_holds_every_method_with_nulls(width):
+    stream = io.StringIO()
+    print_table(examples.study_report(), Console(file=stream, width=width))
+    text = stream.getvalue()
+    assert all(label in text for label in ("SFT", "OPD", "RLVR", "null", "%"))
+    assert "…" not in text and max(len(line) for line in text.splitlines()) <= width
+
+
+def test_terminal_table_of_a_comparison():
+    stream = io.StringIO()
+    print_table(examples.compare_report(), Console(file=stream, width=80))
+    assert "overlap, low-magnitude mask" in stream.getvalue()

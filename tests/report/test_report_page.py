@@ -1,0 +1,160 @@
+"""Writing reports: files, self-containment, escaping, undefined values, missing sections, the same bytes twice."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import report_examples as examples
+
+from jaxgeom.errors import UserError
+from jaxgeom.report import page as page_module
+from jaxgeom.report import write_report
+from jaxgeom.report.reading import Contents
+
+HOSTILE = "<script>alert(1)</script>\"'&$\\frac{x}$‮\ud83d"
+
+
+class _Page(HTMLParser):
+    """Elements, ids and addresses of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.addresses = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "action", "data", "poster"):
+                self.addresses.append(value)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("study")
+    examples.write(directory, "report.json", examples.study_report(seeds=2))
+    examples.write_study_rows(directory)
+    return write_report(directory)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("comparison")
+    examples.write(directory, "report.json", examples.compare_report())
+    return write_report(directory)
+
+
+def _render(report, kind, rows=()):
+    return page_module._render(Contents(kind, report, None, list(rows)), [])
+
+
+STUDY_FIGURES = {"accuracy", "sparsity", "rotation", "overlaps", "ranks", "subspace", "matched"}
+
+
+def test_study_writes_every_figure_and_the_page(study):
+    figures = study.parent / "figures"
+    assert {p.stem for p in figures.glob("*.svg")} == {p.stem for p in figures.glob("*.png")} == STUDY_FIGURES
+    page = study.read_text(encoding="utf-8")
+    assert page.count('<svg class="plot" role="img"') == len(STUDY_FIGURES)
+    assert page.count("How to read this") == len(STUDY_FIGURES)
+    assert "means over seeds" in page and "null " in page and "jaxgeom study experiments/quickstart.py" in page
+
+
+def test_comparison_writes_its_figures(comparison):
+    found = {p.stem for p in (comparison.parent / "figures").glob("*.svg")}
+    assert found == {"sparsity", "overlaps", "rotation", "ranks", "layers"}
+
+
+@pytest.mark.parametrize("which", ["study", "comparison"])
+def test_page_asks_for_nothing_outside_and_has_unique_ids(which, request):
+    text = request.getfixturevalue(which).read_text(encoding="utf-8")
+    page = _Page(text)
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\((?!#)",
+        re.sub(r"<script.*?</script>|data:image/png[^\"]*", "", text, flags=re.DOTALL),
+    )
+    assert all(a.startswith(("#", "data:", "figures/", "matrices.csv")) for a in page.addresses)
+    assert len(page.ids) == len(set(page.ids))
+    internal = {a[1:] for a in page.addresses if a.startswith("#")}
+    assert internal <= set(page.ids)
+
+
+def test_trajectory_twice_gives_the_same_bytes(tmp_path):
+    content = examples.trajectory(matrices=True, points=4)
+    del content["similarity"]["disjoint"]
+    del content["summary"]["hill"], content["summary"]["sim_to_final"], content["summary"]["sim_disjoint"]
+    examples.write(tmp_path, "trajectory.json", content)
+    write_report(tmp_path)
+    files = sorted(p for p in tmp_path.rglob("*") if p.suffix in (".svg", ".png", ".html"))
+    first = {p: p.read_bytes() for p in files}
+    assert {p.stem for p in files} == {"report", "trajectory", "similarity_full"}
+    write_report(tmp_path)
+    assert {p: p.read_bytes() for p in files} == first
+
+
+def test_hostile_names_are_text_everywhere(tmp_path):
+    report = examples.study_report()
+    report["methods"] = {HOSTILE: report["methods"]["opd"] | {"label": HOSTILE}}
+    report |= {"command": HOSTILE, "settings": {HOSTILE: HOSTILE}, "stages": [{"name": HOSTILE}], "findings": [HOSTILE]}
+    report |= {"between": [{"a": HOSTILE, "b": HOSTILE}], "matched": {}, "machine": {HOSTILE: HOSTILE}}
+    for entry in report["methods"].values():
+        entry["trajectory"] = entry["groups"] = None
+        entry["per_seed"] = []
+    (tmp_path / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    rows = [{"name": HOSTILE, "module": HOSTILE, "layer": 0, "shape": [1, 1], "sparsity_bf16": 0.5}]
+    page = _render({"summary": {}, "inputs": {"initial": {"name": HOSTILE}}, "matrices": rows}, "compare", rows)
+    assert "<script>alert" not in page
+    data = re.search(r'id="matrix-data">(.*?)</script>', page, re.DOTALL)
+    assert data and HOSTILE in json.loads(data[1])["data"][0]
+
+
+def test_undefined_values_are_dashes_and_never_nan(tmp_path):
+    report = examples.compare_report(layers=1)
+    for row in report["matrices"]:
+        for key in row:
+            if key not in ("name", "shape", "layer", "module"):
+                row[key] = None
+    report["summary"] = examples.summarize(report["matrices"])
+    report["groups"] = examples.groups_of(report["matrices"]) if report["summary"].get("x") else {}
+    examples.write(tmp_path, "report.json", report)
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    visible = re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+    assert "NaN" not in visible and "None" not in visible
+    assert "Undefined for every matrix" in visible and "no statistic that a figure could show" in visible
+
+
+@pytest.mark.parametrize("kind", ["compare", "study", "trajectory"])
+def test_every_section_may_be_missing(tmp_path, kind):
+    examples.write(tmp_path, "trajectory.json" if kind == "trajectory" else "report.json", {"schema": 1, "kind": kind})
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<h1>" in text and "matrix-data" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "neither report.json nor"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds a list"),
+        ('{"kind": "x"}', "kind is 'x'"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "report.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_rows_are_not_read_from_outside_the_directory(tmp_path):
+    (tmp_path / "secret.csv").write_text("name,layer\nsecret,1\n", encoding="utf-8")
+    inside = tmp_path / "out"
+    examples.write(inside, "report.json", {"kind": "study", "matrices_csv": "../secret.csv"})
+    assert "secret" not in write_report(inside).read_text(encoding="utf-8")
