@@ -1,0 +1,12 @@
+"""Data: demonstrations and prompts as grain pipelines, chat templates, and the synthetic task."""
+
+from .arithmetic import ArithmeticTask as ArithmeticTask
+from .chat import encode_demonstration as encode_demonstration
+from .chat import encode_prompt as encode_prompt
+from .chat import load_tokenizer as load_tokenizer
+from .embedded import embedded_model as embedded_model
+from .pipelines import Prompt as Prompt
+from .pipelines import demonstration_batches as demonstration_batches
+from .pipelines import prompt_batches as prompt_batches
+from .rows import read_rows as read_rows
+from .rows import write_jsonl as write_jsonl

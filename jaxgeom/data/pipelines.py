@@ -1,0 +1,103 @@
+"""Rows to batches, as grain pipelines whose position can be saved and restored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxgeom.data.chat import encode_demonstration, encode_prompt
+from jaxgeom.errors import UserError
+
+_BUCKETS = tuple(sorted({step * 2**power for step in (16, 24) for power in range(14)}))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt to answer: its row number (which seeds its samples), token ids, and the verified answer."""
+
+    row: int
+    tokens: tuple[int, ...]
+    ground_truth: str
+
+
+def bucket_length(length: int) -> int:
+    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `length`: few shapes, few compilations."""
+    for bucket in _BUCKETS:
+        if length <= bucket:
+            return bucket
+    raise UserError(f"a sequence of {length} tokens is longer than the largest bucket, {_BUCKETS[-1]}")
+
+
+def demonstration_batches(
+    rows: Sequence[dict],
+    tokenizer: Any,
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.DatasetIterator:
+    """An endless, reshuffled iterator of SFT batches.
+
+    Args:
+        rows: Rows with `messages`, or with plain `text` (every token is then a target).
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        batch_size: Rows a batch of this process.
+        max_length: Longer rows are cut here.
+        seed: Of the shuffling.
+        shard: This process's index and the number of processes.
+
+    Returns:
+        An iterator (with `get_state`/`set_state`) of dicts of `[batch, bucket]` arrays: `tokens` int32, `valid` bool,
+        `loss_mask` bool; right-padded.
+    """
+
+    def encode(row: dict) -> dict[str, np.ndarray]:
+        if "text" in row:
+            tokens = np.array([*tokenizer(row["text"], add_special_tokens=False)["input_ids"]], np.int32)
+            mask = np.ones(len(tokens), bool)
+        else:
+            demonstration = encode_demonstration(tokenizer, row["messages"])
+            tokens, mask = demonstration.tokens, demonstration.loss_mask
+        return {"tokens": tokens[:max_length], "loss_mask": mask[:max_length]}
+
+    def pad(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        length = bucket_length(max(len(example["tokens"]) for example in examples))
+        batch = {
+            "tokens": np.zeros((len(examples), length), np.int32),
+            "valid": np.zeros((len(examples), length), bool),
+            "loss_mask": np.zeros((len(examples), length), bool),
+        }
+        for i, example in enumerate(examples):
+            size = len(example["tokens"])
+            batch["tokens"][i, :size] = example["tokens"]
+            batch["loss_mask"][i, :size] = example["loss_mask"]
+            batch["valid"][i, :size] = True
+        return batch
+
+    return _endless(rows, encode, pad, batch_size, seed, shard)
+
+
+def prompt_batches(
+    rows: Sequence[dict], tokenizer: Any, *, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+) -> grain.DatasetIterator:
+    """An endless, reshuffled iterator of lists of `batch_size` `Prompt`s; arguments as `demonstration_batches`."""
+    numbered = [{**row, "row": index} for index, row in enumerate(rows)]
+    return _endless(numbered, lambda row: encode_prompt_row(row, tokenizer), list, batch_size, seed, shard)
+
+
+def encode_prompt_row(row: dict, tokenizer: Any) -> Prompt:
+    """One row with `row`, `prompt` and `reward_model.ground_truth`, tokenized."""
+    return Prompt(row["row"], tuple(encode_prompt(tokenizer, row["prompt"])), str(row["reward_model"]["ground_truth"]))
+
+
+def _endless(rows, encode, collate, batch_size: int, seed: int, shard: tuple[int, int]) -> grain.DatasetIterator:
+    index, count = shard
+    mine = rows[index::count]
+    if len(mine) < 1 or batch_size < 1:
+        raise UserError(f"{len(rows)} rows and batch size {batch_size} over {count} processes: nothing to train on")
+    dataset = grain.MapDataset.source(mine).seed(seed).shuffle().repeat().map(encode)
+    dataset = dataset.batch(batch_size, batch_fn=collate)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
