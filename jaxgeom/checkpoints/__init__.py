@@ -1,0 +1,5 @@
+"""Any checkpoint on disk as a lazily read mapping from Hugging Face names to tensors."""
+
+from .opening import open_checkpoint as open_checkpoint
+from .tensors import Checkpoint as Checkpoint
+from .tensors import Tensor as Tensor

@@ -1,0 +1,113 @@
+"""Checkpoints of our own training runs (Orbax), read slice by slice under their Hugging Face names."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxgeom.checkpoints.safetensors_files import read_json
+from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
+from jaxgeom.errors import UserError
+
+
+def saved_steps(checkpoints: pathlib.Path) -> list[int]:
+    """The steps that a run's `checkpoints` folder holds, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(
+        int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdigit() and (entry / "params").is_dir()
+    )
+
+
+def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, Any]) -> Any:
+    import tensorstore  # heavy, and only needed for Orbax
+
+    base = f"file://{params.resolve()}/"
+    path = ".".join(key) + "/"
+    store = {"driver": "ocdbt", "base": base, "path": path} if metadata.get("use_ocdbt", True) else base + path
+    spec = {"driver": "zarr3" if metadata.get("use_zarr3") else "zarr", "kvstore": store, "recheck_cached_data": False}
+    return tensorstore.open(spec, open=True, read=True).result()
+
+
+class _LeafSlice:
+    """Reads the part of a stacked leaf that one Hugging Face tensor is, in that tensor's layout."""
+
+    def __init__(self, store: Any, config: Any, tensor: Any, where: str) -> None:
+        self.store, self.config, self.tensor, self.where = store, config, tensor, where
+
+    def __call__(self, start: int | None, stop: int | None) -> np.ndarray:
+        from jaxgeom.models.names import leaf_slice, to_hf
+
+        store = leaf_slice(self.store, self.tensor)
+        if (
+            start is not None and self.tensor.path[0] == "embed"
+        ):  # the one leaf that is large and whose rows lie in order
+            store, start, stop, rows = store[start:stop], None, None, store.shape[1:]
+            return self._fetch(store).reshape(-1, *rows)
+        array = np.ascontiguousarray(to_hf(self.config, self.tensor, self._fetch(store)))
+        return array if start is None else array[start:stop]
+
+    def _fetch(self, store: Any) -> np.ndarray:
+        try:
+            return np.asarray(store.read().result())
+        except ValueError as error:
+            raise UserError(f"{self.where}: cannot read {self.tensor.name!r}: {error}") from error
+
+
+def open_run(run: pathlib.Path, step: int | None, name: str) -> Checkpoint:
+    """The parameters of a training run at one step (the last one when `step` is None).
+
+    Raises:
+        UserError: the run has no such step, no model configuration, or leaves that its configuration does not explain.
+    """
+    from jaxgeom.models.config import Qwen3Config
+    from jaxgeom.models.names import hf_tensors, leaf_slice
+
+    steps = saved_steps(run / "checkpoints")
+    if not steps:
+        raise UserError(f"{run}: no checkpoint in {run / 'checkpoints'}")
+    if step is None:
+        step = steps[-1]
+    if step not in steps:
+        raise UserError(f"{run}: no checkpoint at step {step}; there are {', '.join(map(str, steps))}")
+    run_config = read_json(run / "config.json")
+    model = run_config.get("model")
+    if not isinstance(model, dict):
+        raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
+    config = Qwen3Config.from_hf(model)
+    params = run / "checkpoints" / str(step) / "params"
+    metadata = read_json(params / "_METADATA")
+    stored = {
+        tuple(entry["key"] for entry in leaf["key_metadata"]) for leaf in metadata.get("tree_metadata", {}).values()
+    }
+    wanted = hf_tensors(config)
+    expected = {tuple(tensor.path) for tensor in wanted}
+    if stored != expected:
+        odd = sorted(".".join(path) for path in stored ^ expected)
+        raise UserError(f"{params}: leaves do not fit the run's model configuration: {', '.join(odd)}")
+    tensors: dict[str, Tensor] = {}
+    stores: dict[tuple[str, ...], Any] = {}
+    for tensor in wanted:
+        path = tuple(tensor.path)
+        if path not in stores:
+            try:
+                stores[path] = _open_store(params, path, metadata)
+            except ValueError as error:
+                raise UserError(f"{params}: cannot open leaf {'.'.join(path)}: {error}") from error
+        store = stores[path]
+        held = leaf_slice(store, tensor)
+        if int(np.prod(held.shape)) != int(np.prod(tensor.shape)):
+            raise UserError(
+                f"{params}: leaf {'.'.join(path)} has shape {list(store.shape)}, not that of {tensor.name!r}"
+            )
+        dtype = np.dtype(store.dtype.numpy_dtype).name
+        tensors[tensor.name] = Tensor(
+            tensor.name, tuple(tensor.shape), dtype, _LeafSlice(store, config, tensor, str(params))
+        )
+    fingerprint = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
+    for file in sorted(path for path in params.rglob("*") if path.is_file()):
+        stat = file.stat()
+        fingerprint.update(f"{file.relative_to(params)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return Checkpoint(name, tensors, config=model, fingerprint=fingerprint.hexdigest())

@@ -1,0 +1,107 @@
+"""What is computed of W0 alone: shared by all statistics, by all checkpoints of a trajectory, and kept in a cache."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+
+import numpy as np
+
+from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
+from jaxgeom.comparison.spectrum import Matrix, Spectrum, decompose, exact_values, value_errors, values_only
+
+_FORMAT = "1"
+
+
+@dataclasses.dataclass
+class Base:
+    """Spectra of one initial matrix.
+
+    Attributes:
+        stored: values and leading vectors as stored.
+        exact: the values again by the bidiagonal route, once something has needed them.
+        bf16: values of the bfloat16 view, None where W0 is on the bfloat16 grid.
+    """
+
+    stored: Spectrum
+    exact: Spectrum | None = None
+    bf16: Spectrum | None = None
+
+
+def vector_count(settings: CompareSettings, shape: tuple[int, int]) -> int:
+    """How many leading vectors of W0 the statistics of a full comparison need."""
+    smaller = min(shape)
+    share = max(settings.projection_fraction, *PROJECTION_SHARES)
+    return min(smaller, max(settings.angle_k, settings.mask_rank, round(share * smaller), 1))
+
+
+class BaseCache:
+    """Base spectra in a folder, one file per content and number of vectors; without a folder nothing is kept."""
+
+    def __init__(self, directory: str | os.PathLike[str] | None) -> None:
+        self.directory = pathlib.Path(directory) if directory is not None else None
+
+    def _path(self, digest: str, count: int) -> pathlib.Path | None:
+        if self.directory is None:
+            return None
+        key = hashlib.sha256(json.dumps([_FORMAT, digest, count]).encode()).hexdigest()
+        return self.directory / f"{key[:40]}.npz"
+
+    def load(self, digest: str, count: int) -> Base | None:
+        """The stored spectra of a matrix, None where there are none (or an unreadable file)."""
+        path = self._path(digest, count)
+        if path is None or not path.is_file():
+            return None
+        try:
+            with np.load(path) as file:
+                held = {name: file[name] for name in file.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return Base(*(_unpack(held, prefix) for prefix in ("stored", "exact", "bf16")))  # type: ignore[arg-type]
+
+    def save(self, digest: str, count: int, base: Base) -> None:
+        """Keeps the spectra; the file appears whole or not at all."""
+        path = self._path(digest, count)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, np.ndarray] = {}
+        for prefix, spectrum in (("stored", base.stored), ("exact", base.exact), ("bf16", base.bf16)):
+            if spectrum is not None:
+                arrays |= {f"{prefix}_values": spectrum.values, f"{prefix}_exact": np.array(spectrum.is_exact)}
+                if spectrum.short.size:
+                    arrays |= {f"{prefix}_short": spectrum.short, f"{prefix}_long": spectrum.long}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        except OSError:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum | None:
+    if f"{prefix}_values" not in held:
+        return None
+    values, is_exact, empty = held[f"{prefix}_values"], bool(held[f"{prefix}_exact"]), np.empty((0, 0))
+    error = float(np.linalg.norm(value_errors(values, is_exact)))
+    return Spectrum(values, held.get(f"{prefix}_short", empty), held.get(f"{prefix}_long", empty), error, is_exact)
+
+
+def measure_base(initial: np.ndarray, count: int, *, view: np.ndarray | None) -> Base:
+    """Spectra of W0 (float32 `[out, in]`), and the values of its bfloat16 view where one is given."""
+    stored = decompose(Matrix(initial), count, long=True)
+    return Base(stored, bf16=values_only(Matrix(view)) if view is not None else None)
+
+
+def exact_base(base: Base, initial: np.ndarray) -> Spectrum:
+    """The values of W0 by the bidiagonal route, computed on first need and then kept with the base."""
+    if base.stored.is_exact:
+        return base.stored
+    if base.exact is None:
+        base.exact = exact_values(Matrix(initial))
+    return base.exact

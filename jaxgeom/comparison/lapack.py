@@ -1,0 +1,298 @@
+"""The LAPACK and BLAS routines that SciPy ships, called without the interpreter lock.
+
+SciPy exposes its LAPACK through `scipy.linalg.cython_lapack`, a public C interface that covers routines which
+`scipy.linalg.lapack` does not (`dstedc`, `dormtr`) and that a thread may call while another one runs Python: two
+matrices can be measured side by side. Matrices are Fortran-ordered; functions work in place where they say so.
+"""
+
+import contextlib
+import ctypes
+import pathlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import scipy
+import scipy.linalg.cython_blas
+import scipy.linalg.cython_lapack
+
+_capsule_name = ctypes.pythonapi.PyCapsule_GetName
+_capsule_name.restype = ctypes.c_char_p
+_capsule_name.argtypes = [ctypes.py_object]
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+def _routine(module: Any, name: str, argument_count: int) -> Any:
+    capsule = module.__pyx_capi__[name]
+    address = _capsule_pointer(capsule, _capsule_name(capsule))
+    return ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * argument_count))(address)
+
+
+_dsyrk = _routine(scipy.linalg.cython_blas, "dsyrk", 10)
+_ssyrk = _routine(scipy.linalg.cython_blas, "ssyrk", 10)
+_dgemm = _routine(scipy.linalg.cython_blas, "dgemm", 13)
+_sgemm = _routine(scipy.linalg.cython_blas, "sgemm", 13)
+_dsytrd = _routine(scipy.linalg.cython_lapack, "dsytrd", 10)
+_dsterf = _routine(scipy.linalg.cython_lapack, "dsterf", 4)
+_dstedc = _routine(scipy.linalg.cython_lapack, "dstedc", 11)
+_dstemr = _routine(scipy.linalg.cython_lapack, "dstemr", 21)
+_dormtr = _routine(scipy.linalg.cython_lapack, "dormtr", 13)
+_dgesdd = _routine(scipy.linalg.cython_lapack, "dgesdd", 14)
+
+
+def _int(value: int) -> Any:
+    return ctypes.byref(ctypes.c_int(value))
+
+
+def _char(value: str) -> Any:
+    return ctypes.byref(ctypes.c_char(value.encode()))
+
+
+def _check(name: str, info: ctypes.c_int) -> None:
+    if info.value != 0:
+        raise ArithmeticError(f"LAPACK {name} reports info = {info.value}")
+
+
+def add_gram(gram: np.ndarray, rows: np.ndarray) -> None:
+    """`gram += rowsᵀ rows`, upper triangle of the Fortran-ordered `gram [p, p]` only; `rows [r, p]` in either order."""
+    count, size = rows.shape
+    real, routine = (ctypes.c_double, _dsyrk) if gram.dtype == np.float64 else (ctypes.c_float, _ssyrk)
+    if rows.dtype != gram.dtype:
+        raise ValueError(f"rows of dtype {rows.dtype} do not add to a Gram matrix of dtype {gram.dtype}")
+    one = ctypes.byref(real(1.0))
+    if rows.flags.c_contiguous:
+        form, step = _char("N"), size
+    elif rows.flags.f_contiguous:
+        form, step = _char("T"), count
+    else:
+        rows, form, step = np.ascontiguousarray(rows), _char("N"), size
+    size_, count_ = _int(size), _int(count)
+    routine(_char("U"), form, size_, count_, one, rows.ctypes.data, _int(step), one, gram.ctypes.data, size_)
+
+
+def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`left @ right` for two matrices of one dtype, each C- or Fortran-ordered; the result is Fortran-ordered."""
+    (rows, inner), columns = left.shape, right.shape[1]
+    out = np.empty((rows, columns), left.dtype, order="F")
+    if 0 in (rows, inner, columns):
+        out[:] = 0
+        return out
+    real, routine = (ctypes.c_double, _dgemm) if left.dtype == np.float64 else (ctypes.c_float, _sgemm)
+
+    def form(array: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+        if array.flags.f_contiguous:
+            return array, _char("N"), _int(max(1, array.shape[0]))
+        array = np.ascontiguousarray(array)
+        return array, _char("T"), _int(max(1, array.shape[1]))
+
+    left, left_form, left_step = form(left)
+    right, right_form, right_step = form(right)
+    routine(
+        left_form,
+        right_form,
+        _int(rows),
+        _int(columns),
+        _int(inner),
+        ctypes.byref(real(1.0)),
+        left.ctypes.data,
+        left_step,
+        right.ctypes.data,
+        right_step,
+        ctypes.byref(real(0.0)),
+        out.ctypes.data,
+        _int(rows),
+    )
+    return out
+
+
+def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Householder form of a symmetric matrix (upper triangle, overwritten).
+
+    Diagonal, off-diagonal, reflector scales.
+    """
+    size = matrix.shape[0]
+    diagonal, off, tau = np.empty(size), np.empty(max(size - 1, 1)), np.empty(max(size - 1, 1))
+    work = np.empty(max(1, size * 64))
+    info = ctypes.c_int()
+    _dsytrd(
+        _char("U"),
+        _int(size),
+        matrix.ctypes.data,
+        _int(size),
+        diagonal.ctypes.data,
+        off.ctypes.data,
+        tau.ctypes.data,
+        work.ctypes.data,
+        _int(work.size),
+        ctypes.byref(info),
+    )
+    _check("dsytrd", info)
+    return diagonal, off, tau
+
+
+def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """All eigenvalues, ascending, of a symmetric tridiagonal matrix."""
+    values, off = diagonal.copy(), off.copy()
+    info = ctypes.c_int()
+    _dsterf(_int(values.size), values.ctypes.data, off.ctypes.data, ctypes.byref(info))
+    _check("dsterf", info)
+    return values
+
+
+def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """All eigenvalues (ascending) and the vectors of the `count` largest `[p, count]`, ascending too.
+
+    Divide and conquer when a good part is asked for, else relatively robust representations on the wanted part.
+    """
+    size = diagonal.size
+    info = ctypes.c_int()
+    if count * 6 >= size or size < 64:
+        values, scratch = diagonal.copy(), np.append(off[: size - 1], 0.0)
+        vectors = np.empty((size, size), order="F")
+        work = np.empty(1 + 4 * size + size * size)
+        integers = np.empty(3 + 5 * size, np.intc)
+        _dstedc(
+            _char("I"),
+            _int(size),
+            values.ctypes.data,
+            scratch.ctypes.data,
+            vectors.ctypes.data,
+            _int(size),
+            work.ctypes.data,
+            _int(work.size),
+            integers.ctypes.data,
+            _int(integers.size),
+            ctypes.byref(info),
+        )
+        _check("dstedc", info)
+        return values, vectors[:, size - count :]
+    values = tridiagonal_values(diagonal, off)
+    scratch_diagonal, scratch_off = diagonal.copy(), np.append(off[: size - 1], 0.0)
+    found, wanted = ctypes.c_int(), np.empty(size)
+    vectors = np.empty((size, count), order="F")
+    support = np.empty(2 * count, np.intc)
+    work, integers = np.empty(18 * size), np.empty(10 * size, np.intc)
+    zero = ctypes.byref(ctypes.c_double(0.0))
+    _dstemr(
+        _char("V"),
+        _char("I"),
+        _int(size),
+        scratch_diagonal.ctypes.data,
+        scratch_off.ctypes.data,
+        zero,
+        zero,
+        _int(size - count + 1),
+        _int(size),
+        ctypes.byref(found),
+        wanted.ctypes.data,
+        vectors.ctypes.data,
+        _int(size),
+        _int(count),
+        support.ctypes.data,
+        ctypes.byref(ctypes.c_int(1)),
+        work.ctypes.data,
+        _int(work.size),
+        integers.ctypes.data,
+        _int(integers.size),
+        ctypes.byref(info),
+    )
+    _check("dstemr", info)
+    return values, vectors
+
+
+def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Vectors of the tridiagonal form turned into those of the original matrix (in place; Fortran-ordered `[p, k]`)."""
+    vectors = np.asfortranarray(vectors)
+    size, count = vectors.shape
+    work = np.empty(max(1, count * 64) + 64 * 65)
+    info = ctypes.c_int()
+    _dormtr(
+        _char("L"),
+        _char("U"),
+        _char("N"),
+        _int(size),
+        _int(count),
+        reflectors.ctypes.data,
+        _int(size),
+        tau.ctypes.data,
+        vectors.ctypes.data,
+        _int(size),
+        work.ctypes.data,
+        _int(work.size),
+        ctypes.byref(info),
+    )
+    _check("dormtr", info)
+    return vectors
+
+
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """All singular values, descending, by the bidiagonal route (`dgesdd`), which keeps those near `eps·σ₁`."""
+    matrix = np.array(matrix, np.float64, order="F")
+    rows, columns = matrix.shape
+    values = np.empty(min(rows, columns))
+    smaller, larger = min(rows, columns), max(rows, columns)
+    work = np.empty(3 * smaller + max(larger, 7 * smaller) + 64 * (rows + columns))
+    integers = np.empty(8 * smaller, np.intc)
+    info = ctypes.c_int()
+    unused = np.empty(1)
+    _dgesdd(
+        _char("N"),
+        _int(rows),
+        _int(columns),
+        matrix.ctypes.data,
+        _int(rows),
+        values.ctypes.data,
+        unused.ctypes.data,
+        _int(1),
+        unused.ctypes.data,
+        _int(1),
+        work.ctypes.data,
+        _int(work.size),
+        integers.ctypes.data,
+        ctypes.byref(info),
+    )
+    _check("dgesdd", info)
+    return values
+
+
+def _thread_controls() -> list[tuple[Any, Any]]:
+    """(getter, setter) of the number of threads of each OpenBLAS that NumPy and SciPy brought along."""
+    controls = []
+    for package in (np, scipy):
+        folder = pathlib.Path(package.__file__ or "").parent.parent / f"{package.__name__}.libs"
+        for path in sorted(folder.glob("*openblas*")):
+            try:
+                library = ctypes.CDLL(str(path))
+            except OSError:
+                continue
+            for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
+                name = f"{prefix}openblas_%s_num_threads{suffix}"
+                if hasattr(library, name % "get") and hasattr(library, name % "set"):
+                    controls.append((getattr(library, name % "get"), getattr(library, name % "set")))
+                    break
+    return controls
+
+
+_controls_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[bool]:
+    """Within it each BLAS call uses one thread, so that several matrices run side by side.
+
+    Yields whether that took hold.
+    """
+    with _controls_lock:
+        controls = _thread_controls()
+        before = [get() for get, _ in controls]
+        for _, put in controls:
+            put(1)
+    try:
+        yield len(controls) >= 2
+    finally:
+        with _controls_lock:
+            for (_, put), count in zip(controls, before, strict=True):
+                put(count)

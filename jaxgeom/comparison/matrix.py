@@ -1,0 +1,451 @@
+"""Every statistic of one matrix, as one flat row of the report."""
+
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from jaxgeom.comparison import lapack, norm_nulls, shape_nulls
+from jaxgeom.comparison.base import Base, BaseCache, exact_base, measure_base, vector_count
+from jaxgeom.comparison.krylov import leading_directions, leading_square
+from jaxgeom.comparison.rotation import angles_from_bases, principal_angles
+from jaxgeom.comparison.rounding import RoundingNull
+from jaxgeom.comparison.scan import (
+    ElementTotals,
+    bf16_view,
+    expected_rounded_squares,
+    histogram_of,
+    low_magnitude_mask,
+    widen,
+)  # fmt: skip
+from jaxgeom.comparison.settings import PROJECTION_SHARES, RMS_TOLERANCES, CompareSettings
+from jaxgeom.comparison.spectrum import Matrix, Spectrum, exact_values, values_only
+from jaxgeom.comparison.spectrum import decompose as decompose_matrix
+
+Row = dict[str, Any]
+
+
+def put(row: Row, name: str, value: float | None, null: tuple[float, float] | None = None) -> None:
+    """Writes a statistic and, where it has a null (mean, deviation), `_null`, `_excess` and `_z` beside it."""
+    row[name] = _number(value)
+    if null is not None:
+        mean, deviation = null
+        value = row[name]
+        row[f"{name}_null"] = _number(mean)
+        row[f"{name}_excess"] = None if value is None else _number(value - mean)
+        row[f"{name}_z"] = None if value is None or not deviation > 0 else _number((value - mean) / deviation)
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
+    """Sparsities and what else is counted entry by entry; the null is isotropic noise of the same norm, rounded."""
+    null = None
+    if totals.delta_squares > 0:
+        counts = RoundingNull(totals.histogram, eta, totals.on_grid)
+        null = counts.sparsity(_noise_scale(totals))
+    put(row, "sparsity_bf16", 1 - totals.density, null)
+    put(row, "density_bf16", totals.density, None if null is None else (1 - null[0], null[1]))
+    put(row, "sparsity_stored", 1 - totals.differs / totals.count)
+    put(row, "sparsity_abs_1e-5", 1 - totals.beyond_absolute / totals.count)
+    for tolerance, beyond in zip(RMS_TOLERANCES, totals.beyond_rms, strict=True):
+        put(row, f"sparsity_rms_{tolerance:g}", 1 - int(beyond) / totals.count if totals.initial_squares else None)
+    put(row, "share_beyond_half_ulp", totals.beyond_half_ulp / totals.count)
+    row["hidden_by_decile"] = totals.hidden_by_decile()
+
+
+def _noise_scale(totals: ElementTotals) -> float:
+    """Scale of the noise whose norm is the observed one.
+
+    What bfloat16 storage itself left of it is taken into account.
+    """
+    scale = math.sqrt(totals.delta_squares / totals.count)
+    is_rounded = totals.on_grid and totals.bf16_delta_squares == totals.delta_squares
+    if not is_rounded:
+        return scale
+    low, high = math.log(scale) - 12, math.log(scale) + 1
+    for _ in range(24):
+        middle = (low + high) / 2
+        if expected_rounded_squares(totals, 0.0, math.exp(middle)) < totals.delta_squares:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def norm_statistics(row: Row, totals: ElementTotals) -> None:
+    """Norms of the update and its decay component `c = ⟨ΔW, W0⟩/‖W0‖²`, whose null is zero."""
+    norm, initial = math.sqrt(totals.delta_squares), math.sqrt(totals.initial_squares)
+    put(row, "fro_norm", norm)
+    put(row, "relative_norm", norm / initial if initial else None)
+    deviation = norm / math.sqrt(totals.count) / initial if initial else 0.0
+    put(row, "decay", totals.inner / totals.initial_squares if initial else None, (0.0, deviation) if initial else None)
+
+
+def entropy_rank(values: np.ndarray, _: int = 0) -> float:
+    """`exp H(σ/Σσ)`."""
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share @ np.log(share))))
+
+
+def participation_ratio(values: np.ndarray, _: int = 0) -> float:
+    """`(Σσ²)²/Σσ⁴`."""
+    squares = np.square(values / values[0])
+    return float(squares.sum() ** 2 / (squares @ squares))
+
+
+def hill(values: np.ndarray, k: int) -> float | None:
+    """`[1/(k−1) Σ_{i<k} log(σ_i/σ_k)]⁻¹`; None where σ_k is numerically zero or equals all above it."""
+    if k < 2 or values[k - 1] <= 1e-12 * values[0]:
+        return None
+    slope = float(np.log(values[: k - 1] / values[k - 1]).mean())
+    return 1 / slope if slope > 1e-12 else None
+
+
+def entropy_error(values: np.ndarray, errors: np.ndarray) -> float:
+    """First-order bound on the error of the entropy that errors of the singular values bring."""
+    total = float(values.sum())
+    share = np.maximum(values, errors) / total
+    return float((errors / total * (np.abs(np.log(share)) + 12)).sum())
+
+
+def update_spectrum(update: Matrix) -> Spectrum:
+    """Spectrum of ΔW, by the bidiagonal route where its small values would spoil the entropy rank."""
+    spectrum = values_only(update)
+    if spectrum.values[0] > 0 and entropy_error(spectrum.values, spectrum.errors) > 2e-6:
+        return exact_values(update)
+    return spectrum
+
+
+def spectrum_statistics(row: Row, shape: tuple[int, int], values: np.ndarray, settings: CompareSettings) -> None:
+    """Ranks and tail of ΔW with their isotropic nulls."""
+    order = settings.hill_order
+    put(row, "op_norm", float(values[0]))
+    put(row, "stable_rank", float(values @ values) / float(values[0]) ** 2, shape_nulls.stable_rank_null(*shape))
+    put(row, "entropy_rank", entropy_rank(values), shape_nulls.spectral_null(*shape, entropy_rank, lambda p: p))
+    participation = shape_nulls.spectral_null(*shape, participation_ratio, lambda p: p)
+    put(row, "participation_ratio", participation_ratio(values), participation)
+    k = order(min(shape))
+    row["hill_k"] = k
+    put(row, "hill", hill(values, k), shape_nulls.spectral_null(*shape, lambda v, j: hill(v, j) or math.nan, order))
+    energy = np.square(values)
+    row[f"energy_top_{settings.subspace_k}"] = float(energy[: settings.subspace_k].sum() / energy.sum())
+
+
+def shift(initial: Spectrum, final: np.ndarray, decay: float = 0.0) -> float | None:
+    """NSS, `‖σ(W+) − (1 + c)·σ(W0)‖/‖σ(W0)‖`; c = 0 is the plain one."""
+    return float(np.linalg.norm(final - (1 + decay) * initial.values)) / initial.norm if initial.norm else None
+
+
+@dataclasses.dataclass
+class MatrixMeasurement:
+    """Measures one matrix; holds what several statistics share.
+
+    Attributes:
+        name: name in the report, from which the seed of sampled nulls is made.
+        initial, final: stored arrays `[out, in]`.
+        settings: parameters.
+        cache: where base spectra are kept.
+        digest: content digest of `initial`, its key there.
+    """
+
+    name: str
+    initial: np.ndarray
+    final: np.ndarray
+    settings: CompareSettings
+    cache: BaseCache
+    digest: str
+
+    def measure(self) -> Row:
+        """The row: sparsities, norms, ranks, drift, rotation, overlaps, projections, each with its null."""
+        settings, shape = self.settings, self.initial.shape
+        self.a, self.b = widen(self.initial), widen(self.final)
+        self.changed = np.empty(self.a.size, bool)
+        self.totals = ElementTotals()
+        rms = float(np.sqrt(np.vdot(self.a, self.a) / np.float32(self.a.size)))
+        self.totals.add(self.initial, self.final, eta=settings.eta, rms=rms, changed_out=self.changed)
+        self.row: Row = {}
+        element_statistics(self.row, self.totals, settings.eta)
+        norm_statistics(self.row, self.totals)
+        self.on_grid = self.totals.on_grid and not _leaves_grid(self.final, self.b)
+        base = self._base()
+        if settings.suite == "full" and base is not None:
+            self._full(base)
+        else:
+            self._fast()
+        self._overlaps(base)
+        self.row["shape"] = list(shape)
+        return self.row
+
+    def _base(self) -> Base | None:
+        if self.settings.suite == "fast" or self.totals.initial_squares == 0:
+            return None
+        count = vector_count(self.settings, self.initial.shape)
+        base = self.cache.load(self.digest, count)
+        needs_view = not self.totals.on_grid
+        if base is None or (needs_view and base.bf16 is None):
+            base = measure_base(self.a, count, view=bf16_view(self.initial) if needs_view else None)
+            self.cache.save(self.digest, count, base)
+        return base
+
+    def _full(self, base: Base) -> None:
+        update = Matrix(self.b, self.a)
+        moved = self.totals.delta_squares > 0
+        if moved:
+            spectrum_statistics(self.row, self.initial.shape, update_spectrum(update).values, self.settings)
+        else:
+            for name in ("stable_rank", "entropy_rank", "participation_ratio", "hill"):
+                self.row[name] = None
+            self.row["op_norm"] = 0.0
+        self._bf16_rank(moved)
+        pulled = None
+        if moved:
+            pulled = update.times_long(base.stored.long)
+        self._shifts_and_angles(base, update, pulled)
+        self._projections(base.stored, update, pulled)
+
+    def _bf16_rank(self, moved: bool) -> None:
+        """Stable rank of the update that a bfloat16 reader sees; the null is the same as for the stored one."""
+        null = shape_nulls.stable_rank_null(*self.initial.shape)
+        if self.on_grid or not moved:
+            put(self.row, "stable_rank_bf16", self.row["stable_rank"], null if moved else None)
+            return
+        squares = self.totals.bf16_delta_squares
+        if squares == 0:
+            self.row["stable_rank_bf16"] = None
+            return
+        top = leading_square(Matrix(bf16_view(self.final), bf16_view(self.initial)))
+        put(self.row, "stable_rank_bf16", squares / top, null)
+
+    def _shifts_and_angles(self, base: Base, update: Matrix, pulled: np.ndarray | None) -> None:
+        settings, shape, stored = self.settings, self.initial.shape, base.stored
+        k = max(1, min(settings.angle_k, min(shape) - 1))
+        self.row["angle_k"] = k
+        gap = float(stored.values[k - 1] - stored.values[k]) if k < stored.values.size else None
+        self.row["angle_gap"] = gap
+        if pulled is None:
+            for name in ("nss", "nss_bf16", "nss_without_decay"):
+                put(self.row, name, 0.0)
+            for side in ("left", "right"):
+                put(self.row, f"angle_{side}_mean_deg", 0.0)
+                put(self.row, f"angle_{side}_max_deg", 0.0)
+            return
+        final_matrix = Matrix(self.b)
+        final = decompose_matrix(final_matrix, k, long=False)
+        self._shifts(base, final, final_matrix)
+        if k >= min(shape) and shape[0] == shape[1]:
+            return  # the whole space: nothing can rotate
+        resolution = 1e-9 * float(stored.values[0])
+        if gap is None or gap <= resolution or min(stored.values[k - 1], final.values[k - 1]) <= resolution:
+            self.row["angle_note"] = f"ill-posed: the gap after singular value {k} is numerically zero"
+            return
+        short, long = principal_angles(stored, final, update, final_matrix, pulled, k)
+        left, right = (short, long) if update.is_wide else (long, short)
+        self._put_angles(stored, final, left, right, k, gap)
+
+    def _put_angles(
+        self, stored: Spectrum, final: Spectrum, left: np.ndarray, right: np.ndarray, k: int, gap: float
+    ) -> None:
+        rows, columns = self.initial.shape
+        smaller, values = min(rows, columns), stored.values
+        moved = float(max(abs(final.values[k - 1] - values[k - 1]), abs(final.values[k] - values[k])))
+        near = int(np.count_nonzero(np.abs(values - values[k - 1]) <= moved))
+        nulls: list[tuple[float, float] | None] = [None] * 4
+        scale = math.sqrt(self.totals.delta_squares / self.totals.count)
+        rng = np.random.default_rng([self.settings.seed, *hashlib.sha256(self.name.encode()).digest()[:8]])
+        extra = (rows - smaller, columns - smaller)
+        if scale * (math.sqrt(rows) + math.sqrt(columns)) > 0.1 * values[k - 1]:
+            self.row["angle_null_form"] = "sampled: SVD of W0 plus noise"
+            draws = self._rotation_samples(stored, k, scale, rng)
+        else:
+            draws = norm_nulls.rotation_draws(values, k, extra, scale, self.settings.null_draws, rng)
+        for side, sample in enumerate(draws):
+            for place, figures in ((2 * side, sample.mean(1)), (2 * side + 1, sample.max(1))):
+                degrees = np.degrees(figures)
+                nulls[place] = (float(degrees.mean()), float(degrees.std(ddof=1)))
+        crossed = moved >= gap
+        blurred = crossed and near > max(2, 0.05 * k)
+        if crossed:
+            extent = "" if not blurred else f", and {near} singular values lie within that distance"
+            self.row["angle_note"] = f"ill-posed: singular value {k} moved by {moved:.3g}, its gap is {gap:.3g}{extent}"
+        for side, angles, place in (("left", left, 0), ("right", right, 2)):
+            mean, largest = np.degrees(angles.mean()), np.degrees(angles[-1])
+            put(self.row, f"angle_{side}_mean_deg", None if blurred else float(mean), nulls[place])
+            put(self.row, f"angle_{side}_max_deg", None if crossed else float(largest), nulls[place + 1])
+
+    def _rotation_samples(self, stored: Spectrum, k: int, scale: float, rng: np.random.Generator) -> list[np.ndarray]:
+        """Angles (left, right) of W0 plus isotropic noise by decomposing it: no expansion holds for large updates."""
+        shape, found = self.initial.shape, ([], [])
+        for _ in range(self.settings.null_draws):
+            noisy = Matrix(self.a + np.float32(scale) * rng.standard_normal(shape, np.float32))
+            moved = decompose_matrix(noisy, k, long=True)
+            found[0].append(angles_from_bases(stored.short[:, :k], moved.short))
+            found[1].append(angles_from_bases(stored.long[:, :k], moved.long))
+        short, long = (np.array(side) for side in found)
+        return [short, long] if noisy.is_wide else [long, short]
+
+    def _shifts(self, base: Base, final: Spectrum, final_matrix: Matrix) -> None:
+        rows, columns = self.initial.shape
+        initial, ended = base.stored, final
+        value = shift(initial, ended.values)
+        if value is not None and (initial.error + ended.error) > 2e-6 * value * initial.norm:
+            initial = exact_base(base, self.a)
+            self.cache.save(self.digest, vector_count(self.settings, self.initial.shape), base)
+            ended = ended if ended.is_exact else exact_values(final_matrix)
+            value = shift(initial, ended.values)
+        scale = math.sqrt(self.totals.delta_squares / self.totals.count)
+        mean, deviation, holds = norm_nulls.shift_null(initial.values, rows, columns, scale)
+        null = (mean, deviation) if holds else None
+        put(self.row, "nss", value, null)
+        if not holds:
+            self.row["nss_note"] = "the update is too large for the null's expansion"
+        decay = self.row["decay"] or 0.0
+        if abs(decay) <= 5e-6:
+            without = shift(initial, ended.values, decay)
+        else:  # W+ − c·W0 has the interpolated spectrum only to O(c)
+            rest = Matrix(self.b, self.a, decay)
+            plain = exact_values(rest) if initial.is_exact else values_only(rest)
+            without = shift(initial, plain.values)
+            if without is not None and (initial.error + plain.error) > 2e-6 * without * initial.norm:
+                initial = exact_base(base, self.a)
+                without = shift(initial, exact_values(rest).values)
+        put(self.row, "nss_without_decay", without, null)
+        self._bf16_shift(base, initial, null)
+
+    def _bf16_shift(self, base: Base, initial: Spectrum, null: tuple[float, float] | None) -> None:
+        """The same between the bfloat16 views; the null is matched to the norm that the update has there."""
+        if self.on_grid:
+            put(self.row, "nss_bf16", self.row["nss"], null)
+            return
+        first = base.bf16 or initial
+        final = Matrix(bf16_view(self.final))
+        second = values_only(final)
+        value = shift(first, second.values)
+        if value is not None and value > 0 and (first.error + second.error) > 2e-6 * value * first.norm:
+            first, second = exact_values(Matrix(bf16_view(self.initial))), exact_values(final)
+            value = shift(first, second.values)
+        scale = math.sqrt(self.totals.bf16_delta_squares / self.totals.count)
+        mean, deviation, holds = norm_nulls.shift_null(
+            first.values, self.initial.shape[0], self.initial.shape[1], scale
+        )
+        put(self.row, "nss_bf16", value, (mean, deviation) if holds and scale > 0 else None)
+
+    def _projections(self, stored: Spectrum, update: Matrix, pulled: np.ndarray | None) -> None:
+        rows, columns = self.initial.shape
+        smaller = min(rows, columns)
+        shares = {"": self.settings.projection_fraction} | {
+            f"_{100 * share:g}pct": share for share in PROJECTION_SHARES
+        }
+        sizes = {suffix: max(1, min(round(share * smaller), stored.short.shape[1])) for suffix, share in shares.items()}
+        self.row["projection_k"] = sizes[""]
+        if pulled is None:
+            for suffix in sizes:
+                for name in ("joint", "left", "right"):
+                    self.row[f"projection_{name}{suffix}"] = None
+            return
+        most = max(sizes.values())
+        squares = self.totals.delta_squares
+        pushed = update.times_short(np.asfortranarray(stored.short[:, :most].astype(np.float32)))
+        by_short = np.einsum("ij,ij->j", pushed, pushed, dtype=np.float64)
+        by_long = np.einsum("ij,ij->j", pulled[:, :most], pulled[:, :most])
+        core = np.square(lapack.multiply(stored.short[:, :most].T, np.asfortranarray(pulled[:, :most])))
+        corner = core.cumsum(0).cumsum(1)
+        left, right = (by_short, by_long) if update.is_wide else (by_long, by_short)
+        for suffix, k in sizes.items():
+            for name, energy, null in (
+                ("joint", corner[k - 1, k - 1], norm_nulls.projection_null(rows, columns, k, k)),
+                ("left", left[:k].sum(), norm_nulls.projection_null(rows, columns, k, None)),
+                ("right", right[:k].sum(), norm_nulls.projection_null(rows, columns, None, k)),
+            ):
+                put(self.row, f"projection_{name}{suffix}", float(energy / squares), null)
+
+    def _fast(self) -> None:
+        """What needs no full spectrum: ranks of the update from one float32 Gram matrix."""
+        shape, squares = (self.initial.shape[0], self.initial.shape[1]), self.totals.delta_squares
+        if squares == 0:
+            self.row |= {"op_norm": 0.0, "stable_rank": None, "participation_ratio": None, "stable_rank_bf16": None}
+            return
+        update = Matrix(self.b, self.a)
+        gram = update.gram(np.float32)
+        top = leading_square(update, gram)
+        put(self.row, "op_norm", math.sqrt(top))
+        put(self.row, "stable_rank", squares / top, shape_nulls.stable_rank_null(*shape))
+        upper = float(np.vdot(gram, gram))
+        diagonal = np.diagonal(gram)
+        fourth = 2 * upper - float(diagonal @ diagonal)
+        null = shape_nulls.spectral_null(*shape, participation_ratio, lambda p: p)
+        put(self.row, "participation_ratio", squares**2 / fourth, null)
+        self._bf16_rank(True)
+
+    def _overlaps(self, base: Base | None) -> None:
+        """Overlap of the changed entries with the masks of W0, beside the rounding null at the observed density."""
+        settings, totals = self.settings, self.totals
+        names = ("overlap_principal", "overlap_low")
+        if totals.changed == 0 or totals.initial_squares == 0:
+            self.row |= dict.fromkeys(names)
+            self.row["overlap_note"] = "undefined: nothing changed in the bfloat16 view"
+            return
+        null = RoundingNull(totals.histogram, settings.eta, totals.on_grid)
+        scale = null.scale_for_density(totals.density)
+        self.row["rounding_scale"] = scale
+        principal = self._principal_mask(base)
+        low, low_histogram = low_magnitude_mask(self.initial, totals, settings.mask_fraction)
+        for name, mask, histogram in (
+            ("overlap_principal", principal, histogram_of(self.initial, principal)),
+            ("overlap_low", low, low_histogram),
+        ):
+            mask &= self.changed
+            overlap = int(np.count_nonzero(mask)) / totals.changed
+            expected = null.overlap(histogram, scale) if scale is not None else None
+            put(self.row, name, overlap, expected)
+            share = int(histogram.sum()) / totals.count
+            self.row[f"{name}_enrichment"] = overlap / (expected[0] if expected and expected[0] else share)
+
+    def _principal_mask(self, base: Base | None) -> np.ndarray:
+        settings, shape = self.settings, self.initial.shape
+        take = int(np.floor(settings.mask_fraction * self.totals.count + 0.5))
+        rank = min(settings.mask_rank, min(shape))
+        self.row["mask_rank"] = rank
+        matrix = Matrix(self.a)
+        if base is not None:
+            short, long, values = base.stored.short[:, :rank], base.stored.long[:, :rank], base.stored.values[:rank]
+        else:
+            short, long, values = leading_directions(matrix, rank)
+        left, right = (short, long) if matrix.is_wide else (long, short)
+        return _reconstruction_mask(left * values, right, take)
+
+
+def _leaves_grid(stored: np.ndarray, wide: np.ndarray) -> bool:
+    """Whether some entry is no bfloat16 number."""
+    return stored.dtype.name != "bfloat16" and bool(np.any(wide.view(np.uint32) & np.uint32(0xFFFF)))
+
+
+def _reconstruction_mask(left: np.ndarray, right: np.ndarray, take: int) -> np.ndarray:
+    """Flat mask of the `take` largest |left·rightᵀ|, decided in float64, ties to the lower row-major index.
+
+    Only the float32 magnitudes are held; entries that tie with the threshold there are told apart in float64.
+    """
+    rows, columns = left.shape[0], right.shape[0]
+    magnitude = np.empty((rows, columns), np.float32)
+    step = max(1, (1 << 21) // columns)
+    right_rows = np.ascontiguousarray(right)
+    left_rows = np.ascontiguousarray(left)
+    for start in range(0, rows, step):
+        block = lapack.multiply(right_rows, np.ascontiguousarray(left_rows[start : start + step]).T).T
+        np.abs(block, out=magnitude[start : start + step], casting="same_kind")
+    flat = magnitude.reshape(-1)
+    if take <= 0:
+        return np.zeros(flat.size, bool)
+    threshold = np.partition(flat, flat.size - take)[flat.size - take]
+    mask = flat > threshold
+    missing = take - int(np.count_nonzero(mask))
+    tied = np.flatnonzero(flat == threshold)
+    if missing < tied.size:
+        exact = np.abs(np.einsum("ij,ij->i", left_rows[tied // columns], right_rows[tied % columns]))
+        tied = tied[np.argsort(-exact, kind="stable")]
+    mask[tied[:missing]] = True
+    return mask

@@ -1,0 +1,75 @@
+"""Principal angles between the leading subspaces of W0 and W+ from float64 bases."""
+
+import numpy as np
+from scipy import linalg
+
+from jaxgeom.comparison import lapack
+from jaxgeom.comparison.spectrum import Matrix, Spectrum
+
+_TINY = 1e-5
+
+
+def _squares(gram: np.ndarray) -> np.ndarray:
+    return np.clip(linalg.eigvalsh(gram, check_finite=False), 0, 1)
+
+
+def angles_from_cosines(cosines: np.ndarray) -> np.ndarray:
+    """Angles, ascending, from `U0ᵀU+` in float64: by `1 − cos²`, good to about 1e-7 rad, and by cos² beyond 45°."""
+    k = cosines.shape[0]
+    shared = lapack.multiply(cosines.T, cosines)
+    sines = _squares(np.eye(k) - shared)
+    angles = np.arcsin(np.sqrt(sines))
+    if sines[-1] > 0.5:
+        closeness = _squares(shared)[::-1]
+        angles = np.where(sines > 0.5, np.arccos(np.sqrt(closeness)), angles)
+    return angles
+
+
+def angles_from_bases(initial: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """Angles, ascending, by the sine branch: the part of `final` outside `initial`.
+
+    Exact for rotations of any smallness.
+    """
+    cosines = lapack.multiply(initial.T, final)
+    residual = final - lapack.multiply(initial, cosines)
+    residual -= lapack.multiply(initial, lapack.multiply(initial.T, residual))
+    sines = np.sqrt(_squares(lapack.multiply(residual.T, residual)))
+    angles = np.arcsin(sines)
+    if sines[-1] > 0.7:
+        closeness = np.sqrt(_squares(lapack.multiply(cosines.T, cosines))[::-1])
+        angles = np.where(sines > 0.7, np.arccos(closeness), angles)
+    return angles
+
+
+def principal_angles(
+    base: Spectrum, final: Spectrum, update: Matrix, final_matrix: Matrix, pulled: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Angles of the smaller and of the longer side, radians ascending.
+
+    The longer side needs no vectors of W+: with `W+ᵀU0 = V0Σ0 + ΔWᵀU0` its cosines are
+    `U0ᵀU+ = (Σ0·V0ᵀV+ + (ΔWᵀU0)ᵀV+)·Σ+⁻¹`, all of it on the smaller side.
+
+    Args:
+        base: spectrum and vectors of W0.
+        final: spectrum and short-side vectors of W+.
+        update: ΔW, for its shape.
+        final_matrix: W+, for the rotations so small that its own long vectors are formed.
+        pulled: `ΔWᵀU0`, `[short, ≥ k]`.
+        k: dimension of the subspaces.
+    """
+    short0, short1 = base.short[:, :k], final.short[:, :k]
+    cosines = lapack.multiply(short0.T, short1)
+    short = angles_from_cosines(cosines)
+    if short.mean() < _TINY:
+        short = angles_from_bases(short0, short1)
+    weak = min(base.values[k - 1] / base.values[0], final.values[k - 1] / final.values[0]) < 1e-2
+    if final.long.shape[1] >= k:
+        return short, angles_from_bases(base.long[:, :k], final.long[:, :k])
+    if not weak:
+        other = base.values[:k, None] * cosines + lapack.multiply(pulled[:, :k].T, short1)
+        other /= final.values[:k]
+        long = angles_from_cosines(np.asfortranarray(other))
+        if long.mean() >= _TINY:
+            return short, long
+    vectors = final_matrix.times_short(np.asfortranarray(short1)) / final.values[:k]
+    return short, angles_from_bases(base.long[:, :k], vectors)

@@ -1,0 +1,98 @@
+"""What a comparison measures and with which parameters."""
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+from jaxgeom.errors import UserError
+
+ABSOLUTE_TOLERANCE = 1e-5
+"""Tolerance of `sparsity_abs_1e-5` (Bai et al., 2606.13657; Mukherjee et al., 2505.11711)."""
+
+RMS_TOLERANCES = (1e-4, 1e-3, 1e-2)
+"""Tolerances of `sparsity_rms_*`, in units of RMS(W0)."""
+
+PROJECTION_SHARES = (0.01, 0.05, 0.10, 0.20)
+"""Shares of min(m, n) at which projection energies are reported beside the one that the settings name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareSettings:
+    """Parameters of every statistic of a comparison.
+
+    Attributes:
+        suite: `full`, or `fast` without whatever needs a full spectrum.
+        include: only parameters whose name this regular expression finds.
+        exclude: without parameters whose name this regular expression finds.
+        angle_k: singular vectors per side for the principal angles; capped at min(m, n) − 1, the cap is reported.
+        mask_rank: rank of the reconstruction of W0 behind the principal mask.
+        mask_fraction: share of the entries in the principal and in the low-magnitude mask.
+        eta: relative tolerance of the bfloat16 unchanged test; below 2⁻⁸ the same as bitwise inequality.
+        hill_k: order statistics in the Hill estimate; max(10, ⌈min(m, n)/10⌉) when None.
+        subspace_k: dimension of the subspaces of the update that are compared along and between runs.
+        projection_fraction: share of min(m, n) taken as k of the projection energies.
+        null_draws: draws of each null that is sampled.
+        seed: seed of those draws, combined with the matrix name.
+        device: where the dense algebra runs; `cpu` and `auto` are float64 LAPACK on the host, all there is yet.
+    """
+
+    suite: Literal["full", "fast"] = "full"
+    include: str | None = None
+    exclude: str | None = None
+    angle_k: int = 512
+    mask_rank: int = 64
+    mask_fraction: float = 0.3
+    eta: float = 1e-3
+    hill_k: int | None = None
+    subspace_k: int = 16
+    projection_fraction: float = 0.1
+    null_draws: int = 5
+    seed: int = 0
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("suite", ("full", "fast")), ("device", ("auto", "cpu", "gpu", "tpu"))):
+            if getattr(self, field) not in allowed:
+                raise UserError(f"{field} = {getattr(self, field)!r}: one of {', '.join(allowed)} is needed")
+        for field in ("include", "exclude"):
+            pattern = getattr(self, field)
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise UserError(f"{field} = {pattern!r} is no regular expression: {error}") from None
+        for field, least in (("angle_k", 1), ("mask_rank", 1), ("subspace_k", 1), ("null_draws", 2), ("seed", 0)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f"{field} = {value!r}: a whole number of at least {least} is needed")
+        if self.device in ("gpu", "tpu"):
+            raise UserError(f"device = {self.device!r}: comparisons run on the host so far; use cpu or auto")
+        if self.hill_k is not None and (not isinstance(self.hill_k, int) or self.hill_k < 2):
+            raise UserError(f"hill_k = {self.hill_k!r}: a whole number of at least 2 is needed")
+        for field in ("mask_fraction", "projection_fraction"):
+            if not 0 < getattr(self, field) < 1:
+                raise UserError(f"{field} = {getattr(self, field)!r}: a share between 0 and 1 is needed")
+        if not 0 <= self.eta < 1:
+            raise UserError(f"eta = {self.eta!r}: a relative tolerance in [0, 1) is needed")
+
+    def selects(self, name: str) -> bool:
+        """Whether `include` and `exclude` let the parameter pass."""
+        if self.include is not None and not re.search(self.include, name):
+            return False
+        return self.exclude is None or not re.search(self.exclude, name)
+
+    def hill_order(self, smaller: int) -> int:
+        """k of the Hill estimate for a matrix whose smaller side is `smaller`."""
+        return min(self.hill_k or max(10, -(-smaller // 10)), smaller)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every parameter of every statistic, those that are fixed in the code too."""
+        return dataclasses.asdict(self) | {
+            "absolute_tolerance": ABSOLUTE_TOLERANCE,
+            "rms_tolerances": list(RMS_TOLERANCES),
+            "projection_shares": list(PROJECTION_SHARES),
+            "device_used": "cpu: float64 LAPACK on the host",
+            "hill_rule": "hill_k, or max(10, ceil(0.1 min(m, n)))",
+            "unchanged_test": "bitwise equality of bfloat16 values"
+            if self.eta < 2**-8
+            else "|a-b| <= eta max(|a|,|b|)",
+        }

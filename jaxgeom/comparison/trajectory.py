@@ -1,0 +1,218 @@
+"""The geometry of a run along its checkpoints."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
+from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
+from jaxgeom.comparison.population import Part
+from jaxgeom.comparison.report import to_json_text, write_atomically
+from jaxgeom.comparison.scan import ElementTotals, require_finite
+from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.comparison.trajectory_matrix import STATISTICS, MatrixTrajectory
+from jaxgeom.errors import UserError
+
+NULL_FORMS = {
+    "stable_rank, hill": "closed: isotropic update of the same shape",
+    "stable_rank_bf16, sim_to_final_bf16": "precision null: the final direction at each norm, in bfloat16",
+    "sim_to_final": "random walk of independent increments of the observed norms (sampled once per shape)",
+    "sim_disjoint": "closed: K/n",
+    "sparsity_bf16": "closed: isotropic update of equal norm, rounded",
+    "drift_ratio": "closed: 1, independent increments",
+    "path_cosine, cosine_to_rest": "closed: 0",
+}
+
+
+def trajectory_checkpoints(
+    initial: Reader,
+    checkpoints: Sequence[tuple[int, Reader]],
+    settings: CompareSettings | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Trajectory statistics, each with its null, over checkpoints in order.
+
+    Args:
+        initial: checkpoint that holds W0.
+        checkpoints: `(step, checkpoint)` in the order of training.
+        settings: parameters; `include` with the four attention matrices gives the preset of *On the Geometry of OPD*.
+        out: folder for `trajectory.json`, and for finished matrices while the measurement runs.
+        cache: accepted for symmetry with `compare_checkpoints`; no trajectory statistic needs a base spectrum.
+        progress: called after each parameter.
+        force: takes over a folder that holds another measurement.
+
+    Returns:
+        The content of `trajectory.json`.
+
+    Raises:
+        UserError: no checkpoints, steps out of order, mismatched or non-finite weights.
+    """
+    del cache
+    settings = settings or CompareSettings()
+    steps = [int(step) for step, _ in checkpoints]
+    if not steps:
+        raise UserError("a trajectory needs at least one checkpoint after the initial one")
+    if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        raise UserError(f"the steps of a trajectory must ascend: {', '.join(map(str, steps))}")
+    names = check_pair(initial, checkpoints[0][1], settings)
+    for _, checkpoint in checkpoints[1:]:
+        check_pair(initial, checkpoint, settings)
+    parts = plan_parts(initial, names)
+    readers = [checkpoint for _, checkpoint in checkpoints]
+    identity = [
+        settings.to_json(),
+        steps,
+        initial.fingerprint,
+        [r.fingerprint for r in readers],
+        [r.name for r in readers],
+        version(),
+    ]
+    key = settings_key(identity)
+    described = description({"initial": initial.name}, settings.to_json() | {"checkpoints": [r.name for r in readers]})
+    folder = pathlib.Path(out) if out is not None else None
+    journal = Journal(folder, key, described=described, final="trajectory.json", force=force)
+    total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
+
+    def read_step(part: Part, index: int) -> np.ndarray:
+        side = initial if index < 0 else readers[index]
+        array = part.read(side[part.tensor])
+        require_finite(array, f"{side.name}: {part.name}")
+        return array
+
+    def measure(part: Part, _: None) -> dict[str, Any]:
+        if part.is_matrix:
+            return MatrixTrajectory(lambda index: read_step(part, index), len(steps), settings).measure()
+        return _scan(part, initial, readers, settings)
+
+    def finished(part: Part, row: dict[str, Any]) -> None:
+        nonlocal done
+        labels = {"name": part.name, "shape": list(part.shape), "module": part.module, "layer": part.layer}
+        journal.add(labels | {"group": part.group, "parameters": part.size} | row)
+        done += part.size
+        if progress is not None:
+            progress(done, total, part.name)
+
+    journal.open()
+    try:
+        measure_parts([part for part in parts if part.name not in journal.rows], lambda part: None, measure, finished)
+        rows = [journal.rows[part.name] for part in parts]
+        result = _result(rows, steps, settings, initial, readers, sum(initial[name].size for name in initial))
+        if out is not None:
+            write_atomically(pathlib.Path(out) / "trajectory.json", to_json_text(result))
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            journal.close(remove=False)
+        else:
+            journal.discard()
+        raise
+    except OSError as error:
+        journal.close(remove=False)
+        raise as_user_error(error, out or "") from error
+    except BaseException:
+        journal.close(remove=False)
+        raise
+    journal.close(remove=True)
+    return result
+
+
+def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: CompareSettings) -> dict[str, Any]:
+    """Visible sparsity of a parameter that is no matrix, per step."""
+    values = []
+    for reader in readers:
+        totals = ElementTotals()
+        blocks = (side[part.tensor].row_blocks(1 << 24) for side in (initial, reader))
+        for first, second in zip(*blocks, strict=True):
+            require_finite(first, f"{initial.name}: {part.name}")
+            require_finite(second, f"{reader.name}: {part.name}")
+            totals.add(first, second, eta=settings.eta, rms=0.0)
+        values.append(1 - totals.density)
+    return {"sparsity_bf16": values}
+
+
+def _column(rows: Sequence[dict[str, Any]], key: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    held = [(row[key][index], row["parameters"]) for row in rows if row.get(key) and row[key][index] is not None]
+    return np.array([value for value, _ in held], float), np.array([weight for _, weight in held], float)
+
+
+def _curve(
+    rows: Sequence[dict[str, Any]], key: str, count: int, *, weighted: bool, median: bool = False
+) -> list[float | None]:
+    result: list[float | None] = []
+    for index in range(count):
+        values, weights = _column(rows, key, index)
+        if not values.size:
+            result.append(None)
+        elif median:
+            result.append(float(np.median(values)))
+        else:
+            result.append(float(np.average(values, weights=weights if weighted else None)))
+    return result
+
+
+def _summary(rows: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
+    matrices = [row for row in rows if row["group"] == "matrices"]
+    table = {}
+    for name in STATISTICS:
+        counted = name.startswith("sparsity")
+        over = rows if counted else matrices
+        mean, null = _curve(over, name, count, weighted=counted), _curve(over, f"{name}_null", count, weighted=counted)
+        both = [row for row in over if row.get(f"{name}_null")]
+        own = _curve(both, name, count, weighted=counted)
+        excess = [None if a is None or b is None else a - b for a, b in zip(own, null, strict=True)]
+        has_null = any(value is not None for value in null)
+        table[name] = {
+            "mean": mean,
+            "median": _curve(over, name, count, weighted=False, median=True),
+            "null": null if has_null else None,
+            "excess": excess if has_null else None,
+        }
+    return table
+
+
+def _mean_matrix(tables: Sequence[list[list[float | None]]], count: int) -> list[list[float | None]]:
+    mean: list[list[float | None]] = [[None] * count for _ in range(count)]
+    for s in range(count):
+        for t in range(count):
+            values = [value for table in tables if (value := table[s][t]) is not None]
+            mean[s][t] = float(np.mean(values)) if values else None
+    return mean
+
+
+def _result(
+    rows: Sequence[dict[str, Any]], steps: list[int], settings: CompareSettings, initial: Reader, readers:
+    Sequence[Reader],
+    total: int,
+) -> dict[str, Any]:  # fmt: skip
+    matrices = [row for row in rows if row["group"] == "matrices"]
+    coverage = {}
+    for name in STATISTICS:
+        held = [row for row in rows if any(value is not None for value in row.get(name) or [])]
+        share = sum(row["parameters"] for row in held) / total if total else 0.0
+        coverage[name] = {"parameters": share, "matrices": sum(1 for row in held if row["group"] == "matrices")}
+    similarity = {
+        kind: _mean_matrix([row["similarity"][kind] for row in matrices], len(steps))
+        for kind in ("full", "full_null", "disjoint", "disjoint_null")
+    }
+    return {
+        "schema": 1,
+        "kind": "trajectory",
+        "version": version(),
+        "command": "trajectory",
+        "inputs": {
+            "initial": {"name": initial.name, "dtype": initial.dtype},
+            "checkpoints": [{"name": reader.name, "dtype": reader.dtype} for reader in readers],
+        },
+        "steps": steps,
+        "settings": settings.to_json() | {"null_forms": NULL_FORMS, "checkpoints": [reader.name for reader in readers]},
+        "coverage": coverage,
+        "summary": _summary(rows, len(steps)),
+        "similarity": similarity,
+        "matrices": [{name: value for name, value in row.items() if name != "similarity"} for row in matrices],
+    }
