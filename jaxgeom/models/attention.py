@@ -1,0 +1,172 @@
+"""Causal grouped-query attention, four ways: plain, chunked over queries, cuDNN's kernel, the Pallas splash kernel."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from jaxgeom.sharding import BATCH_AXES
+
+KINDS = ("auto", "plain", "chunked", "cudnn", "splash")
+# Finite, so that a query with no visible key (padding) gives a finite average and finite gradients.
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
+# Up to this many columns the scores are held whole.
+_PLAIN_LIMIT = 1024
+_CHUNK = 256
+# The splash kernel works on tiles of lanes.
+_LANES = 128
+
+
+def resolve_attention(kind: str, *, dtype: Any, time: int) -> str:
+    """What `auto` stands for on the default backend: a kernel where one fits, else plain or chunked by length."""
+    if kind not in KINDS:
+        raise ValueError(f"attention={kind!r} must be one of {', '.join(KINDS)}")
+    if kind != "auto":
+        return kind
+    backend = jax.default_backend()
+    if backend == "tpu" and time >= _LANES:
+        return "splash"
+    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2:
+        return "cudnn"
+    return "plain" if time <= _PLAIN_LIMIT else "chunked"
+
+
+def causal_attention(
+    q: Float[Array, "batch time heads hd"],
+    k: Float[Array, "batch time kv hd"],
+    v: Float[Array, "batch time kv hd"],
+    *,
+    valid: Bool[Array, "batch time"] | None,
+    kind: str,
+) -> Float[Array, "batch time heads hd"]:
+    """`softmax(q·kᵀ/√hd + causal mask)·v`; head h uses key head ⌊h·kv/heads⌋.
+
+    Args:
+        q, k, v: projected and rotated, in the compute dtype.
+        valid: which keys may be attended to; None for all. The kernels take None only: real tokens stand first
+            there, so causality alone hides the padding.
+        kind: a resolved form, not `auto`.
+    Returns:
+        The mixed values, in the dtype of `q`.
+    """
+    if kind in ("cudnn", "splash"):
+        if valid is not None:
+            raise ValueError(f"attention={kind!r} takes no mask: put the real tokens first")
+        return attend_splash(q, k, v) if kind == "splash" else _attend_cudnn(q, k, v)
+    if kind == "chunked":
+        return attend_chunked(q, k, v, valid)
+    time = q.shape[1]
+    visible = jnp.tril(jnp.ones((time, time), bool))[None]
+    return attend_plain(q, k, v, visible if valid is None else visible & valid[:, None, :])
+
+
+def attend_plain(
+    q: Float[Array, "batch time heads hd"],
+    k: Float[Array, "batch keys kv hd"],
+    v: Float[Array, "batch keys kv hd"],
+    visible: Bool[Array, "#batch time keys"],
+) -> Float[Array, "batch time heads hd"]:
+    """Attention with all scores held, softmax in float32; `visible` says which keys a query sees."""
+    batch, time, heads, hd = q.shape
+    kv = k.shape[2]
+    grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, time, kv, heads // kv, hd)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, time, heads, hd)
+
+
+def attend_chunked(
+    q: Float[Array, "batch time heads hd"],
+    k: Float[Array, "batch time kv hd"],
+    v: Float[Array, "batch time kv hd"],
+    valid: Bool[Array, "batch time"] | None,
+    *,
+    chunk: int = _CHUNK,
+) -> Float[Array, "batch time heads hd"]:
+    """`attend_plain` for `chunk` queries at a time, recomputed in the backward pass.
+
+    The scores in memory are `[batch, heads, chunk, time]`, never `[batch, heads, time, time]`.
+    """
+    batch, time, heads, hd = q.shape
+    count = -(-time // chunk)
+    padded = jnp.pad(q, ((0, 0), (0, count * chunk - time), (0, 0), (0, 0)))
+    chunks = jnp.moveaxis(padded.reshape(batch, count, chunk, heads, hd), 1, 0)
+    # Cast inside, so that the gradients of keys and values are summed over the chunks in float32.
+    keys, values = k.astype(jnp.float32), v.astype(jnp.float32)
+
+    @jax.checkpoint
+    def one(q_chunk: Array, start: Array) -> Array:
+        visible = (jnp.arange(time) <= start + jnp.arange(chunk)[:, None])[None]
+        if valid is not None:
+            visible = visible & valid[:, None, :]
+        return attend_plain(q_chunk, keys.astype(q.dtype), values.astype(q.dtype), visible)
+
+    _, out = jax.lax.scan(lambda carry, xs: (carry, one(*xs)), None, (chunks, chunk * jnp.arange(count)))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, count * chunk, heads, hd)[:, :time]
+
+
+def attend_splash(
+    q: Float[Array, "batch time heads hd"],
+    k: Float[Array, "batch time kv hd"],
+    v: Float[Array, "batch time kv hd"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "batch time heads hd"]:
+    """The Pallas TPU kernel, one call per device: under `jax.set_mesh` each works on its rows and heads.
+
+    Reference:
+        FlashAttention arXiv:2205.14135; `jax.experimental.pallas.ops.tpu.splash_attention`.
+    """
+    time = q.shape[1]
+    # Causality hides the padding at the end.
+    room = -time % _LANES
+    q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
+    run = functools.partial(_splash_kernel, interpret=interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        split_heads = k.shape[2] % mesh.shape["tensor"] == 0
+        spec = PartitionSpec(BATCH_AXES, None, "tensor" if split_heads else None, None)
+        run = jax.shard_map(run, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    return run(q, k, v)[:, :time]
+
+
+def _splash_kernel(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    time, heads, hd = q.shape[1:]
+    tile = max(size for size in (128, 256, 512) if time % size == 0)
+    sizes = splash_attention_kernel.BlockSizes(
+        block_q=tile, block_kv=tile, block_kv_compute=tile,
+        block_q_dkv=tile, block_kv_dkv=tile, block_kv_dkv_compute=tile,
+        block_q_dq=tile, block_kv_dq=tile,
+    )  # fmt: skip
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((time, time)) for _ in range(heads)])
+    kernel = splash_attention_kernel.make_splash_mha_single_device(mask=mask, block_sizes=sizes, interpret=interpret)
+    scaled = q * jnp.asarray(1 / math.sqrt(hd), q.dtype)
+    out = jax.vmap(kernel)(scaled.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
+    return out.swapaxes(1, 2).astype(q.dtype)
+
+
+def _attend_cudnn(q: Array, k: Array, v: Array) -> Array:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+def attend_cache(
+    q: Float[Array, "batch 1 heads hd"],
+    keys: Float[Array, "batch kv slots hd"],
+    values: Float[Array, "batch kv slots hd"],
+    visible: Bool[Array, "batch slots"],
+) -> Float[Array, "batch 1 heads hd"]:
+    """Attention of one query per row to the `visible` slots of a cache; softmax in float32."""
+    batch, _, heads, hd = q.shape
+    kv = keys.shape[1]
+    grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
+    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bkgs,bksd->bkgd", weights, values).reshape(batch, 1, heads, hd)

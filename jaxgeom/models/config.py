@@ -1,0 +1,221 @@
+"""The architecture of a Qwen3 model, read from a Hugging Face `config.json` and refused where it is not supported."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jaxgeom.errors import UserError
+from jaxgeom.models.rope import RopeScaling
+
+# Fields of config.json that do not change the function computed here, whatever their value.
+_IGNORED = frozenset(
+    """
+    _attn_implementation _experts_implementation _name_or_path add_cross_attention architectures attn_implementation
+    auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label
+    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length max_position_embeddings
+    max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_router_logits output_scores pad_token_id prefix problem_type
+    pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate rope_parameters
+    rope_scaling rope_theta router_aux_loss_coef sep_token_id sliding_window suppress_tokens task_specific_params
+    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p use_bfloat16 use_cache
+    """.split()
+)
+_MODEL_TYPES = ("qwen3", "qwen3_moe")
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Config:
+    """Shape and constants of a Qwen3 model; names as in Hugging Face. `num_experts` 0 means dense."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 32_768
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    initializer_range: float = 0.02
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+        ):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "a positive integer")
+        _check("head_dim", self.head_dim, self.head_dim % 2 == 0, "even, for the rotary embedding")
+        _check(
+            "num_key_value_heads",
+            self.num_key_value_heads,
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"a divisor of num_attention_heads={self.num_attention_heads}",
+        )
+        _check("rms_norm_eps", self.rms_norm_eps, self.rms_norm_eps > 0, "positive")
+        _check("rope_theta", self.rope_theta, math.isfinite(self.rope_theta) and self.rope_theta > 0, "positive")
+        _check("max_position_embeddings", self.max_position_embeddings, self.max_position_embeddings > 0, "positive")
+        if self.is_moe:
+            _check(
+                "num_experts_per_tok",
+                self.num_experts_per_tok,
+                0 < self.num_experts_per_tok <= self.num_experts,
+                f"between 1 and num_experts={self.num_experts}",
+            )
+            _check("moe_intermediate_size", self.moe_intermediate_size, self.moe_intermediate_size > 0, "positive")
+        else:
+            _check("intermediate_size", self.intermediate_size, self.intermediate_size > 0, "positive")
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the feed-forward layers are mixtures of experts."""
+        return self.num_experts > 0
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The token ids that end an answer: `eos_token_id` as a tuple, empty where the config has none."""
+        if self.eos_token_id is None:
+            return ()
+        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Qwen3Config":
+        """The config of a Hugging Face `config.json`, given as a dict.
+
+        Raises:
+            UserError: a field is missing, has an unsupported value, or is unknown; the message names it.
+        """
+        known = dict(config)
+        model_type = known.get("model_type")
+        _check("model_type", model_type, model_type in _MODEL_TYPES, f"one of {', '.join(_MODEL_TYPES)}")
+        moe = model_type == "qwen3_moe"
+        _refuse_unsupported(known, moe)
+        try:
+            heads = int(known["num_attention_heads"])
+            hidden = int(known["hidden_size"])
+            fields: dict[str, Any] = {
+                "vocab_size": int(known["vocab_size"]),
+                "hidden_size": hidden,
+                "intermediate_size": int(known["intermediate_size"]),
+                "num_hidden_layers": int(known["num_hidden_layers"]),
+                "num_attention_heads": heads,
+                "num_key_value_heads": int(known.get("num_key_value_heads") or heads),
+            }
+            if moe:
+                fields["num_experts"] = int(known.get("num_experts") or known["num_local_experts"])
+                fields["num_experts_per_tok"] = int(known["num_experts_per_tok"])
+                fields["moe_intermediate_size"] = int(known["moe_intermediate_size"])
+                fields["norm_topk_prob"] = bool(known.get("norm_topk_prob", False))
+        except KeyError as error:
+            raise UserError(f"config.json: field {error.args[0]!r} is missing") from None
+        # The dense class defaults to 128; the MoE class falls back to hidden_size / heads.
+        fields["head_dim"] = int(known.get("head_dim") or (hidden // heads if moe else 128))
+        for name in ("rms_norm_eps", "initializer_range"):
+            if known.get(name) is not None:
+                fields[name] = float(known[name])
+        for name in ("tie_word_embeddings", "attention_bias"):
+            fields[name] = bool(known.get(name, False))
+        if known.get("max_position_embeddings") is not None:
+            fields["max_position_embeddings"] = int(known["max_position_embeddings"])
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = known.get(name)
+            fields[name] = tuple(value) if isinstance(value, list | tuple) else value
+        fields["rope_theta"], fields["rope_scaling"] = _read_rope(known)
+        return cls(**fields)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `config.json` dict that `transformers` reads back as the same model."""
+        config: dict[str, Any] = {
+            "architectures": ["Qwen3MoeForCausalLM" if self.is_moe else "Qwen3ForCausalLM"],
+            "model_type": "qwen3_moe" if self.is_moe else "qwen3",
+            "hidden_act": "silu",
+            "attention_dropout": 0.0,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "use_cache": True,
+        }
+        for field in dataclasses.fields(self):
+            if field.name in (
+                "rope_scaling",
+                "num_experts",
+                "num_experts_per_tok",
+                "moe_intermediate_size",
+                "norm_topk_prob",
+            ):
+                continue
+            value = getattr(self, field.name)
+            config[field.name] = list(value) if isinstance(value, tuple) else value
+        config["rope_scaling"] = None if self.rope_scaling is None else self.rope_scaling.to_hf()
+        if self.is_moe:
+            config |= {
+                "num_experts": self.num_experts,
+                "num_experts_per_tok": self.num_experts_per_tok,
+                "moe_intermediate_size": self.moe_intermediate_size,
+                "norm_topk_prob": self.norm_topk_prob,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+            }
+        return config
+
+
+def _check(name: str, value: Any, good: bool, right: str) -> None:
+    if not good:
+        raise UserError(f"config.json: {name}={value!r} is not supported; it must be {right}")
+
+
+def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
+    """Raise on every field that would change the function and that the model here does not implement."""
+    _check(
+        "hidden_act", config.get("hidden_act", "silu"), config.get("hidden_act", "silu") in ("silu", "swish"), "'silu'"
+    )
+    _check("use_sliding_window", config.get("use_sliding_window"), not config.get("use_sliding_window"), "false")
+    _check("attention_dropout", config.get("attention_dropout"), not config.get("attention_dropout"), "0")
+    for quantized in ("quantization_config", "quantization"):
+        _check(quantized, config.get(quantized), not config.get(quantized), "absent: weights are read as stored floats")
+    layer_types = config.get("layer_types") or []
+    _check(
+        "layer_types", layer_types, all(kind == "full_attention" for kind in layer_types), "'full_attention' throughout"
+    )
+    if moe:
+        _check("decoder_sparse_step", config.get("decoder_sparse_step"), config.get("decoder_sparse_step", 1) == 1, "1")
+        _check("mlp_only_layers", config.get("mlp_only_layers"), not config.get("mlp_only_layers"), "empty")
+    read = {field.name for field in dataclasses.fields(Qwen3Config)} | {
+        "hidden_act",
+        "use_sliding_window",
+        "attention_dropout",
+        "quantization_config",
+        "quantization",
+        "layer_types",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+        "num_local_experts",
+    }
+    for name, value in config.items():
+        # A null or false switch asks for nothing, so a newer writer's unused fields do not shut the door.
+        if name not in read and name not in _IGNORED and value not in (None, False):
+            raise UserError(f"config.json: field {name!r} (value {value!r}) is not known to this Qwen3 implementation")
+
+
+def _read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) from either spelling: `rope_theta` + `rope_scaling`, or transformers 5's `rope_parameters`."""
+    parameters = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
+    theta = float(parameters.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0)
+    return theta, RopeScaling.from_hf(parameters)

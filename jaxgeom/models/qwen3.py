@@ -1,0 +1,191 @@
+"""Qwen3, dense and mixture of experts: a Flax module that declares parameters and applies the functions of `layers`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
+from jaxgeom.models.config import Qwen3Config
+from jaxgeom.models.layers import block, rms_norm
+from jaxgeom.models.rope import rope_frequencies, rope_tables
+
+
+class Qwen3(nn.Module):
+    """A Qwen3 language model; `model.apply({"params": params}, tokens) -> logits`.
+
+    Parameters keep the dtype that they are given in; `dtype` is that of activations and matmul inputs. Norms, softmax
+    and logits are float32.
+
+    Attributes:
+        config: architecture.
+        dtype: compute dtype.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        attention: `auto` (by backend and length), `plain`, `chunked`, `cudnn` or `splash`.
+    """
+
+    config: Qwen3Config
+    dtype: Any = jnp.float32
+    remat: bool = False
+    attention: str = "auto"
+
+    def setup(self) -> None:
+        self.embed = self.param("embed", _init_embed, self.config)
+        self.layers = self.param("layers", _init_layers, self.config)
+        self.norm = self.param("norm", lambda key, dim: {"scale": jnp.ones(dim)}, self.config.hidden_size)
+        if not self.config.tie_word_embeddings:
+            self.head = self.param("head", _init_head, self.config)
+
+    def __call__(
+        self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"] | None = None
+    ) -> Float[Array, "batch time vocab"]:
+        """Logits of the next token, float32.
+
+        Args:
+            tokens: token ids.
+            valid: marks the real tokens, so padding on either side is never attended; None where all are real.
+        """
+        return self.unembed(self.hidden_states(tokens, valid=valid))
+
+    def hidden_states(
+        self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"] | None = None
+    ) -> Float[Array, "batch time dim"]:
+        """The normed last hidden states, in the compute dtype: what `unembed` turns into logits."""
+        hidden, _ = self._run(tokens, valid, keep=False)
+        return hidden
+
+    def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
+        """Logits of normed hidden states, float32."""
+        kernel = self.embed["embedding"].T if self.config.tie_word_embeddings else self.head["kernel"]
+        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def prefill(
+        self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"]
+    ) -> tuple[Float[Array, "batch dim"], dict[str, Array]]:
+        """Hidden state of the last column, and keys and values of every layer, `[layer, batch, kv, time, head_dim]`."""
+        hidden, cache = self._run(tokens, valid, keep=True)
+        return hidden[:, -1], cache
+
+    def decode(
+        self,
+        tokens: Int[Array, " batch"],
+        cache: Mapping[str, Array],
+        *,
+        positions: Int[Array, " batch"],
+        index: Int[Array, ""],
+        visible: Bool[Array, "batch slots"],
+    ) -> tuple[Float[Array, "batch dim"], dict[str, Array]]:
+        """One token per row: writes its keys and values to slot `index`, attends to the `visible` slots.
+
+        Args:
+            tokens: the newest token of each row.
+            cache: `k` and `v`, `[layer, batch, kv, slots, head_dim]`.
+            positions: rotary position of each row's token.
+            index: the slot to write, the same for all rows.
+            visible: which slots a row may attend to, the new one included.
+        Returns:
+            Normed hidden states and the cache with the slot written.
+        """
+        config = self.config
+        cos, sin = rope_tables(positions[:, None], *self._frequencies())
+        x = self.embed["embedding"][tokens[:, None]].astype(self.dtype)
+
+        def step(carry, scanned):
+            x, keys, values = carry
+            layer, number = scanned
+
+            def attend(q, k, v):
+                new_keys = jax.lax.dynamic_update_slice(keys, _to_slot(k), (number, 0, 0, index, 0))
+                new_values = jax.lax.dynamic_update_slice(values, _to_slot(v), (number, 0, 0, index, 0))
+                out = attend_cache(q, new_keys[number], new_values[number], visible)
+                return out, (new_keys, new_values)
+
+            x, (keys, values) = block(config, layer, x, cos, sin, attend)
+            return (x, keys, values), None
+
+        numbers = jnp.arange(config.num_hidden_layers)
+        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (dict(self.layers), numbers))
+        return self._final_norm(x)[:, 0], {"k": keys, "v": values}
+
+    def _run(self, tokens: Array, valid: Array | None, keep: bool) -> tuple[Array, dict[str, Array]]:
+        time = tokens.shape[1]
+        kind = resolve_attention(self.attention, dtype=self.dtype, time=time)
+        positions, order = jnp.arange(time)[None], None
+        if valid is not None and kind in ("cudnn", "splash"):
+            # Real tokens first: causality then hides the padding and the kernels need no mask.
+            order = jnp.argsort(~valid, axis=1, stable=True)
+            tokens, valid = jnp.take_along_axis(tokens, order, axis=1), None
+        elif valid is not None:
+            positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+        back = None if order is None else jnp.argsort(order, axis=1)
+        cos, sin = rope_tables(positions, *self._frequencies())
+        x = self.embed["embedding"][tokens].astype(self.dtype)
+
+        def attend(q, k, v):
+            kept = {name: _in_order(x, back).swapaxes(1, 2) for name, x in (("k", k), ("v", v))} if keep else {}
+            return causal_attention(q, k, v, valid=valid, kind=kind), kept
+
+        def step(x, layer):
+            return block(self.config, layer, x, cos, sin, attend)
+
+        if self.remat:
+            step = jax.checkpoint(step, prevent_cse=False)
+        x, cache = jax.lax.scan(step, x, dict(self.layers))
+        return _in_order(self._final_norm(x), back), cache
+
+    def _frequencies(self):
+        config = self.config
+        return rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings)
+
+    def _final_norm(self, x: Array) -> Array:
+        return rms_norm(x, self.norm["scale"], self.config.rms_norm_eps)
+
+
+def _to_slot(x: Array) -> Array:
+    """`[batch, 1, kv, hd]` to the cache's `[1, batch, kv, 1, hd]`."""
+    return x.swapaxes(1, 2)[None]
+
+
+def _in_order(x: Array, back: Array | None) -> Array:
+    """The columns of `[batch, time, ...]` put back where they came from."""
+    return x if back is None else jnp.take_along_axis(x, back.reshape(back.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def _normal(key: Array, shape: tuple[int, ...], config: Qwen3Config) -> Array:
+    return config.initializer_range * jax.random.normal(key, shape, jnp.float32)
+
+
+def _init_embed(key: Array, config: Qwen3Config) -> dict[str, Array]:
+    return {"embedding": _normal(key, (config.vocab_size, config.hidden_size), config)}
+
+
+def _init_head(key: Array, config: Qwen3Config) -> dict[str, Array]:
+    return {"kernel": _normal(key, (config.hidden_size, config.vocab_size), config)}
+
+
+def _init_layers(key: Array, config: Qwen3Config) -> dict[str, Any]:
+    """All blocks, stacked on axis 0: normal(0, initializer_range) kernels, zero biases, unit scales."""
+    count, dim, hd = config.num_hidden_layers, config.hidden_size, config.head_dim
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+    shapes: dict[str, Any] = {
+        "q": (dim, heads, hd), "k": (dim, kv, hd), "v": (dim, kv, hd), "o": (heads, hd, dim),
+    }  # fmt: skip
+    if config.is_moe:
+        experts, inner = (config.num_experts,), config.moe_intermediate_size
+        shapes["router"] = (dim, config.num_experts)
+    else:
+        experts, inner = (), config.intermediate_size
+    shapes |= {"gate": (*experts, dim, inner), "up": (*experts, dim, inner), "down": (*experts, inner, dim)}
+    keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
+    kernels = {name: {"kernel": _normal(keys[name], (count, *shape), config)} for name, shape in shapes.items()}
+    attention = {name: kernels.pop(name) for name in ("q", "k", "v", "o")}
+    if config.attention_bias:
+        for name, shape in {"q": (heads, hd), "k": (kv, hd), "v": (kv, hd), "o": (dim,)}.items():
+            attention[name]["bias"] = jnp.zeros((count, *shape))
+    for name in ("q_norm", "k_norm"):
+        attention[name] = {"scale": jnp.ones((count, hd))}
+    norms = {name: {"scale": jnp.ones((count, dim))} for name in ("input_norm", "post_norm")}
+    return {**norms, "attention": attention, "mlp": kernels}

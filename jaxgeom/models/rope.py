@@ -1,0 +1,160 @@
+"""Rotary position embedding and the scalings of it that Qwen3 configs use."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxgeom.errors import UserError
+
+_KINDS = ("linear", "yarn", "llama3")
+_FIELDS = {
+    "linear": {"factor"},
+    "yarn": {
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    },
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """One kind of frequency scaling, with the names of `rope_scaling` in `config.json`."""
+
+    kind: str
+    factor: float
+    original_max_position_embeddings: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+
+    @classmethod
+    def from_hf(cls, scaling: Mapping[str, Any]) -> "RopeScaling | None":
+        """Read `rope_scaling`; None where it asks for the default embedding.
+
+        Raises:
+            UserError: the kind or one of its fields is not supported, or a needed one is missing.
+        """
+        fields = {name: value for name, value in scaling.items() if value is not None}
+        kind = fields.pop("rope_type", None)
+        legacy = fields.pop("type", None)
+        kind = kind or legacy or "default"
+        if kind == "default":
+            if fields:
+                raise UserError(f"config.json: rope_scaling has {sorted(fields)} but no rope_type")
+            return None
+        if kind not in _KINDS:
+            raise UserError(
+                f"config.json: rope_scaling.rope_type={kind!r} is not supported; it must be one of {', '.join(_KINDS)}"
+            )
+        for name in fields:
+            if name not in _FIELDS[kind]:
+                raise UserError(f"config.json: rope_scaling.{name} is not supported for rope_type {kind!r}")
+        needed = {"factor"} if kind != "llama3" else _FIELDS[kind]
+        for name in sorted(needed - set(fields)):
+            raise UserError(f"config.json: rope_scaling.{name} is missing for rope_type {kind!r}")
+        return cls(kind=kind, **fields)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `rope_scaling` dict of `config.json`."""
+        fields = {
+            name: value for name, value in dataclasses.asdict(self).items() if name != "kind" and value is not None
+        }
+        return {"rope_type": self.kind, **fields}
+
+
+def rope_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None, max_positions: int
+) -> tuple[np.ndarray, float]:
+    """Inverse frequencies and the factor on cos and sin.
+
+    `f_i = theta^(−2i/d)`; linear scaling divides by `factor`; YaRN and Llama 3 blend `f_i` and `f_i / factor`.
+
+    Args:
+        head_dim: d, even.
+        theta: base of the geometric progression.
+        scaling: kind and constants, or None.
+        max_positions: `max_position_embeddings`, used by YaRN where the original length is not given.
+    Returns:
+        Frequencies, float32 `[head_dim / 2]` in radians per position, and the attention factor (1 but for YaRN).
+    Reference:
+        RoPE arXiv:2104.09864; YaRN arXiv:2309.00071.
+    """
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    plain = (1.0 / np.float32(theta) ** exponents).astype(np.float32)
+    if scaling is None:
+        return plain, 1.0
+    if scaling.kind == "linear":
+        return plain / np.float32(scaling.factor), 1.0
+    if scaling.kind == "llama3":
+        return _llama3(plain, scaling), 1.0
+    return _yarn(plain, head_dim, theta, scaling, max_positions)
+
+
+def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    original, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    assert original is not None and low is not None and high is not None
+    wavelength = 2 * math.pi / plain
+    blend = np.clip((original / wavelength - low) / (high - low), 0.0, 1.0)
+    return ((1 - blend) * plain / scaling.factor + blend * plain).astype(np.float32)
+
+
+def _yarn(
+    plain: np.ndarray, head_dim: int, theta: float, scaling: RopeScaling, max_positions: int
+) -> tuple[np.ndarray, float]:
+    original = scaling.original_max_position_embeddings or max_positions
+    factor = scaling.factor
+
+    def boundary(rotations: float) -> float:
+        return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = boundary(scaling.beta_fast or 32.0), boundary(scaling.beta_slow or 1.0)
+    if scaling.truncate is None or scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    blended = (plain / factor * ramp + plain * (1 - ramp)).astype(np.float32)
+
+    def magnitude(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    if scaling.attention_factor is not None:
+        return blended, float(scaling.attention_factor)
+    if scaling.mscale and scaling.mscale_all_dim:
+        return blended, magnitude(scaling.mscale) / magnitude(scaling.mscale_all_dim)
+    return blended, magnitude(1.0)
+
+
+def rope_tables(
+    positions: Int[Array, "batch time"], frequencies: np.ndarray, factor: float
+) -> tuple[Float[Array, "batch time half"], Float[Array, "batch time half"]]:
+    """Cosines and sines of `position · frequency`, times the attention factor, in float32."""
+    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(frequencies)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def apply_rope(
+    x: Float[Array, "batch time heads dim"],
+    cos: Float[Array, "#batch time half"],
+    sin: Float[Array, "#batch time half"],
+) -> Float[Array, "batch time heads dim"]:
+    """Rotate the pairs `(x_i, x_{i+d/2})` by their angles (the half-split layout of Hugging Face)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    cos, sin = cos[:, :, None, :].astype(x.dtype), sin[:, :, None, :].astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

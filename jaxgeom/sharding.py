@@ -1,0 +1,123 @@
+"""The mesh, and which axis of it splits which axis of every parameter: rules on an abstract tree, nothing allocated."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor", "expert")
+"""Mesh axes: copies of the model, shards of the parameters, shards of heads and feed-forward, shards of the experts."""
+
+BATCH_AXES = ("data", "fsdp")
+"""The mesh axes that split the batch."""
+
+# The first rule whose pattern matches the leaf's path gives the mesh axis of each of its axes; axis 0 counts layers.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed/embedding$", ("tensor", "fsdp")),
+    (r"head/kernel$", ("fsdp", "tensor")),
+    (r"attention/[qkv]/kernel$", (None, "fsdp", "tensor", None)),
+    (r"attention/[qkv]/bias$", (None, "tensor", None)),
+    (r"attention/o/kernel$", (None, "tensor", None, "fsdp")),
+    (r"mlp/router/kernel$", (None, "fsdp", None)),
+    (r"moe/(gate|up)/kernel$", (None, "expert", "fsdp", "tensor")),
+    (r"moe/down/kernel$", (None, "expert", "tensor", "fsdp")),
+    (r"mlp/(gate|up)/kernel$", (None, "fsdp", "tensor")),
+    (r"mlp/down/kernel$", (None, "tensor", "fsdp")),
+    (r"(scale|bias)$", ()),
+)
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    expert: int = 1,
+    *,
+    devices: Any = None,
+    axis_type: AxisType = AxisType.Auto,
+) -> Mesh:
+    """A mesh with the axes data, fsdp, tensor and expert over all devices.
+
+    Args:
+        data, fsdp, tensor, expert: sizes; one of them may be −1, which takes the devices that are left.
+        devices: the devices; all of them where None.
+        axis_type: `Auto` (the compiler propagates shardings) or `Explicit`.
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = [data, fsdp, tensor, expert]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(
+            f"mesh sizes (data, fsdp, tensor, expert)={tuple(sizes)} must be positive, with at most one -1"
+        )
+    known = int(np.prod([size for size in sizes if size != -1]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if -1 in sizes or int(np.prod(sizes)) != len(devices):
+        raise ValueError(
+            f"mesh sizes (data, fsdp, tensor, expert)={tuple(sizes)} do not multiply to the {len(devices)} devices"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(axis_type,) * len(AXES), devices=devices)
+
+
+def partition_specs(abstract: Any, mesh: Mesh, rules: tuple[tuple[str, tuple[str | None, ...]], ...] = RULES) -> Any:
+    """The tree of `PartitionSpec`s for a tree of arrays or `ShapeDtypeStruct`s.
+
+    A mesh axis that does not divide the array's axis is left out, so odd sizes are replicated rather than refused.
+    Leaves that are no parameter but carry one's path (Adam's moments) follow the same rules.
+
+    Raises:
+        ValueError: no rule matches a leaf with two axes or more.
+    """
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        if len(leaf.shape) == 4 and "/mlp/" in f"/{name}":
+            name = name.replace("mlp/", "moe/")
+        for pattern, axes in rules:
+            if re.search(pattern, name):
+                return _fit(axes, leaf.shape, mesh)
+        if len(leaf.shape) < 2:
+            return PartitionSpec()
+        raise ValueError(f"no partition rule matches {name!r} of shape {leaf.shape}")
+
+    return jax.tree_util.tree_map_with_path(spec, abstract)
+
+
+def parameter_shardings(abstract: Any, mesh: Mesh) -> Any:
+    """`partition_specs` as `NamedSharding`s of `mesh`."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        partition_specs(abstract, mesh),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How a `[batch, ...]` array lies on the mesh: split over data and fsdp, whole on the others."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_divisor(mesh: Mesh | None) -> int:
+    """What a global batch must be a multiple of."""
+    return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def init_sharded(model: Any, key: jax.Array, mesh: Mesh, *, dtype: Any = np.float32) -> Any:
+    """Initial parameters born on their shards: `eval_shape` → shardings → `jit(init, out_shardings)`."""
+
+    def init(key: jax.Array) -> Any:
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+    shardings = parameter_shardings(jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    fitted = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
+    return PartitionSpec(*fitted)

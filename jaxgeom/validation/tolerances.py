@@ -1,0 +1,35 @@
+"""How far PyTorch and this package may lie apart, per dtype: the one place where that is said."""
+
+TOLERANCES: dict[str, dict[str, float]] = {
+    "float32": {
+        # Largest absolute difference.
+        "logits": 1e-4,
+        "log_probs": 1e-4,
+        # Relative difference.
+        "loss": 1e-5,
+        # ‖g − g'‖ / ‖g'‖ of the worst tensor.
+        "gradients": 1e-4,
+        # ‖ΔW − ΔW'‖ / ‖ΔW'‖ of the worst tensor, the same gradients given to both optimizers. A weight near 1 is stored
+        # to 6e-8, which is 6e-5 of a step of 1e-3.
+        "adamw": 5e-4,
+        # Share of greedy tokens that differ.
+        "greedy_tokens": 0.0,
+        # How far, in nats, PyTorch's greedy token may lie below our best.
+        "greedy_regret": 1e-4,
+        # Relative difference, both in float64.
+        "diagnostics": 1e-6,
+    },
+    # bfloat16 keeps 8 bits: one rounding is up to 2⁻⁹ ≈ 0.2 % of a value, and the two sides round at different places
+    # in every layer. Greedy tokens may differ where two are that close, so only their regret is held.
+    "bfloat16": {
+        "logits": 0.25,
+        "log_probs": 0.25,
+        "loss": 1e-2,
+        "gradients": 5e-2,
+        # The optimizers run in float32 on float32 copies.
+        "adamw": 5e-4,
+        "greedy_tokens": 1.0,
+        "greedy_regret": 0.25,
+        "diagnostics": 1e-6,
+    },
+}

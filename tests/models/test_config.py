@@ -1,0 +1,123 @@
+"""config.json in: every supported spelling is read, everything else is refused by its name."""
+
+import json
+
+import pytest
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3Config, RopeScaling, load_model
+from jaxgeom.models.rope import rope_frequencies
+
+QWEN3_0_6B = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+    "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.51.0", "use_cache": True, "use_sliding_window": False,
+    "vocab_size": 151936,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def test_published_config_is_read_and_written_back():
+    config = Qwen3Config.from_hf(QWEN3_0_6B)
+    assert (config.hidden_size, config.head_dim, config.rope_theta, config.stop_tokens) == (1024, 128, 1e6, (151645,))
+    assert Qwen3Config.from_hf(config.to_hf()) == config
+
+
+def test_both_spellings_of_rope_are_one():
+    old = Qwen3Config.from_hf(QWEN3_0_6B | {"rope_scaling": YARN})
+    new = {name: value for name, value in QWEN3_0_6B.items() if name not in ("rope_theta", "rope_scaling")}
+    assert Qwen3Config.from_hf(new | {"rope_parameters": {"rope_theta": 1e6, **YARN}}) == old
+    legacy = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert Qwen3Config.from_hf(QWEN3_0_6B | {"rope_scaling": legacy}) == old
+    assert Qwen3Config.from_hf(old.to_hf()) == old
+
+
+def test_mixture_of_experts_config():
+    moe = QWEN3_0_6B | {
+        "model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+        "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    }  # fmt: skip
+    config = Qwen3Config.from_hf(moe)
+    assert config.is_moe and config.num_experts_per_tok == 8
+    assert Qwen3Config.from_hf(config.to_hf()) == config
+    with pytest.raises(UserError, match="mlp_only_layers"):
+        Qwen3Config.from_hf(moe | {"mlp_only_layers": [3]})
+    with pytest.raises(UserError, match="num_experts_per_tok"):
+        Qwen3Config.from_hf(moe | {"num_experts_per_tok": 200})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"attn_output_gate": True}, "attn_output_gate"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "twist": 1}}, "twist"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "high_freq_factor"),
+        ({"num_key_value_heads": 7}, "num_key_value_heads"),
+        ({"head_dim": 15}, "head_dim"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"vocab_size": 0}, "vocab_size"),
+    ],
+)
+def test_unsupported_fields_are_refused_by_name(change, named):
+    with pytest.raises(UserError, match=named):
+        Qwen3Config.from_hf(QWEN3_0_6B | change)
+
+
+def test_missing_field_is_named():
+    config = dict(QWEN3_0_6B)
+    del config["hidden_size"]
+    with pytest.raises(UserError, match="hidden_size"):
+        Qwen3Config.from_hf(config)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "linear", "factor": 4.0},
+        YARN,
+        YARN | {"beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": 1.3},
+        YARN | {"mscale": 0.7, "mscale_all_dim": 0.9, "truncate": False},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 8192},
+    ],
+)  # fmt: skip
+def test_frequencies_equal_transformers(scaling):
+    torch = pytest.importorskip("torch", reason="PyTorch oracle")
+    from transformers import Qwen3Config as TheirConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    fields = {**(scaling or {"rope_type": "default"}), "rope_theta": 1e6}
+    theirs = TheirConfig(head_dim=128, rope_parameters=fields, max_position_embeddings=131072)
+    if scaling is None:
+        want, factor = 1.0 / 1e6 ** (torch.arange(0, 128, 2).float() / 128), 1.0
+    else:
+        want, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](theirs, "cpu")
+    got, got_factor = rope_frequencies(128, 1e6, RopeScaling.from_hf(scaling or {}), 131072)
+    assert got == pytest.approx(want.numpy(), rel=2e-6)
+    assert got_factor == pytest.approx(factor, rel=1e-7)
+
+
+def test_unreadable_directories_are_named(tmp_path):
+    with pytest.raises(UserError, match="config.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_0_6B))
+    with pytest.raises(UserError, match="safetensors"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    with pytest.raises(UserError, match="model.safetensors"):
+        load_model(tmp_path)

@@ -1,0 +1,122 @@
+"""Reading and writing Hugging Face directories: streamed, to any sharding, and refused where they are wrong."""
+
+import json
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3, Qwen3Config, load_model, save_model
+from jaxgeom.sharding import make_mesh
+
+CONFIG = Qwen3Config(
+    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("model")
+    params = jax.jit(Qwen3(CONFIG).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    source = tmp_path_factory.mktemp("tokenizer")
+    (source / "tokenizer.json").write_text("{}")
+    save_model(directory, CONFIG, params, tokenizer_from=source)
+    return directory, params
+
+
+def test_round_trip_is_exact_and_copies_the_tokenizer(written):
+    directory, params = written
+    model, again = load_model(directory)
+    assert model.config == CONFIG and (directory / "tokenizer.json").is_file()
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_parameters_land_on_their_shards(written):
+    directory, params = written
+    mesh = make_mesh(1, 2, 2, 2)
+    _, sharded = load_model(directory, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, sharded)
+    gate = sharded["layers"]["mlp"]["gate"]["kernel"]
+    assert gate.addressable_shards[0].data.shape == (3, 2, 16, 8)
+
+
+def test_bfloat16_files_and_parameters(written, tmp_path):
+    directory, params = written
+    save_model(tmp_path, CONFIG, params, dtype="bfloat16")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(ml_dtypes.bfloat16)}
+    model, narrow = load_model(tmp_path, dtype="bfloat16", compute_dtype="float32")
+    assert model.dtype == jnp.float32
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.bfloat16), b), params, narrow)
+    _, wide = load_model(tmp_path)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype(jnp.float32), b), narrow, wide)
+
+
+def test_host_memory_stays_at_a_few_tensors(tmp_path):
+    config = Qwen3Config(
+        vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    params = jax.jit(Qwen3(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    save_model(tmp_path, config, params)
+    load_model(tmp_path)  # what tracing and compiling allocate is not the model
+    tracemalloc.start()
+    _, loaded = load_model(tmp_path)
+    jax.block_until_ready(loaded)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    largest = 512 * 256 * 4
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > 30 * largest
+    assert peak < 3 * largest
+
+
+def damaged(directory, target, change):
+    for file in directory.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(target / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("model.norm.weight"), r"missing: model\.norm\.weight"),
+        (lambda t: t.update(extra=np.zeros(2, np.float32)), "not of this architecture: extra"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(33, np.float32)}), r"model\.norm\.weight.*\[33\].*\[32\]"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int32)}), r"model\.norm\.weight.*I32"),
+    ],
+)
+def test_wrong_tensors_are_named(written, tmp_path, change, named):
+    with pytest.raises(UserError, match=named):
+        load_model(damaged(written[0], tmp_path, change))
+
+
+def test_a_truncated_file_is_named(written, tmp_path):
+    for file in written[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="model.safetensors"):
+        load_model(tmp_path)
+
+
+def test_one_tensor_in_two_files_is_refused(written, tmp_path):
+    directory = damaged(written[0], tmp_path, lambda tensors: None)
+    save_file({"model.norm.weight": np.zeros(32, np.float32)}, directory / "more.safetensors")
+    with pytest.raises(UserError, match="both"):
+        load_model(directory)
+
+
+def test_shards_carry_an_index(written, tmp_path):
+    save_model(tmp_path, CONFIG, written[1], max_shard_bytes=20_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in tmp_path.glob("*.safetensors")}
+    jax.tree.map(np.testing.assert_array_equal, written[1], load_model(tmp_path)[1])

@@ -1,0 +1,246 @@
+"""The module itself: causality, padding, attention, experts, dtypes, memory. PyTorch is the oracle in validation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from jaxgeom.diagnostics.matrix_spec import MatrixSpec
+from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, hf_tensors, module_of, parameter_specs
+from jaxgeom.models.attention import attend_splash, causal_attention, resolve_attention
+from jaxgeom.models.moe import mixture_of_experts
+
+CONFIG = Qwen3Config(
+    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16,
+)  # fmt: skip
+FLOAT32 = 2e-6
+
+
+def initial(config, **options):
+    model = Qwen3(config, **options)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    # Larger than the usual start, so that attention and experts are far from uniform.
+    return model, jax.tree.map(lambda x: 6 * x if x.ndim > 2 else x, params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens, valid=None):
+    return model.apply({"params": params}, tokens, valid=valid)
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return initial(CONFIG)
+
+
+def random_tokens(*shape):
+    return jnp.asarray(np.random.default_rng(1).integers(0, CONFIG.vocab_size, shape), jnp.int32)
+
+
+def test_no_logit_depends_on_a_later_token(dense):
+    model, params = dense
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(61, 32)), jnp.float32)
+
+    @jax.jit
+    def influence(embedding):
+        def at(embedding):
+            tree = {**params, "embed": {"embedding": embedding}}
+            # Token i is row i, so the gradient's row says which positions a logit sees.
+            return model.apply({"params": tree}, jnp.arange(7)[None])[0, 3].sum()
+
+        return jnp.abs(jax.grad(at)(embedding)).sum(axis=1)
+
+    seen = influence(x)
+    assert (seen[:4] > 0).all() and (seen[4:] == 0).all()
+
+
+@pytest.mark.parametrize("attention", ["plain", "chunked"])
+def test_padding_on_either_side_changes_nothing(dense, attention):
+    model, params = dense
+    model = model.clone(attention=attention)
+    tokens = random_tokens(1, 9)
+    bare = forward(model, params, tokens)
+    padded = jnp.concatenate([random_tokens(1, 4), tokens, random_tokens(1, 3)], axis=1)
+    valid = jnp.asarray([[False] * 4 + [True] * 9 + [False] * 3])
+    got = forward(model, params, padded, valid)
+    np.testing.assert_allclose(got[:, 4:13], bare, atol=20 * FLOAT32)
+    assert np.isfinite(got).all()
+
+
+def reference_attention(q, k, v, valid):
+    """Loops in numpy float64."""
+    batch, time, heads, hd = q.shape
+    out = np.zeros(q.shape)
+    for b in range(batch):
+        for h in range(heads):
+            group = h // (heads // k.shape[2])
+            for t in range(time):
+                keys = [s for s in range(t + 1) if valid[b, s]]
+                if keys:
+                    scores = np.asarray([q[b, t, h] @ k[b, s, group] for s in keys]) / np.sqrt(hd)
+                    weights = np.exp(scores - scores.max())
+                    out[b, t, h] = weights / weights.sum() @ np.stack([v[b, s, group] for s in keys])
+    return out
+
+
+@pytest.mark.parametrize("kind", ["plain", "chunked"])
+def test_attention_forms_equal_float64_loops(kind):
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.normal(size=(2, 11, heads, 8)) for heads in (4, 2, 2))
+    valid = np.arange(11)[None] >= np.array([[0], [4]])
+    arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    got = jax.jit(lambda *a: causal_attention(*a, valid=jnp.asarray(valid), kind=kind))(*arrays)
+    np.testing.assert_allclose(np.where(valid[..., None, None], got, 0), reference_attention(q, k, v, valid), atol=2e-6)
+
+
+def test_chunked_gradients_equal_plain_ones_over_several_chunks():
+    rng = np.random.default_rng(4)
+    arrays = [jnp.asarray(rng.normal(size=(1, 530, heads, 8)), jnp.float32) for heads in (2, 1, 1)]
+    valid = jnp.arange(530)[None] >= 13
+
+    def gradients(kind):
+        def loss(*a):
+            return jnp.sum(
+                jnp.where(valid[..., None, None], jnp.sin(causal_attention(*a, valid=valid, kind=kind)), 0.0)
+            )
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
+
+    for plain, chunked in zip(gradients("plain"), gradients("chunked"), strict=True):
+        np.testing.assert_allclose(chunked, plain, atol=1e-5)
+
+
+def test_splash_kernel_interpreted_equals_plain():
+    rng = np.random.default_rng(5)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 140, heads, 128)), jnp.float32) for heads in (2, 1, 1))
+    got = jax.jit(lambda *a: attend_splash(*a, interpret=True))(q, k, v)
+    np.testing.assert_allclose(got, causal_attention(q, k, v, valid=None, kind="plain"), atol=2e-5)
+
+
+def test_forms_that_take_no_mask_see_the_real_tokens_first(dense, monkeypatch):
+    model, params = dense
+    # On this machine the kernel is the plain form: what is tested is the order of the columns around it.
+    monkeypatch.setattr(
+        "jaxgeom.models.attention.attend_splash", lambda q, k, v: causal_attention(q, k, v, valid=None, kind="plain")
+    )
+    tokens, valid = random_tokens(3, 10), np.ones((3, 10), bool)
+    valid[1, :4], valid[2, 7:] = False, False
+    kernel = forward(model.clone(attention="splash"), params, tokens, jnp.asarray(valid))
+    plain = forward(model, params, tokens, jnp.asarray(valid))
+    np.testing.assert_allclose(np.asarray(kernel)[valid], np.asarray(plain)[valid], atol=20 * FLOAT32)
+
+
+def test_attention_form_is_chosen_by_backend_and_length():
+    assert resolve_attention("auto", dtype=jnp.float32, time=128) == "plain"
+    assert resolve_attention("auto", dtype=jnp.float32, time=4096) == "chunked"
+    assert resolve_attention("splash", dtype=jnp.float32, time=4) == "splash"
+    with pytest.raises(ValueError, match="attention='flash'"):
+        resolve_attention("flash", dtype=jnp.float32, time=4)
+
+
+def test_every_token_reaches_its_experts_when_all_choose_the_same():
+    rng = np.random.default_rng(6)
+    experts, dim, inner, tokens = 5, 8, 6, 12
+    kernels = {name: rng.normal(size=(experts, dim, inner)) for name in ("gate", "up")}
+    kernels["down"] = rng.normal(size=(experts, inner, dim))
+    x = rng.normal(size=(tokens, dim))
+    # One direction that every token shares sends all of them to experts 1 and 3.
+    x[:, 0], router = 4.0, 0.01 * rng.normal(size=(dim, experts))
+    router[0, [1, 3]] = 2.0
+    want = np.zeros_like(x)
+    for row, token in enumerate(x):
+        probabilities = np.exp(token @ router) / np.exp(token @ router).sum()
+        chosen = np.argsort(-probabilities)[:2]
+        for expert in chosen:
+            gate, up = token @ kernels["gate"][expert], token @ kernels["up"][expert]
+            share = probabilities[expert] / probabilities[chosen].sum()
+            want[row] += share * ((gate / (1 + np.exp(-gate)) * up) @ kernels["down"][expert])
+    mlp = {name: {"kernel": jnp.asarray(value, jnp.float32)} for name, value in (kernels | {"router": router}).items()}
+    got = mixture_of_experts(jnp.asarray(x, jnp.float32), mlp, experts_per_token=2, normalize=True)
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
+
+
+def test_rematerialised_blocks_give_the_same_gradient(dense):
+    model, params = dense
+    tokens = random_tokens(2, 8)
+
+    def gradient(model):
+        def loss(params):
+            return jnp.mean(jnp.square(model.apply({"params": params}, tokens)))
+
+        return jax.jit(jax.grad(loss))(params)
+
+    plain, recomputed = gradient(model), gradient(model.clone(remat=True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed)
+
+
+@pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
+def test_compute_dtype_is_the_modules_and_logits_are_float32(dense, stored):
+    model, params = dense
+    params = jax.tree.map(lambda x: x.astype(stored), params)
+    narrow = model.clone(dtype=jnp.bfloat16)
+    tokens = random_tokens(1, 5)
+    hidden = jax.eval_shape(lambda p: narrow.apply({"params": p}, tokens, method="hidden_states"), params)
+    assert hidden.dtype == jnp.bfloat16  # pyright: ignore[reportAttributeAccessIssue]
+    logits = forward(narrow, params, tokens)
+    assert logits.dtype == jnp.float32
+    wide = forward(model, jax.tree.map(lambda x: x.astype(jnp.float32), params), tokens)
+    assert float(jnp.max(jnp.abs(logits - wide))) < 0.03 * float(jnp.max(jnp.abs(wide)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        dataclasses.replace(CONFIG, attention_bias=True, tie_word_embeddings=True),
+        dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8),
+    ],
+)
+def test_names_and_specs_cover_the_tree(config):
+    abstract = abstract_parameters(Qwen3(config))
+
+    def is_spec(x):
+        return x is None or isinstance(x, MatrixSpec)
+
+    specs = parameter_specs(config)
+    assert jax.tree.structure(specs, is_leaf=is_spec) == jax.tree.structure(abstract)
+    sizes = {path: leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+    assert sum(np.prod(tensor.shape) for tensor in hf_tensors(config)) == sum(sizes.values())
+    for spec, leaf in zip(jax.tree.leaves(specs, is_leaf=is_spec), jax.tree.leaves(abstract), strict=True):
+        if spec is not None:
+            assert sorted((*spec.out, *spec.in_, *spec.batch)) == list(range(leaf.ndim))
+    modules = {module_of(tensor.name) for tensor in hf_tensors(config)}
+    assert {"q", "k", "v", "o", "gate", "up", "down", "embedding", "norm"} <= modules
+    with pytest.raises(ValueError, match="conv.weight"):
+        module_of("model.conv.weight")
+
+
+def test_long_sequences_hold_no_square_of_scores():
+    config = dataclasses.replace(CONFIG, num_hidden_layers=1)
+    time = 4096
+
+    def compiled(attention):
+        model = Qwen3(config, attention=attention, remat=True)
+        params = abstract_parameters(model)
+        tokens = jax.ShapeDtypeStruct((1, time), jnp.int32)
+
+        def loss(params, tokens):
+            return jnp.sum(model.apply({"params": params}, tokens, method="hidden_states"))  # pyright: ignore
+
+        return jax.jit(jax.grad(loss)).lower(params, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    square = config.num_attention_heads * time * time * 4
+    assert compiled("chunked") < square / 3 < square < compiled("plain")
+
+
+def test_every_parameter_axis_has_a_rule():
+    from jaxgeom.sharding import make_mesh, partition_specs
+
+    specs = partition_specs(abstract_parameters(Qwen3(CONFIG)), make_mesh(1, 2, 2, 2))
+    assert specs["layers"]["attention"]["q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor", None)
+    assert specs["embed"]["embedding"] == PartitionSpec(None, "fsdp")  # 61 rows do not split in 2

@@ -1,0 +1,59 @@
+"""Eight simulated devices compute what one does, and parameters are born on their shards."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.sharding import batch_divisor, batch_sharding, init_sharded, make_mesh, partition_specs
+
+CONFIG = Qwen3Config(
+    vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8,
+)  # fmt: skip
+MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+
+
+@pytest.mark.parametrize(("config", "sizes"), [(CONFIG, (2, 2, 2, 1)), (MOE, (1, 2, 2, 2))], ids=["dense", "moe"])
+def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
+    mesh = make_mesh(*sizes)
+    model = Qwen3(config)
+    sharded = init_sharded(model, jax.random.key(0), mesh)
+    kernel = sharded["layers"]["attention"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    local = jax.device_put(jax.device_get(sharded), jax.devices()[0])
+    tokens = np.random.default_rng(0).integers(0, 64, (4, 9)).astype(np.int32)
+
+    @jax.jit
+    def run(params, tokens):
+        def loss(params):
+            logits = model.apply({"params": params}, tokens)
+            return jnp.mean(jnp.square(logits)), logits
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    with jax.set_mesh(mesh):
+        gradient, logits = run(sharded, jax.device_put(tokens, batch_sharding(mesh)))
+        rollout = sample(model, sharded, tokens.tolist(), range(4), SamplingSettings(5), pad_id=0)
+    want_gradient, want_logits = run(local, tokens)
+    np.testing.assert_allclose(logits, want_logits, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, want_gradient)
+    want = sample(model, local, tokens.tolist(), range(4), SamplingSettings(5), pad_id=0)
+    assert rollout.responses() == want.responses()
+
+
+def test_mesh_sizes_are_checked():
+    assert make_mesh().shape["data"] == 8
+    assert batch_divisor(make_mesh(2, -1, 2)) == 4 and batch_divisor(None) == 1
+    for sizes in ((3, 1, 1, 1), (-1, -1, 1, 1), (0, 8, 1, 1), (-1, 3, 1, 1)):
+        with pytest.raises(ValueError, match="mesh sizes"):
+            make_mesh(*sizes)
+
+
+def test_a_leaf_without_a_rule_is_named():
+    with pytest.raises(ValueError, match="adapter/kernel"):
+        partition_specs({"adapter": {"kernel": jnp.zeros((2, 2))}}, make_mesh())

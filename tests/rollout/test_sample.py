@@ -1,0 +1,190 @@
+"""The sampler: the log-probabilities of the scorer, independent requests, exact distributions, few compilations."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.rollout.choose import choose_tokens
+from jaxgeom.rollout.sample import _decode, _prefill, bucket_length
+
+CONFIG = Qwen3Config(
+    vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=128,
+)  # fmt: skip
+
+
+# Nats; float32, weights 8 times the usual.
+SCORER = 1e-4
+
+
+@pytest.fixture(scope="module")
+def actor():
+    model = Qwen3(CONFIG)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    return model, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)
+
+
+def prompts(count, seed=0, longest=12):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 61, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens, valid):
+    return model.apply({"params": params}, tokens, valid=valid)
+
+
+def scored(actor, rollout, temperature=1.0):
+    logits = forward(*actor, rollout.tokens, rollout.valid)
+    log_probs = np.asarray(jax.nn.log_softmax(logits / temperature))
+    following = np.take_along_axis(log_probs[:, :-1], rollout.tokens[:, 1:, None], -1)[..., 0]
+    return np.where(rollout.response_mask, np.pad(following, ((0, 0), (1, 0))), 0)
+
+
+def test_log_probs_are_the_scorers(actor):
+    settings = SamplingSettings(10, temperature=0.7, stop_tokens=(3, 5))
+    rollout = sample(*actor, prompts(8), range(8), settings, pad_id=0)
+    assert rollout.tokens.shape == rollout.log_probs.shape == (8, rollout.prompt_length + 10)
+    np.testing.assert_allclose(rollout.log_probs, scored(actor, rollout, 0.7), atol=SCORER)
+    assert (rollout.log_probs[rollout.response_mask] < 0).all()
+
+
+def test_answers_end_with_their_stop_token(actor):
+    free = sample(*actor, prompts(8), range(8), SamplingSettings(12), pad_id=0).responses()
+    stop = free[0][4]
+    stopped = sample(*actor, prompts(8), range(8), SamplingSettings(12, stop_tokens=(stop, 60)), pad_id=7)
+    for before, after in zip(free, stopped.responses(), strict=True):
+        ends = [i for i, token in enumerate(before) if token in (stop, 60)]
+        assert after == (before[: ends[0] + 1] if ends else before)
+    tail = ~stopped.response_mask[:, stopped.prompt_length :]
+    assert tail.any() and (stopped.tokens[:, stopped.prompt_length :][tail] == 7).all()
+    assert (stopped.valid[:, stopped.prompt_length :] == ~tail).all()
+
+
+def test_a_request_has_the_same_answer_in_any_batch(actor):
+    requests = prompts(9)
+    settings = SamplingSettings(9, top_p=0.9)
+    together = sample(*actor, requests, range(9), settings, pad_id=0).responses()
+    longer = sample(*actor, [requests[4], list(range(40)), requests[2]], [4, 99, 2], settings, pad_id=1).responses()
+    assert (longer[0], longer[2]) == (together[4], together[2])
+    alone = sample(*actor, requests[4:5], [4], settings, pad_id=0).responses()
+    assert alone[0] == together[4]
+    other = sample(*actor, requests[4:5], [5], settings, pad_id=0).responses()
+    assert other[0] != together[4]
+
+
+def test_greedy_takes_the_most_likely_token(actor):
+    rollout = sample(*actor, prompts(4), [0] * 4, SamplingSettings(6, greedy=True), pad_id=0)
+    logits = forward(*actor, rollout.tokens, rollout.valid)
+    best = np.asarray(jnp.argmax(logits, -1))[:, rollout.prompt_length - 1 : -1]
+    assert (best == rollout.tokens[:, rollout.prompt_length :]).all()
+    np.testing.assert_allclose(rollout.log_probs, scored(actor, rollout), atol=SCORER)
+
+
+def expected(logits, settings):
+    """The sampling distribution in numpy float64."""
+    scaled = np.asarray(logits, np.float64) / settings.temperature
+    p = np.exp(scaled - scaled.max())
+    p /= p.sum()
+    order = np.argsort(-p, kind="stable")
+    keep = order[: settings.top_k or len(p)]
+    within = p[keep] / p[keep].sum()
+    keep = keep[np.concatenate([[True], np.cumsum(within)[:-1] < settings.top_p])]
+    out = np.zeros_like(p)
+    out[keep] = p[keep] / p[keep].sum()
+    return out
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SamplingSettings(1),
+        SamplingSettings(1, temperature=0.5),
+        SamplingSettings(1, top_p=0.7),
+        SamplingSettings(1, top_k=4, top_p=0.9),
+        SamplingSettings(1, top_k=99),
+        SamplingSettings(1, top_p=1e-6),
+    ],
+)
+def test_draws_follow_the_distribution_exactly(settings):
+    logits = np.random.default_rng(0).normal(size=11).astype(np.float32) * 2
+    logits[3] = logits[7]  # a tie is broken by the index
+    # Evenly spaced numbers in place of random ones: the counts are the probabilities, up to one draw each.
+    draws = 20_000
+    uniforms = jnp.asarray((np.arange(draws) + 0.5) / draws, jnp.float32)
+    tokens, log_probs = jax.jit(choose_tokens, static_argnums=2)(
+        jnp.broadcast_to(jnp.asarray(logits), (draws, 11)), uniforms, settings
+    )
+    want = expected(logits, settings)
+    counts = np.bincount(np.asarray(tokens), minlength=11) / draws
+    np.testing.assert_allclose(counts, want, atol=2 / draws)
+    assert (counts[want == 0] == 0).all()
+    np.testing.assert_allclose(log_probs, np.log(want[np.asarray(tokens)]), atol=1e-5)
+
+
+def test_uniforms_of_a_request_are_uniform():
+    from jaxgeom.rollout.sample import _uniforms
+
+    values = np.asarray(_uniforms(jnp.arange(200, dtype=jnp.uint32), 50, False))
+    assert abs(values.mean() - 0.5) < 0.01 and abs(values.var() - 1 / 12) < 0.003
+    assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.03
+    assert len(np.unique(values)) > 9_900
+
+
+def test_few_compilations_for_any_mix_of_lengths(actor):
+    settings = SamplingSettings(3)
+    _prefill.clear_cache(), _decode.clear_cache()
+    rng = np.random.default_rng(3)
+    for rows in (5, 6, 7, 8):
+        for longest in rng.integers(1, 49, 4):
+            requests = prompts(rows, longest=int(longest))
+            sample(*actor, requests, range(rows), settings, pad_id=0)
+    # Rows share one bucket; lengths up to 48 fall into 16, 24, 32 and 48.
+    assert _prefill._cache_size() <= 4 and _decode._cache_size() <= 4
+    traced = jax.jit(chex.assert_max_traces(lambda x: x, n=4))
+    for length in range(1, 49):
+        traced(jnp.zeros(bucket_length(length)))
+
+
+def test_a_fixed_cache_compiles_once_and_gives_the_same_answers(actor):
+    settings = SamplingSettings(4)
+    _decode.clear_cache()
+    short = sample(*actor, prompts(4), range(4), settings, pad_id=0, cache_length=52)
+    sample(*actor, prompts(4, longest=40), range(4), settings, pad_id=0, cache_length=52)
+    assert _decode._cache_size() == 1 and short.prompt_length == 48
+    assert short.responses() == sample(*actor, prompts(4), range(4), settings, pad_id=0).responses()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (
+            ([[1] * 30], [0], SamplingSettings(8), {"cache_length": 32}),
+            r"prompts\[0\] has 30 tokens.*cache_length is 32",
+        ),
+        (([[1], [1] * 125], [0, 1], SamplingSettings(8), {}), r"prompts\[1\] has 125.*max_position_embeddings is 128"),
+        (([], [], SamplingSettings(8), {}), "prompts is empty"),
+        (([[]], [0], SamplingSettings(8), {}), r"prompts\[0\] has no tokens"),
+        (([[61]], [0], SamplingSettings(8), {}), "vocab_size=61"),
+        (([[1]], [0, 1], SamplingSettings(8), {}), "2 seeds for 1 prompts"),
+        (([[1]], [-1], SamplingSettings(8), {}), "seeds"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_named(actor, arguments, named):
+    requests, seeds, settings, options = arguments
+    with pytest.raises(ValueError, match=named):
+        sample(*actor, requests, seeds, settings, pad_id=0, **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_new_tokens": 0}, {"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
+def test_settings_are_checked(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        SamplingSettings(**({"max_new_tokens": 1} | options))

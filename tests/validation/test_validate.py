@@ -1,0 +1,103 @@
+"""`validate_model` on random Hugging Face models of every supported kind: all agree, and a wrong model is caught."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3Config, load_model, save_model
+from jaxgeom.validation import TOLERANCES, first_failure, validate_model
+from jaxgeom.validation.checks import Check
+
+torch = pytest.importorskip("torch", reason="PyTorch oracle")
+
+SMALL = Qwen3Config(
+    vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16,
+)  # fmt: skip
+KINDS = {
+    "tied": {"tie_word_embeddings": True},
+    "untied-bias": {"attention_bias": True},
+    "moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+}
+
+
+def write(directory, **changes):
+    """A random model written by transformers; weights large enough that attention is not uniform."""
+    import transformers
+
+    fields = dataclasses.replace(SMALL, **changes).to_hf()
+    config = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(4)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_agrees_in_float32(tmp_path, kind):
+    told = []
+    checks = validate_model(write(tmp_path / "model", **KINDS[kind]), length=17, new_tokens=6, progress=told.append)
+    assert first_failure(checks) is None, checks
+    names = [check.name for check in checks]
+    for part in (
+        *(f"logits, {layout}" for layout in ("whole", "left-padded", "ragged")),
+        *("log-probs", "loss", "gradients, worst tensor", "AdamW step, worst tensor", "greedy tokens that differ"),
+        "diagnostics, stable_rank",
+    ):
+        assert part in names
+    assert len(told) >= 7
+
+
+def test_bfloat16_agrees_within_its_stated_tolerance(tmp_path):
+    checks = validate_model(write(tmp_path / "model", **KINDS["tied"]), dtype="bfloat16", length=17, new_tokens=6)
+    assert first_failure(checks) is None, checks
+
+
+def test_a_changed_constant_is_caught(tmp_path, monkeypatch):
+    path = write(tmp_path / "model", **KINDS["tied"])
+
+    def wrong(path, **options):
+        model, params = load_model(path, **options)
+        return model.clone(config=dataclasses.replace(model.config, rope_theta=11_000.0)), params
+
+    monkeypatch.setattr("jaxgeom.validation.checks.load_model", wrong)
+    failed = first_failure(validate_model(path, length=17, new_tokens=2, gradients=False))
+    assert failed is not None and failed.name.startswith("logits")
+
+
+def test_nan_never_passes():
+    assert not Check("logits", float("nan"), 1.0).ok
+    assert TOLERANCES["float32"]["logits"] == 1e-4
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"length": 1}, {"new_tokens": 0}])
+def test_bad_arguments_are_named(tmp_path, options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        validate_model(tmp_path, **options)
+
+
+def test_saved_model_gives_identical_logits_in_transformers(tmp_path):
+    import transformers
+
+    source = write(tmp_path / "model", **KINDS["moe"])
+    model, params = load_model(source)
+    save_model(tmp_path / "saved", model.config, params, max_shard_bytes=40_000)
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 1
+    tokens = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        first, second = (
+            transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()(tokens).logits
+            for path in (source, tmp_path / "saved")
+        )
+    assert torch.equal(first, second)
+    again, params_again = load_model(tmp_path / "saved")
+    assert again == model
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), params, params_again)))
