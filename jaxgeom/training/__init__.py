@@ -1,0 +1,21 @@
+"""Training: state, pure step, rollouts, the loop, and the run directory."""
+
+from .checkpointing import Checkpoints as Checkpoints
+from .checkpointing import load_start as load_start
+from .checkpointing import saved_steps as saved_steps
+from .evaluation import evaluate as evaluate
+from .evaluation import wilson_interval as wilson_interval
+from .loop import train as train
+from .rollouts import Actor as Actor
+from .rollouts import collect as collect
+from .scoring import score as score
+from .scoring import sequence_log_probs as sequence_log_probs
+from .settings import MeshSettings as MeshSettings
+from .settings import OPDSettings as OPDSettings
+from .settings import RLVRSettings as RLVRSettings
+from .settings import RunInputs as RunInputs
+from .settings import RunSettings as RunSettings
+from .settings import SFTSettings as SFTSettings
+from .step import Batch as Batch
+from .step import TrainState as TrainState
+from .step import make_train_step as make_train_step

@@ -1,0 +1,119 @@
+"""Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
+from jaxgeom.sharding import partition_specs
+from jaxgeom.training.step import TrainState
+
+
+class Checkpoints:
+    """The `checkpoints/` of a run directory; a context manager. A checkpoint is whole or, after a kill, not there.
+
+    Items of a step: `params` (float32 masters), `optimizer`, `data` (the grain iterator's state), `key` (the seed; the
+    randomness of step n is derived from seed and n).
+    """
+
+    def __init__(self, directory: Path):
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(
+            (directory / "checkpoints").absolute(),
+            options=options,
+            item_names=("params", "optimizer", "data", "key"),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data_state: dict, seed: int) -> None:
+        """Writes the checkpoint of `state.step` unless it is there."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave({"state": jax.tree.leaves(state.opt_state)}),
+                data=ocp.args.JsonSave(data_state),
+                key=ocp.args.JsonSave({"seed": seed, "step": step}),
+            ),
+        )
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
+        """The state at `step` with the shapes, dtypes and shardings of `like`, and the data iterator's state."""
+        leaves, structure = jax.tree.flatten(like.opt_state)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
+                optimizer=ocp.args.StandardRestore({"state": jax.tree.map(_abstract, leaves)}),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        opt_state = jax.tree.unflatten(structure, restored["optimizer"]["state"])
+        state = TrainState(step=_like(np.int32(step), like.step), params=restored["params"], opt_state=opt_state)
+        return state, restored["data"]
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of the whole checkpoints in a run directory, ascending."""
+    directory = run / "checkpoints"
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
+    """A model to start from: a Hugging Face directory, or `RUN@STEP` of a run of ours (its float32 masters).
+
+    Raises:
+        UserError: nothing readable is there.
+    """
+    run, at, step = str(source).rpartition("@")
+    if not at or not (Path(run) / "config.json").is_file() or Path(source).exists():
+        return load_model(source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat)
+    steps = saved_steps(Path(run))
+    if not step.isdigit() or int(step) not in steps:
+        raise UserError(f"{source}: no such step; the run has {steps}")
+    config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+    model = Qwen3(Qwen3Config.from_hf(config["model"]), dtype=jax.numpy.dtype(compute_dtype), remat=remat)
+    abstract = abstract_parameters(model)
+    place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    specs = partition_specs(abstract, place) if mesh else jax.tree.map(lambda _: PartitionSpec(), abstract)
+    placed = jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(place, spec)),
+        abstract,
+        specs,
+    )
+    with ocp.CheckpointManager((Path(run) / "checkpoints").absolute(), item_names=("params",)) as manager:
+        restored = manager.restore(int(step), args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)))
+    return model, restored["params"]
+
+
+def tokenizer_directory(source: str | Path) -> Path:
+    """Where the tokenizer of a start is: the Hugging Face directory itself, or the run's copy of it."""
+    run, at, _ = str(source).rpartition("@")
+    return Path(run) / "tokenizer" if at and (Path(run) / "tokenizer").is_dir() else Path(source)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _like(value: Any, leaf: jax.Array) -> jax.Array:
+    return jax.device_put(value, leaf.sharding)

@@ -1,0 +1,217 @@
+"""From prompts to a batch that a policy-gradient step learns from: sample, verify, score, credit."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxgeom.data.chat import pad_token, stop_tokens
+from jaxgeom.data.pipelines import Prompt
+from jaxgeom.models import Qwen3
+from jaxgeom.objectives import grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
+from jaxgeom.rewards import verify_batch
+from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.training.scoring import score
+from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RLVRSettings
+from jaxgeom.training.step import Batch
+
+Verifier = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A model that samples or scores: module, parameters."""
+
+    model: Qwen3
+    params: PyTree
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Sampled answers on the host, `[batch, time]` each; rows of one prompt stand together.
+
+    Attributes:
+        tokens: int32, left-padded prompt, then the response.
+        valid: True on real tokens.
+        response: True on sampled tokens, the stop token included.
+        log_probs: float32, as the sampler computed them.
+        rewards: float32 `[batch]`.
+        texts: The responses, decoded.
+        prompts: The prompt of each row.
+    """
+
+    tokens: np.ndarray
+    valid: np.ndarray
+    response: np.ndarray
+    log_probs: np.ndarray
+    rewards: np.ndarray
+    texts: list[str]
+    prompts: list[Prompt]
+
+
+def collect(
+    settings: OnPolicySettings,
+    student: Actor,
+    teacher: Actor | None,
+    tokenizer: Any,
+    prompts: Iterator[list[Prompt]],
+    *,
+    step: int,
+    verifier: Verifier = verify_batch,
+) -> tuple[Batch | None, dict[str, float], Answers]:
+    """One step's batch.
+
+    Args:
+        settings: Of the run.
+        student: The current policy.
+        teacher: For OPD.
+        tokenizer: Of the student.
+        prompts: Batches of `settings.prompts_per_step` prompts.
+        step: Number of the step; with the run's seed it fixes every sample.
+        verifier: Texts and ground truths to rewards.
+
+    Returns:
+        The batch (None where no group of RLVR had differing rewards: there is nothing to learn from), host metrics,
+        and the answers.
+    """
+    sampler = teacher if isinstance(settings, OPDSettings) and settings.rollouts == "teacher" else student
+    assert sampler is not None
+    answers, metrics = _sample_groups(settings, sampler, tokenizer, prompts, step, verifier)
+    tokens, valid, response = jnp.asarray(answers.tokens), jnp.asarray(answers.valid), jnp.asarray(answers.response)
+    groups = jnp.asarray(answers.rewards).reshape(-1, settings.samples_per_prompt)
+    old = score(student.model, student.params, tokens, valid, temperature=settings.temperature)
+    grpo = grpo_advantages(groups).reshape(-1)
+    lengths = answers.response.sum(axis=1)
+    metrics |= {
+        "response_length": float(lengths.mean()),
+        "truncated": float(np.mean(lengths >= settings.max_new_tokens)),
+    }
+    if sampler is student:
+        mismatch = np.abs(np.asarray(old) - answers.log_probs)[answers.response]
+        metrics["sampler_mismatch"] = float(mismatch.max(initial=0.0))
+    if isinstance(settings, OPDSettings):
+        assert teacher is not None
+        teacher_log_probs = score(teacher.model, teacher.params, tokens, valid, temperature=settings.temperature)
+        advantages = opd_advantages(old, teacher_log_probs, response)
+        metrics["gap"] = float(-jnp.sum(advantages) / max(1, int(lengths.sum())))
+        if settings.alpha < 1.0:
+            advantages = mix_advantages(advantages, grpo, settings.alpha)
+        if settings.keep_tokens < 1.0:
+            key = jax.random.fold_in(jax.random.key(settings.seed), step)
+            kind = "largest" if settings.keep_by == "gap" else "random"
+            weights = sparsify_tokens(
+                old - teacher_log_probs, response, fraction=settings.keep_tokens, method=kind, key=key
+            )
+            advantages = advantages * weights
+    else:
+        advantages = jnp.broadcast_to(grpo[:, None], tokens.shape)
+        if isinstance(settings, RLVRSettings) and settings.dynamic_filter:
+            informative = np.ptp(np.asarray(groups), axis=1) > 0
+            if not informative.any():
+                return None, metrics, answers
+            response = response & jnp.asarray(np.repeat(informative, settings.samples_per_prompt))[:, None]
+    batch = Batch(tokens=tokens, valid=valid, loss_mask=response, old_log_probs=old, advantages=advantages)
+    return batch, metrics, answers
+
+
+def sample_answers(
+    actor: Actor,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+    verifier: Verifier = verify_batch,
+) -> Answers:
+    """One sampled and verified answer to each prompt."""
+    rollout = sample(
+        actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad_token(tokenizer)
+    )
+    tokens, valid, response, log_probs = (
+        np.asarray(x) for x in (rollout.tokens, rollout.valid, rollout.response_mask, rollout.log_probs)
+    )
+    texts = tokenizer.batch_decode(
+        [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
+    )
+    rewards = np.asarray(verifier(texts, [p.ground_truth for p in prompts]), np.float32)
+    return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
+
+
+def sampling_settings(settings: OnPolicySettings, tokenizer: Any) -> SamplingSettings:
+    """The distribution that training samples from: temperature alone, nothing truncated."""
+    return SamplingSettings(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        stop_tokens=stop_tokens(tokenizer),
+    )
+
+
+def _sample_groups(
+    settings: OnPolicySettings,
+    sampler: Actor,
+    tokenizer: Any,
+    prompts: Iterator[list[Prompt]],
+    step: int,
+    verifier: Verifier,
+) -> tuple[Answers, dict[str, float]]:
+    """`prompts_per_step` groups; with the dynamic filter, groups without variance are replaced by refills."""
+    size = settings.samples_per_prompt
+    filtering = isinstance(settings, RLVRSettings) and settings.dynamic_filter
+    rounds = 1 + (settings.refills if isinstance(settings, RLVRSettings) and filtering else 0)
+    kept: list[Answers] = []
+    spare: list[Answers] = []
+    all_rewards: list[np.ndarray] = []
+    for number in range(rounds):
+        repeated = [prompt for prompt in next(prompts) for _ in range(size)]
+        seeds = np.random.default_rng([settings.seed, step, number]).integers(0, 2**31, len(repeated)).tolist()
+        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling_settings(settings, tokenizer), verifier)
+        all_rewards.append(answers.rewards)
+        for group in _split(answers, size):
+            (kept if not filtering or np.ptp(group.rewards) > 0 else spare).append(group)
+        if len(kept) >= settings.prompts_per_step:
+            break
+    chosen = (kept + spare)[: settings.prompts_per_step]
+    rewards = np.concatenate(all_rewards)
+    metrics = {
+        "reward": float(rewards.mean()),
+        "informative_groups": float(np.mean(np.ptp(rewards.reshape(-1, size), axis=1) > 0)),
+        "sampling_rounds": float(len(all_rewards)),
+    }
+    return _join(chosen), metrics
+
+
+def _split(answers: Answers, size: int) -> list[Answers]:
+    def part(start: int) -> Answers:
+        rows = slice(start, start + size)
+        return Answers(
+            answers.tokens[rows],
+            answers.valid[rows],
+            answers.response[rows],
+            answers.log_probs[rows],
+            answers.rewards[rows],
+            answers.texts[rows],
+            answers.prompts[rows],
+        )
+
+    return [part(start) for start in range(0, len(answers.texts), size)]
+
+
+def _join(groups: Sequence[Answers]) -> Answers:
+    """Groups of one or several rounds as one; shorter ones are padded on the left, where padding is masked anyway."""
+    width = max(group.tokens.shape[1] for group in groups)
+
+    def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.pad(part, ((0, 0), (width - part.shape[1], 0))) for part in parts])
+
+    return Answers(
+        tokens=stack([group.tokens for group in groups]),
+        valid=stack([group.valid for group in groups]),
+        response=stack([group.response for group in groups]),
+        log_probs=stack([group.log_probs for group in groups]),
+        rewards=np.concatenate([group.rewards for group in groups]),
+        texts=[text for group in groups for text in group.texts],
+        prompts=[prompt for group in groups for prompt in group.prompts],
+    )

@@ -1,0 +1,51 @@
+"""Log-probabilities of given tokens: the one forward path by which student and teacher are scored and trained."""
+
+from functools import partial
+from typing import cast
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxgeom.models import Qwen3
+from jaxgeom.objectives import token_log_probs
+
+
+def sequence_log_probs(
+    model: Qwen3,
+    params: PyTree,
+    tokens: Int[Array, "batch time"],
+    valid: Bool[Array, "batch time"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Array, "batch time"]:
+    """Log-probability of every token given those before it; pure and differentiable in `params`.
+
+    Args:
+        model: Qwen3 module.
+        params: Its parameters.
+        tokens: int32 token ids.
+        valid: True on real tokens, false on padding of either side.
+        temperature: The logits are divided by it.
+
+    Returns:
+        float32 nats, 0 at index 0. Entries at padding mean nothing and must be masked.
+    """
+    hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
+    kernel = params["embed"]["embedding"].T if model.config.tie_word_embeddings else params["head"]["kernel"]
+    return token_log_probs(hidden, kernel, tokens, temperature=temperature)
+
+
+@partial(jax.jit, static_argnames=("model", "temperature"))
+def score(
+    model: Qwen3,
+    params: PyTree,
+    tokens: Int[Array, "batch time"],
+    valid: Bool[Array, "batch time"],
+    *,
+    temperature: float = 1.0,
+) -> Float[Array, "batch time"]:
+    """`sequence_log_probs`, compiled once a model and shape.
+
+    Student and teacher of one architecture run the identical program, so with equal weights their gap is exactly 0.
+    """
+    return sequence_log_probs(model, params, tokens, valid, temperature=temperature)

@@ -1,0 +1,205 @@
+"""What a training run is told: one frozen dataclass per objective, checked when it is made."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxgeom.errors import UserError
+from jaxgeom.optimizers import AdamWSettings
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """How the devices are laid out; a size of −1 takes what the others leave.
+
+    Attributes:
+        data: Replicas of the parameters; the batch is split over them.
+        fsdp: Shards of the parameters; the batch is split over them too.
+        tensor: Shards of heads and feed-forward units.
+        expert: Shards of the experts of a mixture.
+    """
+
+    data: Annotated[int, tyro.conf.arg(name="mesh-data")] = 1
+    fsdp: Annotated[int, tyro.conf.arg(name="mesh-fsdp")] = -1
+    tensor: Annotated[int, tyro.conf.arg(name="mesh-tensor")] = 1
+    expert: Annotated[int, tyro.conf.arg(name="mesh-expert")] = 1
+
+    def __post_init__(self):
+        sizes = dataclasses.astuple(self)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(f"mesh (data, fsdp, tensor, expert)={sizes}: sizes must be ≥ 1, and one may be -1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """What a run reads.
+
+    Attributes:
+        model: The start: a Hugging Face directory, or `RUN@STEP`.
+        data: JSONL or parquet rows: demonstrations for SFT, prompts for RLVR and OPD.
+        eval_data: Held-out prompts; none, no evaluation.
+        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; same vocabulary as the model.
+    """
+
+    model: Path
+    data: Path
+    eval_data: Path | None = None
+    teacher: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every objective is told beyond its inputs.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Sequences a step, over all devices.
+        seed: Of data order and sampling.
+        save_every: Steps between checkpoints; step 0 and the last are always saved.
+        eval_every: Steps between evaluations; 0: at the start and the end only.
+        eval_limit: At most so many held-out prompts.
+        max_new_tokens: Of a sampled answer (in training and evaluation).
+        micro_batches: Gradient accumulation: the batch is worked off in so many parts.
+        remat: Recompute activations in the backward pass.
+        compute_dtype: Of activations; parameters and optimizer are always float32 masters.
+        optimizer: AdamW and its learning-rate schedule.
+        mesh: How devices are laid out.
+    """
+
+    steps: int
+    batch_size: int
+    optimizer: AdamWSettings
+    seed: int = 0
+    save_every: int = 64
+    eval_every: int = 0
+    eval_limit: int = 512
+    max_new_tokens: int = 512
+    micro_batches: int = 1
+    remat: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    mesh: MeshSettings = field(default_factory=MeshSettings)
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
+            _positive(self, name)
+        _within(self, "eval_every", 0, float("inf"))
+        _within(self, "seed", 0, 2**31 - 1)
+        if self.batch_size % self.micro_batches:
+            raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(RunSettings):
+    """Cross-entropy on the assistant's tokens of demonstrations.
+
+    Attributes:
+        max_length: Longer demonstrations are cut here.
+    """
+
+    max_length: int = 4096
+
+    def __post_init__(self):
+        super().__post_init__()
+        _positive(self, "max_length")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicySettings(RunSettings):
+    """What RLVR and OPD share: sampling and the policy-gradient loss.
+
+    Attributes:
+        samples_per_prompt: Answers to one prompt; `batch_size` / `samples_per_prompt` prompts a step.
+        temperature: Of sampling; log-probabilities are those of the sampled distribution.
+        clip_low: Lower clip of the ratio, ε_low.
+        clip_high: Upper clip of the ratio, ε_high.
+        aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
+    """
+
+    samples_per_prompt: int = 8
+    temperature: float = 1.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    aggregate: Literal["token", "sequence", "constant"] = "token"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("samples_per_prompt", "temperature"):
+            _positive(self, name)
+        for name in ("clip_low", "clip_high"):
+            _within(self, name, 0.0, float("inf"))
+        if self.batch_size % self.samples_per_prompt:
+            raise UserError(
+                f"batch_size={self.batch_size} is not divisible by samples_per_prompt={self.samples_per_prompt}"
+            )
+
+    @property
+    def prompts_per_step(self) -> int:
+        return self.batch_size // self.samples_per_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLVRSettings(OnPolicySettings):
+    """GRPO with verified 0/1 rewards.
+
+    Attributes:
+        dynamic_filter: Skip groups whose rewards are all equal and sample others in their place.
+        refills: At most so many further rounds of sampling a step.
+    """
+
+    dynamic_filter: bool = True
+    refills: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        _within(self, "refills", 0, 100)
+        if self.samples_per_prompt < 2:
+            raise UserError(f"samples_per_prompt={self.samples_per_prompt}: GRPO compares at least 2 answers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPDSettings(OnPolicySettings):
+    """On-policy distillation by the sampled-token reverse KL, with the controls of A's section 5.
+
+    Attributes:
+        keep_tokens: Fraction ρ of response tokens that keep their advantage.
+        keep_by: The largest signed gaps, or at random.
+        rollouts: Who generates; with `teacher` the ratio is not clipped (ε = 1).
+        alpha: Share of distillation in the mix with GRPO's advantage: α·(−r_t) + (1−α)·A_GRPO.
+    """
+
+    keep_tokens: float = 1.0
+    keep_by: Literal["gap", "random"] = "gap"
+    rollouts: Literal["student", "teacher"] = "student"
+    alpha: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _within(self, "alpha", 0.0, 1.0)
+        if not 0.0 < self.keep_tokens <= 1.0:
+            raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
+
+
+def objective_name(settings: RunSettings) -> str:
+    """`sft`, `rlvr` or `opd`."""
+    return {SFTSettings: "sft", RLVRSettings: "rlvr", OPDSettings: "opd"}[type(settings)]
+
+
+def to_json(settings: Any) -> Any:
+    """A settings dataclass as plain JSON values, paths as text."""
+    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+
+
+def _positive(settings: Any, name: str) -> None:
+    value = getattr(settings, name)
+    if not value > 0:
+        raise UserError(f"{name}={value}: must be positive")
+
+
+def _within(settings: Any, name: str, low: float | int, high: float | int) -> None:
+    value = getattr(settings, name)
+    if not low <= value <= high:
+        raise UserError(f"{name}={value}: must be between {low:g} and {high:g}")

@@ -1,0 +1,130 @@
+"""The training step: a pure function of state and batch, for every objective."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxgeom.models import Qwen3
+from jaxgeom.objectives import loss_denominator, policy_gradient_loss, sft_loss
+from jaxgeom.training.scoring import sequence_log_probs
+from jaxgeom.training.settings import OnPolicySettings, RunSettings
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step changes: the number of steps done, float32 master parameters, the optimizer's state."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+
+
+@flax.struct.dataclass
+class Batch:
+    """What a step learns from, `[batch, time]` each.
+
+    Attributes:
+        tokens: int32 ids.
+        valid: True on real tokens.
+        loss_mask: True on the tokens that are learned from.
+        old_log_probs: float32, under the policy that the ratio is taken against; None for SFT.
+        advantages: float32, one per token; None for SFT.
+    """
+
+    tokens: Int[Array, "batch time"]
+    valid: Bool[Array, "batch time"]
+    loss_mask: Bool[Array, "batch time"]
+    old_log_probs: Float[Array, "batch time"] | None = None
+    advantages: Float[Array, "batch time"] | None = None
+
+
+def make_loss(model: Qwen3, settings: RunSettings) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
+    """`loss(params, batch, denominator) -> (loss, metrics)`; summed over micro-batches it is the whole batch's loss."""
+
+    def loss(params: PyTree, batch: Batch, denominator: Array) -> tuple[Array, Metrics]:
+        if not isinstance(settings, OnPolicySettings):
+            log_probs = sequence_log_probs(model, params, batch.tokens, batch.valid)
+            return sft_loss(log_probs, batch.loss_mask, denominator=denominator), {}
+        assert batch.old_log_probs is not None and batch.advantages is not None
+        log_probs = sequence_log_probs(model, params, batch.tokens, batch.valid, temperature=settings.temperature)
+        return policy_gradient_loss(
+            log_probs,
+            batch.old_log_probs,
+            batch.advantages,
+            batch.loss_mask,
+            clip_low=clip_range(settings)[0],
+            clip_high=clip_range(settings)[1],
+            aggregate=settings.aggregate,
+            denominator=denominator,
+        )
+
+    return loss
+
+
+def clip_range(settings: OnPolicySettings) -> tuple[float, float]:
+    """ε_low and ε_high; (1, ∞) for rollouts of the teacher, whose ratio is not clipped."""
+    if getattr(settings, "rollouts", "student") == "teacher":
+        return 1.0, float("inf")
+    return settings.clip_low, settings.clip_high
+
+
+def make_train_step(
+    model: Qwen3, optimizer: optax.GradientTransformation, settings: RunSettings
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The compiled step `(state, batch) -> (state, metrics)`; the state is donated.
+
+    The gradient is accumulated over `settings.micro_batches` parts of the batch in float32, each divided by the whole
+    batch's count, so that it is the same whatever the number of parts.
+
+    Args:
+        model: Qwen3 module.
+        optimizer: Any Optax transformation.
+        settings: Objective, clipping, aggregation, number of parts.
+
+    Returns:
+        A jitted function. Metrics: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the loss.
+    """
+    loss = make_loss(model, settings)
+    aggregate = settings.aggregate if isinstance(settings, OnPolicySettings) else "token"
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        constant = float(settings.batch_size * settings.max_new_tokens) if aggregate == "constant" else None
+        denominator = loss_denominator(batch.loss_mask, aggregate=aggregate, constant=constant)
+        (value, metrics), grads = _accumulate(loss, state.params, batch, denominator, settings.micro_batches)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {
+            "loss": value,
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
+        }
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def _accumulate(
+    loss: Callable[..., Any], params: PyTree, batch: Batch, denominator: Array, parts: int
+) -> tuple[tuple[Array, Metrics], PyTree]:
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch, denominator)
+    # Strided parts: with the batch sharded along its first axis every device has work in every part.
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split), denominator)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, part, denominator)), None
+
+    ((value, metrics), grads), _ = jax.lax.scan(add, zero, split)
+    # The loss and the gradient are sums over parts; the loss's own metrics are means.
+    return (value, jax.tree.map(lambda m: m / parts, metrics)), grads

@@ -1,0 +1,146 @@
+"""From prompts to batches: the gap, the filter, the controls."""
+
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgeom.data import arithmetic, chat, pipelines
+from jaxgeom.models import load_model
+from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.training import Actor, OPDSettings, RLVRSettings, collect
+from tests.tiny import write_tiny_model
+
+COMMON = dict(
+    steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3), max_new_tokens=8, samples_per_prompt=4
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Student, another model, tokenizer, prompts."""
+    directory = tmp_path_factory.mktemp("models")
+    student, other = (
+        Actor(*load_model(write_tiny_model(directory / str(seed), seed=seed), dtype="float32")) for seed in (0, 1)
+    )
+    tokenizer = chat.load_tokenizer(directory / "0")
+    rows = arithmetic.prompts(arithmetic.ArithmeticTask(), 24, seed=0)
+    encoded = [pipelines.encode_prompt_row({**row, "row": i}, tokenizer) for i, row in enumerate(rows)]
+    return student, other, tokenizer, encoded
+
+
+def _prompts(encoded, size=4):
+    return itertools.cycle([encoded[i : i + size] for i in range(0, len(encoded), size)])
+
+
+def _parity(texts, truths):
+    """A verifier that has nothing to do with the task: half of the answers are right."""
+    return [float(len(text) % 2) for text in texts]
+
+
+def test_with_equal_weights_the_gap_is_exactly_zero(world):
+    student, _, tokenizer, encoded = world
+    twin = Actor(student.model, jax.tree.map(lambda leaf: leaf.copy(), student.params))
+    batch, metrics, _ = collect(OPDSettings(**COMMON), student, twin, tokenizer, _prompts(encoded), step=0)
+    assert batch is not None and metrics["gap"] == 0.0
+    np.testing.assert_array_equal(np.asarray(batch.advantages), 0.0)
+
+
+def test_the_opd_advantage_is_the_teachers_log_prob_minus_the_students(world):
+    student, teacher, tokenizer, encoded = world
+    batch, metrics, _ = collect(OPDSettings(**COMMON), student, teacher, tokenizer, _prompts(encoded), step=0)
+    mask = np.asarray(batch.loss_mask)
+
+    def log_probs(actor):
+        logits = np.asarray(actor.model.apply({"params": actor.params}, batch.tokens, valid=batch.valid), np.float64)
+        table = logits - logits.max(-1, keepdims=True)
+        table -= np.log(np.exp(table).sum(-1, keepdims=True))
+        picked = np.take_along_axis(table[:, :-1], np.asarray(batch.tokens)[:, 1:, None], -1)[..., 0]
+        return np.pad(picked, ((0, 0), (1, 0)))
+
+    wanted = np.where(mask, log_probs(teacher) - log_probs(student), 0.0)
+    np.testing.assert_allclose(np.asarray(batch.advantages), wanted, atol=5e-5)
+    np.testing.assert_allclose(metrics["gap"], -wanted.sum() / mask.sum(), rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(batch.old_log_probs)[mask], log_probs(student)[mask], atol=5e-5)
+
+
+def test_the_sampler_and_the_scorer_agree(world):
+    student, teacher, tokenizer, encoded = world
+    _, metrics, _ = collect(OPDSettings(**COMMON), student, teacher, tokenizer, _prompts(encoded), step=3)
+    assert metrics["sampler_mismatch"] < 1e-4
+
+
+def test_the_same_step_samples_the_same_and_another_step_does_not(world):
+    student, teacher, tokenizer, encoded = world
+    settings = OPDSettings(**COMMON)
+    texts = [
+        collect(settings, student, teacher, tokenizer, _prompts(encoded), step=step)[2].texts for step in (5, 5, 6)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_grpo_advantages_are_normalised_within_the_group(world):
+    student, _, tokenizer, encoded = world
+    settings = RLVRSettings(**COMMON, dynamic_filter=False)
+    batch, _, answers = collect(settings, student, None, tokenizer, _prompts(encoded), step=1, verifier=_parity)
+    rewards = answers.rewards.reshape(-1, 4).astype(np.float64)
+    wanted = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(np.asarray(batch.advantages)[:, 0], wanted.ravel(), atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(batch.loss_mask), answers.response)
+
+
+def test_groups_without_variance_are_refilled_then_masked(world):
+    student, _, tokenizer, encoded = world
+    wanted = {prompt.ground_truth for prompt in encoded[:4]}
+
+    def verifier(texts, truths):
+        # Only the first four prompts have groups with variance; the others are always wrong.
+        return [float(i % 2) if truth in wanted else 0.0 for i, truth in enumerate(truths)]
+
+    settings = RLVRSettings(**COMMON, refills=1)
+    mixed = itertools.cycle([encoded[0:2] + encoded[8:10], encoded[2:4] + encoded[10:12]])
+    batch, metrics, answers = collect(settings, student, None, tokenizer, mixed, step=0, verifier=verifier)
+    assert metrics["sampling_rounds"] == 2
+    assert {prompt.ground_truth for prompt in answers.prompts} == wanted
+    assert bool(np.asarray(batch.loss_mask).any(axis=1).all())
+    batch, metrics, _ = collect(
+        dataclasses.replace(settings, refills=0), student, None, tokenizer, mixed, step=0, verifier=verifier
+    )
+    assert metrics["sampling_rounds"] == 1
+    learned = np.asarray(batch.loss_mask).any(axis=1).reshape(-1, 4)
+    np.testing.assert_array_equal(learned.all(axis=1), [True, True, False, False])
+
+
+def test_nothing_to_learn_from_gives_no_batch(world):
+    student, _, tokenizer, encoded = world
+    settings = RLVRSettings(**COMMON, refills=1)
+    batch, metrics, _ = collect(
+        settings, student, None, tokenizer, _prompts(encoded), step=0, verifier=lambda texts, truths: [0.0] * len(texts)
+    )
+    assert batch is None and metrics["informative_groups"] == 0.0
+
+
+def test_controls_of_distillation(world):
+    student, teacher, tokenizer, encoded = world
+    prompts = _prompts(encoded)
+
+    def run(**changes):
+        settings = OPDSettings(**(COMMON | changes))
+        return collect(settings, student, teacher, tokenizer, _prompts(encoded), step=2, verifier=_parity)
+
+    plain, _, answers = run()
+    kept, _, _ = run(keep_tokens=0.25)
+    lengths = answers.response.sum(axis=1)
+    count = (np.asarray(kept.advantages) != 0).sum(axis=1)
+    np.testing.assert_array_equal(count, np.maximum(1, np.floor(lengths * 0.25 + 0.5)))
+    mixed, _, _ = run(alpha=0.25)
+    rewards = answers.rewards.reshape(-1, 4).astype(np.float64)
+    grpo = ((rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-6)).ravel()
+    wanted = 0.25 * np.asarray(plain.advantages) + 0.75 * grpo[:, None]
+    mask = np.asarray(plain.loss_mask)
+    np.testing.assert_allclose(np.asarray(mixed.advantages)[mask], wanted[mask], atol=1e-5)
+    _, metrics, off_policy = run(rollouts="teacher")
+    assert "sampler_mismatch" not in metrics and off_policy.texts != answers.texts
+    assert next(prompts)

@@ -1,0 +1,122 @@
+"""The step against an independent one, and its independence of how the batch is cut and where it lies."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgeom.models import Qwen3
+from jaxgeom.optimizers import AdamWSettings, adamw
+from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings
+from jaxgeom.training import Batch, RLVRSettings, SFTSettings, TrainState, make_train_step, sequence_log_probs
+from tests.tiny import tiny_config
+
+OPTIMIZER = AdamWSettings(learning_rate=1e-2, weight_decay=0.1)
+SFT = SFTSettings(steps=3, batch_size=16, optimizer=OPTIMIZER)
+RLVR = RLVRSettings(steps=3, batch_size=16, optimizer=OPTIMIZER, samples_per_prompt=4)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Qwen3(tiny_config())
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def _batch(seed: int, *, on_policy: bool) -> Batch:
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(3, 100, (16, 24)).astype(np.int32)
+    lengths = generator.integers(6, 24, 16)
+    valid = np.arange(24) < lengths[:, None]
+    mask = valid & (np.arange(24) > 3)
+    batch = Batch(tokens=jnp.asarray(tokens), valid=jnp.asarray(valid), loss_mask=jnp.asarray(mask))
+    if not on_policy:
+        return batch
+    old = jnp.asarray(generator.normal(-4.7, 0.1, (16, 24)), jnp.float32)
+    advantages = jnp.asarray(generator.normal(size=(16, 24)), jnp.float32)
+    return batch.replace(old_log_probs=old, advantages=advantages)
+
+
+def _state(model, params, settings):
+    optimizer = adamw(settings.optimizer, settings.steps)
+    copy = jax.tree.map(jnp.array, params)  # a step donates its state
+    state = TrainState(step=jnp.int32(0), params=copy, opt_state=optimizer.init(copy))
+    return make_train_step(model, optimizer, settings), state
+
+
+def test_log_probs_are_those_of_the_whole_logits(model, params):
+    batch = _batch(0, on_policy=False)
+    got = sequence_log_probs(model, params, batch.tokens, batch.valid)
+    logits = np.asarray(model.apply({"params": params}, batch.tokens, valid=batch.valid), np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    table = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    wanted = np.take_along_axis(table[:, :-1], np.asarray(batch.tokens)[:, 1:, None], axis=-1)[..., 0]
+    mask = np.asarray(batch.loss_mask)[:, 1:]
+    np.testing.assert_allclose(np.asarray(got)[:, 1:][mask], wanted[mask], atol=2e-5)
+
+
+def test_the_sft_step_is_adamw_on_the_mean_cross_entropy(model, params):
+    step, state = _state(model, params, SFT)
+    batch = _batch(1, on_policy=False)
+
+    def loss(tree):
+        table = jax.nn.log_softmax(model.apply({"params": tree}, batch.tokens, valid=batch.valid))
+        picked = jnp.take_along_axis(table[:, :-1], batch.tokens[:, 1:, None], axis=-1)[..., 0]
+        mask = batch.loss_mask[:, 1:].astype(jnp.float32)
+        return -jnp.sum(picked * mask) / jnp.sum(mask)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    # At the first step Adam's bias-corrected moments are g and g²: the update has a closed form.
+    wanted = jax.tree.map(lambda w, g: w - 1e-2 * (g / (jnp.abs(g) + OPTIMIZER.eps) + 0.1 * w), params, grads)
+    state, metrics = step(state, batch)
+    np.testing.assert_allclose(float(metrics["loss"]), float(value), rtol=1e-5)
+    norm = np.sqrt(sum(np.sum(np.asarray(g, np.float64) ** 2) for g in jax.tree.leaves(grads)))
+    np.testing.assert_allclose(float(metrics["grad_norm"]), norm, rtol=1e-4)
+    # Adam divides by the root of the second moment: entries whose gradient is rounding noise move
+    # by up to the rate.
+    worst = jax.tree.map(lambda a, b: float(jnp.quantile(jnp.abs(a - b), 0.99)), state.params, wanted)
+    assert max(jax.tree.leaves(worst)) < 1e-4
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("settings", [SFT, RLVR], ids=["sft", "rlvr"])
+def test_the_gradient_does_not_depend_on_the_number_of_parts(model, params, settings):
+    batch = _batch(2, on_policy=settings is RLVR)
+    results = []
+    for parts in (1, 4):
+        step, state = _state(model, params, dataclasses.replace(settings, micro_batches=parts))
+        state, metrics = step(state, batch)
+        results.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    np.testing.assert_allclose(*results, rtol=2e-5)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=["data", "fsdp", "all"])
+def test_a_sharded_step_is_the_step(model, params, sizes):
+    batch = _batch(3, on_policy=True)
+    step, state = _state(model, params, RLVR)
+    _, wanted = step(state, batch)
+    mesh = make_mesh(*sizes)
+    placed = jax.device_put(params, parameter_shardings(params, mesh))
+    step, state = _state(model, placed, RLVR)
+    state, got = step(state, jax.device_put(batch, batch_sharding(mesh)))
+    for name in ("loss", "grad_norm", "update_norm"):
+        np.testing.assert_allclose(float(got[name]), float(wanted[name]), rtol=1e-4, err_msg=name)
+    before, after = jax.tree.leaves(placed), jax.tree.leaves(state.params)
+    assert all(a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in zip(before, after, strict=True))
+
+
+def test_a_rewarded_answer_becomes_likelier(model, params):
+    batch = _batch(4, on_policy=True)
+    old = sequence_log_probs(model, params, batch.tokens, batch.valid)
+    signs = jnp.where(jnp.arange(16) % 2 == 0, 1.0, -1.0)[:, None]
+    batch = batch.replace(old_log_probs=old, advantages=jnp.broadcast_to(signs, (16, 24)))
+    step, state = _state(model, params, dataclasses.replace(RLVR, optimizer=AdamWSettings(learning_rate=1e-3)))
+    state, _ = step(state, batch)
+    new = sequence_log_probs(model, state.params, batch.tokens, batch.valid)
+    change = jnp.sum((new - old) * batch.loss_mask, axis=1)
+    assert float(jnp.mean(change[::2])) > 0 > float(jnp.mean(change[1::2]))
