@@ -74,18 +74,38 @@ def worked_answer(terms: tuple[int, ...]) -> str:
     return "\n".join([*lines, rf"\boxed{{{total}}}"])
 
 
-def demonstrations(task: ArithmeticTask, count: int, *, split: Split = "train", seed: int) -> list[dict]:
-    """`count` rows with `messages`, the form in which `jaxgeom train sft` reads JSONL."""
-    stream = problems(task, split=split, seed=seed)
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": question(terms)},
-                {"role": "assistant", "content": worked_answer(terms)},
-            ]
-        }
-        for terms, _ in zip(stream, range(count), strict=False)
-    ]
+def short_answer(terms: tuple[int, ...]) -> str:
+    r"""The answer without the work: true, and too hard for a small model to give at once.
+
+    >>> short_answer((12, 34, 56))
+    '\\boxed{102}'
+    """
+    return rf"\boxed{{{sum(terms)}}}"
+
+
+def demonstrations(
+    task: ArithmeticTask, count: int, *, split: Split = "train", seed: int, uneven: bool = False
+) -> list[dict]:
+    """`count` rows with `messages`, the form in which `jaxgeom train sft` reads JSONL.
+
+    Args:
+        task: Difficulty.
+        count: Rows.
+        split: Of the problems.
+        seed: Of the problems.
+        uneven: Demonstrations as careless people write them: four in five problems that look easy (first term in the
+            lower half of the range) are answered without work, and one in five of the others. Every answer is true,
+            but a model trained on them learns to guess, and has something to unlearn.
+    """
+    generator = np.random.default_rng([seed, 11])
+    rows = []
+    for terms, _ in zip(problems(task, split=split, seed=seed), range(count), strict=False):
+        looks_easy = terms[0] < 10**task.digits // 2
+        careless = uneven and generator.random() < (0.8 if looks_easy else 0.2)
+        answer = short_answer(terms) if careless else worked_answer(terms)
+        messages = [{"role": "user", "content": question(terms)}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": messages})
+    return rows
 
 
 def prompts(task: ArithmeticTask, count: int, *, split: Split = "train", seed: int) -> list[dict]:

@@ -7,10 +7,9 @@ from typing import Any
 import grain
 import numpy as np
 
+from jaxgeom.data.buckets import bucket_length
 from jaxgeom.data.chat import encode_demonstration, encode_prompt
 from jaxgeom.errors import UserError
-
-_BUCKETS = tuple(sorted({step * 2**power for step in (16, 24) for power in range(14)}))
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,6 @@ class Prompt:
     row: int
     tokens: tuple[int, ...]
     ground_truth: str
-
-
-def bucket_length(length: int) -> int:
-    """The smallest of 16, 24, 32, 48, 64, 96, … that holds `length`: few shapes, few compilations."""
-    for bucket in _BUCKETS:
-        if length <= bucket:
-            return bucket
-    raise UserError(f"a sequence of {length} tokens is longer than the largest bucket, {_BUCKETS[-1]}")
 
 
 def demonstration_batches(

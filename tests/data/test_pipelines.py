@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxgeom.data import arithmetic, chat, pipelines
+from jaxgeom.data.buckets import bucket_length
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows, write_jsonl
 from jaxgeom.errors import UserError
@@ -65,7 +66,7 @@ def test_processes_share_the_rows_without_overlap(tokenizer):
 
 @pytest.mark.parametrize(("length", "bucket"), [(1, 16), (16, 16), (17, 24), (49, 64), (65, 96), (1_000, 1_024)])
 def test_buckets(length, bucket):
-    assert pipelines.bucket_length(length) == bucket
+    assert bucket_length(length) == bucket
 
 
 def test_rows_survive_the_disk(tmp_path):

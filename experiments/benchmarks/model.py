@@ -1,0 +1,197 @@
+"""Train step and sampling beside `transformers` + PyTorch: same shapes, precision, machine, in turn in one run.
+
+    python experiments/benchmarks/model.py --shape tiny
+    python experiments/benchmarks/model.py --shape small
+    python experiments/benchmarks/model.py --shape qwen3-0.6b --dtype bfloat16      # on an accelerator
+
+Prints seconds (best and median of the rounds), the ratio PyTorch / jaxgeom (above 1: jaxgeom is faster), the train
+step's share of the matmul rate, and sampling's share of the memory bandwidth, both measured in the same run.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.objectives import token_log_probs
+from jaxgeom.rollout import SamplingSettings, sample
+
+
+def _config(vocab: int, dim: int, inner: int, layers: int, heads: int, kv: int, hd: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=vocab, hidden_size=dim, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv, head_dim=hd, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+# Config, train batch (rows, time), sampling batches (rows, new tokens).
+SHAPES: dict[str, tuple[Qwen3Config, tuple[int, int], list[tuple[int, int]]]] = {
+    "tiny": (_config(64, 128, 256, 3, 4, 2, 32), (64, 19), [(64, 9), (512, 9)]),
+    "small": (_config(4096, 512, 1536, 8, 8, 4, 64), (8, 256), [(16, 64)]),
+    "qwen3-0.6b": (_config(151_936, 1024, 3072, 28, 16, 8, 128), (8, 1024), [(64, 128)]),
+}
+PROMPT = 12
+
+
+def measure(rounds: int, **candidates: Callable[[], Any]) -> dict[str, list[float]]:
+    """Seconds per call; the candidates take turns, so a busy machine is busy for all. Two rounds warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + 2):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def train_step(model: Qwen3, params: Any, tokens: np.ndarray) -> Callable[[], Any]:
+    """One SFT step with AdamW, donated."""
+    optimizer = optax.adamw(1e-4)
+    held = [jax.tree.map(jnp.copy, params), jax.jit(optimizer.init)(params)]
+    on_device = jnp.asarray(tokens)
+
+    def loss(params: Any) -> jax.Array:
+        hidden = model.apply({"params": params}, on_device, method="hidden_states")
+        kernel = params["embed"]["embedding"].T
+        whole = tokens.size * model.config.vocab_size * 4 < 2**28
+        chunk = tokens.shape[1] if whole else 128
+        return -jnp.mean(token_log_probs(hidden, kernel, on_device, chunk=chunk, remat=not whole)[:, 1:])
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any) -> Any:
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    def run() -> None:
+        held[0], held[1], value = step(*held)
+        value.block_until_ready()
+
+    return run
+
+
+def sampler(model: Qwen3, params: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
+    """Sampling from the whole distribution, nothing stops early."""
+    requests = prompts.tolist()
+    return lambda: sample(model, params, requests, range(len(requests)), SamplingSettings(new), pad_id=0)
+
+
+def torch_model(config: Qwen3Config, dtype: str) -> Any:
+    import torch
+    import transformers
+
+    fields = config.to_hf()
+    built = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return transformers.AutoModelForCausalLM.from_config(built).to(device, getattr(torch, dtype))
+
+
+def torch_train_step(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    on_device = torch.tensor(tokens).long().to(model.device)
+
+    def run() -> None:
+        logits = model(on_device[:, :-1], use_cache=False).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), on_device[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return run
+
+
+def torch_sampler(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any]:
+    import torch
+    import transformers
+
+    model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=None)
+    on_device = torch.tensor(prompts).long().to(model.device)
+    mask = torch.ones_like(on_device)
+
+    def run() -> None:
+        with torch.no_grad():
+            model.generate(on_device, attention_mask=mask, max_new_tokens=new, do_sample=True, top_k=0).cpu()
+
+    return run
+
+
+def matmul_rate(dtype: Any, size: int) -> float:
+    """FLOP/s of one square matmul, best of several."""
+    x = jnp.ones((size, size), dtype)
+    run = jax.jit(lambda x: x @ x)
+    seconds = min(measure(5, matmul=lambda: run(x).block_until_ready())["matmul"])
+    return 2 * size**3 / seconds
+
+
+def bandwidth(bytes_: int) -> float:
+    """Bytes per second read and written by an elementwise pass, best of several."""
+    x = jnp.ones(bytes_ // 4, jnp.float32)
+    run = jax.jit(lambda x: x + 1.0)
+    seconds = min(measure(5, copy=lambda: run(x).block_until_ready())["copy"])
+    return 2 * bytes_ / seconds
+
+
+def report(title: str, seconds: dict[str, list[float]]) -> None:
+    cells = [f"{name} {min(times):.4f} s (median {statistics.median(times):.4f})" for name, times in seconds.items()]
+    if "pytorch" in seconds:
+        cells.append(f"ratio {min(seconds['pytorch']) / min(seconds['jaxgeom']):.2f}")
+    print(f"{title}: " + ", ".join(cells), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-torch", action="store_true", help="measure jaxgeom alone")
+    options = parser.parse_args()
+    config, (rows, length), batches = SHAPES[options.shape]
+    dtype = jnp.dtype(options.dtype)
+    model = Qwen3(config, dtype=dtype)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(
+        f"{options.shape}: {count / 1e6:.2f} M parameters, {options.dtype}, "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    )
+    rng = np.random.default_rng(0)
+    theirs = None if options.no_torch else torch_model(config, options.dtype)
+    tokens = rng.integers(0, config.vocab_size, (rows, length), dtype=np.int32)
+    candidates = {"jaxgeom": train_step(model, params, tokens)}
+    if theirs is not None:
+        candidates["pytorch"] = torch_train_step(theirs, tokens)
+    seconds = measure(options.rounds, **candidates)
+    report(f"train step, {rows}x{length}", seconds)
+    heads = config.num_attention_heads * config.head_dim
+    # Forward and backward: 6 per parameter and token, and the causal half of 12·T per layer and head dimension.
+    flops = 6 * count * tokens.size + 6 * config.num_hidden_layers * heads * length * tokens.size
+    rate = matmul_rate(dtype, 8192 if jax.default_backend() != "cpu" else 1024)
+    print(f"  {flops / min(seconds['jaxgeom']) / rate:.1%} of the measured matmul rate, {rate / 1e12:.3f} TFLOP/s")
+    for batch, new in batches:
+        prompts = rng.integers(0, config.vocab_size, (batch, PROMPT), dtype=np.int32)
+        candidates = {"jaxgeom": sampler(model, params, prompts, new)}
+        if theirs is not None:
+            candidates["pytorch"] = torch_sampler(theirs, prompts, new)
+        seconds = measure(options.rounds, **candidates)
+        report(f"sampling, {batch}x{new} new tokens after {PROMPT}", seconds)
+        cache = 2 * config.num_hidden_layers * batch * (16 + new) * config.num_key_value_heads * config.head_dim
+        moved = (count + cache) * dtype.itemsize * new
+        limit = bandwidth(2**30 if jax.default_backend() != "cpu" else 2**27)
+        print(f"  {moved / min(seconds['jaxgeom']) / limit:.1%} of the measured bandwidth, {limit / 1e9:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

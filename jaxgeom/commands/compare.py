@@ -1,0 +1,48 @@
+"""`jaxgeom compare INITIAL FINAL --out DIR`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.commands.entries import entry_progress
+from jaxgeom.comparison import CompareSettings, compare_checkpoints
+from jaxgeom.progress import Reporter
+from jaxgeom.report import print_table, write_report
+
+
+def compare(
+    initial: Positional[str],
+    final: Positional[str],
+    settings: CompareSettings,
+    out: Path,
+    cache: Path | None = None,
+    force: bool = False,
+) -> Callable[[str], None]:
+    """Every diagnostic, with its null, between two checkpoints.
+
+    A checkpoint is a Hugging Face directory, a training run (its last step), or RUN@STEP. An interrupted comparison
+    goes on when the same command is given again.
+
+    Args:
+        initial: The checkpoint that holds W0.
+        final: The checkpoint that holds W+.
+        settings: What is measured, and how.
+        out: Where report.json, matrices.csv, figures and page are written.
+        cache: Directory of base spectra, keyed by content: later comparisons with the same W0 are faster.
+        force: Take over a directory that holds another comparison.
+    """
+
+    def run(command: str) -> None:
+        reporter = Reporter()
+        first, second = open_checkpoint(initial), open_checkpoint(final)
+        with entry_progress(reporter, "compare") as progress:
+            report = compare_checkpoints(
+                first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command
+            )
+        page = write_report(out)
+        print_table(report.to_json(), reporter.console)
+        reporter.say(f"page: {page}")
+
+    return run

@@ -1,0 +1,33 @@
+"""`jaxgeom study FILE`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from jaxgeom.progress import Reporter
+from jaxgeom.study import load_experiment, run_study
+
+
+def study(
+    file: Positional[Path], out: Path | None = None, seeds: int | None = None, force: bool = False
+) -> Callable[[str], None]:
+    """Runs the experiment that FILE defines: trains every stage, measures, compares, writes the report.
+
+    Interrupted and started again with the same arguments, it goes on where it was.
+
+    Args:
+        file: A Python file with a variable `experiment`.
+        out: Output directory; runs/NAME of the experiment where not given.
+        seeds: Run every method with the seeds 0 … N−1 in place of the file's.
+        force: Delete another study that is in the output directory.
+    """
+
+    def run(command: str) -> None:
+        experiment = load_experiment(file)
+        if seeds is not None:
+            experiment = experiment.with_seeds(seeds)
+        where = out or Path("runs") / experiment.name
+        run_study(experiment, where, reporter=Reporter(), command=command, force=force)
+
+    return run

@@ -1,0 +1,52 @@
+"""`jaxgeom train {sft,rlvr,opd}`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxgeom.progress import Reporter
+from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings, train
+
+
+def train_sft(settings: SFTSettings, inputs: RunInputs, out: Path, force: bool = False) -> Callable[[str], None]:
+    """Cross-entropy on demonstrations: rows with `messages`.
+
+    Args:
+        settings: Of the run.
+        inputs: What it reads.
+        out: The run directory; an interrupted run goes on.
+        force: Delete another run that is there.
+    """
+    return _runner(settings, inputs, out, force)
+
+
+def train_rlvr(settings: RLVRSettings, inputs: RunInputs, out: Path, force: bool = False) -> Callable[[str], None]:
+    """GRPO on prompts with verifiable answers: rows with `prompt` and `reward_model.ground_truth`.
+
+    Args:
+        settings: Of the run.
+        inputs: What it reads.
+        out: The run directory; an interrupted run goes on.
+        force: Delete another run that is there.
+    """
+    return _runner(settings, inputs, out, force)
+
+
+def train_opd(settings: OPDSettings, inputs: RunInputs, out: Path, force: bool = False) -> Callable[[str], None]:
+    """On-policy distillation: the model answers prompts, a teacher scores every token of the answers.
+
+    Args:
+        settings: Of the run.
+        inputs: What it reads, the teacher among them.
+        out: The run directory; an interrupted run goes on.
+        force: Delete another run that is there.
+    """
+    return _runner(settings, inputs, out, force)
+
+
+def _runner(settings: RunSettings, inputs: RunInputs, out: Path, force: bool) -> Callable[[str], None]:
+    def run(command: str) -> None:
+        reporter = Reporter()
+        train(settings, inputs, out, reporter=reporter, force=force)
+        reporter.say(f"run: {out}")
+
+    return run

@@ -1,0 +1,45 @@
+"""`jaxgeom validate MODEL`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+from tyro.conf import Positional
+
+from jaxgeom.progress import Reporter
+from jaxgeom.validation import first_failure, validate_model
+
+
+def validate(
+    model: Positional[Path], dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0
+) -> Callable[[str], int]:
+    """This model in PyTorch and here: logits, log-probabilities, loss, gradients, one AdamW step, greedy generation,
+    diagnostics. Needs `pip install 'jaxgeom[validate]'`.
+
+    Exit status 1 where a check does not hold; the first of them is named.
+
+    Args:
+        model: Hugging Face directory.
+        dtype: In which both sides compute.
+        seed: Of the tokens that they are compared on.
+    """
+
+    def run(command: str) -> int:
+        reporter = Reporter()
+        checks = validate_model(model, dtype=dtype, seed=seed, progress=reporter.say)
+        table = Table("check", "error", "tolerance", "holds", "where")
+        for check in checks:
+            table.add_row(
+                check.name, f"{check.error:.3g}", f"{check.tolerance:.3g}", "yes" if check.ok else "NO", check.detail
+            )
+        reporter.console.print(table)
+        failed = first_failure(checks)
+        if failed is None:
+            return 0
+        reporter.say(
+            f"does not hold: {failed.name}: error {failed.error:.3g} above {failed.tolerance:.3g} ({failed.detail})"
+        )
+        return 1
+
+    return run

@@ -1,0 +1,11 @@
+"""Experiments: the stages in order, resumable; methods compared where they are comparable; statistics over seeds."""
+
+from .experiment import DataFiles as DataFiles
+from .experiment import Experiment as Experiment
+from .experiment import SyntheticData as SyntheticData
+from .experiment import load_experiment as load_experiment
+from .matched import at_relative_norm as at_relative_norm
+from .matched import at_step as at_step
+from .runner import run_study as run_study
+from .seeds import mean_interval as mean_interval
+from .seeds import over_seeds as over_seeds

@@ -1,0 +1,282 @@
+"""The stages of an experiment, in order, each resumable: data, training, measuring, comparing, reporting."""
+
+import csv
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxgeom import __version__
+from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.data import arithmetic
+from jaxgeom.data.rows import write_jsonl
+from jaxgeom.progress import Reporter
+from jaxgeom.report import print_table, study_findings, write_report
+from jaxgeom.study.experiment import DataFiles, Experiment
+from jaxgeom.study.matched import at_relative_norm, at_step
+from jaxgeom.study.preflight import check_inputs
+from jaxgeom.study.seeds import mean_interval, over_seeds
+from jaxgeom.training import RunInputs, RunSettings, saved_steps, train, wilson_interval
+from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines, write_atomically
+from jaxgeom.training.settings import to_json
+
+LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
+
+
+def run_study(
+    experiment: Experiment,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    command: str = "",
+    force: bool = False,
+) -> Path:
+    """Trains every stage, measures, compares, and writes the report; stopped anywhere, it goes on where it was.
+
+    Args:
+        experiment: What to do.
+        out: The output directory: `data/`, `runs/`, `measures/`, `report.json`, `matrices.csv`, `figures/`,
+            `report.html`.
+        reporter: Where to say what is done.
+        command: The command line, for the report.
+        force: Delete another study that is in `out`.
+
+    Returns:
+        The path of the page, `report.html`.
+
+    Raises:
+        UserError: inputs that cannot be used, or `out` holds another run.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    config = {"schema": 1, "kind": "study", "version": __version__, "experiment": to_json(experiment)}
+    if not (out / "config.json").is_file():
+        # Before anything is written: a wrong input must leave no trace.
+        check_inputs(experiment)
+    claim_directory(out, config, force=force)
+    clock = _Clock(out / "stages.json")
+    files = clock.stage("data", lambda: _data(experiment, out))
+
+    anchor_run = out / "runs" / "sft_anchor"
+    inputs = RunInputs(model=experiment.base, data=files.demonstrations, eval_data=files.heldout)
+    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, reporter))
+    anchor = Path(f"{anchor_run}@{experiment.anchor.steps}")
+    runs = {("sft_anchor", experiment.anchor.seed): (anchor_run, experiment.base)}
+    for name, settings in experiment.methods().items():
+        demonstrations = files.demonstrations_continued or files.demonstrations
+        data = demonstrations if name == "sft_continued" else files.prompts
+        teacher = experiment.teacher if name == "opd" else None
+        inputs = RunInputs(model=anchor, data=data, eval_data=files.heldout, teacher=teacher)
+        for seed in experiment.seeds:
+            run = out / "runs" / name / f"seed{seed}"
+            seeded = dataclasses.replace(settings, seed=seed)
+            label = f"{LABELS[name]}, seed {seed}"
+            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, reporter))
+            runs[name, seed] = (run, anchor)
+
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for (name, seed), (run, origin) in runs.items():
+        label = LABELS[name] if name == "sft_anchor" else f"{LABELS[name]}, seed {seed}"
+        directory = out / "measures" / name / f"seed{seed}"
+        stage = _bind(_measure, run, origin, experiment.measure, directory, label, reporter)
+        clock.stage(f"measure {label}", stage)
+        measured.setdefault(name, []).append(_collect(directory, run, seed))
+    between = clock.stage("compare runs", lambda: _between(experiment, runs, anchor, out))
+    report = _report(experiment, measured, between, clock, command)
+    write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    _write_matrices(out / "matrices.csv", runs, out)
+    reporter.say("report: figures and page")
+    page = write_report(out)
+    mark_done(out)
+    print_table(report, reporter.console)
+    reporter.say(f"page: {page}")
+    return page
+
+
+class _Clock:
+    """How long each stage took, over interruptions, in `stages.json`."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def stage(self, name: str, work: Callable[[], Any]) -> Any:
+        begun = time.monotonic()
+        result = work()
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - begun
+        write_atomically(self._path, json.dumps(self._seconds, indent=1) + "\n")
+        return result
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"name": n, "seconds": round(s, 2), "status": "done"} for n, s in self._seconds.items()]
+
+
+def _bind(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: function(*arguments)
+
+
+def _data(experiment: Experiment, out: Path) -> DataFiles:
+    if isinstance(experiment.data, DataFiles):
+        return experiment.data
+    data, directory = experiment.data, out / "data"
+    files = DataFiles(
+        demonstrations=directory / "demonstrations.jsonl",
+        prompts=directory / "prompts.jsonl",
+        heldout=directory / "heldout.jsonl",
+        demonstrations_continued=directory / "demonstrations_continued.jsonl",
+    )
+    if not (directory / "done").exists():
+        directory.mkdir(exist_ok=True)
+        task, seed = data.task, data.seed
+        count = data.demonstrations
+        write_jsonl(files.demonstrations, arithmetic.demonstrations(task, count, seed=seed, uneven=data.uneven))
+        assert files.demonstrations_continued is not None
+        write_jsonl(files.demonstrations_continued, arithmetic.demonstrations(task, count, seed=seed + 2))
+        write_jsonl(files.prompts, arithmetic.prompts(task, data.prompts, seed=seed + 1))
+        write_jsonl(files.heldout, arithmetic.prompts(task, data.heldout, split="heldout", seed=seed))
+        mark_done(directory)
+    return files
+
+
+def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, reporter: Reporter) -> None:
+    if not (run / "done").exists():
+        reporter.say(f"training {label}")
+    train(settings, inputs, run, reporter=reporter)
+
+
+def _measure(
+    run: Path, origin: Path, settings: CompareSettings, directory: Path, label: str, reporter: Reporter
+) -> None:
+    """`report.json`, `matrices.csv` and `trajectory.json` of one run against its origin."""
+    if (directory / "done").exists():
+        return
+    reporter.say(f"measuring {label}")
+    steps = [step for step in saved_steps(run) if step > 0]
+    initial = open_checkpoint(origin)
+    directory.mkdir(parents=True, exist_ok=True)
+    compare_checkpoints(initial, open_checkpoint(f"{run}@{steps[-1]}"), settings, out=directory, command=label)
+    checkpoints = [(step, open_checkpoint(f"{run}@{step}")) for step in steps]
+    trajectory = trajectory_checkpoints(initial, checkpoints, settings)
+    write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
+    mark_done(directory)
+
+
+def _collect(directory: Path, run: Path, seed: int) -> dict[str, Any]:
+    """What the report says of one run."""
+    comparison = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    trajectory = json.loads((directory / "trajectory.json").read_text(encoding="utf-8"))
+    rows = read_json_lines(run / "metrics.jsonl")
+    evaluations = [row for row in rows if "accuracy" in row]
+    steps = [row for row in rows if "loss" in row]
+    first, last = evaluations[0], evaluations[-1]
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    return {
+        "seed": seed,
+        "steps": config["steps"],
+        "learning_rate": config["optimizer"]["learning_rate"],
+        "accuracy": {
+            "initial": first["accuracy"],
+            "final": last["accuracy"],
+            "curve": [[row["step"], row["accuracy"]] for row in evaluations],
+            "ci": list(wilson_interval(last["accuracy"] * last["accuracy_count"], int(last["accuracy_count"]))),
+            "count": int(last["accuracy_count"]),
+        },
+        "training": {
+            "steps": [row["step"] for row in steps],
+            "loss": [row["loss"] for row in steps],
+            "reward": [row["reward"] for row in steps] if "reward" in steps[0] else None,
+            "gap": [row["gap"] for row in steps] if "gap" in steps[0] else None,
+        },
+        "summary": comparison["summary"],
+        "groups": comparison["groups"],
+        "coverage": comparison["coverage"],
+        "trajectory": {key: value for key, value in trajectory.items() if key != "matrices"},
+    }
+
+
+def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> list[dict[str, Any]]:
+    """Every pair of methods from the anchor at the first seed, and every method against itself at the next seed."""
+    first = experiment.seeds[0]
+    names = list(experiment.methods())
+    pairs = [((a, first), (b, first)) for i, a in enumerate(names) for b in names[i + 1 :]]
+    pairs += [((name, first), (name, seed)) for name in names for seed in experiment.seeds[1:2]]
+    path = out / "measures" / "between.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    origin = open_checkpoint(anchor)
+    rows = []
+    for one, other in pairs:
+        first_end, second_end = (
+            open_checkpoint(f"{runs[key][0]}@{saved_steps(runs[key][0])[-1]}") for key in (one, other)
+        )
+        row = {"a": one[0], "b": other[0], "seed_a": one[1], "seed_b": other[1]}
+        rows.append(row | between_runs(origin, first_end, second_end, experiment.measure))
+    write_atomically(path, json.dumps(rows, allow_nan=False) + "\n")
+    return rows
+
+
+def _report(
+    experiment: Experiment, measured: dict[str, list[dict]], between: list[dict], clock: _Clock, command: str
+) -> dict[str, Any]:
+    methods = {}
+    for name, seeds in measured.items():
+        merged = {key: over_seeds([seed[key] for seed in seeds]) for key in seeds[0] if key != "seed"}
+        if len(seeds) > 1:
+            for statistic, entry in merged["summary"].items():
+                values = [seed["summary"][statistic]["mean"] for seed in seeds]
+                if all(value is not None for value in values):
+                    entry["mean"], *entry["ci"] = mean_interval(values)
+            accuracies = [seed["accuracy"]["final"] for seed in seeds]
+            merged["accuracy"]["final"], *merged["accuracy"]["ci"] = mean_interval(accuracies)
+        origin = "base" if name == "sft_anchor" else "anchor"
+        methods[name] = {"label": LABELS[name], "origin": origin} | merged | {"per_seed": seeds}
+    trajectories = {name: methods[name]["trajectory"] for name in experiment.methods()}
+    report = {
+        "schema": 1,
+        "kind": "study",
+        "name": experiment.name,
+        "version": __version__,
+        "command": command,
+        "created": time.strftime("%Y-%m-%d"),
+        "machine": _machine(),
+        "settings": to_json(experiment) | {"measure": experiment.measure.to_json()},
+        "stages": clock.rows(),
+        "seeds": list(experiment.seeds),
+        "methods": methods,
+        "matched": {"step": at_step(trajectories), "relative_norm": at_relative_norm(trajectories)},
+        "between": between,
+        "matrices_csv": "matrices.csv",
+    }
+    return report | {"findings": study_findings(report)}
+
+
+def _write_matrices(path: Path, runs: dict, out: Path) -> None:
+    """All runs' per-matrix rows in one table, with the method and the seed in front."""
+    rows: list[dict[str, Any]] = []
+    for name, seed in runs:
+        source = out / "measures" / name / f"seed{seed}" / "matrices.csv"
+        with source.open(newline="", encoding="utf-8") as file:
+            rows += [{"method": name, "seed": seed} | row for row in csv.DictReader(file)]
+    columns: Sequence[str] = list(dict.fromkeys(key for row in rows for key in row))
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": str(jax.devices()[0].device_kind),
+    }

@@ -1,0 +1,44 @@
+"""Statistics over seeds: a mean with its interval, value by value, through nested results."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from scipy import stats
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float | None, float | None]:
+    """Mean and Student-t interval of independent seeds; no interval for a single seed.
+
+    >>> mean_interval([1.0])
+    (1.0, None, None)
+    """
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
+        return mean, None, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * math.sqrt(variance / count)
+    return mean, mean - half, mean + half
+
+
+def over_seeds(results: Sequence[Any]) -> Any:
+    """The mean of equal-shaped nested results (dicts, lists, numbers): numbers are averaged, None where any is None.
+
+    Text and booleans are taken from the first; a number in only some of the results is left out.
+    """
+    first = results[0]
+    if len(results) == 1:
+        return first
+    if isinstance(first, dict):
+        keys = [key for key in first if all(isinstance(r, dict) and key in r for r in results)]
+        return {key: over_seeds([result[key] for result in results]) for key in keys}
+    if isinstance(first, list):
+        return [over_seeds(list(items)) for items in zip(*results, strict=False)]
+    if isinstance(first, bool) or isinstance(first, str):
+        return first
+    if any(not isinstance(result, int | float) or isinstance(result, bool) for result in results):
+        return None
+    if all(isinstance(result, int) for result in results) and len(set(results)) == 1:
+        return first
+    return math.fsum(results) / len(results)

@@ -1,0 +1,121 @@
+"""The command line as a user meets it: help, one line for a mistake, real comparisons of real directories."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.tiny import write_tiny_model
+
+
+def _run(*arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "jaxgeom.cli", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A model and the same a little moved."""
+    directory = tmp_path_factory.mktemp("pair")
+    first, second = (write_tiny_model(directory / name, seed=0) for name in ("first", "second"))
+    tensors = load_file(second / "model.safetensors")
+    generator = np.random.default_rng(0)
+    moved = {n: t + 1e-3 * generator.standard_normal(t.shape).astype(t.dtype) for n, t in tensors.items()}
+    save_file(moved, second / "model.safetensors", metadata={"format": "pt"})
+    return first, second
+
+
+def test_help_names_every_command():
+    result = _run("--help")
+    assert result.returncode == 0
+    for name in ("study", "compare", "trajectory", "train sft", "train rlvr", "train opd", "report", "export"):
+        assert name in result.stdout
+
+
+def test_compare_writes_the_contract(pair, tmp_path):
+    out = tmp_path / "out"
+    result = _run("compare", *pair, "--out", out, "--angle-k", 4, "--mask-rank", 4)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["schema"] == 1 and "compare" in report["command"]
+    assert {"version", "inputs", "settings", "coverage", "summary", "groups", "matrices"} <= set(report)
+    assert len(report["matrices"]) == 14
+    row = next(r for r in report["matrices"] if r["name"] == "model.layers.0.mlp.down_proj.weight")
+    assert row["shape"] == [32, 48] and row["layer"] == 0 and row["module"] == "down"
+    before, after = (load_file(side / "model.safetensors")[row["name"]].astype(np.float64) for side in pair)
+    sigma, start, end = (np.linalg.svd(x, compute_uv=False) for x in (after - before, before, after))
+    np.testing.assert_allclose(row["stable_rank"], (sigma**2).sum() / sigma[0] ** 2, rtol=1e-5)
+    np.testing.assert_allclose(row["nss"], np.linalg.norm(end - start) / np.linalg.norm(start), rtol=1e-5)
+    for name in ("overlap_low", "stable_rank", "nss", "angle_left_mean_deg", "projection_joint"):
+        assert f"{name}_null" in row and f"{name}_excess" in row
+    assert (out / "report.html").is_file() and (out / "matrices.csv").is_file()
+    again = _run("compare", *pair, "--out", out, "--angle-k", 5, "--mask-rank", 4)
+    assert again.returncode == 2 and str(out) in again.stderr and "--force" in again.stderr
+
+
+def _copy(source, target, change):
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    change(target)
+    return target
+
+
+def _truncate(directory):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _with_tensors(edit):
+    def change(directory):
+        tensors = load_file(directory / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+NAME = "model.layers.1.self_attn.k_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: (d / "model.safetensors").unlink(), ["safetensors"]),
+        (_truncate, ["model.safetensors"]),
+        (_with_tensors(lambda t: t.update({NAME: t[NAME][:-1]})), [NAME]),
+        (_with_tensors(lambda t: t.update({"other": t.pop(NAME)})), [NAME, "other"]),
+        (_with_tensors(lambda t: t.update({NAME: np.full_like(t[NAME], np.nan)})), [NAME]),
+        (_with_tensors(lambda t: t.update({NAME: t[NAME].astype(np.int32)})), [NAME]),
+    ],
+    ids=["missing", "truncated", "shape", "name", "nan", "integer"],
+)
+def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(pair, tmp_path, change, words):
+    broken = _copy(pair[1], tmp_path / "broken", change)
+    out = tmp_path / "out"
+    result = _run("compare", pair[0], broken, "--out", out)
+    assert result.returncode == 2, result.stdout
+    assert result.stderr.count("\n") == 1 and all(word in result.stderr for word in words), result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("fly",), "fly"),
+        (("compare", "/absent/a", "/absent/b", "--out", "/tmp/never"), "/absent/a"),
+        (("train", "sft", "--steps", "3"), "--out"),
+        (("train", "sft", "--bogus", "3"), "--bogus"),
+        (("report", "/absent"), "/absent"),
+        (("study", "/absent.py"), "/absent.py"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words):
+    result = _run(*arguments)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    assert words in result.stderr and "Traceback" not in result.stderr
