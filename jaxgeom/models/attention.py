@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def _splash_kernel(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((time, time)) for _ in range(heads)])
     kernel = splash_attention_kernel.make_splash_mha_single_device(mask=mask, block_sizes=sizes, interpret=interpret)
     scaled = q * jnp.asarray(1 / math.sqrt(hd), q.dtype)
-    out = jax.vmap(kernel)(scaled.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2))
+    out = cast(Array, jax.vmap(kernel)(scaled.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)))
     return out.swapaxes(1, 2).astype(q.dtype)
 
 

@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,7 @@ def load_model(
         by_path.setdefault(tensor.path, []).append(tensor)
     params: dict[str, Any] = {}
     for leaf_path, group in by_path.items():
-        shape = functools.reduce(lambda tree, key: tree[key], leaf_path, abstract).shape
+        shape = cast(Any, functools.reduce(lambda tree, key: tree[key], leaf_path, abstract)).shape
         sharding = functools.reduce(lambda tree, key: tree[key], leaf_path, shardings) if mesh is not None else None
         node = params
         for key in leaf_path[:-1]:
@@ -132,14 +132,18 @@ def _load_leaf(
 ) -> jax.Array:
     """Fill one (stacked) leaf on the devices from its tensors."""
     if group[0].layer is None:
-        return jax.device_put(_read(config, group[0], files).astype(dtype), sharding)
+        return jax.device_put(_read(config, group[0], files).astype(dtype, copy=False), sharding)
     leaf = jnp.zeros(shape, dtype, device=sharding)
     for tensor in group:
         part = _read(config, tensor, files)
         index = [tensor.layer] if tensor.expert is None else [tensor.layer, tensor.expert]
         part = part.reshape((1,) * len(index) + part.shape)
         start = np.array(index + [0] * (len(shape) - len(index)), np.int32)
-        leaf = _put_slice(leaf, jax.device_put(part, _part_sharding(sharding, len(index), part.shape)), start)
+        placed = jax.device_put(part, _part_sharding(sharding, len(index), part.shape))
+        leaf = _put_slice(leaf, placed, start)
+        # The next tensor is read when this one has left the host: not one more is in memory.
+        jax.block_until_ready(leaf)
+        del part, placed
     return leaf
 
 

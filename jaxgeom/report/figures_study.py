@@ -26,6 +26,7 @@ from .drawing import (
 from .published import METHOD_FAMILY, references
 from .reading import cell, label_of, method_cell, methods_of, number, numbers, seeds_of, track
 from .style import (
+    INK,
     MUTED,
     Drawing,
     key_below,
@@ -116,11 +117,14 @@ def sparsity(methods: Methods) -> Drawing | None:
                 axes.text(0.01, row, "undefined", va="center", color=MUTED, fontsize=7)
                 continue
             axes.barh(row, own.value, height=0.34, color=style.color, alpha=0.85, zorder=3)
+            if own.null is not None:
+                axes.plot([own.null], [row], marker="|", color=INK, markersize=12, markeredgewidth=1.6, zorder=6)
             interval_bar(axes, own, row)
-            label = axes.text(own.value + 0.015, row, format_value(key, own.value), va="center", fontsize=7, zorder=5)
+            end = max(own.value, own.null or 0.0)
+            label = axes.text(end + 0.015, row, format_value(key, own.value), va="center", fontsize=7, zorder=5)
             label.set_fontweight("bold")
-            if own.value > 0.85:
-                label.set(x=own.value - 0.015, ha="right", color="white")
+            if end > 0.85:
+                label.set(x=min(own.value, own.null or own.value) - 0.015, ha="right", color="white")
             told.append(f"{label_of(name, method)} {format_value(key, own.value)}")
         axes.set_xlim(0, 1)
         axes.tick_params(axis="y", length=0)
@@ -130,11 +134,13 @@ def sparsity(methods: Methods) -> Drawing | None:
         axes.set_title("unchanged in the bf16 view" if key == "sparsity_bf16" else "changed by at most 1e-5")
     _name_rows(axes_list[0], methods)
     own_key = Line2D([], [], color=MUTED, linewidth=5, alpha=0.85, label="this study")
-    key_below(figure, [], [own_key, *reference_key()])
+    null_key = Line2D([], [], linestyle="none", marker="|", color=INK, markersize=9, markeredgewidth=1.6, label="null")
+    key_below(figure, [], [own_key, null_key, *reference_key()])
     return Drawing(
         "sparsity",
         "How much stayed as it was",
-        "The bar is the share of parameters that training left unchanged; the grey marks behind it are published "
+        "The bar is the share of parameters that training left unchanged, and the upright tick what an isotropic "
+        "update of the same norm leaves unchanged after rounding to bf16; the grey marks are published "
         "values for the same kind of training on models of 1.5 to 30 billion parameters (A = 2606.07082, B = "
         "2511.08567, C = 2606.13657). Sparsity moves with the size of the update before anything else: compare it "
         "together with the relative norm and with the figure at matched norm.",

@@ -259,7 +259,7 @@ def _matched(report: dict[str, Any], methods: dict[str, Any]) -> str:
         if found:
             there = [statistic(c.key).label for c, v in found if _ordered(v, c.sign)]
             at = number((block or {}).get(field))
-            where = f" ({format_number(at)})" if at is not None else ""
+            where = "" if at is None else f" ({at:.0f})" if field == "step" else f" ({format_number(at)})"
             names = f" ({', '.join(there)})" if there else ""
             against = label_of(start, methods.get(start))
             parts.append(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -140,7 +140,7 @@ def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.
 def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, tokens: jax.Array, valid: jax.Array) -> Any:
     """The prompts' last hidden states, and a cache with room for `new` tokens more."""
     tokens, valid = _constrain(tokens, mesh, BATCH_AXES), _constrain(valid, mesh, BATCH_AXES)
-    hidden, cache = model.apply({"params": params}, tokens, valid=valid, method="prefill")
+    hidden, cache = cast(Any, model.apply({"params": params}, tokens, valid=valid, method="prefill"))
     cache = {
         name: _constrain(
             jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, new), (0, 0))), mesh, None, BATCH_AXES, _heads_axis(x, mesh)
@@ -176,7 +176,7 @@ def _decode(
     in_prompt = jnp.pad(valid, ((0, 0), (0, new)))
 
     def draw(hidden, step):
-        logits = model.apply({"params": params}, hidden, method="unembed")
+        logits = cast(jax.Array, model.apply({"params": params}, hidden, method="unembed"))
         return choose_tokens(_constrain(logits, mesh, BATCH_AXES), uniforms[step], settings)
 
     def record(buffers, step, tokens, log_probs, active):

@@ -9,6 +9,11 @@ MATCHED_STATISTICS = (
     "relative_norm",
     "fro_norm",
     "sparsity_bf16",
+    "overlap_principal",
+    "overlap_low",
+    "angle_left_mean_deg",
+    "angle_right_mean_deg",
+    "nss",
     "stable_rank",
     "stable_rank_bf16",
     "hill",
@@ -41,7 +46,7 @@ def at_relative_norm(trajectories: Mapping[str, Mapping[str, Any]]) -> dict[str,
     """Every method's statistics where its update first has the relative norm that all of them reach.
 
     That norm is the smallest of the methods' largest; between two checkpoints the statistics are interpolated linearly
-    in the relative norm.
+    in the relative norm. A method that is past that norm at its first checkpoint has no value there: its row is empty.
 
     Returns:
         `{"relative_norm": x, "rows": [{"method", "step", statistic: value, …}]}`.
@@ -53,12 +58,12 @@ def at_relative_norm(trajectories: Mapping[str, Mapping[str, Any]]) -> dict[str,
     rows = []
     for method, trajectory in trajectories.items():
         place = _crossing(norms[method], target)
-        row: dict[str, Any] = {"method": method, "step": _interpolate(trajectory["steps"], place)}
-        rows.append(row | {key: _interpolate(curve, place) for key, curve in _curves(trajectory).items()})
+        curves = {"step": trajectory["steps"]} | _curves(trajectory)
+        rows.append({"method": method} | {key: _interpolate(curve, place) for key, curve in curves.items()})
     return {"relative_norm": target, "rows": rows}
 
 
-def _curves(trajectory: Mapping[str, Any]) -> dict[str, Sequence[float | None]]:
+def _curves(trajectory: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
     curves = {}
     for name in MATCHED_STATISTICS:
         entry = trajectory["summary"].get(name)
@@ -70,18 +75,20 @@ def _curves(trajectory: Mapping[str, Any]) -> dict[str, Sequence[float | None]]:
     return curves
 
 
-def _crossing(values: np.ndarray, target: float) -> float:
-    """The first place, in checkpoints and fractions of one, where a curve reaches `target`."""
+def _crossing(values: np.ndarray, target: float) -> float | None:
+    """The first place, in checkpoints and fractions of one, where a curve reaches `target`; None if before them all."""
     # Rounding must not push the method that sets the target past its own end.
     reached = np.flatnonzero(values >= target * (1 - 1e-12))
     index = int(reached[0])
     if index == 0 or np.isnan(values[index - 1]):
-        return float(index)
-    return index - 1 + (target - values[index - 1]) / (values[index] - values[index - 1])
+        return float(index) if values[index] <= target * (1 + 1e-12) else None
+    return float(index - 1 + (target - values[index - 1]) / (values[index] - values[index - 1]))
 
 
-def _interpolate(curve: Sequence[float | None], place: float) -> float | None:
-    """A curve's value between two checkpoints; None where one of the two is undefined."""
+def _interpolate(curve: Sequence[Any], place: float | None) -> float | None:
+    """A curve's value between two checkpoints; None where one of the two is undefined, or there is no place."""
+    if place is None:
+        return None
     values = _numbers(curve)
     low = int(np.floor(place))
     share = place - low
@@ -89,5 +96,5 @@ def _interpolate(curve: Sequence[float | None], place: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _numbers(curve: Sequence[float | None]) -> np.ndarray:
+def _numbers(curve: Sequence[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in curve], float)

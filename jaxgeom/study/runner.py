@@ -27,6 +27,16 @@ from jaxgeom.training import RunInputs, RunSettings, saved_steps, train, wilson_
 from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines, write_atomically
 from jaxgeom.training.settings import to_json
 
+# What a comparison measures of every checkpoint, beside the trajectory's own statistics, for the matched comparisons.
+ALONG_STATISTICS = (
+    "overlap_principal",
+    "overlap_low",
+    "nss",
+    "angle_left_mean_deg",
+    "angle_right_mean_deg",
+)
+# What between.json has of a pair of runs and the report leaves out.
+_BETWEEN_DETAILS = ("schema", "kind", "version", "inputs", "settings", "matrices")
 LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
 
@@ -160,9 +170,20 @@ def _measure(
     steps = [step for step in saved_steps(run) if step > 0]
     initial = open_checkpoint(origin)
     directory.mkdir(parents=True, exist_ok=True)
-    compare_checkpoints(initial, open_checkpoint(f"{run}@{steps[-1]}"), settings, out=directory, command=label)
+    cache = directory.parents[1] / "base_spectra"
     checkpoints = [(step, open_checkpoint(f"{run}@{step}")) for step in steps]
-    trajectory = trajectory_checkpoints(initial, checkpoints, settings)
+    along = []
+    with reporter.task(f"measure {label}", len(steps) + 1) as task:
+        for step, checkpoint in checkpoints:
+            last = directory if step == steps[-1] else None
+            report = compare_checkpoints(initial, checkpoint, settings, out=last, cache=cache, command=label)
+            along.append(report.to_json()["summary"])
+            task.advance(1, f"step {step}")
+        trajectory = trajectory_checkpoints(initial, checkpoints, settings)
+    for name in ALONG_STATISTICS:
+        trajectory["summary"][name] = {
+            kind: [summary.get(name, {}).get(kind) for summary in along] for kind in ("mean", "null", "excess")
+        }
     write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
     mark_done(directory)
 
@@ -196,7 +217,7 @@ def _collect(directory: Path, run: Path, seed: int) -> dict[str, Any]:
         "summary": comparison["summary"],
         "groups": comparison["groups"],
         "coverage": comparison["coverage"],
-        "trajectory": {key: value for key, value in trajectory.items() if key != "matrices"},
+        "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
     }
 
 
@@ -250,7 +271,7 @@ def _report(
         "seeds": list(experiment.seeds),
         "methods": methods,
         "matched": {"step": at_step(trajectories), "relative_norm": at_relative_norm(trajectories)},
-        "between": between,
+        "between": [{k: v for k, v in row.items() if k not in _BETWEEN_DETAILS} for row in between],
         "matrices_csv": "matrices.csv",
     }
     return report | {"findings": study_findings(report)}

@@ -18,4 +18,5 @@ from .settings import RunSettings as RunSettings
 from .settings import SFTSettings as SFTSettings
 from .step import Batch as Batch
 from .step import TrainState as TrainState
+from .step import initial_state as initial_state
 from .step import make_train_step as make_train_step

@@ -23,7 +23,7 @@ def evaluate(
     return correct / len(prompts), batches
 
 
-def wilson_interval(successes: float, count: int, *, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: float | int, count: int, *, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a proportion, 95 % by default.
 
     >>> low, high = wilson_interval(8, 10)

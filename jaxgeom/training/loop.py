@@ -31,7 +31,7 @@ from jaxgeom.training.settings import (
     objective_name,
     to_json,
 )
-from jaxgeom.training.step import Batch, TrainState, make_train_step
+from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
 
 _SAMPLES_LOGGED = 4
 
@@ -92,9 +92,8 @@ def train(
     copy_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer")
 
     optimizer = adamw(settings.optimizer, settings.steps)
-    state = TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params))
-    state = _on_mesh(state, mesh)
-    step = make_train_step(model, optimizer, settings)
+    state = initial_state(params, optimizer)
+    step = make_train_step(model, optimizer, settings, state)
     iterator = _iterator(settings, rows, tokenizer)
     source = _sft_source(iterator, mesh) if isinstance(settings, SFTSettings) else None
     with Checkpoints(out) as checkpoints:
@@ -105,11 +104,12 @@ def train(
             reporter.say(f"{name}: goes on from step {done}")
         if source is None:
             source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
-        log = _Log(settings, out, done or 0)
+        log = _Log(settings, out, -1 if done is None else done)
         evaluation = _Evaluation(settings, model, tokenizer, held_out, log)
         if done is None:
-            checkpoints.save(state, iterator.get_state(), settings.seed)
+            # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
             evaluation.run(state, 0)
+            checkpoints.save(state, iterator.get_state(), settings.seed)
         with reporter.task(name, settings.steps, done=done or 0) as task:
             for number in range(done or 0, settings.steps):
                 begun = time.monotonic()
@@ -258,12 +258,6 @@ def _on_policy_source(
 
 def _skip(state: TrainState) -> TrainState:
     return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)
-
-
-def _on_mesh(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
-    """Scalars (step, optimizer counts) replicated over the mesh that the parameters are on already."""
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, whole) if leaf.ndim == 0 else leaf, state)
 
 
 def _read_data(settings: RunSettings, path: Path) -> list[dict]:

@@ -7,10 +7,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import loss_denominator, policy_gradient_loss, sft_loss
+from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import OnPolicySettings, RunSettings
 
@@ -21,7 +22,8 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState:
     """What a step changes: the number of steps done, float32 master parameters, the optimizer's state."""
 
-    step: Int[Array, ""]
+    # Any, since trees of shapes and of shardings have this form too.
+    step: Any
     params: PyTree
     opt_state: PyTree
 
@@ -38,11 +40,23 @@ class Batch:
         advantages: float32, one per token; None for SFT.
     """
 
-    tokens: Int[Array, "batch time"]
-    valid: Bool[Array, "batch time"]
-    loss_mask: Bool[Array, "batch time"]
-    old_log_probs: Float[Array, "batch time"] | None = None
-    advantages: Float[Array, "batch time"] | None = None
+    # Not Int[Array, "batch time"]: tree maps build batches of parts, of shapes, of specs.
+    tokens: Any
+    valid: Any
+    loss_mask: Any
+    old_log_probs: Any = None
+    advantages: Any = None
+
+
+def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """Step 0: the optimizer's moments sharded as the parameters are, its scalars on their mesh."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.Mesh):
+        return TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params))
+    # Stated, not left to the compiler: zeros depend on no input, and would all lie on the first device.
+    shardings = parameter_shardings(jax.eval_shape(optimizer.init, params), sharding.mesh)
+    step = jax.device_put(jnp.int32(0), jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))
+    return TrainState(step=step, params=params, opt_state=jax.jit(optimizer.init, out_shardings=shardings)(params))
 
 
 def make_loss(model: Qwen3, settings: RunSettings) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
@@ -76,9 +90,9 @@ def clip_range(settings: OnPolicySettings) -> tuple[float, float]:
 
 
 def make_train_step(
-    model: Qwen3, optimizer: optax.GradientTransformation, settings: RunSettings
+    model: Qwen3, optimizer: optax.GradientTransformation, settings: RunSettings, state: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled step `(state, batch) -> (state, metrics)`; the state is donated.
+    """The compiled step `(state, batch) -> (state, metrics)`; the state is donated and keeps its shardings.
 
     The gradient is accumulated over `settings.micro_batches` parts of the batch in float32, each divided by the whole
     batch's count, so that it is the same whatever the number of parts.
@@ -87,6 +101,7 @@ def make_train_step(
         model: Qwen3 module.
         optimizer: Any Optax transformation.
         settings: Objective, clipping, aggregation, number of parts.
+        state: The first state, for its shardings: left to itself the compiler may return parameters laid out otherwise.
 
     Returns:
         A jitted function. Metrics: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the loss.
@@ -108,7 +123,8 @@ def make_train_step(
         }
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _accumulate(

@@ -9,7 +9,7 @@ from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.study import Experiment, SyntheticData
 from jaxgeom.training import OPDSettings, RLVRSettings, SFTSettings
 
-models = Path(os.environ["TINY_MODELS"])
+models = Path(os.environ.get("TINY_MODELS", "."))
 common = dict(
     steps=6, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3), save_every=2, max_new_tokens=8, eval_every=3
 )

@@ -29,6 +29,14 @@ def test_the_shared_norm_is_the_smallest_final_one_and_statistics_are_interpolat
     assert rows["fast"]["stable_rank_null"] == pytest.approx(4.0)
 
 
+def test_a_method_that_is_past_the_shared_norm_at_its_first_checkpoint_has_no_value_there():
+    slow = _trajectory([10, 20], [0.01, 0.02], [5.0, 6.0])
+    fast = _trajectory([10, 20], [0.1, 0.3], [1.0, 3.0])
+    rows = {row["method"]: row for row in at_relative_norm({"slow": slow, "fast": fast})["rows"]}
+    assert rows["slow"]["stable_rank"] == 6.0
+    assert set(rows["fast"].values()) == {"fast", None}
+
+
 def test_undefined_values_stay_undefined():
     one = _trajectory([1, 2], [0.1, 0.3], [None, 4.0])
     other = _trajectory([1, 2], [0.1, 0.2], [1.0, 2.0])

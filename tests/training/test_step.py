@@ -10,7 +10,7 @@ import pytest
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import AdamWSettings, adamw
 from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings
-from jaxgeom.training import Batch, RLVRSettings, SFTSettings, TrainState, make_train_step, sequence_log_probs
+from jaxgeom.training import Batch, RLVRSettings, SFTSettings, initial_state, make_train_step, sequence_log_probs
 from tests.tiny import tiny_config
 
 OPTIMIZER = AdamWSettings(learning_rate=1e-2, weight_decay=0.1)
@@ -45,8 +45,8 @@ def _batch(seed: int, *, on_policy: bool) -> Batch:
 def _state(model, params, settings):
     optimizer = adamw(settings.optimizer, settings.steps)
     copy = jax.tree.map(jnp.array, params)  # a step donates its state
-    state = TrainState(step=jnp.int32(0), params=copy, opt_state=optimizer.init(copy))
-    return make_train_step(model, optimizer, settings), state
+    state = initial_state(copy, optimizer)
+    return make_train_step(model, optimizer, settings, state), state
 
 
 def test_log_probs_are_those_of_the_whole_logits(model, params):
@@ -118,5 +118,5 @@ def test_a_rewarded_answer_becomes_likelier(model, params):
     step, state = _state(model, params, dataclasses.replace(RLVR, optimizer=AdamWSettings(learning_rate=1e-3)))
     state, _ = step(state, batch)
     new = sequence_log_probs(model, state.params, batch.tokens, batch.valid)
-    change = jnp.sum((new - old) * batch.loss_mask, axis=1)
+    change = jnp.sum((new - old) * batch.loss_mask.astype(jnp.float32), axis=1)
     assert float(jnp.mean(change[::2])) > 0 > float(jnp.mean(change[1::2]))
