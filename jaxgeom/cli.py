@@ -76,7 +76,7 @@ def _keep_compiled_programs() -> None:
     """Programs compiled once serve every later run, small ones too: a small model compiles longer than it steps."""
     import jax
 
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgeom" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
