@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = next((n for n in COMMANDS if arguments[: len(n.split())] == n.split()), None)
     if name is None:
         return _fail(f"no command {shlex.quote(' '.join(arguments[:2]))}; one of: {', '.join(COMMANDS)}")
+    # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _keep_compiled_programs()
     try:
         module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
