@@ -1,0 +1,75 @@
+"""Mistakes of a user's that a study names before it writes anything, and several seeds."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.study.conftest import EXPERIMENT, read_report, run
+from tests.tiny import write_tiny_model
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("name=", "nmae="), "nmae"),
+        (('models / "base"', 'models / "absent"'), "absent"),
+        (("import os", "import os, absent_module"), "absent_module"),
+        (("steps=6", "steps=0"), "steps=0"),
+        (("experiment = Experiment(", "other = Experiment("), "experiment"),
+        (("common = dict(", "common = dict(("), "line"),
+    ],
+)
+def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(models, tmp_path, change, words):
+    file = tmp_path / "experiment.py"
+    text = EXPERIMENT.read_text()
+    assert change[0] in text
+    file.write_text(text.replace(*change))
+    out = tmp_path / "out"
+    result = run(models, "study", file, "--out", out)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and words in result.stderr, result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["nan", "truncated", "shape", "vocabulary"])
+def test_a_bad_model_is_named_before_anything_is_written(models, tmp_path, kind):
+    broken = tmp_path / "models"
+    for name in ("base", "teacher"):
+        shutil.copytree(models / name, broken / name)
+    file, tensor = broken / "teacher" / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    if kind == "truncated":
+        file.write_bytes(file.read_bytes()[:-64])
+    elif kind == "vocabulary":
+        shutil.rmtree(broken / "teacher")
+        write_tiny_model(broken / "teacher", vocab_size=128)
+    else:
+        tensors = load_file(file)
+        tensors[tensor] = tensors[tensor] * np.float32("nan") if kind == "nan" else tensors[tensor][:-1]
+        save_file(tensors, file, metadata={"format": "pt"})
+    out = tmp_path / "out"
+    result = run(broken, "study", EXPERIMENT, "--out", out)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    words = {"nan": tensor, "shape": tensor, "truncated": "model.safetensors", "vocabulary": "128"}
+    assert words[kind] in result.stderr
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_several_seeds_give_intervals(models, tmp_path):
+    """Only the methods' runs are repeated; the anchor is shared."""
+    out = tmp_path / "out"
+    result = run(models, "study", EXPERIMENT, "--out", out, "--seeds", 2)
+    assert result.returncode == 0, result.stderr[-2000:]
+    report = read_report(out)
+    assert report["seeds"] == [0, 1]
+    opd = report["methods"]["opd"]
+    values = [seed["summary"]["stable_rank"]["mean"] for seed in opd["per_seed"]]
+    assert math.isclose(opd["summary"]["stable_rank"]["mean"], np.mean(values))
+    low, high = opd["summary"]["stable_rank"]["ci"]
+    half = 12.706204736 * np.std(values, ddof=1) / math.sqrt(2)
+    assert math.isclose(high - low, 2 * half, rel_tol=1e-6)
+    assert len(report["methods"]["sft_anchor"]["per_seed"]) == 1
+    assert "interval" in (out / "report.html").read_text()
