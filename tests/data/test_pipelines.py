@@ -1,6 +1,8 @@
 """Batches: padded to buckets, shuffled by the seed, restored where they were."""
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from jaxgeom.data import arithmetic, chat, pipelines
@@ -73,6 +75,15 @@ def test_rows_survive_the_disk(tmp_path):
     rows = arithmetic.prompts(arithmetic.ArithmeticTask(), 3, seed=0)
     write_jsonl(tmp_path / "rows.jsonl", rows)
     assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_parquet_rows_are_the_jsonl_rows(tmp_path):
+    rows = arithmetic.prompts(arithmetic.ArithmeticTask(), 3, seed=0)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == rows
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match="broken.parquet"):
+        read_rows(tmp_path / "broken.parquet")
 
 
 @pytest.mark.parametrize(
