@@ -6,28 +6,13 @@ import io
 import json
 import os
 import pathlib
-import tempfile
 from typing import Any
+
+from jaxgeom.files import write_atomically
 
 SCHEMA = 1
 
 _LEADING = ("name", "module", "layer", "shape")
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def to_json_text(value: Any) -> str:

@@ -64,7 +64,6 @@ class ElementTotals:
         beyond_rms: the same for each tolerance relative to RMS(W0).
         beyond_half_ulp: entries with `|ΔW|` above half the bfloat16 spacing at W0.
         delta_squares: Σ ΔW², float64.
-        delta_fourths: Σ ΔW⁴, float64.
         delta_max: max |ΔW|.
         initial_squares: Σ W0².
         inner: Σ ΔW·W0.
@@ -82,7 +81,6 @@ class ElementTotals:
     beyond_rms: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(len(RMS_TOLERANCES), np.int64))
     beyond_half_ulp: int = 0
     delta_squares: float = 0.0
-    delta_fourths: float = 0.0
     delta_max: float = 0.0
     initial_squares: float = 0.0
     inner: float = 0.0
@@ -138,7 +136,6 @@ class ElementTotals:
         self.inner += float(wide_a @ wide)
         np.square(wide, out=wide)
         self.delta_squares += float(wide.sum())
-        self.delta_fourths += float(wide @ wide)
         self.delta_max = max(self.delta_max, float(magnitude.max(initial=0)))
         same_grid = initial.dtype.name == "bfloat16" and final.dtype.name == "bfloat16"
         if same_grid:

@@ -10,11 +10,12 @@ import numpy as np
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
 from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
 from jaxgeom.comparison.population import Part
-from jaxgeom.comparison.report import to_json_text, write_atomically
+from jaxgeom.comparison.report import to_json_text
 from jaxgeom.comparison.scan import ElementTotals, require_finite
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.trajectory_matrix import STATISTICS, MatrixTrajectory
 from jaxgeom.errors import UserError
+from jaxgeom.files import write_atomically
 
 NULL_FORMS = {
     "stable_rank, hill": "closed: isotropic update of the same shape",

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.data import arithmetic
 from jaxgeom.data.rows import write_jsonl
+from jaxgeom.files import write_atomically
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, study_findings, write_report
 from jaxgeom.study.experiment import DataFiles, Experiment
@@ -24,7 +26,7 @@ from jaxgeom.study.matched import at_relative_norm, at_step
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.seeds import mean_interval, over_seeds
 from jaxgeom.training import RunInputs, RunSettings, saved_steps, train, wilson_interval
-from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines, write_atomically
+from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines
 from jaxgeom.training.settings import to_json
 
 # What a comparison measures of every checkpoint, beside the trajectory's own statistics, for the matched comparisons.
@@ -155,8 +157,10 @@ def _data(experiment: Experiment, out: Path) -> DataFiles:
 
 
 def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, reporter: Reporter) -> None:
-    if not (run / "done").exists():
-        reporter.say(f"training {label}")
+    # The study's configuration was compared already: a finished run needs no model loaded to say so.
+    if (run / "done").exists():
+        return
+    reporter.say(f"training {label}")
     train(settings, inputs, run, reporter=reporter)
 
 
@@ -285,12 +289,11 @@ def _write_matrices(path: Path, runs: dict, out: Path) -> None:
         with source.open(newline="", encoding="utf-8") as file:
             rows += [{"method": name, "seed": seed} | row for row in csv.DictReader(file)]
     columns: Sequence[str] = list(dict.fromkeys(key for row in rows for key in row))
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def _machine() -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """A run directory on disk: what it holds, whose it is, and how a run starts, resumes and ends in it."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jaxgeom.errors import UserError
+from jaxgeom.files import write_atomically
 
 
 def claim_directory(directory: Path, config: dict[str, Any], *, force: bool = False) -> bool:
@@ -47,16 +47,6 @@ def claim_directory(directory: Path, config: dict[str, Any], *, force: bool = Fa
 def mark_done(directory: Path) -> None:
     """The last thing that a finished run writes."""
     write_atomically(directory / "done", "")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill, sees the old content or the new, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 class JsonLines:
