@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
+from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.study import load_experiment, run_study
 
@@ -24,6 +25,7 @@ def study(
     """
 
     def run(command: str) -> None:
+        keep_freed_memory()
         experiment = load_experiment(file)
         if seeds is not None:
             experiment = experiment.with_seeds(seeds)

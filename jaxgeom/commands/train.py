@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings, train
 
@@ -45,6 +46,7 @@ def train_opd(settings: OPDSettings, inputs: RunInputs, out: Path, force: bool =
 
 def _runner(settings: RunSettings, inputs: RunInputs, out: Path, force: bool) -> Callable[[str], None]:
     def run(command: str) -> None:
+        keep_freed_memory()
         reporter = Reporter()
         train(settings, inputs, out, reporter=reporter, force=force)
         reporter.say(f"run: {out}")

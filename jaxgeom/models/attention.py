@@ -70,14 +70,20 @@ def attend_plain(
     v: Float[Array, "batch keys kv hd"],
     visible: Bool[Array, "#batch time keys"],
 ) -> Float[Array, "batch time heads hd"]:
-    """Attention with all scores held, softmax in float32; `visible` says which keys a query sees."""
+    """Attention with all scores held, softmax in float32; `visible` says which keys a query sees.
+
+    The weights are divided by their sum after the product with the values, so that neither pass touches the scores once
+    more; the scores keep the order `[batch, kv, time, group, keys]` in which the product leaves them.
+    """
     batch, time, heads, hd = q.shape
     kv = k.shape[2]
     grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, time, kv, heads // kv, hd)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, time, heads, hd)
+    scores = jnp.einsum("btkgd,bskd->bktgs", grouped, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None, :, None], scores, _MASKED)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    total = jnp.sum(weights, axis=-1)[..., None]
+    mixed = jnp.einsum("bktgs,bskd->bktgd", weights.astype(q.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed.astype(q.dtype).swapaxes(1, 2).reshape(batch, time, heads, hd)
 
 
 def attend_chunked(
@@ -158,15 +164,18 @@ def _attend_cudnn(q: Array, k: Array, v: Array) -> Array:
 
 def attend_cache(
     q: Float[Array, "batch 1 heads hd"],
-    keys: Float[Array, "batch kv slots hd"],
+    keys: Float[Array, "batch kv hd slots"],
     values: Float[Array, "batch kv slots hd"],
     visible: Bool[Array, "batch slots"],
 ) -> Float[Array, "batch 1 heads hd"]:
-    """Attention of one query per row to the `visible` slots of a cache; softmax in float32."""
+    """Attention of one query per row to the `visible` slots of a cache; softmax in float32.
+
+    The keys come with their slots last, along which the scores run.
+    """
     batch, _, heads, hd = q.shape
     kv = keys.shape[1]
     grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
-    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgd,bkds->bkgs", grouped, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return jnp.einsum("bkgs,bksd->bkgd", weights, values).reshape(batch, 1, heads, hd)

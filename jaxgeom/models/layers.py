@@ -44,17 +44,29 @@ def block(
     cos: Float[Array, "#batch time half"],
     sin: Float[Array, "#batch time half"],
     attend: Attend,
-) -> tuple[Float[Array, "batch time dim"], Any]:
+    *,
+    queries: int | None = None,
+) -> tuple[Float[Array, "batch queries dim"], Any]:
     """One pre-norm transformer block; `attend` decides which keys a query sees.
 
+    Args:
+        config: architecture.
+        layer: the block's parameters.
+        x: the residual stream.
+        cos, sin: rotary tables of the columns.
+        attend: mixes values.
+        queries: how many of the last columns go on; None for all. Keys and values are of all columns in any case.
     Returns:
-        The block's output and the second result of `attend`.
+        The block's output, `[batch, queries, dim]`, and the second result of `attend`.
     """
     attention, eps = layer["attention"], config.rms_norm_eps
-    batch, time, dim = x.shape
     normed = rms_norm(x, layer["input_norm"]["scale"], eps)
-    q, k, v = (project_heads(normed, attention[name]) for name in ("q", "k", "v"))
-    q = apply_rope(rms_norm(q, attention["q_norm"]["scale"], eps), cos, sin)
+    k, v = (project_heads(normed, attention[name]) for name in ("k", "v"))
+    first = 0 if queries is None else x.shape[1] - queries
+    x = x[:, first:]
+    batch, time, dim = x.shape
+    q = project_heads(normed[:, first:], attention["q"])
+    q = apply_rope(rms_norm(q, attention["q_norm"]["scale"], eps), cos[:, first:], sin[:, first:])
     k = apply_rope(rms_norm(k, attention["k_norm"]["scale"], eps), cos, sin)
     mixed, kept = attend(q, k, v)
     out = attention["o"]["kernel"].astype(x.dtype).reshape(-1, dim)

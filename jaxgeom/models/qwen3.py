@@ -13,6 +13,11 @@ from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 
+Cache = Mapping[str, Any]
+"""`k` and `v` as `Qwen3.prefill` returns them."""
+
+_UNROLL_LIMIT = 12
+
 
 class Qwen3(nn.Module):
     """A Qwen3 language model; `model.apply({"params": params}, tokens) -> logits`.
@@ -25,12 +30,15 @@ class Qwen3(nn.Module):
         dtype: compute dtype.
         remat: recompute each block in the backward pass instead of keeping its activations.
         attention: `auto` (by backend and length), `plain`, `chunked`, `cudnn` or `splash`.
+        unroll: run the layers one after the other in place of a scan over them: no copies in and out of the stacked
+            arrays, at the price of compile time per layer. None: on CPU for up to 12 layers without `remat`.
     """
 
     config: Qwen3Config
     dtype: Any = jnp.float32
     remat: bool = False
     attention: str = "auto"
+    unroll: bool | None = None
 
     def setup(self) -> None:
         self.embed = self.param("embed", _init_embed, self.config)
@@ -54,8 +62,8 @@ class Qwen3(nn.Module):
         self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"] | None = None
     ) -> Float[Array, "batch time dim"]:
         """The normed last hidden states, in the compute dtype: what `unembed` turns into logits."""
-        hidden, _ = self._run(tokens, valid, keep=False)
-        return hidden
+        layers = split_layers(dict(self.layers)) if self.is_unrolled else dict(self.layers)
+        return self._run(tokens, valid, layers)[0]
 
     def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Logits of normed hidden states, float32."""
@@ -63,26 +71,38 @@ class Qwen3(nn.Module):
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def prefill(
-        self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"]
-    ) -> tuple[Float[Array, "batch dim"], dict[str, Array]]:
-        """Hidden state of the last column, and keys and values of every layer, `[layer, batch, kv, time, head_dim]`."""
-        hidden, cache = self._run(tokens, valid, keep=True)
-        return hidden[:, -1], cache
+        self, tokens: Int[Array, "batch time"], layers: Any, *, valid: Bool[Array, "batch time"], room: int
+    ) -> tuple[Float[Array, "batch dim"], Cache]:
+        """Hidden state of the last column, and the keys and values of every layer with `room` empty slots behind them.
+
+        Stacked, both are `[layer, batch, kv, slots, head_dim]`; where the layers are unrolled each is a list over them,
+        of keys `[batch, kv, head_dim, slots]`, in the order that a CPU reads them in, and values
+        `[batch, kv, slots, head_dim]`.
+
+        Args:
+            tokens: prompts, padded on their left.
+            layers: the parameters under `layers`; where the layers are unrolled, `split_layers` of them.
+            valid: which tokens are real.
+            room: slots to leave for what will be decoded.
+        """
+        return self._run(tokens, valid, layers, room=room)
 
     def decode(
         self,
         tokens: Int[Array, " batch"],
-        cache: Mapping[str, Array],
+        cache: Cache,
+        layers: Any,
         *,
         positions: Int[Array, " batch"],
         index: Int[Array, ""],
         visible: Bool[Array, "batch slots"],
-    ) -> tuple[Float[Array, "batch dim"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "batch dim"], Cache]:
         """One token per row: writes its keys and values to slot `index`, attends to the `visible` slots.
 
         Args:
             tokens: the newest token of each row.
-            cache: `k` and `v`, `[layer, batch, kv, slots, head_dim]`.
+            cache: `k` and `v` as `prefill` returns them, with room for the new slots.
+            layers: as for `prefill`.
             positions: rotary position of each row's token.
             index: the slot to write, the same for all rows.
             visible: which slots a row may attend to, the new one included.
@@ -92,6 +112,8 @@ class Qwen3(nn.Module):
         config = self.config
         cos, sin = rope_tables(positions[:, None], *self._frequencies())
         x = self.embed["embedding"][tokens[:, None]].astype(self.dtype)
+        if self.is_unrolled:
+            return self._decode_unrolled(x, cache, layers, cos, sin, index, visible)
 
         def step(carry, scanned):
             x, keys, values = carry
@@ -100,17 +122,39 @@ class Qwen3(nn.Module):
             def attend(q, k, v):
                 new_keys = jax.lax.dynamic_update_slice(keys, _to_slot(k), (number, 0, 0, index, 0))
                 new_values = jax.lax.dynamic_update_slice(values, _to_slot(v), (number, 0, 0, index, 0))
-                out = attend_cache(q, new_keys[number], new_values[number], visible)
+                out = attend_cache(q, new_keys[number].swapaxes(-1, -2), new_values[number], visible)
                 return out, (new_keys, new_values)
 
             x, (keys, values) = block(config, layer, x, cos, sin, attend)
             return (x, keys, values), None
 
         numbers = jnp.arange(config.num_hidden_layers)
-        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (dict(self.layers), numbers))
+        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (layers, numbers))
         return self._final_norm(x)[:, 0], {"k": keys, "v": values}
 
-    def _run(self, tokens: Array, valid: Array | None, keep: bool) -> tuple[Array, dict[str, Array]]:
+    def _decode_unrolled(self, x, cache, layers, cos, sin, index, visible) -> tuple[Array, Cache]:
+        written: dict[str, list[Array]] = {"k": [], "v": []}
+        for layer, keys, values in zip(layers, cache["k"], cache["v"], strict=True):
+
+            def attend(q, k, v, keys=keys, values=values):
+                keys = jax.lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (0, 0, 0, index))
+                values = jax.lax.dynamic_update_slice(values, v.swapaxes(1, 2), (0, 0, index, 0))
+                return attend_cache(q, keys, values, visible), (keys, values)
+
+            x, (keys, values) = block(self.config, layer, x, cos, sin, attend)
+            written["k"].append(keys), written["v"].append(values)
+        return self._final_norm(x)[:, 0], written
+
+    @property
+    def is_unrolled(self) -> bool:
+        """Whether the layers are run without a scan."""
+        if self.unroll is not None:
+            return self.unroll
+        small = self.config.num_hidden_layers <= _UNROLL_LIMIT
+        return small and not self.remat and jax.default_backend() == "cpu"
+
+    def _run(self, tokens: Array, valid: Array | None, layers: Any, *, room: int | None = None) -> tuple[Array, Cache]:
+        """Normed hidden states of all columns; with `room`, of the last one, and a cache with that many free slots."""
         time = tokens.shape[1]
         kind = resolve_attention(self.attention, dtype=self.dtype, time=time)
         positions, order = jnp.arange(time)[None], None
@@ -121,20 +165,43 @@ class Qwen3(nn.Module):
         elif valid is not None:
             positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         back = None if order is None else jnp.argsort(order, axis=1)
-        cos, sin = rope_tables(positions, *self._frequencies())
+        tables = rope_tables(positions, *self._frequencies())
         x = self.embed["embedding"][tokens].astype(self.dtype)
 
+        def cached(k, v):
+            if room is None:
+                return {}
+            k, v = (jnp.pad(_in_order(x, back), ((0, 0), (0, room), (0, 0), (0, 0))) for x in (k, v))
+            return {"k": k.transpose(0, 2, 3, 1) if self.is_unrolled else k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
+
         def attend(q, k, v):
-            kept = {name: _in_order(x, back).swapaxes(1, 2) for name, x in (("k", k), ("v", v))} if keep else {}
-            return causal_attention(q, k, v, valid=valid, kind=kind), kept
+            return causal_attention(q, k, v, valid=valid, kind=kind), cached(k, v)
+
+        def attend_last(q, k, v):
+            visible = jnp.ones(tokens.shape, bool) if valid is None else valid
+            return attend_cache(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), visible), cached(k, v)
 
         def step(x, layer):
-            return block(self.config, layer, x, cos, sin, attend)
+            return block(self.config, layer, x, *tables, attend)
 
-        if self.remat:
-            step = jax.checkpoint(step, prevent_cse=False)
-        x, cache = jax.lax.scan(step, x, dict(self.layers))
-        return _in_order(self._final_norm(x), back), cache
+        if self.is_unrolled:
+            step, kept = jax.checkpoint(step) if self.remat else step, []
+            *earlier, last = layers
+            for layer in earlier:
+                x, layer_cache = step(x, layer)
+                kept.append(layer_cache)
+            # Of the last block a sampler needs the last column alone, where that is the newest token's.
+            if room is not None and order is None:
+                x, layer_cache = block(self.config, last, x, *tables, attend_last, queries=1)
+            else:
+                x, layer_cache = step(x, last)
+            kept.append(layer_cache)
+            cache: Cache = {name: [layer_cache[name] for layer_cache in kept] for name in kept[0]}
+        else:
+            step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+            x, cache = jax.lax.scan(step, x, layers)
+        x = _in_order(x, back)
+        return self._final_norm(x if room is None else x[:, -1]), cache
 
     def _frequencies(self):
         config = self.config
@@ -142,6 +209,14 @@ class Qwen3(nn.Module):
 
     def _final_norm(self, x: Array) -> Array:
         return rms_norm(x, self.norm["scale"], self.config.rms_norm_eps)
+
+
+def split_layers(stacked: Any) -> list[Any]:
+    """Parameters of each layer, from leaves stacked along axis 0; its transpose is one concatenation per leaf."""
+    leaves, structure = jax.tree.flatten(stacked)
+    count = leaves[0].shape[0]
+    cut = [[part.reshape(part.shape[1:]) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
+    return [structure.unflatten(parts) for parts in zip(*cut, strict=True)]
 
 
 def _to_slot(x: Array) -> Array:

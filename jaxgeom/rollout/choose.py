@@ -79,16 +79,37 @@ def choose_tokens(
 def _invert(
     logits: Float[Array, "batch vocab"], uniforms: Float[Array, " batch"]
 ) -> tuple[Int[Array, " batch"], Float[Array, " batch"]]:
+    """Inversion in two levels: first the block of about √vocab tokens, then the token within it."""
+    rows, vocab = logits.shape
+    size = 1 << ((vocab - 1).bit_length() + 1) // 2
     top = jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(logits - top)
-    cumulative = jnp.cumsum(weights, axis=-1)
-    total = cumulative[:, -1:]
+    weights = jnp.pad(jnp.exp(logits - top), ((0, 0), (0, -vocab % size))).reshape(rows, -1, size)
+    block_weights = jnp.sum(weights, axis=-1)
+    cumulative = _cumulative_sum(block_weights)
+    total = cumulative[:, -1]
+    target = uniforms * total
+    block = _first_beyond(cumulative, target, block_weights)
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    before = _at(cumulative, block) - _at(block_weights, block)
+    tokens = block * size + _first_beyond(_cumulative_sum(inside), target - before, inside)
+    return tokens, _at(logits, tokens) - top[:, 0] - jnp.log(total)
+
+
+def _first_beyond(
+    cumulative: Float[Array, "batch n"], target: Float[Array, " batch"], weights: Float[Array, "batch n"]
+) -> Int[Array, " batch"]:
+    """The first index whose cumulative weight exceeds the target; the heaviest where rounding leaves none."""
     # A parallel sum need not be monotone to the last bit; asking for a positive weight keeps excluded tokens out.
-    beyond = (cumulative > uniforms[:, None] * total) & (weights > 0)
-    tokens = jnp.where(jnp.any(beyond, axis=-1), jnp.argmax(beyond, axis=-1), jnp.argmax(logits, axis=-1)).astype(
+    beyond = (cumulative > target[:, None]) & (weights > 0)
+    return jnp.where(jnp.any(beyond, axis=-1), jnp.argmax(beyond, axis=-1), jnp.argmax(weights, axis=-1)).astype(
         jnp.int32
     )
-    return tokens, _at(logits, tokens) - top[:, 0] - jnp.log(total[:, 0])
+
+
+def _cumulative_sum(x: Float[Array, "batch n"]) -> Float[Array, "batch n"]:
+    """As a product with a triangle of ones: a few hundred columns that no device has to walk along."""
+    count = x.shape[-1]
+    return jnp.matmul(x, jnp.triu(jnp.ones((count, count), x.dtype)), precision=jax.lax.Precision.HIGHEST)
 
 
 def _at(values: Array, index: Array) -> Array:

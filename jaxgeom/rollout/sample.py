@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxgeom.data.buckets import bucket_length
-from jaxgeom.models.qwen3 import Qwen3
+from jaxgeom.models.qwen3 import Qwen3, split_layers
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
 from jaxgeom.sharding import BATCH_AXES, batch_divisor
@@ -88,8 +88,10 @@ def sample(
         valid[row, width - len(prompt) :] = True
     row_seeds = np.zeros(padded_rows, np.uint32)
     row_seeds[:rows] = np.asarray(seeds, np.uint32)
-    hidden, cache = _prefill(model, mesh, new, params, tokens, valid)
-    answers, _ = _decode(model, settings, mesh, pad_id, params, hidden, cache, valid, row_seeds)
+    # Cut apart once for both programs, and not in every step of the second.
+    layers = _split_layers(params["layers"]) if model.is_unrolled else params["layers"]
+    hidden, cache = _prefill(model, mesh, new, params, layers, tokens, valid)
+    answers, _ = _decode(model, settings, mesh, pad_id, params, layers, hidden, cache, valid, row_seeds)
     drawn, log_probs, answered = jax.device_get(answers)
     blank = np.zeros((rows, width))
     return Rollout(
@@ -136,27 +138,26 @@ def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.
     return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
 
+_split_layers = jax.jit(split_layers)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, tokens: jax.Array, valid: jax.Array) -> Any:
+def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, layers: Any, tokens: jax.Array, valid: jax.Array) -> Any:
     """The prompts' last hidden states, and a cache with room for `new` tokens more."""
     tokens, valid = _constrain(tokens, mesh, BATCH_AXES), _constrain(valid, mesh, BATCH_AXES)
-    hidden, cache = cast(Any, model.apply({"params": params}, tokens, valid=valid, method="prefill"))
-    cache = {
-        name: _constrain(
-            jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, new), (0, 0))), mesh, None, BATCH_AXES, _heads_axis(x, mesh)
-        )
-        for name, x in cache.items()
-    }
-    return hidden, cache
+    hidden, cache = cast(Any, model.apply({"params": params}, tokens, layers, valid=valid, room=new, method="prefill"))
+
+    def lay_out(x: jax.Array) -> jax.Array:
+        stacked = [None] * (x.ndim - 4)
+        heads = "tensor" if mesh is not None and x.shape[-3] % mesh.shape["tensor"] == 0 else None
+        return _constrain(x, mesh, *stacked, BATCH_AXES, heads)
+
+    return hidden, jax.tree.map(lay_out, cache)
 
 
-def _heads_axis(cache: jax.Array, mesh: Any) -> str | None:
-    return "tensor" if mesh is not None and cache.shape[2] % mesh.shape["tensor"] == 0 else None
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=6)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _decode(
-    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any,
+    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, layers: Any,
     hidden: jax.Array, cache: Any, valid: jax.Array, seeds: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:  # fmt: skip
     """Draw up to `max_new_tokens` per row; stops early when every row has stopped.
@@ -192,6 +193,7 @@ def _decode(
             {"params": params},
             tokens,
             cache,
+            layers,
             positions=prompt_lengths + step - 1,
             index=index,
             visible=visible,

@@ -8,6 +8,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import token_log_probs
+from jaxgeom.objectives.log_probs import DEFAULT_CHUNK
+
+# Up to so many bytes of float32 logits are held whole, for the backward pass too; beyond, they are chunked over time.
+_WHOLE_LOGITS = 1 << 28
 
 
 def sequence_log_probs(
@@ -32,7 +36,9 @@ def sequence_log_probs(
     """
     hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
     kernel = params["embed"]["embedding"].T if model.config.tie_word_embeddings else params["head"]["kernel"]
-    return token_log_probs(hidden, kernel, tokens, temperature=temperature)
+    whole = 4 * tokens.size * model.config.vocab_size <= _WHOLE_LOGITS
+    chunk = tokens.shape[1] if whole else DEFAULT_CHUNK
+    return token_log_probs(hidden, kernel, tokens, temperature=temperature, chunk=chunk)
 
 
 @partial(jax.jit, static_argnames=("model", "temperature"))

@@ -66,7 +66,9 @@ def test_processes_share_the_rows_without_overlap(tokenizer):
     assert len(seen[0]) == len(seen[1]) == 10 and not seen[0] & seen[1]
 
 
-@pytest.mark.parametrize(("length", "bucket"), [(1, 16), (16, 16), (17, 24), (49, 64), (65, 96), (1_000, 1_024)])
+@pytest.mark.parametrize(
+    ("length", "bucket"), [(1, 12), (12, 12), (13, 16), (17, 24), (49, 64), (65, 96), (1_000, 1_024)]
+)
 def test_buckets(length, bucket):
     assert bucket_length(length) == bucket
 

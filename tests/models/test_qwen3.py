@@ -33,9 +33,9 @@ def forward(model, params, tokens, valid=None):
     return model.apply({"params": params}, tokens, valid=valid)
 
 
-@pytest.fixture(scope="module")
-def dense():
-    return initial(CONFIG)
+@pytest.fixture(scope="module", params=[False, True], ids=["scanned", "unrolled"])
+def dense(request):
+    return initial(CONFIG, unroll=request.param)
 
 
 def random_tokens(*shape):
