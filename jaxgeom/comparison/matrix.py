@@ -15,7 +15,6 @@ from jaxgeom.comparison.rounding import RoundingNull
 from jaxgeom.comparison.scan import (
     ElementTotals,
     bf16_view,
-    expected_rounded_squares,
     histogram_of,
     low_magnitude_mask,
     widen,
@@ -31,11 +30,23 @@ def put(row: Row, name: str, value: float | None, null: tuple[float, float] | No
     """Writes a statistic and, where it has a null (mean, deviation), `_null`, `_excess` and `_z` beside it."""
     row[name] = _number(value)
     if null is not None:
-        mean, deviation = null
-        value = row[name]
-        row[f"{name}_null"] = _number(mean)
-        row[f"{name}_excess"] = None if value is None else _number(value - mean)
-        row[f"{name}_z"] = None if value is None or not deviation > 0 else _number((value - mean) / deviation)
+        put_null(row, name, null)
+
+
+def put_null(row: Row, name: str, null: tuple[float, float] | None, kind: str = "") -> None:
+    """Writes a null (mean, deviation) beside the statistic `name` that the row holds.
+
+    Args:
+        row: receives `<name><kind>_null`, `<name><kind>_excess` and `<name><kind>_z`, each None without a null.
+        name: the statistic.
+        null: expected value and standard deviation.
+        kind: tells further nulls of the same statistic apart from its first, such as `_profile`.
+    """
+    value, (mean, deviation) = row[name], null or (None, 0.0)
+    known = value is not None and mean is not None
+    row[f"{name}{kind}_null"] = _number(mean)
+    row[f"{name}{kind}_excess"] = _number(value - mean) if known else None
+    row[f"{name}{kind}_z"] = _number((value - mean) / deviation) if known and deviation > 0 else None
 
 
 def _number(value: float | None) -> float | None:
@@ -47,7 +58,7 @@ def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
     null = None
     if totals.delta_squares > 0:
         counts = RoundingNull(totals.histogram, eta, totals.on_grid)
-        null = counts.sparsity(_noise_scale(totals))
+        null = counts.sparsity(noise_scale(totals, counts))
     put(row, "sparsity_bf16", 1 - totals.density, null)
     put(row, "density_bf16", totals.density, None if null is None else (1 - null[0], null[1]))
     put(row, "sparsity_stored", 1 - totals.differs / totals.count)
@@ -58,23 +69,15 @@ def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
     row["hidden_by_decile"] = totals.hidden_by_decile()
 
 
-def _noise_scale(totals: ElementTotals) -> float:
+def noise_scale(totals: ElementTotals, null: RoundingNull) -> float:
     """Scale of the noise whose norm is the observed one.
 
     What bfloat16 storage itself left of it is taken into account.
     """
-    scale = math.sqrt(totals.delta_squares / totals.count)
     is_rounded = totals.on_grid and totals.bf16_delta_squares == totals.delta_squares
-    if not is_rounded:
-        return scale
-    low, high = math.log(scale) - 12, math.log(scale) + 1
-    for _ in range(24):
-        middle = (low + high) / 2
-        if expected_rounded_squares(totals, 0.0, math.exp(middle)) < totals.delta_squares:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
+    if is_rounded:
+        return null.scale_for_squares(totals.delta_squares)
+    return math.sqrt(totals.delta_squares / totals.count)
 
 
 def norm_statistics(row: Row, totals: ElementTotals) -> None:
