@@ -211,8 +211,15 @@ class RoundingNull:
         result[coarse] = width[coarse] ** 2 * ((2 * steps - 1) * 2 * tails).sum(0)
         return float(self.counts @ result)
 
-    def scale_for_squares(self, squares: float) -> float:
-        """The noise scale whose `expected_squares` are the given ones, for W0 on the bfloat16 grid."""
+    def scale_for_squares(self, squares: float, *, stored_in_bf16: bool) -> float:
+        """The scale of noise whose Σ δ² is the observed one.
+
+        Args:
+            squares: Σ ΔW².
+            stored_in_bf16: W0 and W+ are on the bfloat16 grid, so that ΔW is what rounding left of the noise.
+        """
+        if not stored_in_bf16:
+            return float(np.sqrt(squares / self.total))
         target, guess = np.log(squares), 0.5 * float(np.log(squares / self.total))
 
         def missing(log_scale: float) -> float:

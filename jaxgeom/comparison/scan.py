@@ -155,6 +155,11 @@ class ElementTotals:
         """Share of changed entries in the bfloat16 view."""
         return self.changed / self.count
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether both sides are on the bfloat16 grid, so that ΔW is what rounding left of an update."""
+        return self.on_grid and self.bf16_delta_squares == self.delta_squares
+
     def hidden_by_decile(self) -> list[float | None]:
         """Share of the visibly changed entries that the absolute tolerance hides, by decile of |W0|, smallest first.
 

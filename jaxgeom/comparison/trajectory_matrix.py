@@ -140,12 +140,11 @@ class MatrixTrajectory:
         self._put("fro_norm", index, math.sqrt(square))
         if totals.initial_squares:
             self._put("relative_norm", index, math.sqrt(square / totals.initial_squares))
-        on_grid = totals.on_grid and totals.bf16_delta_squares == square
+        on_grid = totals.is_rounded
         null = None
         if square:
             rounding = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid)
-            scale = rounding.scale_for_squares(square) if on_grid else math.sqrt(square / totals.count)
-            null = rounding.sparsity(scale)[0]
+            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))[0]
         self._put("sparsity_bf16", index, 1 - totals.density, null)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
