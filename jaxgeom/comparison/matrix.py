@@ -371,8 +371,8 @@ class MatrixMeasurement:
             overlap = int(np.count_nonzero(masks[name] & self.changed)) / totals.changed
             expected = null.overlap(histogram, scale) if scale is not None else None
             put(self.row, name, overlap, expected)
-            share = int(histogram.sum()) / totals.count
-            self.row[f"{name}_enrichment"] = overlap / (expected[0] if expected and expected[0] else share)
+            baseline = expected[0] if expected and expected[0] else int(histogram.sum()) / totals.count
+            self.row[f"{name}_enrichment"] = overlap / baseline if baseline else None  # a single entry: an empty mask
         return masks
 
     def _generator(self, purpose: str) -> np.random.Generator:

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-STEPS_PER_OCTAVE = 32
-"""Resolution of row and column scales; their rounding errors (1 % together) are symmetric, so that means feel their
-square alone."""
+STEPS_PER_OCTAVE = 64
+"""Resolution of row and column scales: a rounding error of 0.3 %, where an RMS of n entries is known to `1/√(2n)`."""
 
 _KNOTS_PER_OCTAVE = 4
 _ROUNDS = 8

@@ -35,7 +35,7 @@ class CompareSettings:
         permutation_draws: draws of the permutation null of the stable rank and the participation ratio, 0 for none.
             None is the default because for entries without heavy tails the spectrum of permuted entries is that of
             Gaussian noise (its bulk and its edge are universal), so that the isotropic null says the same; a draw costs
-            a float32 Gram matrix of the update. The full suite takes them.
+            a shuffle and a float32 Gram matrix of the update, a sixth of the full suite, which takes them.
         seed: seed of the draws, combined with the matrix name.
         device: where the dense algebra runs; `cpu` and `auto` are float64 LAPACK on the host, all there is yet.
     """
