@@ -93,7 +93,7 @@ def _increasing_root(function: Callable[[float], float], low: float, high: float
         return low
     if function(high) <= 0:
         return high
-    return float(optimize.brentq(function, low, high, xtol=tolerance))
+    return float(optimize.root_scalar(function, bracket=(low, high), method="brentq", xtol=tolerance).root)
 
 
 class RoundingNull:

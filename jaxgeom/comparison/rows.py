@@ -22,11 +22,13 @@ def put_null(row: Row, name: str, null: tuple[float, float] | None, kind: str = 
         null: expected value and standard deviation.
         kind: tells further nulls of the same statistic apart from its first, such as `_profile`.
     """
-    value, (mean, deviation) = row[name], null or (None, 0.0)
-    known = value is not None and mean is not None
-    row[f"{name}{kind}_null"] = _number(mean)
-    row[f"{name}{kind}_excess"] = _number(value - mean) if known else None
-    row[f"{name}{kind}_z"] = _number((value - mean) / deviation) if known and deviation > 0 else None
+    value: float | None = row[name]
+    excess = z = None
+    if null is not None and value is not None:
+        excess = value - null[0]
+        z = excess / null[1] if null[1] > 0 else None
+    row[f"{name}{kind}_null"] = _number(null[0]) if null is not None else None
+    row[f"{name}{kind}_excess"], row[f"{name}{kind}_z"] = _number(excess), _number(z)
 
 
 def _number(value: float | None) -> float | None:
