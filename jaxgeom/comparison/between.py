@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
-from jaxgeom.comparison.matrix import put
 from jaxgeom.comparison.population import Part
 from jaxgeom.comparison.rounding import RoundingNull
+from jaxgeom.comparison.rows import put
 from jaxgeom.comparison.scan import ElementTotals, require_finite, widen
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.spectrum import Matrix

@@ -32,6 +32,11 @@ _IN_FLIGHT_ENTRIES = 1 << 27
 NULL_FORMS = {
     "sparsity_bf16, density_bf16": "closed: isotropic Gaussian update of equal norm, rounded to bfloat16",
     "overlap_principal, overlap_low": "closed: rounding null, Gaussian update whose scale gives the observed density",
+    "sparsity_bf16, overlap_*: _profile": "closed: scale-profile null, the same with row and column RMS of the real "
+    "update (those before rounding, fitted, where both sides are stored in bfloat16); matrices of the full suite",
+    "sparsity_bf16, overlap_*: _permutation": "closed: permutation null, the update's own entries in random places; "
+    "matrices of the full suite",
+    "stable_rank, participation_ratio: _permutation": "sampled: SVDs of permuted updates, permutation_draws of them",
     "stable_rank": "closed: Tracy-Widom mean of the largest singular value",
     "entropy_rank, participation_ratio, hill": "closed: Marchenko-Pastur; deviation from draws at reduced size",
     "nss": "closed: first and second order in an isotropic update of equal norm; none where it is too large",

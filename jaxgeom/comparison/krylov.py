@@ -56,6 +56,13 @@ def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance:
     return float(np.vdot(image, image))
 
 
+def leading_and_fourth(matrix: Matrix) -> tuple[float, float]:
+    """Largest squared singular value and Σσ⁴, from one float32 Gram matrix."""
+    gram = matrix.gram(np.float32)
+    diagonal = np.diagonal(gram)
+    return leading_square(matrix, gram), 2 * float(np.vdot(gram, gram)) - float(diagonal @ diagonal)
+
+
 def _small_square(matrix: Matrix) -> float:
     """The same for entries whose squares vanish in float32."""
     diagonal, off, _ = lapack.tridiagonalize(matrix.gram())

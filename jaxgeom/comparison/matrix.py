@@ -3,19 +3,18 @@
 import dataclasses
 import hashlib
 import math
-from typing import Any
 
 import numpy as np
 
 from jaxgeom.comparison import lapack, norm_nulls, shape_nulls
 from jaxgeom.comparison.base import Base, BaseCache, exact_base, measure_base, vector_count
-from jaxgeom.comparison.krylov import leading_directions, leading_square
+from jaxgeom.comparison.krylov import leading_and_fourth, leading_directions, leading_square
 from jaxgeom.comparison.rotation import angles_from_bases, principal_angles
 from jaxgeom.comparison.rounding import RoundingNull
+from jaxgeom.comparison.rows import Row, put, put_null
 from jaxgeom.comparison.scan import (
     ElementTotals,
     bf16_view,
-    expected_rounded_squares,
     histogram_of,
     low_magnitude_mask,
     widen,
@@ -23,23 +22,8 @@ from jaxgeom.comparison.scan import (
 from jaxgeom.comparison.settings import PROJECTION_SHARES, RMS_TOLERANCES, CompareSettings
 from jaxgeom.comparison.spectrum import Matrix, Spectrum, exact_values, values_only
 from jaxgeom.comparison.spectrum import decompose as decompose_matrix
-
-Row = dict[str, Any]
-
-
-def put(row: Row, name: str, value: float | None, null: tuple[float, float] | None = None) -> None:
-    """Writes a statistic and, where it has a null (mean, deviation), `_null`, `_excess` and `_z` beside it."""
-    row[name] = _number(value)
-    if null is not None:
-        mean, deviation = null
-        value = row[name]
-        row[f"{name}_null"] = _number(mean)
-        row[f"{name}_excess"] = None if value is None else _number(value - mean)
-        row[f"{name}_z"] = None if value is None or not deviation > 0 else _number((value - mean) / deviation)
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
+from jaxgeom.comparison.update_cells import MASKS
+from jaxgeom.comparison.update_nulls import permuted_ranks, put_update_nulls
 
 
 def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
@@ -47,7 +31,8 @@ def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
     null = None
     if totals.delta_squares > 0:
         counts = RoundingNull(totals.histogram, eta, totals.on_grid)
-        null = counts.sparsity(_noise_scale(totals))
+        scale = counts.scale_for_squares(totals.delta_squares, stored_in_bf16=totals.is_rounded)
+        null = counts.sparsity(scale)
     put(row, "sparsity_bf16", 1 - totals.density, null)
     put(row, "density_bf16", totals.density, None if null is None else (1 - null[0], null[1]))
     put(row, "sparsity_stored", 1 - totals.differs / totals.count)
@@ -56,25 +41,6 @@ def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
         put(row, f"sparsity_rms_{tolerance:g}", 1 - int(beyond) / totals.count if totals.initial_squares else None)
     put(row, "share_beyond_half_ulp", totals.beyond_half_ulp / totals.count)
     row["hidden_by_decile"] = totals.hidden_by_decile()
-
-
-def _noise_scale(totals: ElementTotals) -> float:
-    """Scale of the noise whose norm is the observed one.
-
-    What bfloat16 storage itself left of it is taken into account.
-    """
-    scale = math.sqrt(totals.delta_squares / totals.count)
-    is_rounded = totals.on_grid and totals.bf16_delta_squares == totals.delta_squares
-    if not is_rounded:
-        return scale
-    low, high = math.log(scale) - 12, math.log(scale) + 1
-    for _ in range(24):
-        middle = (low + high) / 2
-        if expected_rounded_squares(totals, 0.0, math.exp(middle)) < totals.delta_squares:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
 
 
 def norm_statistics(row: Row, totals: ElementTotals) -> None:
@@ -177,7 +143,13 @@ class MatrixMeasurement:
             self._full(base)
         else:
             self._fast()
-        self._overlaps(base)
+        masks = self._overlaps(base)
+        if settings.suite == "full":
+            put_update_nulls(self.row, self.initial, self.a, self.b, totals=self.totals, masks=masks, eta=settings.eta)
+            if settings.permutation_draws:
+                ranks = permuted_ranks(self.a, self.b, settings.permutation_draws, self._generator("permutation"))
+                for statistic in ("stable_rank", "participation_ratio"):
+                    put_null(self.row, statistic, ranks.get(statistic), "_permutation")
         self.row["shape"] = list(shape)
         return self.row
 
@@ -256,7 +228,7 @@ class MatrixMeasurement:
         near = int(np.count_nonzero(np.abs(values - values[k - 1]) <= moved))
         nulls: list[tuple[float, float] | None] = [None] * 4
         scale = math.sqrt(self.totals.delta_squares / self.totals.count)
-        rng = np.random.default_rng([self.settings.seed, *hashlib.sha256(self.name.encode()).digest()[:8]])
+        rng = self._generator("")
         extra = (rows - smaller, columns - smaller)
         if scale * (math.sqrt(rows) + math.sqrt(columns)) > 0.1 * values[k - 1]:
             self.row["angle_null_form"] = "sampled: SVD of W0 plus noise"
@@ -370,40 +342,43 @@ class MatrixMeasurement:
             self.row |= {"op_norm": 0.0, "stable_rank": None, "participation_ratio": None, "stable_rank_bf16": None}
             return
         update = Matrix(self.b, self.a)
-        gram = update.gram(np.float32)
-        top = leading_square(update, gram)
+        top, fourth = leading_and_fourth(update)
         put(self.row, "op_norm", math.sqrt(top))
         put(self.row, "stable_rank", squares / top, shape_nulls.stable_rank_null(*shape))
-        upper = float(np.vdot(gram, gram))
-        diagonal = np.diagonal(gram)
-        fourth = 2 * upper - float(diagonal @ diagonal)
         null = shape_nulls.spectral_null(*shape, participation_ratio, lambda p: p)
         put(self.row, "participation_ratio", squares**2 / fourth, null)
         self._bf16_rank(True)
 
-    def _overlaps(self, base: Base | None) -> None:
-        """Overlap of the changed entries with the masks of W0, beside the rounding null at the observed density."""
+    def _overlaps(self, base: Base | None) -> dict[str, np.ndarray]:
+        """Overlap of the changed entries with the masks of W0, beside the rounding null at the observed density.
+
+        Returns:
+            The flat masks by statistic; none where the overlaps are not defined.
+        """
         settings, totals = self.settings, self.totals
-        names = ("overlap_principal", "overlap_low")
         if totals.changed == 0 or totals.initial_squares == 0:
-            self.row |= dict.fromkeys(names)
+            self.row |= dict.fromkeys(MASKS)
             self.row["overlap_note"] = "undefined: nothing changed in the bfloat16 view"
-            return
+            return {}
         null = RoundingNull(totals.histogram, settings.eta, totals.on_grid)
         scale = null.scale_for_density(totals.density)
         self.row["rounding_scale"] = scale
         principal = self._principal_mask(base)
         low, low_histogram = low_magnitude_mask(self.initial, totals, settings.mask_fraction)
-        for name, mask, histogram in (
-            ("overlap_principal", principal, histogram_of(self.initial, principal)),
-            ("overlap_low", low, low_histogram),
-        ):
-            mask &= self.changed
-            overlap = int(np.count_nonzero(mask)) / totals.changed
+        histograms = {"overlap_principal": histogram_of(self.initial, principal), "overlap_low": low_histogram}
+        masks = {"overlap_principal": principal, "overlap_low": low}
+        for name, histogram in histograms.items():
+            overlap = int(np.count_nonzero(masks[name] & self.changed)) / totals.changed
             expected = null.overlap(histogram, scale) if scale is not None else None
             put(self.row, name, overlap, expected)
-            share = int(histogram.sum()) / totals.count
-            self.row[f"{name}_enrichment"] = overlap / (expected[0] if expected and expected[0] else share)
+            baseline = expected[0] if expected and expected[0] else int(histogram.sum()) / totals.count
+            self.row[f"{name}_enrichment"] = overlap / baseline if baseline else None  # a single entry: an empty mask
+        return masks
+
+    def _generator(self, purpose: str) -> np.random.Generator:
+        """Source of the draws of one sampled null, the same in every run of the same settings and name."""
+        digest = hashlib.sha256((self.name + purpose).encode()).digest()
+        return np.random.default_rng([self.settings.seed, *digest[:8]])
 
     def _principal_mask(self, base: Base | None) -> np.ndarray:
         settings, shape = self.settings, self.initial.shape

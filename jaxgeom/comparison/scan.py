@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from scipy import special
 
-from jaxgeom.comparison.rounding import BINS, edges
+from jaxgeom.comparison.rounding import BINS
 from jaxgeom.comparison.settings import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
 from jaxgeom.errors import UserError
 
@@ -112,7 +111,7 @@ class ElementTotals:
 
     def _add_block(self, initial: np.ndarray, final: np.ndarray, eta: float, rms: float) -> np.ndarray:
         a, b = widen(initial), widen(final)
-        a_bits, b_bits = _bits(initial, a), _bits(final, b)
+        a_bits, b_bits = view_bits(initial, a), view_bits(final, b)
         if eta < 2**-8:
             changed = a_bits != b_bits
             changed &= ((a_bits | b_bits) & _MAGNITUDE) != 0  # +0 and −0 are equal
@@ -156,6 +155,11 @@ class ElementTotals:
         """Share of changed entries in the bfloat16 view."""
         return self.changed / self.count
 
+    @property
+    def is_rounded(self) -> bool:
+        """Whether both sides are on the bfloat16 grid, so that ΔW is what rounding left of an update."""
+        return self.on_grid and self.bf16_delta_squares == self.delta_squares
+
     def hidden_by_decile(self) -> list[float | None]:
         """Share of the visibly changed entries that the absolute tolerance hides, by decile of |W0|, smallest first.
 
@@ -171,7 +175,8 @@ class ElementTotals:
 _HALF_ULP = _half_ulp()
 
 
-def _bits(stored: np.ndarray, wide: np.ndarray) -> np.ndarray:
+def view_bits(stored: np.ndarray, wide: np.ndarray) -> np.ndarray:
+    """Bits of the bfloat16 view of a stored array, of which `wide` is the float32 widening."""
     return stored.view(np.uint16) if stored.dtype.name == "bfloat16" else bf16_bits(wide)
 
 
@@ -273,17 +278,5 @@ def histogram_of(initial: np.ndarray, mask: np.ndarray) -> np.ndarray:
     out = np.zeros(BINS, np.int64)
     for start in range(0, flat.size, 4 * _BLOCK):
         block = flat[start : start + 4 * _BLOCK][mask[start : start + 4 * _BLOCK]]
-        out += np.bincount((_bits(block, widen(block)) & _MAGNITUDE).astype(np.intp), minlength=BINS)
+        out += np.bincount((view_bits(block, widen(block)) & _MAGNITUDE).astype(np.intp), minlength=BINS)
     return out
-
-
-def expected_rounded_squares(totals: ElementTotals, eta: float, scale: float) -> float:
-    """Σ E[(round(w + s·g) − w)²] for W0 on the bfloat16 grid: what noise of scale s leaves in a bfloat16 file."""
-    occupied = np.flatnonzero(totals.histogram)
-    cells = edges(0.0)
-    width = (cells.cell_high - cells.cell_low)[occupied]
-    ratio = width / scale
-    coarse = scale**2 + width**2 / 12
-    steps = np.arange(1, 9)[:, None]
-    exact = width**2 * ((2 * steps - 1) * 2 * special.ndtr(-(steps - 0.5) * ratio)).sum(0)
-    return float(totals.histogram[occupied] @ np.where(ratio < 0.7, coarse, exact))

@@ -32,7 +32,11 @@ class CompareSettings:
         subspace_k: dimension of the subspaces of the update that are compared along and between runs.
         projection_fraction: share of min(m, n) taken as k of the projection energies.
         null_draws: draws of each null that is sampled.
-        seed: seed of those draws, combined with the matrix name.
+        permutation_draws: draws of the permutation null of the stable rank and the participation ratio, 0 for none.
+            None is the default because for entries without heavy tails the spectrum of permuted entries is that of
+            Gaussian noise (its bulk and its edge are universal), so that the isotropic null says the same; a draw costs
+            a shuffle and a float32 Gram matrix of the update, a sixth of the full suite, which takes them.
+        seed: seed of the draws, combined with the matrix name.
         device: where the dense algebra runs; `cpu` and `auto` are float64 LAPACK on the host, all there is yet.
     """
 
@@ -47,6 +51,7 @@ class CompareSettings:
     subspace_k: int = 16
     projection_fraction: float = 0.1
     null_draws: int = 5
+    permutation_draws: int = 0
     seed: int = 0
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
@@ -64,6 +69,9 @@ class CompareSettings:
             value = getattr(self, field)
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{field} = {value!r}: a whole number of at least {least} is needed")
+        draws = self.permutation_draws
+        if not isinstance(draws, int) or draws < 0 or draws == 1:
+            raise UserError(f"permutation_draws = {draws!r}: 0 or a whole number of at least 2 is needed")
         if self.device in ("gpu", "tpu"):
             raise UserError(f"device = {self.device!r}: comparisons run on the host so far; use cpu or auto")
         if self.hill_k is not None and (not isinstance(self.hill_k, int) or self.hill_k < 2):

@@ -13,6 +13,9 @@ COUNTED = ("sparsity_bf16", "sparsity_stored", "sparsity_abs_1e-5", "density_bf1
 """Statistics that are averaged by parameter count over every parameter; `sparsity_rms_*` are too."""
 
 _LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters")
+FURTHER_NULLS = ("profile", "permutation")
+"""Nulls that some statistics have beside their first one: `<name>_<null>_null`, `_excess` and `_z`."""
+
 _SUFFIXES = ("_null", "_excess", "_z")
 
 
@@ -40,7 +43,10 @@ def _values(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summarize(rows: Sequence[Row], statistic: str, *, weighted: bool) -> dict[str, Any]:
-    """Mean, median, count and, where there is a null, its mean and the mean excess; the weights are said with it."""
+    """Mean, median, count and, where there is a null, its mean and the mean excess; the weights are said with it.
+
+    Further nulls add `<null>_null`, `<null>_excess` and `<null>_count`, the number of rows that have it.
+    """
     values, weights = _values(rows, statistic)
     result: dict[str, Any] = {"mean": None, "median": None, "count": int(values.size), "null": None, "excess": None}
     result["weights"] = "parameters" if weighted else "none"
@@ -55,6 +61,11 @@ def summarize(rows: Sequence[Row], statistic: str, *, weighted: bool) -> dict[st
         theirs, their_weights = _values(rows, f"{statistic}_{name}")
         if theirs.size:
             result[name] = average(theirs, their_weights)
+    for kind in FURTHER_NULLS:
+        for name in ("null", "excess"):
+            theirs, their_weights = _values(rows, f"{statistic}_{kind}_{name}")
+            if theirs.size:
+                result |= {f"{kind}_{name}": average(theirs, their_weights), f"{kind}_count": int(theirs.size)}
     return result
 
 

@@ -14,7 +14,7 @@ from jaxgeom.comparison import lapack, shape_nulls
 from jaxgeom.comparison.krylov import leading_directions, leading_square
 from jaxgeom.comparison.matrix import hill
 from jaxgeom.comparison.rounding import RoundingNull
-from jaxgeom.comparison.scan import ElementTotals, bf16_view, expected_rounded_squares, widen
+from jaxgeom.comparison.scan import ElementTotals, bf16_view, widen
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.spectrum import Matrix, decompose
 from jaxgeom.diagnostics.null_trajectory import similarity_curve
@@ -140,14 +140,11 @@ class MatrixTrajectory:
         self._put("fro_norm", index, math.sqrt(square))
         if totals.initial_squares:
             self._put("relative_norm", index, math.sqrt(square / totals.initial_squares))
-        on_grid = totals.on_grid and totals.bf16_delta_squares == square
+        on_grid = totals.is_rounded
         null = None
-        if square and not on_grid:
-            null = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid).sparsity(
-                math.sqrt(square / totals.count)
-            )[0]
-        elif square:
-            null = self._grid_sparsity(totals)
+        if square:
+            rounding = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid)
+            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))[0]
         self._put("sparsity_bf16", index, 1 - totals.density, null)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
@@ -158,16 +155,6 @@ class MatrixTrajectory:
         if index < self.count - 1 and bool(np.any(self.z != now)):
             rest = right_subspace(Matrix(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
-
-    def _grid_sparsity(self, totals: ElementTotals) -> float:
-        low, high = (math.log(math.sqrt(totals.delta_squares / totals.count)) + edge for edge in (-12, 1))
-        for _ in range(24):
-            middle = (low + high) / 2
-            if expected_rounded_squares(totals, 0.0, math.exp(middle)) < totals.delta_squares:
-                low = middle
-            else:
-                high = middle
-        return RoundingNull(totals.histogram, self.settings.eta, True).sparsity(math.exp((low + high) / 2))[0]
 
     def _update_statistics(self, index: int, update: Matrix, square: float) -> np.ndarray | None:
         shape = (self.origin.shape[0], self.origin.shape[1])

@@ -71,7 +71,20 @@ MODULES = ("q", "k", "v", "o", "gate", "up", "down", "router", "embedding", "hea
 
 METHOD_LABELS = {"sft_anchor": "SFT", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
-SUFFIXES = {"_null": "null", "_excess": "excess", "_z": "z", "_ratio": "ratio"}
+FURTHER_NULLS = {"profile": "scale profile", "permutation": "permuted"}
+"""Nulls that some statistics have beside their first one, as `<name>_<null>_null` and so on, with short labels."""
+
+FURTHER_NULLS_SAY = (
+    "Further nulls where there are any: scale profile, the same noise with the row and column scales of the real "
+    "update; permuted, the update's own entries in random places."
+)
+
+SUFFIXES = {f"_{further}_{kind}": kind for further in FURTHER_NULLS for kind in ("null", "excess", "z")} | {
+    "_null": "null",
+    "_excess": "excess",
+    "_z": "z",
+    "_ratio": "ratio",
+}  # the longer ones first
 
 
 def statistic(key: str) -> Statistic:
@@ -80,7 +93,7 @@ def statistic(key: str) -> Statistic:
 
 
 def base_key(key: str) -> tuple[str, str]:
-    """`overlap_low_null` -> (`overlap_low`, `null`); a key without a suffix has the kind `value`."""
+    """`overlap_low_null` or `overlap_low_profile_null` -> (`overlap_low`, `null`); without a suffix it is a `value`."""
     for suffix, kind in SUFFIXES.items():
         if key.endswith(suffix) and key not in STATISTICS:
             return key.removesuffix(suffix), kind
@@ -90,7 +103,10 @@ def base_key(key: str) -> tuple[str, str]:
 def column_label(key: str) -> str:
     """The label of a column of the per-matrix table: the statistic, and which of value, null, excess or z it is."""
     base, kind = base_key(key)
-    return statistic(base).label if kind == "value" else f"{statistic(base).label}: {kind}"
+    if kind == "value":
+        return statistic(base).label
+    further = next((label for name, label in FURTHER_NULLS.items() if key == f"{base}_{name}_{kind}"), "")
+    return f"{statistic(base).label}: {kind}" + (f" ({further})" if further else "")
 
 
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

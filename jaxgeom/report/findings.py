@@ -4,7 +4,7 @@ from typing import Any
 
 from .catalogue import STATISTICS, base_key, format_number, format_value, statistic
 from .reading import Cell, cell, number, track
-from .tables import early_cell, early_share
+from .tables import early_cell, early_share, further_nulls
 
 
 def findings(report: dict[str, Any]) -> list[str]:
@@ -21,7 +21,8 @@ def findings(report: dict[str, Any]) -> list[str]:
     """
     summary = report.get("summary")
     said = [_sparsity(summary, report.get("settings")), _size(summary)]
-    said += [overlap_sentence(key, cell(summary, key)) for key in ("overlap_principal", "overlap_low")]
+    for key in ("overlap_principal", "overlap_low"):
+        said += [overlap_sentence(key, cell(summary, key)), _further_sentence(key, summary)]
     said += [_rotation(summary), _drift(summary), _rank(summary), _projection(summary), _decay(summary)]
     said += _undefined(report)
     return [sentence for sentence in said if sentence]
@@ -89,6 +90,19 @@ def overlap_sentence(key: str, own: Cell) -> str:
         return sentence + ": within two points of what rounding alone gives."
     where = "more" if own.excess > 0 else "fewer"
     return sentence + f": {where} changes fall there than size and rounding explain."
+
+
+def _further_sentence(key: str, summary: Any) -> str:
+    """What the nulls that keep something of the real update give for an overlap."""
+    found = further_nulls(key, summary.get(key)) if isinstance(summary, dict) else []
+    if not found:
+        return ""
+    own = statistic(key).label
+    said = [f"{null} ({label}, excess {excess})" for label, null, excess in found]
+    return (
+        f"Beside it, nulls that keep something of the real update give for the {own} {' and '.join(said)}; an excess "
+        "over equal noise that the scale profile takes away is the work of loud rows and columns."
+    )
 
 
 def ratio_words(value: float, null: float) -> str:

@@ -69,7 +69,7 @@
       const { key, kind } = columns[i];
       if (kind === "text") return true;
       if (!beside && kind !== "value") return false;
-      return all || headline.includes(key.replace(/_(null|excess|z|ratio)$/, ""));
+      return all || headline.includes(key.replace(/(_profile|_permutation)?_(null|excess|z|ratio)$/, ""));
     });
   };
   const drawHead = () => {

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from .catalogue import MODULES, format_count, format_value, statistic
+from .catalogue import FURTHER_NULLS_SAY, MODULES, format_count, format_value, statistic
 from .figures_compare import compare_drawings
 from .figures_study import study_drawings
 from .figures_trajectory import trajectory_drawings
@@ -70,6 +70,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "columns": [],
         "rows": [],
         "summary": [],
+        "further_nulls_say": FURTHER_NULLS_SAY,
         "between": [],
         "sparsity": _sparsity_groups(report),
         "coverage": coverage_rows(report.get("coverage")),

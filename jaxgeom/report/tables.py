@@ -4,7 +4,16 @@ import math
 import statistics as stats
 from typing import Any, NamedTuple
 
-from .catalogue import STATISTICS, base_key, column_label, format_count, format_value, statistic
+from .catalogue import (
+    FURTHER_NULLS,
+    STATISTICS,
+    SUFFIXES,
+    base_key,
+    column_label,
+    format_count,
+    format_value,
+    statistic,
+)
 from .reading import Cell, cell, interval, label_of, method_cell, methods_of, number, numbers, seeds_of, track
 
 HEADLINE = (
@@ -138,10 +147,26 @@ def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[di
                 "excess": text.excess or "–",
                 "matrices": "–" if count is None else format_count(number(count)),
                 "parameters": format_value("sparsity_bf16", number(covered.get("parameters"))),
+                "further": further_nulls(key, entry),
                 "null_is": str(forms.get(key) or statistic(key).null) if text.null else "",
             }
         )
     return rows
+
+
+def further_nulls(key: str, entry: Any) -> list[tuple[str, str, str]]:
+    """Label, value and excess of the nulls that a statistic of a summary has beside its first one.
+
+    A null that fewer matrices or parameters have than the statistic itself says how many.
+    """
+    found = []
+    for name, label in FURTHER_NULLS.items() if isinstance(entry, dict) else ():
+        null, excess = number(entry.get(f"{name}_null")), number(entry.get(f"{name}_excess"))
+        if null is not None:
+            count = entry.get(f"{name}_count")
+            label += f", {count} of {entry.get('count')}" if count != entry.get("count") else ""
+            found.append((label, format_value(key, null), format_value(key, excess, signed=True)))
+    return found
 
 
 def _statistics_of(summary: Any) -> list[str]:
@@ -193,9 +218,9 @@ def matrix_data(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     text = [k for k in _TEXT_COLUMNS if k in keys]
     bases = dict.fromkeys(base_key(k)[0] for k in keys if k not in _TEXT_COLUMNS)
     order = [b for b in STATISTICS if b in bases] + [b for b in bases if b not in STATISTICS]
-    numeric = [
-        k for base in order for k in (base, f"{base}_null", f"{base}_excess", f"{base}_z", f"{base}_ratio") if k in keys
-    ]
+    beside = ("_null", "_excess", "_z", "_ratio")
+    suffixes = ("", *beside, *(s for s in SUFFIXES if s not in beside))
+    numeric = [key for base in order for suffix in suffixes if (key := base + suffix) in keys]
     for kinds in (("z", "ratio"), ("null",)):
         if len(rows) * len(numeric) > _MAX_VALUES:
             numeric = [k for k in numeric if base_key(k)[1] not in kinds]

@@ -72,6 +72,9 @@ def matrix_rows(method: str, *, layers: int = 4, experts: int = 0, seed: int = 0
                 _with_null(
                     row, "overlap_low", None if unchanged else low * jitter(0.02), None if unchanged else low_null
                 )
+                for kind, factor in (("profile", 1.01), ("permutation", 0.98)):
+                    row[f"overlap_low_{kind}_null"] = None if unchanged else low_null * factor
+                    row[f"overlap_low_{kind}_excess"] = None if unchanged else row["overlap_low"] - low_null * factor
                 row["overlap_low_z"] = None if unchanged else float(rng.standard_normal())
                 _with_null(row, "projection_joint", 0.051 * jitter(), 0.04)
                 rows.append(row)
@@ -100,6 +103,11 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "null": mean["_null"],
             "excess": mean["_excess"],
         }
+        for kind in ("profile", "permutation"):
+            for name in ("null", "excess"):
+                values = [r[k] for r in rows if r.get(k := f"{key}_{kind}_{name}") is not None]
+                if values:
+                    found[key] |= {f"{kind}_{name}": float(np.mean(values)), f"{kind}_count": len(values)}
     return found
 
 

@@ -68,6 +68,17 @@ def test_comparison_writes_its_figures(comparison):
     assert found == {"sparsity", "overlaps", "rotation", "ranks", "layers"}
 
 
+def test_comparison_names_further_nulls_beside_the_first(comparison):
+    text = comparison.read_text(encoding="utf-8")
+    row = re.search(r'<tr><th scope="row">overlap, low-magnitude mask</th>.*?</tr>', text).group()
+    assert re.search(r"scale profile: [\d.]+ %", row) and re.search(r"permuted: [\d.]+ %", row)
+    assert row.count(" pp<") == 3 and "further null" in text.lower()
+    principal = re.search(r'<tr><th scope="row">overlap, principal mask</th>.*?</tr>', text).group()
+    assert "permuted" not in principal
+    assert "overlap, low-magnitude mask: excess (scale profile)" in text
+    assert "nulls that keep something of the real update" in text
+
+
 @pytest.mark.parametrize("which", ["study", "comparison"])
 def test_page_asks_for_nothing_outside_and_has_unique_ids(which, request):
     text = request.getfixturevalue(which).read_text(encoding="utf-8")
