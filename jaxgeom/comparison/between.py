@@ -55,7 +55,7 @@ def between_runs(
         UserError: mismatched or non-finite weights.
     """
     settings = settings or CompareSettings()
-    require_host(settings.device, "the comparison of two runs")
+    require_host(settings.device, "between_runs")
     names = check_pair(origin, final_a, settings)
     check_pair(origin, final_b, settings)
     parts = [part for part in plan_parts(origin, names) if part.is_matrix]
