@@ -74,18 +74,18 @@ def initialize() -> "Team | None":
     """
     if not jax.distributed.is_initialized():
         try:
-            numbers = {
-                name: int(os.environ[variable])
-                for name, variable in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
-                if variable in os.environ
-            }
-            jax.distributed.initialize(**numbers)
+            jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"--distributed: {error} (start on a TPU pod, under SLURM or MPI, or set JAX_COORDINATOR_ADDRESS, "
                 "JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
             ) from error
     return Team.here() if jax.process_count() > 1 else None
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return int(value) if value else None
 
 
 @dataclasses.dataclass(frozen=True)
