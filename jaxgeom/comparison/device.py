@@ -26,7 +26,7 @@ from jaxgeom.errors import UserError
 
 STATED_BOUND = (
     "1e-5 relative, singular values 1e-11 of the largest, mean angles 1e-4 degrees, masks equal entry for entry, "
-    "against float64 LAPACK (suite fast: leading values 1e-4)"
+    "against float64 LAPACK (suite fast: leading values and directions 1e-4, and so its principal mask)"
 )
 """The error bound that every path is tested to."""
 

@@ -10,6 +10,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, Report, between_runs, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.device import HOST, Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.krylov import leading_directions, leading_square
+from jaxgeom.comparison.matrix import _reconstruction_mask
 from jaxgeom.comparison.matrix_integer import IntegerMatrix
 from jaxgeom.comparison.rotation import angles_from_bases
 from jaxgeom.comparison.spectrum import Matrix, decompose, exact_values, values_only
@@ -95,6 +96,19 @@ def test_tiny_rotations_keep_their_digits(arithmetic):
     multiply = form(arithmetic)(np.eye(2, dtype=np.float32)).multiply
     angles = np.degrees(angles_from_bases(q[:, :8], (q @ turn)[:, :8], multiply))
     assert angles[-1] == pytest.approx(1e-4, rel=1e-6) and angles[:-1].max() < 1e-9
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+@pytest.mark.parametrize("shape", [(150, 90), (90, 150)])
+def test_principal_masks_equal_the_hosts_entry_for_entry(arithmetic, shape):
+    w = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+    masks = []
+    for make in (Matrix, form(arithmetic)):
+        matrix = make(w)
+        found = decompose(matrix, 12, long=True)
+        left, right = (found.short, found.long) if matrix.is_wide else (found.long, found.short)
+        masks.append(_reconstruction_mask(left * found.values[:12], right, round(0.3 * w.size)))
+    np.testing.assert_array_equal(masks[0], masks[1])
 
 
 def test_integer_products_are_exact_and_blocks_change_no_bit(monkeypatch):
