@@ -1,5 +1,6 @@
 """`jaxgeom compare INITIAL FINAL --out DIR`."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from tyro.conf import Positional
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, compare_checkpoints
+from jaxgeom.comparison.processes import initialize
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 
@@ -19,6 +21,7 @@ def compare(
     out: Path,
     cache: Path | None = None,
     force: bool = False,
+    distributed: bool = False,
 ) -> Callable[[str], None]:
     """Every diagnostic, with its null, between two checkpoints.
 
@@ -32,15 +35,23 @@ def compare(
         out: Where report.json, matrices.csv, figures and page are written.
         cache: Directory of base spectra, keyed by content: later comparisons with the same W0 are faster.
         force: Take over a directory that holds another comparison.
+        distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
+            or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
     """
 
     def run(command: str) -> None:
         reporter = Reporter()
-        first, second = open_checkpoint(initial), open_checkpoint(final)
-        with entry_progress(reporter, "compare") as progress:
-            report = compare_checkpoints(
-                first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command
-            )
+        team = initialize() if distributed else None  # before anything touches a device
+        with team.telling(out) if team is not None else contextlib.nullcontext():
+            first, second = open_checkpoint(initial), open_checkpoint(final)
+            with entry_progress(reporter, "compare") as progress:
+                report = compare_checkpoints(
+                    first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command,
+                    team=team,
+                )  # fmt: skip
+        if team is not None and team.index > 0:
+            reporter.say(f"process {team.index} of {team.count}: done; process 0 writes the report")
+            return
         page = write_report(out)
         print_table(report.to_json(), reporter.console)
         reporter.say(f"page: {page}")

@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
-from jaxgeom.comparison.spectrum import Matrix, Spectrum, decompose, exact_values, value_errors, values_only
+from jaxgeom.comparison.spectrum import Matrix, MatrixForm, Spectrum, decompose, exact_values, value_errors, values_only
 
 _FORMAT = "1"
 
@@ -39,15 +39,21 @@ def vector_count(settings: CompareSettings, shape: tuple[int, int]) -> int:
 
 
 class BaseCache:
-    """Base spectra in a folder, one file per content and number of vectors; without a folder nothing is kept."""
+    """Base spectra in a folder, one file per content and number of vectors; without a folder nothing is kept.
 
-    def __init__(self, directory: str | os.PathLike[str] | None) -> None:
+    Args:
+        directory: the folder.
+        computed_by: `Algebra.key`; spectra of another device differ in their last bits and are another entry.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str] | None, computed_by: str = "") -> None:
         self.directory = pathlib.Path(directory) if directory is not None else None
+        self.computed_by = [computed_by] if computed_by else []
 
     def _path(self, digest: str, count: int) -> pathlib.Path | None:
         if self.directory is None:
             return None
-        key = hashlib.sha256(json.dumps([_FORMAT, digest, count]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([_FORMAT, digest, count, *self.computed_by]).encode()).hexdigest()
         return self.directory / f"{key[:40]}.npz"
 
     def load(self, digest: str, count: int) -> Base | None:
@@ -92,16 +98,16 @@ def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum | None:
     return Spectrum(values, held.get(f"{prefix}_short", empty), held.get(f"{prefix}_long", empty), error, is_exact)
 
 
-def measure_base(initial: np.ndarray, count: int, *, view: np.ndarray | None) -> Base:
+def measure_base(initial: np.ndarray, count: int, *, view: np.ndarray | None, form: MatrixForm = Matrix) -> Base:
     """Spectra of W0 (float32 `[out, in]`), and the values of its bfloat16 view where one is given."""
-    stored = decompose(Matrix(initial), count, long=True)
-    return Base(stored, bf16=values_only(Matrix(view)) if view is not None else None)
+    stored = decompose(form(initial), count, long=True)
+    return Base(stored, bf16=values_only(form(view)) if view is not None else None)
 
 
-def exact_base(base: Base, initial: np.ndarray) -> Spectrum:
+def exact_base(base: Base, initial: np.ndarray, form: MatrixForm = Matrix) -> Spectrum:
     """The values of W0 by the bidiagonal route, computed on first need and then kept with the base."""
     if base.stored.is_exact:
         return base.stored
     if base.exact is None:
-        base.exact = exact_values(Matrix(initial))
+        base.exact = exact_values(form(initial))
     return base.exact

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.comparison.device import require_host
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
 from jaxgeom.comparison.population import Part
 from jaxgeom.comparison.rounding import RoundingNull
@@ -54,6 +55,7 @@ def between_runs(
         UserError: mismatched or non-finite weights.
     """
     settings = settings or CompareSettings()
+    require_host(settings.device, "between_runs")
     names = check_pair(origin, final_a, settings)
     check_pair(origin, final_b, settings)
     parts = [part for part in plan_parts(origin, names) if part.is_matrix]

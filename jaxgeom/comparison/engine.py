@@ -14,9 +14,11 @@ import numpy as np
 from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Tensor, content_digest
 from jaxgeom.comparison import lapack
 from jaxgeom.comparison.base import BaseCache
+from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
 from jaxgeom.comparison.matrix import MatrixMeasurement, element_statistics, norm_statistics
 from jaxgeom.comparison.population import MODULES, Part, parts_of
+from jaxgeom.comparison.processes import ProcessFailed, Team
 from jaxgeom.comparison.report import Report
 from jaxgeom.comparison.scan import ElementTotals, require_finite, sum_of_squares
 from jaxgeom.comparison.settings import CompareSettings
@@ -112,9 +114,10 @@ def _order(part: Part) -> tuple[int, int, int, list[tuple[int, str]]]:
     return place, part.layer or 0, module, words
 
 
-def worker_count() -> int:
-    """Matrices measured side by side: one per core that this process may use, at most 8."""
-    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8))
+def worker_count(devices: int = 0) -> int:
+    """Matrices measured side by side: one per core that this process may use, at most 8, or two for each device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, max(8, 2 * devices)))
 
 
 class _Pair(NamedTuple):
@@ -182,11 +185,21 @@ def measure_parts(
     read: Callable[[Part], Any],
     measure: Callable[[Part, Any], dict[str, Any]],
     finished: Callable[[Part, dict[str, Any]], None],
+    *,
+    devices: int = 0,
 ) -> None:
-    """Measures parts on all cores, one BLAS thread each, reading ahead by one part per worker within a memory bound."""
+    """Measures parts on all cores, one BLAS thread each, reading ahead by one part per worker within a memory bound.
+
+    Args:
+        parts: what is measured, in this order.
+        read: reads a part, on a thread of its own.
+        measure: measures what was read.
+        finished: takes the row, in the order of the parts.
+        devices: accelerators at work; a host with several has the memory to keep them busy.
+    """
     with lapack.one_blas_thread() as single:
-        workers = worker_count() if single else 1
-        flight = _Flight(_IN_FLIGHT_ENTRIES)
+        workers = worker_count(devices) if single else 1
+        flight = _Flight(_IN_FLIGHT_ENTRIES * max(1, devices))
         pending: list[tuple[Part, Future[dict[str, Any]]]] = []
 
         def work(part: Part, loaded: "Future[Any]") -> dict[str, Any]:
@@ -222,6 +235,8 @@ def compare_checkpoints(
     progress: Progress | None = None,
     force: bool = False,
     command: str = "compare",
+    algebra: Algebra | None = None,
+    team: Team | None = None,
 ) -> Report:
     """Every diagnostic, each with its null, between two checkpoints of one architecture.
 
@@ -235,18 +250,23 @@ def compare_checkpoints(
         progress: called after each parameter.
         force: takes over a folder that holds another comparison.
         command: named in the report.
+        algebra: where the dense algebra runs, if not where `settings.device` says.
+        team: the processes that call this together with the same arguments; each measures its share into `out`, which
+            they share, and process 0 writes the report there.
 
     Returns:
-        The report.
+        The report, whole on every process.
 
     Raises:
-        UserError: mismatched checkpoints, non-finite weights, an odd dtype, a folder that holds something else.
+        UserError: mismatched checkpoints, non-finite weights, an odd dtype, a folder that holds something else, a
+            device that is not there, another process that failed.
     """
     settings = settings or CompareSettings()
     parts = plan_parts(initial, check_pair(initial, final, settings))
     return compare_parts(
-        parts, initial, final, settings, out=out, cache=cache, progress=progress, force=force, command=command
-    )
+        parts, initial, final, settings, out=out, cache=cache, progress=progress, force=force, command=command,
+        algebra=algebra, team=team,
+    )  # fmt: skip
 
 
 def compare_parts(
@@ -260,20 +280,31 @@ def compare_parts(
     progress: Progress | None = None,
     force: bool = False,
     command: str = "compare",
+    algebra: Algebra | None = None,
+    team: Team | None = None,
 ) -> Report:
     """`compare_checkpoints` for parts that are known already."""
+    if team is not None and out is None:
+        raise ValueError("out is None: processes meet in the folder that they share")
+    algebra = choose_algebra(settings.device) if algebra is None else algebra
+    described = settings.to_json() | {"device_used": algebra.description}
     identity = {
-        "settings": settings.to_json(),
+        "settings": described,
         "initial": initial.fingerprint,
         "final": final.fingerprint,
         "version": version(),
     }
-    key = settings_key(identity | {"names": [initial.name, final.name]})
-    described = description({"initial": initial.name, "final": final.name}, settings.to_json())
-    journal = Journal(pathlib.Path(out) if out is not None else None, key, described=described, force=force)
-    bases = BaseCache(cache)
-    total = sum(part.size for part in parts)
-    done = sum(part.size for part in parts if part.name in journal.rows)
+    journal = Journal(
+        pathlib.Path(out) if out is not None else None,
+        settings_key(identity | {"names": [initial.name, final.name]}),
+        described=description({"initial": initial.name, "final": final.name}, described),
+        force=force,
+        process=(team.index, team.count) if team is not None else (0, 1),
+    )
+    bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
+    mine = parts if team is None else team.share(parts)
+    total = sum(part.size for part in mine)
+    done = sum(part.size for part in mine if part.name in journal.rows)
 
     def read(part: Part) -> _Pair | None:
         return _read_pair(part, initial, final) if part.is_matrix else None
@@ -281,7 +312,10 @@ def compare_parts(
     def measure(part: Part, pair: _Pair | None) -> dict[str, Any]:
         if pair is None:
             return _scan_parameter(part, initial, final, settings)
-        row = MatrixMeasurement(part.name, pair.initial, pair.final, settings, bases, pair.initial_digest).measure()
+        with pool.borrow() as form:
+            row = MatrixMeasurement(
+                part.name, pair.initial, pair.final, settings, bases, pair.initial_digest, form
+            ).measure()
         return row | {"digests": [pair.initial_digest, pair.final_digest]}
 
     def finished(part: Part, row: dict[str, Any]) -> None:
@@ -290,11 +324,46 @@ def compare_parts(
         done += part.size
         if progress is not None:
             progress(done, total, part.name)
+        if team is not None:
+            team.check(pathlib.Path(out or ""))
 
+    def work() -> Report:
+        todo = [part for part in mine if part.name not in journal.rows]
+        measure_parts(todo, read, measure, finished, devices=len(algebra.devices))
+        if team is not None:
+            _gather(team, journal, parts, pathlib.Path(out or ""))
+        return _report(parts, journal.rows, initial, final, described, command)
+
+    if team is None:
+        return _kept(journal, work, out, cache)
+    folder = pathlib.Path(out or "")
+    with team.telling(folder):
+        return _kept(journal, work, out, cache, team)
+
+
+def _gather(team: Team, journal: Journal, parts: Sequence[Part], folder: pathlib.Path) -> None:
+    """Waits for the other processes and reads their rows."""
+    team.tell(folder, "finished")
+    team.wait(folder, "finished", "gathered")
+    team.until_complete(folder, journal.load, lambda: [part.name for part in parts if part.name not in journal.rows])
+
+
+def _kept(
+    journal: Journal,
+    work: Callable[[], Report],
+    out: str | os.PathLike[str] | None,
+    cache: Any,
+    team: Team | None = None,
+) -> Report:
+    """Runs the comparison and writes its report; on an error the journal stays if it is worth going on from."""
     journal.open()
     try:
-        measure_parts([part for part in parts if part.name not in journal.rows], read, measure, finished)
-        report = _report(parts, journal.rows, initial, final, settings, command)
+        if team is not None:
+            team.tell(pathlib.Path(out or ""), "measuring")
+        report = work()
+    except ProcessFailed as error:
+        journal.close(remove=not error.keep)
+        raise
     except UserError as error:
         if isinstance(error.__cause__, OSError):
             journal.close(remove=False)
@@ -307,18 +376,27 @@ def compare_parts(
     except BaseException:
         journal.close(remove=False)
         raise
+    if team is not None and team.index > 0:
+        team.tell(pathlib.Path(out or ""), "gathered")
+        journal.close(remove=False)
+        return report
     if out is not None:
         try:
             report.write(out)
         except OSError as error:
             journal.close(remove=False)
             raise as_user_error(error, out) from error
+    if team is not None:
+        team.tell(pathlib.Path(out or ""), "gathered")
+        team.wait(pathlib.Path(out or ""), "gathered")
+        journal.remove_all()
+        team.tidy(pathlib.Path(out or ""))
     journal.close(remove=True)
     return report
 
 
 def _report(
-    parts: Sequence[Part], held: dict[str, dict[str, Any]], initial: Reader, final: Reader, settings: CompareSettings,
+    parts: Sequence[Part], held: dict[str, dict[str, Any]], initial: Reader, final: Reader, settings: dict[str, Any],
     command: str,
 ) -> Report:  # fmt: skip
     rows = [held[part.name] for part in parts]
@@ -336,7 +414,7 @@ def _report(
         for side, checkpoint, digests in (("initial", initial, known[0]), ("final", final, known[1]))
     }
     same_view = all(checkpoint.dtype == "bfloat16" for checkpoint in (initial, final))
-    described = settings.to_json() | {"null_forms": NULL_FORMS, "views_coincide": same_view}
+    described = settings | {"null_forms": NULL_FORMS, "views_coincide": same_view}
     described["orientation"] = "[out, in]; left singular vectors on the output side"
     return Report(
         command=command,

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from jaxgeom.errors import UserError
 
 _NAME = ".partial.jsonl"
+_ALL = ".partial*.jsonl"
 
 
 def settings_key(value: Any) -> str:
@@ -33,6 +34,8 @@ class Journal:
         final: the file that a finished comparison leaves.
         described: what a finished one says of itself when it is this one: names of inputs and settings.
         force: takes over a folder that holds another comparison.
+        process: (index, number) where several processes share the folder: each appends to a file of its own and reads
+            those of all, also of a run with another number of processes.
 
     Raises:
         UserError: the folder holds another comparison, or something that is no folder.
@@ -46,51 +49,49 @@ class Journal:
         described: dict[str, Any],
         final: str = "report.json",
         force: bool = False,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
         self.directory, self.key = directory, key
         self._file: TextIO | None = None
         self._made: list[pathlib.Path] = []
+        self._process = process
         if directory is None:
             return
-        self.path = directory / _NAME
+        self.path = directory / (_NAME if process[1] == 1 else f".partial.{process[0]}.jsonl")
         if directory.exists() and not directory.is_dir():
             raise UserError(f"{directory}: is no directory")
         if force:
-            if self._foreign():
-                self.path.unlink(missing_ok=True)
-            else:
-                self._load()
+            # Only what no other process writes to now.
+            for path in self._files() if process[1] == 1 else [self.path]:
+                if self._foreign(path):
+                    path.unlink(missing_ok=True)
+            self.load()
             return
-        if self.path.is_file() and self._foreign():
+        if any(self._foreign(path) for path in self._files()):
             raise UserError(
                 f"{directory}: holds an unfinished comparison of other inputs or settings; "
                 "give another --out or --force"
             )
-        if not self.path.is_file() and (directory / final).is_file() and not _is_same(directory / final, described):
+        if not self._files() and (directory / final).is_file() and not _is_same(directory / final, described):
             raise UserError(f"{directory}: already holds {final} of another comparison; give another --out or --force")
-        self._load()
+        self.load()
 
-    def _foreign(self) -> bool:
-        if not self.path.is_file():
-            return False
-        with self.path.open(encoding="utf-8") as file:
-            try:
+    def _files(self) -> list[pathlib.Path]:
+        return sorted(self.directory.glob(_ALL)) if self.directory is not None else []
+
+    def _foreign(self, path: pathlib.Path) -> bool:
+        try:
+            with path.open(encoding="utf-8") as file:
                 return json.loads(file.readline()).get("key") != self.key
-            except (ValueError, AttributeError):
-                return False
+        except (FileNotFoundError, ValueError, AttributeError):
+            return False
 
-    def _load(self) -> None:
-        if not self.path.is_file():
-            return
-        with self.path.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break  # the line that the interruption cut
-                if "name" in row:
-                    self.rows[row["name"]] = row
+    def load(self) -> None:
+        """Reads the rows of this comparison that are in the folder, those of other processes too."""
+        for path in self._files():
+            if not self._foreign(path):
+                self.rows |= _rows_of(path)
 
     def open(self) -> None:
         """Makes the folder and rewrites the journal without a cut-off last line."""
@@ -100,10 +101,11 @@ class Journal:
             missing = [folder for folder in (self.directory, *self.directory.parents) if not folder.exists()]
             self.directory.mkdir(parents=True, exist_ok=True)
             self._made = missing
+            own = self.rows if self._process[1] == 1 else _rows_of(self.path)
             temporary = self.path.with_suffix(".new")
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(json.dumps({"key": self.key}) + "\n")
-                file.writelines(json.dumps(row) + "\n" for row in self.rows.values())
+                file.writelines(json.dumps(row) + "\n" for row in own.values())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
@@ -129,7 +131,13 @@ class Journal:
             self._file.close()
             self._file = None
         if remove and self.directory is not None:
-            self.path.unlink(missing_ok=True)
+            for path in self._files() if self._process[1] == 1 else [self.path]:
+                path.unlink(missing_ok=True)
+
+    def remove_all(self) -> None:
+        """Removes the journals of all processes, once the report is written."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Leaves no trace: the journal goes, and the folders that it made if they are empty."""
@@ -139,6 +147,20 @@ class Journal:
                 folder.rmdir()
             except OSError:
                 return
+
+
+def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Rows of one file; none where it is gone, and not the line that an interruption cut."""
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                if "name" in row:
+                    rows[row["name"]] = row
+    except (FileNotFoundError, ValueError):
+        pass
+    return rows
 
 
 def description(inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from jaxgeom.comparison import lapack
 from jaxgeom.comparison.spectrum import Matrix
 
 _SEED = 314159
@@ -27,7 +26,7 @@ def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance:
     peak = float(np.abs(np.diagonal(gram)).max())
     if peak == 0:
         return _small_square(matrix)
-    full = _symmetric(gram / np.float32(peak))
+    times = matrix.operator(_symmetric(gram / np.float32(peak)))
     vector = np.random.default_rng(_SEED).standard_normal(size).astype(np.float32)
     vector /= np.linalg.norm(vector)
     steps = min(size, 300)
@@ -37,7 +36,7 @@ def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance:
     count = 0
     for step in range(steps):
         basis[step] = vector
-        image = full @ vector
+        image = times(vector)
         diagonal[step] = float(vector @ image)
         for _ in range(2):
             image -= basis[: step + 1].T @ (basis[: step + 1] @ image)
@@ -65,8 +64,7 @@ def leading_and_fourth(matrix: Matrix) -> tuple[float, float]:
 
 def _small_square(matrix: Matrix) -> float:
     """The same for entries whose squares vanish in float32."""
-    diagonal, off, _ = lapack.tridiagonalize(matrix.gram())
-    return float(max(lapack.tridiagonal_values(diagonal, off)[-1], 0.0))
+    return float(max(matrix.eigenvalues()[-1], 0.0))
 
 
 def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,14 +82,14 @@ def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[
         values, vectors = np.linalg.eigh(full.astype(np.float64))
         space = np.asfortranarray(vectors[:, ::-1][:, :count])
     else:
-        rng = np.random.default_rng(_SEED)
+        times, rng = matrix.operator(full), np.random.default_rng(_SEED)
         block = np.linalg.qr(rng.standard_normal((size, width), np.float32))[0]
         blocks = []
         for _ in range(passes):
-            block = np.linalg.qr(full @ block)[0]
+            block = np.linalg.qr(times(block))[0]
             blocks.append(block)
         krylov = np.linalg.qr(np.concatenate(blocks, 1))[0]
-        reduced = krylov.T @ (full @ krylov)
+        reduced = krylov.T @ times(krylov)
         values, vectors = np.linalg.eigh((reduced + reduced.T) / np.float32(2))
         space = np.asfortranarray(krylov @ vectors[:, ::-1][:, :count])
     image = matrix.times_short(np.asfortranarray(space.astype(np.float32)))

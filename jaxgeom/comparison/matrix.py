@@ -20,7 +20,7 @@ from jaxgeom.comparison.scan import (
     widen,
 )  # fmt: skip
 from jaxgeom.comparison.settings import PROJECTION_SHARES, RMS_TOLERANCES, CompareSettings
-from jaxgeom.comparison.spectrum import Matrix, Spectrum, exact_values, values_only
+from jaxgeom.comparison.spectrum import Matrix, MatrixForm, Spectrum, exact_values, values_only
 from jaxgeom.comparison.spectrum import decompose as decompose_matrix
 from jaxgeom.comparison.update_cells import MASKS
 from jaxgeom.comparison.update_nulls import permuted_ranks, put_update_nulls
@@ -117,6 +117,7 @@ class MatrixMeasurement:
         settings: parameters.
         cache: where base spectra are kept.
         digest: content digest of `initial`, its key there.
+        form: makes matrices where their algebra is to run.
     """
 
     name: str
@@ -125,6 +126,7 @@ class MatrixMeasurement:
     settings: CompareSettings
     cache: BaseCache
     digest: str
+    form: MatrixForm = Matrix
 
     def measure(self) -> Row:
         """The row: sparsities, norms, ranks, drift, rotation, overlaps, projections, each with its null."""
@@ -160,12 +162,12 @@ class MatrixMeasurement:
         base = self.cache.load(self.digest, count)
         needs_view = not self.totals.on_grid
         if base is None or (needs_view and base.bf16 is None):
-            base = measure_base(self.a, count, view=bf16_view(self.initial) if needs_view else None)
+            base = measure_base(self.a, count, view=bf16_view(self.initial) if needs_view else None, form=self.form)
             self.cache.save(self.digest, count, base)
         return base
 
     def _full(self, base: Base) -> None:
-        update = Matrix(self.b, self.a)
+        update = self.form(self.b, self.a)
         moved = self.totals.delta_squares > 0
         if moved:
             spectrum_statistics(self.row, self.initial.shape, update_spectrum(update).values, self.settings)
@@ -190,7 +192,7 @@ class MatrixMeasurement:
         if squares == 0:
             self.row["stable_rank_bf16"] = None
             return
-        top = leading_square(Matrix(bf16_view(self.final), bf16_view(self.initial)))
+        top = leading_square(self.form(bf16_view(self.final), bf16_view(self.initial)))
         put(self.row, "stable_rank_bf16", squares / top, null)
 
     def _shifts_and_angles(self, base: Base, update: Matrix, pulled: np.ndarray | None) -> None:
@@ -206,7 +208,7 @@ class MatrixMeasurement:
                 put(self.row, f"angle_{side}_mean_deg", 0.0)
                 put(self.row, f"angle_{side}_max_deg", 0.0)
             return
-        final_matrix = Matrix(self.b)
+        final_matrix = self.form(self.b)
         final = decompose_matrix(final_matrix, k, long=False)
         self._shifts(base, final, final_matrix)
         if k >= min(shape) and shape[0] == shape[1]:
@@ -253,10 +255,10 @@ class MatrixMeasurement:
         """Angles (left, right) of W0 plus isotropic noise by decomposing it: no expansion holds for large updates."""
         shape, found = self.initial.shape, ([], [])
         for _ in range(self.settings.null_draws):
-            noisy = Matrix(self.a + np.float32(scale) * rng.standard_normal(shape, np.float32))
+            noisy = self.form(self.a + np.float32(scale) * rng.standard_normal(shape, np.float32))
             moved = decompose_matrix(noisy, k, long=True)
-            found[0].append(angles_from_bases(stored.short[:, :k], moved.short))
-            found[1].append(angles_from_bases(stored.long[:, :k], moved.long))
+            found[0].append(angles_from_bases(stored.short[:, :k], moved.short, noisy.multiply))
+            found[1].append(angles_from_bases(stored.long[:, :k], moved.long, noisy.multiply))
         short, long = (np.array(side) for side in found)
         return [short, long] if noisy.is_wide else [long, short]
 
@@ -265,7 +267,7 @@ class MatrixMeasurement:
         initial, ended = base.stored, final
         value = shift(initial, ended.values)
         if value is not None and (initial.error + ended.error) > 2e-6 * value * initial.norm:
-            initial = exact_base(base, self.a)
+            initial = exact_base(base, self.a, self.form)
             self.cache.save(self.digest, vector_count(self.settings, self.initial.shape), base)
             ended = ended if ended.is_exact else exact_values(final_matrix)
             value = shift(initial, ended.values)
@@ -279,11 +281,11 @@ class MatrixMeasurement:
         if abs(decay) <= 5e-6:
             without = shift(initial, ended.values, decay)
         else:  # W+ − c·W0 has the interpolated spectrum only to O(c)
-            rest = Matrix(self.b, self.a, decay)
+            rest = self.form(self.b, self.a, decay)
             plain = exact_values(rest) if initial.is_exact else values_only(rest)
             without = shift(initial, plain.values)
             if without is not None and (initial.error + plain.error) > 2e-6 * without * initial.norm:
-                initial = exact_base(base, self.a)
+                initial = exact_base(base, self.a, self.form)
                 without = shift(initial, exact_values(rest).values)
         put(self.row, "nss_without_decay", without, null)
         self._bf16_shift(base, initial, null)
@@ -294,11 +296,11 @@ class MatrixMeasurement:
             put(self.row, "nss_bf16", self.row["nss"], null)
             return
         first = base.bf16 or initial
-        final = Matrix(bf16_view(self.final))
+        final = self.form(bf16_view(self.final))
         second = values_only(final)
         value = shift(first, second.values)
         if value is not None and value > 0 and (first.error + second.error) > 2e-6 * value * first.norm:
-            first, second = exact_values(Matrix(bf16_view(self.initial))), exact_values(final)
+            first, second = exact_values(self.form(bf16_view(self.initial))), exact_values(final)
             value = shift(first, second.values)
         scale = math.sqrt(self.totals.bf16_delta_squares / self.totals.count)
         mean, deviation, holds = norm_nulls.shift_null(
@@ -324,7 +326,7 @@ class MatrixMeasurement:
         pushed = update.times_short(np.asfortranarray(stored.short[:, :most].astype(np.float32)))
         by_short = np.einsum("ij,ij->j", pushed, pushed, dtype=np.float64)
         by_long = np.einsum("ij,ij->j", pulled[:, :most], pulled[:, :most])
-        core = np.square(lapack.multiply(stored.short[:, :most].T, np.asfortranarray(pulled[:, :most])))
+        core = np.square(update.multiply(stored.short[:, :most].T, np.asfortranarray(pulled[:, :most])))
         corner = core.cumsum(0).cumsum(1)
         left, right = (by_short, by_long) if update.is_wide else (by_long, by_short)
         for suffix, k in sizes.items():
@@ -341,7 +343,7 @@ class MatrixMeasurement:
         if squares == 0:
             self.row |= {"op_norm": 0.0, "stable_rank": None, "participation_ratio": None, "stable_rank_bf16": None}
             return
-        update = Matrix(self.b, self.a)
+        update = self.form(self.b, self.a)
         top, fourth = leading_and_fourth(update)
         put(self.row, "op_norm", math.sqrt(top))
         put(self.row, "stable_rank", squares / top, shape_nulls.stable_rank_null(*shape))
@@ -385,7 +387,7 @@ class MatrixMeasurement:
         take = int(np.floor(settings.mask_fraction * self.totals.count + 0.5))
         rank = min(settings.mask_rank, min(shape))
         self.row["mask_rank"] = rank
-        matrix = Matrix(self.a)
+        matrix = self.form(self.a)
         if base is not None:
             short, long, values = base.stored.short[:, :rank], base.stored.long[:, :rank], base.stored.values[:rank]
         else:

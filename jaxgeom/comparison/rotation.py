@@ -1,5 +1,7 @@
 """Principal angles between the leading subspaces of W0 and W+ from float64 bases."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import linalg
 
@@ -8,15 +10,18 @@ from jaxgeom.comparison.spectrum import Matrix, Spectrum
 
 _TINY = 1e-5
 
+Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Product of two float64 matrices, on the host or on a device."""
+
 
 def _squares(gram: np.ndarray) -> np.ndarray:
     return np.clip(linalg.eigvalsh(gram, check_finite=False), 0, 1)
 
 
-def angles_from_cosines(cosines: np.ndarray) -> np.ndarray:
+def angles_from_cosines(cosines: np.ndarray, multiply: Multiply = lapack.multiply) -> np.ndarray:
     """Angles, ascending, from `U0ᵀU+` in float64: by `1 − cos²`, good to about 1e-7 rad, and by cos² beyond 45°."""
     k = cosines.shape[0]
-    shared = lapack.multiply(cosines.T, cosines)
+    shared = multiply(cosines.T, cosines)
     sines = _squares(np.eye(k) - shared)
     angles = np.arcsin(np.sqrt(sines))
     if sines[-1] > 0.5:
@@ -25,18 +30,18 @@ def angles_from_cosines(cosines: np.ndarray) -> np.ndarray:
     return angles
 
 
-def angles_from_bases(initial: np.ndarray, final: np.ndarray) -> np.ndarray:
+def angles_from_bases(initial: np.ndarray, final: np.ndarray, multiply: Multiply = lapack.multiply) -> np.ndarray:
     """Angles, ascending, by the sine branch: the part of `final` outside `initial`.
 
     Exact for rotations of any smallness.
     """
-    cosines = lapack.multiply(initial.T, final)
-    residual = final - lapack.multiply(initial, cosines)
-    residual -= lapack.multiply(initial, lapack.multiply(initial.T, residual))
-    sines = np.sqrt(_squares(lapack.multiply(residual.T, residual)))
+    cosines = multiply(initial.T, final)
+    residual = final - multiply(initial, cosines)
+    residual -= multiply(initial, multiply(initial.T, residual))
+    sines = np.sqrt(_squares(multiply(residual.T, residual)))
     angles = np.arcsin(sines)
     if sines[-1] > 0.7:
-        closeness = np.sqrt(_squares(lapack.multiply(cosines.T, cosines))[::-1])
+        closeness = np.sqrt(_squares(multiply(cosines.T, cosines))[::-1])
         angles = np.where(sines > 0.7, np.arccos(closeness), angles)
     return angles
 
@@ -53,23 +58,24 @@ def principal_angles(
         base: spectrum and vectors of W0.
         final: spectrum and short-side vectors of W+.
         update: ΔW, for its shape.
-        final_matrix: W+, for the rotations so small that its own long vectors are formed.
+        final_matrix: W+, for the rotations so small that its own long vectors are formed; products run where it is.
         pulled: `ΔWᵀU0`, `[short, ≥ k]`.
         k: dimension of the subspaces.
     """
     short0, short1 = base.short[:, :k], final.short[:, :k]
-    cosines = lapack.multiply(short0.T, short1)
-    short = angles_from_cosines(cosines)
+    multiply = final_matrix.multiply
+    cosines = multiply(short0.T, short1)
+    short = angles_from_cosines(cosines, multiply)
     if short.mean() < _TINY:
-        short = angles_from_bases(short0, short1)
+        short = angles_from_bases(short0, short1, multiply)
     weak = min(base.values[k - 1] / base.values[0], final.values[k - 1] / final.values[0]) < 1e-2
     if final.long.shape[1] >= k:
-        return short, angles_from_bases(base.long[:, :k], final.long[:, :k])
+        return short, angles_from_bases(base.long[:, :k], final.long[:, :k], multiply)
     if not weak:
-        other = base.values[:k, None] * cosines + lapack.multiply(pulled[:, :k].T, short1)
+        other = base.values[:k, None] * cosines + multiply(pulled[:, :k].T, short1)
         other /= final.values[:k]
-        long = angles_from_cosines(np.asfortranarray(other))
+        long = angles_from_cosines(np.asfortranarray(other), multiply)
         if long.mean() >= _TINY:
             return short, long
     vectors = final_matrix.times_short(np.asfortranarray(short1)) / final.values[:k]
-    return short, angles_from_bases(base.long[:, :k], vectors)
+    return short, angles_from_bases(base.long[:, :k], vectors, multiply)

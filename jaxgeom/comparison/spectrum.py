@@ -7,6 +7,7 @@ the bidiagonal route takes over.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,6 +20,9 @@ _BLOCK_BYTES = 1 << 24
 @dataclasses.dataclass(frozen=True)
 class Matrix:
     """A matrix or the difference of two, delivered in float64 blocks along its longer side.
+
+    What costs more than one pass over the entries is a method here, by LAPACK and BLAS on the host; `Float64Matrix` and
+    `IntegerMatrix` do the same on an accelerator. Whatever uses a matrix is written once for all of them.
 
     Attributes:
         array: float32 `[out, in]`.
@@ -89,6 +93,38 @@ class Matrix:
             out += lapack.multiply(self.block(where, vectors.dtype.type).T, np.asfortranarray(vectors[where]))
         return out
 
+    def multiply(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Product of two plain arrays of one dtype, where this matrix lives."""
+        return lapack.multiply(left, right)
+
+    def operator(self, full: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Multiplication by the float32 array `full [short, short]`, to be applied many times."""
+        return full.__matmul__
+
+    def eigenvalues(self) -> np.ndarray:
+        """All eigenvalues of the Gram matrix, ascending, float64."""
+        diagonal, off, _ = lapack.tridiagonalize(self.gram())
+        return lapack.tridiagonal_values(diagonal, off)
+
+    def eigenvectors(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """All eigenvalues of the Gram matrix, ascending, and the `count` leading vectors, leading first."""
+        reduced = self.gram()
+        diagonal, off, tau = lapack.tridiagonalize(reduced)
+        squares, vectors = lapack.tridiagonal_top_vectors(diagonal, off, count)
+        return squares, lapack.back_transform(reduced, tau, np.asfortranarray(vectors[:, ::-1]))
+
+    def bidiagonal_values(self) -> np.ndarray:
+        """All singular values, descending, by the bidiagonal route."""
+        return lapack.singular_values(self.dense())
+
+    def svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Left vectors `[out, r]`, singular values and right vectors `[r, in]`, r = min(out, in)."""
+        return np.linalg.svd(self.dense(), full_matrices=False)
+
+
+MatrixForm = Callable[..., Matrix]
+"""Makes a matrix from `(array, minus=None, scale=1.0)` where its algebra is to run: `Matrix` itself on the host."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
@@ -137,14 +173,12 @@ def _from_values(values: np.ndarray, is_exact: bool) -> Spectrum:
 
 def values_only(matrix: Matrix) -> Spectrum:
     """All singular values by the Gram matrix."""
-    diagonal, off, _ = lapack.tridiagonalize(matrix.gram())
-    squares = lapack.tridiagonal_values(diagonal, off)
-    return _from_values(np.sqrt(np.maximum(squares[::-1], 0)), False)
+    return _from_values(np.sqrt(np.maximum(matrix.eigenvalues()[::-1], 0)), False)
 
 
 def exact_values(matrix: Matrix) -> Spectrum:
     """All singular values by the bidiagonal route, for spectra whose small values matter."""
-    return _from_values(lapack.singular_values(matrix.dense()), True)
+    return _from_values(matrix.bidiagonal_values(), True)
 
 
 def decompose(matrix: Matrix, count: int, *, long: bool) -> Spectrum:
@@ -157,13 +191,10 @@ def decompose(matrix: Matrix, count: int, *, long: bool) -> Spectrum:
         count: number of leading vectors, at most min(m, n).
         long: whether vectors of the longer side are wanted too.
     """
-    reduced = matrix.gram()
-    diagonal, off, tau = lapack.tridiagonalize(reduced)
-    squares, vectors = lapack.tridiagonal_top_vectors(diagonal, off, count)
+    squares, short = matrix.eigenvectors(count)
     values = np.sqrt(np.maximum(squares[::-1], 0))
     if values[0] > 0 and values[count - 1] < 1e-4 * values[0]:
         return _by_svd(matrix, count)
-    short = lapack.back_transform(reduced, tau, np.asfortranarray(vectors[:, ::-1]))
     other = np.empty((matrix.long, 0))
     if long:
         other = matrix.times_short(short)
@@ -172,7 +203,7 @@ def decompose(matrix: Matrix, count: int, *, long: bool) -> Spectrum:
 
 
 def _by_svd(matrix: Matrix, count: int) -> Spectrum:
-    left, values, right = np.linalg.svd(matrix.dense(), full_matrices=False)
+    left, values, right = matrix.svd()
     short, long = (left, right.T) if matrix.is_wide else (right.T, left)
     error = float(np.linalg.norm(value_errors(values, True)))
     return Spectrum(values, np.asfortranarray(short[:, :count]), np.asfortranarray(long[:, :count]), error, True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.comparison.device import require_host
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
 from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
 from jaxgeom.comparison.population import Part
@@ -57,6 +58,7 @@ def trajectory_checkpoints(
     """
     del cache
     settings = settings or CompareSettings()
+    require_host(settings.device, "trajectory")
     steps = [int(step) for step, _ in checkpoints]
     if not steps:
         raise UserError("a trajectory needs at least one checkpoint after the initial one")

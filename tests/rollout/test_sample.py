@@ -163,6 +163,7 @@ def test_few_compilations_for_any_mix_of_lengths(actor):
             sample(*actor, requests, range(rows), settings, pad_id=0)
     # Rows share one bucket; lengths up to 48 fall into 12, 16, 24, 32 and 48.
     assert _prefill._cache_size() <= 5 and _decode._cache_size() <= 5
+    chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(lambda x: x, n=5))
     for length in range(1, 49):
         traced(jnp.zeros(bucket_length(length)))
