@@ -112,7 +112,8 @@ def test_chunked_gradients_equal_plain_ones_over_several_chunks():
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
 
     for plain, chunked in zip(gradients("plain"), gradients("chunked"), strict=True):
-        np.testing.assert_allclose(chunked, plain, atol=1e-5)
+        # Sums of 530 float32 terms in another order.
+        np.testing.assert_allclose(chunked, plain, rtol=2e-6, atol=1e-5)
 
 
 def test_splash_kernel_interpreted_equals_plain():
