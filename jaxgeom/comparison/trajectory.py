@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
-from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
+from jaxgeom.comparison.journal import Journal, description, kept, settings_key
 from jaxgeom.comparison.population import Part
 from jaxgeom.comparison.report import to_json_text
 from jaxgeom.comparison.scan import ElementTotals, require_finite
@@ -65,7 +65,7 @@ def trajectory_checkpoints(
     names = check_pair(initial, checkpoints[0][1], settings)
     for _, checkpoint in checkpoints[1:]:
         check_pair(initial, checkpoint, settings)
-    parts = plan_parts(initial, names)
+    parts = plan_parts(initial, names, settings)
     readers = [checkpoint for _, checkpoint in checkpoints]
     identity = [
         settings.to_json(),
@@ -100,26 +100,12 @@ def trajectory_checkpoints(
         if progress is not None:
             progress(done, total, part.name)
 
-    journal.open()
-    try:
+    with kept(journal, out or ""):
         measure_parts([part for part in parts if part.name not in journal.rows], lambda part: None, measure, finished)
         rows = [journal.rows[part.name] for part in parts]
         result = _result(rows, steps, settings, initial, readers, sum(initial[name].size for name in initial))
         if out is not None:
             write_atomically(pathlib.Path(out) / "trajectory.json", to_json_text(result))
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            journal.close(remove=False)
-        else:
-            journal.discard()
-        raise
-    except OSError as error:
-        journal.close(remove=False)
-        raise as_user_error(error, out or "") from error
-    except BaseException:
-        journal.close(remove=False)
-        raise
-    journal.close(remove=True)
     return result
 
 

@@ -19,6 +19,7 @@ _ZERO = "the update is exactly zero"
 _NORM = "isotropic update of equal Frobenius norm"
 _ROUNDING = "direction-free noise of the observed density, rounded to bf16"
 _BASIS = "the gap at k is smaller than what the update moves, or the spectrum was left out"
+_INDEPENDENCE = "independent masks; rounding: two random updates"
 _WALK = "random walk with the observed increment norms"
 
 STATISTICS: dict[str, Statistic] = {
@@ -58,10 +59,12 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("sim_to_final", "similarity to the final subspace", "share", _WALK, _ZERO),
         Statistic("sim_disjoint", "similarity of disjoint updates", "share", "K/n", _ZERO),
         Statistic("drift_ratio", "drift ratio", "", "1 is pure drift", _ZERO),
-        Statistic("jaccard", "Jaccard of the changed masks", "share", "independence", _NO_CHANGE),
-        Statistic("overlap_a_in_b", "changed in a, also in b", "share", "independence", _NO_CHANGE),
-        Statistic("overlap_b_in_a", "changed in b, also in a", "share", "independence", _NO_CHANGE),
-        Statistic("orthogonal_share", "orthogonal share of the updates", "share", "", _ZERO),
+        Statistic("density_a", "visible density of A (bf16)", "share"),
+        Statistic("density_b", "visible density of B (bf16)", "share"),
+        Statistic("jaccard", "Jaccard of the changed masks", "share", _INDEPENDENCE, _NO_CHANGE),
+        Statistic("overlap_a_in_b", "share of B's changes that A has", "share", _INDEPENDENCE, _NO_CHANGE),
+        Statistic("overlap_b_in_a", "share of A's changes that B has", "share", _INDEPENDENCE, _NO_CHANGE),
+        Statistic("orthogonal_share", "orthogonal share of the updates", "share", "1 − 1/(mn)", _ZERO),
         Statistic("subspace_similarity", "similarity of the right subspaces", "share", "K/n", _ZERO),
         Statistic("accuracy", "held-out accuracy", "share"),
     )
@@ -71,7 +74,8 @@ MODULES = ("q", "k", "v", "o", "gate", "up", "down", "router", "embedding", "hea
 
 METHOD_LABELS = {"sft_anchor": "SFT", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
-SUFFIXES = {"_null": "null", "_excess": "excess", "_z": "z", "_ratio": "ratio"}
+# The longer ending first: `jaccard_rounding_null` ends in `_null` too.
+SUFFIXES = {"_rounding_null": "rounding null", "_null": "null", "_excess": "excess", "_z": "z", "_ratio": "ratio"}
 
 
 def statistic(key: str) -> Statistic:

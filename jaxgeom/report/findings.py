@@ -23,7 +23,7 @@ def findings(report: dict[str, Any]) -> list[str]:
     said = [_sparsity(summary, report.get("settings")), _size(summary)]
     said += [overlap_sentence(key, cell(summary, key)) for key in ("overlap_principal", "overlap_low")]
     said += [_rotation(summary), _drift(summary), _rank(summary), _projection(summary), _decay(summary)]
-    said += _undefined(report)
+    said += undefined_sentences(report)
     return [sentence for sentence in said if sentence]
 
 
@@ -160,7 +160,7 @@ def _decay(summary: Any) -> str:
     return f"Along themselves the weights {what}: the decay component is {format_value('decay', own)}."
 
 
-def _undefined(report: dict[str, Any]) -> list[str]:
+def undefined_sentences(report: dict[str, Any]) -> list[str]:
     """Which statistics have no value, for how many matrices, and why."""
     rows = [r for r in report.get("matrices") or [] if isinstance(r, dict)]
     if not rows:

@@ -16,6 +16,7 @@ import jax
 from jaxgeom import __version__
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.comparison.between import flat_summary
 from jaxgeom.data import arithmetic
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.files import write_atomically
@@ -38,7 +39,7 @@ ALONG_STATISTICS = (
     "angle_right_mean_deg",
 )
 # What between.json has of a pair of runs and the report leaves out.
-_BETWEEN_DETAILS = ("schema", "kind", "version", "inputs", "settings", "matrices")
+_BETWEEN_DETAILS = ("schema", "kind", "version", "command", "inputs", "settings", "matrices")
 LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
 
@@ -241,7 +242,8 @@ def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> lis
             open_checkpoint(f"{runs[key][0]}@{saved_steps(runs[key][0])[-1]}") for key in (one, other)
         )
         row = {"a": one[0], "b": other[0], "seed_a": one[1], "seed_b": other[1]}
-        rows.append(row | between_runs(origin, first_end, second_end, experiment.measure))
+        shared = between_runs(origin, first_end, second_end, experiment.measure)
+        rows.append(row | flat_summary(shared.pop("summary")) | shared)
     write_atomically(path, json.dumps(rows, allow_nan=False) + "\n")
     return rows
 
