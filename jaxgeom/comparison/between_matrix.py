@@ -10,7 +10,7 @@ from jaxgeom.comparison.rounding import RoundingNull
 from jaxgeom.comparison.scan import ElementTotals, widen
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.spectrum import Matrix
-from jaxgeom.comparison.trajectory_matrix import inner, right_subspace, similarity
+from jaxgeom.comparison.subspaces import chance_similarity, inner, right_subspace, similarity
 
 MASK_STATISTICS = ("jaccard", "overlap_a_in_b", "overlap_b_in_a")
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
@@ -60,15 +60,9 @@ def _update_statistics(
     share = _orthogonal_share(updates[0], updates[1], squares)
     put(row, "orthogonal_share", share, (1 - 1 / entries, math.sqrt(2) / entries))
     shared = similarity(*(right_subspace(update, k) for update in updates))
-    put(row, "subspace_similarity", shared, (min(1.0, k / columns), chance_similarity_deviation(columns, k)))
+    put(row, "subspace_similarity", shared, chance_similarity(columns, k))
     if shared is None:
         row["subspace_note"] = f"undefined: an update has fewer than {k} directions"
-
-
-def chance_similarity_deviation(columns: int, k: int) -> float:
-    """Standard deviation of `‖VᵀV'‖_F²/K` for independent uniform K-dimensional subspaces of R^n."""
-    n = float(columns)
-    return math.sqrt(2 * (n - k) ** 2 / (n * n * (n - 1) * (n + 2))) if n > k and n > 1 else 0.0
 
 
 def _orthogonal_share(first: Matrix, second: Matrix, squares: tuple[float, float]) -> float:

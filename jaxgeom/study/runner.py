@@ -26,7 +26,7 @@ from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.study.matched import at_relative_norm, at_step
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.seeds import mean_interval, over_seeds
-from jaxgeom.training import RunInputs, RunSettings, saved_steps, train, wilson_interval
+from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, saved_steps, train, wilson_interval
 from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines
 from jaxgeom.training.settings import to_json
 
@@ -184,7 +184,7 @@ def _measure(
             report = compare_checkpoints(initial, checkpoint, settings, out=last, cache=cache, command=label)
             along.append(report.to_json()["summary"])
             task.advance(1, f"step {step}")
-        trajectory = trajectory_checkpoints(initial, checkpoints, settings)
+        trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=run_learning_rates(run))
     for name in ALONG_STATISTICS:
         trajectory["summary"][name] = {
             kind: [summary.get(name, {}).get(kind) for summary in along] for kind in ("mean", "null", "excess")
