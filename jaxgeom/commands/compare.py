@@ -1,5 +1,6 @@
 """`jaxgeom compare INITIAL FINAL --out DIR`."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,10 @@ from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress
-from jaxgeom.comparison import CompareSettings, compare_checkpoints
+from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
+from jaxgeom.training.functional_distance import NULL, Distance, functional_distance
 
 
 def compare(
@@ -18,6 +20,7 @@ def compare(
     settings: CompareSettings,
     out: Path,
     cache: Path | None = None,
+    prompts: Path | None = None,
     force: bool = False,
 ) -> Callable[[str], None]:
     """Every diagnostic, with its null, between two checkpoints.
@@ -31,18 +34,38 @@ def compare(
         settings: What is measured, and how.
         out: Where report.json, matrices.csv, figures and page are written.
         cache: Directory of base spectra, keyed by content: later comparisons with the same W0 are faster.
+        prompts: Rows with `prompt` or `messages`: adds the functional distance, the forward KL between the two models
+            on answers that the initial one samples. Both must be Qwen3 models, the initial one with its tokenizer.
         force: Take over a directory that holds another comparison.
     """
 
     def run(command: str) -> None:
         reporter = Reporter()
         first, second = open_checkpoint(initial), open_checkpoint(final)
+        distance = None
+        if prompts is not None:
+            reporter.say("functional distance: the initial model answers, both score")
+            distance = functional_distance(initial, final, prompts, seed=settings.seed)
         with entry_progress(reporter, "compare") as progress:
             report = compare_checkpoints(
                 first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command
             )
+        if prompts is not None and distance is not None:
+            report = _with_distance(report, distance, prompts)
+            report.write(out)
         page = write_report(out)
         print_table(report.to_json(), reporter.console)
         reporter.say(f"page: {page}")
 
     return run
+
+
+def _with_distance(report: Report, distance: Distance, prompts: Path) -> Report:
+    """The report with a statistic of the models beside those of their matrices."""
+    forms = report.settings["null_forms"] | {"functional_distance": NULL}
+    return dataclasses.replace(
+        report,
+        summary=report.summary | {"functional_distance": distance.to_json()},
+        coverage=report.coverage | {"functional_distance": {"parameters": 1.0, "matrices": 0}},  # of the whole model
+        settings=report.settings | {"null_forms": forms, "prompts": str(prompts)},
+    )

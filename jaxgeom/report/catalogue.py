@@ -68,6 +68,7 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("overlap_b_in_a", "share of A's changes that B has", "share", _INDEPENDENCE, _NO_CHANGE),
         Statistic("orthogonal_share", "orthogonal share of the updates", "share", "1 − 1/(mn)", _ZERO),
         Statistic("subspace_similarity", "similarity of the right subspaces", "share", "K/n", _ZERO),
+        Statistic("functional_distance", "forward KL(π0‖π), nats a token", "", "none; 0 when nothing changed"),
         Statistic("accuracy", "held-out accuracy", "share"),
     )
 }

@@ -144,7 +144,7 @@ def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[di
         rows.append(
             {
                 "label": statistic(key).label,
-                "main": key in HEADLINE or key in BETWEEN or key == "hill",
+                "main": key in HEADLINE or key in BETWEEN or key in ("hill", "functional_distance"),
                 "value": text.value,
                 "median": format_value(key, median),
                 "null": text.null or "–",
