@@ -50,20 +50,25 @@ def mean_stable_rank(params: Any, start: Any, specs: Any) -> jax.Array:
         specs: `MatrixSpec` per leaf, None where a leaf is no matrix of the layers.
     """
 
-    def ranks(leaf, origin, spec):
-        return jg.diagnostics.stable_rank(
-            jg.diagnostics.as_matrix(leaf - origin, spec), method="krylov", iterations=8
-        ).ravel()
+    matrices: list[jax.Array] = []
 
-    layers = specs["layers"]
-    found = jax.tree.map(
-        lambda spec, leaf, origin: ranks(leaf, origin, spec) if spec is not None else jnp.zeros(0),
-        layers,
+    def gather(spec, leaf, origin):
+        if spec is not None:
+            delta = jg.diagnostics.as_matrix(leaf - origin, spec)
+            matrices.extend(delta.reshape(-1, *delta.shape[-2:]))
+
+    jax.tree.map(
+        gather,
+        specs["layers"],
         params["layers"],
         start["layers"],
         is_leaf=lambda node: node is None or isinstance(node, jg.MatrixSpec),
     )
-    return jnp.mean(jnp.concatenate(jax.tree.leaves(found)))
+    side = max(max(matrix.shape) for matrix in matrices)
+    padded = jnp.stack([jnp.pad(m, ((0, side - m.shape[0]), (0, side - m.shape[1]))) for m in matrices])
+    # Rows and columns of zeros change no singular value. One matrix after the other: with decompositions side by side,
+    # the two threads of a small CPU were seen to wait for each other for ever.
+    return jnp.mean(jax.lax.map(partial(jg.diagnostics.stable_rank, method="krylov", iterations=8), padded))
 
 
 def train(model: Any, start: Any, batches: Sequence[dict], held_out: dict, *, strength: float, rate: float) -> Outcome:
