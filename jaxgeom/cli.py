@@ -16,6 +16,7 @@ from jaxgeom.errors import UserError
 COMMANDS = {
     "study": ("study", "run an experiment file: train every stage, measure, compare, report"),
     "compare": ("compare", "every diagnostic, with nulls, between two checkpoints"),
+    "between": ("between", "what the updates of two runs from one checkpoint share, with nulls"),
     "trajectory": ("trajectory", "trajectory diagnostics over checkpoints in order"),
     "train sft": ("train", "one run of supervised fine-tuning"),
     "train rlvr": ("train", "one run of RL with verifiable rewards (GRPO)"),

@@ -33,7 +33,17 @@ def pair(tmp_path_factory):
 def test_help_names_every_command():
     result = _run("--help")
     assert result.returncode == 0
-    for name in ("study", "compare", "trajectory", "train sft", "train rlvr", "train opd", "report", "export"):
+    for name in (
+        "study",
+        "compare",
+        "between",
+        "trajectory",
+        "train sft",
+        "train rlvr",
+        "train opd",
+        "report",
+        "export",
+    ):
         assert name in result.stdout
 
 
@@ -56,6 +66,47 @@ def test_compare_writes_the_contract(pair, tmp_path):
     assert (out / "report.html").is_file() and (out / "matrices.csv").is_file()
     again = _run("compare", *pair, "--out", out, "--angle-k", 5, "--mask-rank", 4)
     assert again.returncode == 2 and str(out) in again.stderr and "--force" in again.stderr
+
+
+def test_between_writes_the_contract_and_report_rewrites_its_page(pair, tmp_path):
+    out = tmp_path / "out"
+    result = _run("between", pair[0], pair[1], pair[1], "--out", out, "--subspace-k", 4)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["schema"] == 1 and report["kind"] == "between" and report["command"].startswith("jaxgeom between")
+    assert len(report["matrices"]) == 14 and report["summary"]["jaccard"]["mean"] == 1
+    assert report["summary"]["orthogonal_share"]["mean"] < 1e-12
+    assert report["summary"]["subspace_similarity"]["mean"] == pytest.approx(1, abs=1e-5)
+    page = (out / "report.html").read_bytes()
+    assert (out / "matrices.csv").is_file() and b"rounding null" in page and b"https://" not in page
+    (out / "report.html").unlink()
+    assert _run("report", out).returncode == 0 and (out / "report.html").read_bytes() == page
+    again = _run("between", pair[0], pair[1], pair[0], "--out", out)
+    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "--force" in again.stderr
+
+
+def test_trajectory_takes_spectra_rates_and_the_attention_population(pair, tmp_path):
+    later = [
+        _copy(side, tmp_path / f"checkpoint-{step}", lambda d: None) for step, side in ((5, pair[0]), (9, pair[1]))
+    ]
+    out, options = tmp_path / "out", ("--angle-k", 4, "--mask-rank", 4, "--subspace-k", 4, "--population", "attention")
+    given = ("--spectra", "--cache", tmp_path / "cache", "--learning-rate", 1e-4)
+    result = _run("trajectory", pair[0], *later, "--out", out, *options, *given)
+    assert result.returncode == 0, result.stderr
+    held = json.loads((out / "trajectory.json").read_text())
+    assert held["command"].startswith("jaxgeom trajectory") and len(held["matrices"]) == 8
+    assert len(list((tmp_path / "cache").iterdir())) == 8
+    compared = _run("compare", *pair, "--out", tmp_path / "pair", *options, "--cache", tmp_path / "cache")
+    assert compared.returncode == 0, compared.stderr
+    report = json.loads((tmp_path / "pair" / "report.json").read_text())
+    for name in ("nss", "angle_left_mean_deg", "angle_right_mean_deg"):
+        assert held["summary"][name]["mean"] == pytest.approx([0, report["summary"][name]["mean"]], rel=1e-9)
+    ratio = held["matrices"][0]["lr_drift_ratio"][1] * 1e-4 * 9
+    assert ratio == pytest.approx(report["matrices"][0]["fro_norm"] / np.sqrt(np.prod(report["matrices"][0]["shape"])))
+    figures = {path.stem for path in (out / "figures").glob("*.svg")}
+    assert {"spectra", "path"} <= figures and held["settings"]["population"] == "attention"
+    unnamed = _run("trajectory", *pair, "--out", tmp_path / "none", "--learning-rate", 1e-4)
+    assert unnamed.returncode == 2 and unnamed.stderr.count("\n") == 1 and "learning_rate" in unnamed.stderr
 
 
 def _copy(source, target, change):

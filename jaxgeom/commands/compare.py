@@ -1,6 +1,7 @@
 """`jaxgeom compare INITIAL FINAL --out DIR`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress
-from jaxgeom.comparison import CompareSettings, compare_checkpoints
+from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.comparison.processes import initialize
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
+from jaxgeom.training.functional_distance import NULL, Distance, functional_distance
 
 
 def compare(
@@ -20,6 +22,7 @@ def compare(
     settings: CompareSettings,
     out: Path,
     cache: Path | None = None,
+    prompts: Path | None = None,
     force: bool = False,
     distributed: bool = False,
 ) -> Callable[[str], None]:
@@ -34,6 +37,8 @@ def compare(
         settings: What is measured, and how.
         out: Where report.json, matrices.csv, figures and page are written.
         cache: Directory of base spectra, keyed by content: later comparisons with the same W0 are faster.
+        prompts: Rows with `prompt` or `messages`: adds the functional distance, the forward KL between the two models
+            on answers that the initial one samples. Both must be Qwen3 models, the initial one with its tokenizer.
         force: Take over a directory that holds another comparison.
         distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
             or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
@@ -44,6 +49,10 @@ def compare(
         team = initialize() if distributed else None  # before anything touches a device
         with team.telling(out) if team is not None else contextlib.nullcontext():
             first, second = open_checkpoint(initial), open_checkpoint(final)
+            distance = None
+            if prompts is not None and (team is None or team.index == 0):
+                reporter.say("functional distance: the initial model answers, both score")
+                distance = functional_distance(initial, final, prompts, seed=settings.seed)
             with entry_progress(reporter, "compare") as progress:
                 report = compare_checkpoints(
                     first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command,
@@ -52,8 +61,22 @@ def compare(
         if team is not None and team.index > 0:
             reporter.say(f"process {team.index} of {team.count}: done; process 0 writes the report")
             return
+        if prompts is not None and distance is not None:
+            report = _with_distance(report, distance, prompts)
+            report.write(out)
         page = write_report(out)
         print_table(report.to_json(), reporter.console)
         reporter.say(f"page: {page}")
 
     return run
+
+
+def _with_distance(report: Report, distance: Distance, prompts: Path) -> Report:
+    """The report with a statistic of the models beside those of their matrices."""
+    forms = report.settings["null_forms"] | {"functional_distance": NULL}
+    return dataclasses.replace(
+        report,
+        summary=report.summary | {"functional_distance": distance.to_json()},
+        coverage=report.coverage | {"functional_distance": {"parameters": 1.0, "matrices": 0}},  # of the whole model
+        settings=report.settings | {"null_forms": forms, "prompts": str(prompts)},
+    )

@@ -1,5 +1,6 @@
 """`jaxgeom trajectory INITIAL CKPT… --out DIR`."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from tyro.conf import Positional
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
+from jaxgeom.comparison.learning_rates import LearningRates
+from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter
 from jaxgeom.report import trajectory_findings, write_report
-from jaxgeom.training.checkpointing import saved_steps
+from jaxgeom.training import run_learning_rates, saved_steps
 
 
 def trajectory(
@@ -19,18 +22,30 @@ def trajectory(
     checkpoints: Positional[tuple[str, ...]],
     settings: CompareSettings,
     out: Path,
+    learning_rate: float | None = None,
+    initial_step: int | None = None,
+    spectra: bool = False,
+    cache: Path | None = None,
     force: bool = False,
 ) -> Callable[[str], None]:
     """Trajectory diagnostics, each with its null, over checkpoints in the order of training.
 
     The step of a checkpoint is the number after `@`, or at the end of its directory's name; where there is none, its
-    place in the list. A single run directory stands for all its checkpoints after step 0.
+    place in the list. A single run directory stands for all its checkpoints after step 0. For checkpoints of one run of
+    ours that began at INITIAL, the learning rates are read from the run, and the update's size is given in units of
+    what steps of that size make, at random and all one way.
 
     Args:
         initial: The checkpoint that holds W0.
         checkpoints: The checkpoints after it.
         settings: What is measured, and how.
         out: Where trajectory.json, figures and page are written.
+        learning_rate: Constant rate of the optimizer steps, where it is not to be read from the run.
+        initial_step: Step of the run at which INITIAL stands; where not given, the number after its `@` if INITIAL is a
+            step of the same run, else 0.
+        spectra: Spectral drift and rotation of every step against INITIAL too, which is decomposed once; one
+            decomposition more per step.
+        cache: Directory of base spectra, shared with `compare`; used with spectra.
         force: Take over a directory that holds another measurement.
     """
 
@@ -38,8 +53,21 @@ def trajectory(
         reporter = Reporter()
         first = open_checkpoint(initial)
         opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
+        rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
+        reporter.say(said)
         with entry_progress(reporter, "trajectory") as progress:
-            result = trajectory_checkpoints(first, opened, settings, out=out, progress=progress, force=force)
+            result = trajectory_checkpoints(
+                first,
+                opened,
+                settings,
+                learning_rates=rates,
+                spectra=spectra,
+                out=out,
+                cache=cache,
+                progress=progress,
+                force=force,
+                command=command,
+            )
         page = write_report(out)
         for sentence in trajectory_findings(result):
             reporter.say(sentence)
@@ -60,3 +88,64 @@ def numbered(paths: Sequence[str]) -> list[tuple[int, str]]:
     if all(ends):
         return [(int(end.group(1)), path) for end, path in zip(ends, paths, strict=True) if end]
     return list(enumerate(paths, start=1))
+
+
+def rates_of(
+    initial: str, paths: Sequence[str], learning_rate: float | None, initial_step: int | None
+) -> tuple[LearningRates | None, str]:
+    """Learning rates of the steps between INITIAL and the checkpoints, and a sentence on where they are from.
+
+    Args:
+        initial: The checkpoint that holds W0.
+        paths: The checkpoints after it.
+        learning_rate: A constant rate, which wins over what the run says.
+        initial_step: Step of the run at which INITIAL stands, where that is said.
+
+    Raises:
+        UserError: a constant rate for checkpoints whose steps are unknown.
+    """
+    runs = {_run_of(path) for path in paths}
+    run = runs.pop() if len(runs) == 1 else None
+    same_run = run is not None and _run_of(initial) == run
+    known_start = same_run or initial_step is not None
+    if initial_step is None:
+        initial_step = _step_of(initial) if same_run else 0
+    if learning_rate is not None:
+        if run is None and not all(re.search(r"(\d+)/*$", path) for path in paths):
+            raise UserError("learning_rate: the checkpoints' names end in no step, so how many steps lie between them?")
+        return LearningRates(
+            learning_rate, "--learning-rate, constant", initial_step
+        ), "learning rate: constant, as given"
+    if run is None:
+        return None, "learning rate: unknown; --learning-rate gives a constant one"
+    if not known_start and not _began_at(run, initial):
+        return (
+            None,
+            f"learning rate: not used, {run} did not begin at {initial}; --learning-rate or --initial-step says it",
+        )
+    rates = run_learning_rates(run, initial_step=initial_step)
+    return rates, f"learning rate: {rates.source}"
+
+
+def _run_of(path: str) -> Path | None:
+    """The run directory of ours that a checkpoint argument names; None for any other directory."""
+    head, at, step = path.rpartition("@")
+    directory = Path(head if at and step.isdigit() and not Path(path).exists() else path)
+    if directory.parent.name == "checkpoints" and directory.name.isdigit():
+        directory = directory.parent.parent
+    return directory.resolve() if (directory / "checkpoints").is_dir() else None
+
+
+def _step_of(path: str) -> int:
+    """The step that a checkpoint argument of a run names; the run's last where it names none."""
+    found = re.search(r"[@/](\d+)/*$", path)
+    return int(found.group(1)) if found else saved_steps(Path(path))[-1]
+
+
+def _began_at(run: Path, initial: str) -> bool:
+    """Whether a run's configuration names `initial` as its start."""
+    try:
+        start = str(json.loads((run / "config.json").read_text(encoding="utf-8"))["inputs"]["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return Path(start).resolve() == Path(initial).resolve()

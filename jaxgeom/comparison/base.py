@@ -90,6 +90,29 @@ class BaseCache:
             raise
 
 
+class HeldBase(BaseCache):
+    """The base of one matrix, held in memory for every step of a trajectory; behind it the folder of another cache."""
+
+    def __init__(self, behind: BaseCache) -> None:
+        super().__init__(behind.directory)
+        self._held: Base | None = None
+        self._written: tuple[int, bool] | None = None
+
+    def load(self, digest: str, count: int) -> Base | None:
+        """The held base, or the folder's."""
+        if self._held is None:
+            self._held = super().load(digest, count)
+        return self._held
+
+    def save(self, digest: str, count: int, base: Base) -> None:
+        """Holds the base, and keeps it in the folder where there is one and something is new."""
+        self._held = base
+        content = (id(base), base.exact is not None)
+        if content != self._written:
+            super().save(digest, count, base)
+            self._written = content
+
+
 def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum | None:
     if f"{prefix}_values" not in held:
         return None

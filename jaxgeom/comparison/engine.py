@@ -101,10 +101,24 @@ def check_pair(initial: Reader, final: Reader, settings: CompareSettings) -> lis
     return names
 
 
-def plan_parts(initial: Reader, names: Sequence[str]) -> list[Part]:
-    """All parts of the named tensors: embedding, layers in order with their modules in order, then the rest."""
+def plan_parts(initial: Reader, names: Sequence[str], settings: CompareSettings) -> list[Part]:
+    """All parts of the named tensors that the settings' population has.
+
+    Embedding first, then layers in order with their modules in order, then the rest.
+
+    Raises:
+        UserError: nothing of the population is there.
+    """
     parts = [part for name in names for part in parts_of(initial[name], initial.config) if initial[name].size]
-    return sorted(parts, key=_order)
+    return sorted(admitted(parts, settings), key=_order)
+
+
+def admitted(parts: Sequence[Part], settings: CompareSettings) -> list[Part]:
+    """The parts that belong to the settings' population; `UserError` where a population leaves none."""
+    kept = [part for part in parts if settings.admits(part.module)]
+    if parts and not kept:
+        raise UserError(f"population = {settings.population!r}: leaves no parameter to measure")
+    return kept
 
 
 def _order(part: Part) -> tuple[int, int, int, list[tuple[int, str]]]:
@@ -262,7 +276,7 @@ def compare_checkpoints(
             device that is not there, another process that failed.
     """
     settings = settings or CompareSettings()
-    parts = plan_parts(initial, check_pair(initial, final, settings))
+    parts = plan_parts(initial, check_pair(initial, final, settings), settings)
     return compare_parts(
         parts, initial, final, settings, out=out, cache=cache, progress=progress, force=force, command=command,
         algebra=algebra, team=team,

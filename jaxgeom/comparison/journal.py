@@ -1,10 +1,12 @@
 """What a comparison has measured so far, on disk, so that an interrupted one goes on where it was."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from jaxgeom.errors import UserError
@@ -161,6 +163,38 @@ def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     except (FileNotFoundError, ValueError):
         pass
     return rows
+
+
+@contextlib.contextmanager
+def kept(journal: Journal, where: str | os.PathLike[str]) -> Iterator[None]:
+    """Opens a journal for a measurement, and decides at its end what stays.
+
+    Finished: the journal goes. Bad inputs: no trace stays. Interrupted, or a folder that cannot be written to: the
+    rows stay for the next try.
+
+    Args:
+        journal: the journal; its rows may be added to inside.
+        where: named when the folder cannot be written to.
+
+    Raises:
+        UserError: in place of an `OSError` of the folder.
+    """
+    journal.open()
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            journal.close(remove=False)
+        else:
+            journal.discard()
+        raise
+    except OSError as error:
+        journal.close(remove=False)
+        raise as_user_error(error, where) from error
+    except BaseException:
+        journal.close(remove=False)
+        raise
+    journal.close(remove=True)
 
 
 def description(inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:

@@ -155,6 +155,21 @@ class MatrixMeasurement:
         self.row["shape"] = list(shape)
         return self.row
 
+    def drift_and_rotation(self, totals: ElementTotals) -> Row:
+        """NSS and principal angles alone, with their nulls and notes: what a trajectory takes of each of its steps.
+
+        Args:
+            totals: scan of the same two arrays.
+        """
+        self.a, self.b, self.totals, self.row = widen(self.initial), widen(self.final), totals, {}
+        base = self._base()
+        if base is not None:
+            update, pulled = Matrix(self.b, self.a), None
+            if totals.delta_squares > 0:
+                pulled = update.times_long(base.stored.long)
+            self._shifts_and_angles(base, update, pulled, plain=True)
+        return self.row
+
     def _base(self) -> Base | None:
         if self.settings.suite == "fast" or self.totals.initial_squares == 0:
             return None
@@ -195,7 +210,7 @@ class MatrixMeasurement:
         top = leading_square(self.form(bf16_view(self.final), bf16_view(self.initial)))
         put(self.row, "stable_rank_bf16", squares / top, null)
 
-    def _shifts_and_angles(self, base: Base, update: Matrix, pulled: np.ndarray | None) -> None:
+    def _shifts_and_angles(self, base: Base, update: Matrix, pulled: np.ndarray | None, *, plain: bool = False) -> None:
         settings, shape, stored = self.settings, self.initial.shape, base.stored
         k = max(1, min(settings.angle_k, min(shape) - 1))
         self.row["angle_k"] = k
@@ -210,7 +225,10 @@ class MatrixMeasurement:
             return
         final_matrix = self.form(self.b)
         final = decompose_matrix(final_matrix, k, long=False)
-        self._shifts(base, final, final_matrix)
+        if plain:
+            self._plain_shift(base, final, final_matrix)
+        else:
+            self._shifts(base, final, final_matrix)
         if k >= min(shape) and shape[0] == shape[1]:
             return  # the whole space: nothing can rotate
         resolution = 1e-9 * float(stored.values[0])
@@ -262,7 +280,10 @@ class MatrixMeasurement:
         short, long = (np.array(side) for side in found)
         return [short, long] if noisy.is_wide else [long, short]
 
-    def _shifts(self, base: Base, final: Spectrum, final_matrix: Matrix) -> None:
+    def _plain_shift(
+        self, base: Base, final: Spectrum, final_matrix: Matrix
+    ) -> tuple[Spectrum, Spectrum, tuple[float, float] | None]:
+        """NSS with its null; the spectra that it came from and the null are what the other shifts go on from."""
         rows, columns = self.initial.shape
         initial, ended = base.stored, final
         value = shift(initial, ended.values)
@@ -277,6 +298,10 @@ class MatrixMeasurement:
         put(self.row, "nss", value, null)
         if not holds:
             self.row["nss_note"] = "the update is too large for the null's expansion"
+        return initial, ended, null
+
+    def _shifts(self, base: Base, final: Spectrum, final_matrix: Matrix) -> None:
+        initial, ended, null = self._plain_shift(base, final, final_matrix)
         decay = self.row["decay"] or 0.0
         if abs(decay) <= 5e-6:
             without = shift(initial, ended.values, decay)

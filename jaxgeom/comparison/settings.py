@@ -12,6 +12,9 @@ ABSOLUTE_TOLERANCE = 1e-5
 RMS_TOLERANCES = (1e-4, 1e-3, 1e-2)
 """Tolerances of `sparsity_rms_*`, in units of RMS(W0)."""
 
+ATTENTION = ("q", "k", "v", "o")
+"""Modules of the population `attention`."""
+
 PROJECTION_SHARES = (0.01, 0.05, 0.10, 0.20)
 """Shares of min(m, n) at which projection energies are reported beside the one that the settings name."""
 
@@ -24,6 +27,8 @@ class CompareSettings:
         suite: `full`, or `fast` without whatever needs a full spectrum.
         include: only parameters whose name this regular expression finds.
         exclude: without parameters whose name this regular expression finds.
+        population: `all`, or `attention`: q, k, v and o of every layer alone (a fused projection's parts too), which
+            is what the trajectory statistics of *On the Geometry of OPD* are taken of.
         angle_k: singular vectors per side for the principal angles; capped at min(m, n) − 1, the cap is reported.
         mask_rank: rank of the reconstruction of W0 behind the principal mask.
         mask_fraction: share of the entries in the principal and in the low-magnitude mask.
@@ -44,6 +49,7 @@ class CompareSettings:
     suite: Literal["full", "fast"] = "full"
     include: str | None = None
     exclude: str | None = None
+    population: Literal["all", "attention"] = "all"
     angle_k: int = 512
     mask_rank: int = 64
     mask_fraction: float = 0.3
@@ -57,7 +63,11 @@ class CompareSettings:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
     def __post_init__(self) -> None:
-        for field, allowed in (("suite", ("full", "fast")), ("device", ("auto", "cpu", "gpu", "tpu"))):
+        for field, allowed in (
+            ("suite", ("full", "fast")),
+            ("population", ("all", "attention")),
+            ("device", ("auto", "cpu", "gpu", "tpu")),
+        ):
             if getattr(self, field) not in allowed:
                 raise UserError(f"{field} = {getattr(self, field)!r}: one of {', '.join(allowed)} is needed")
         for field in ("include", "exclude"):
@@ -86,6 +96,10 @@ class CompareSettings:
         if self.include is not None and not re.search(self.include, name):
             return False
         return self.exclude is None or not re.search(self.exclude, name)
+
+    def admits(self, module: str) -> bool:
+        """Whether parameters of the module (`q`, …, `down`, `norm`, …) belong to the population."""
+        return self.population == "all" or module in ATTENTION
 
     def hill_order(self, smaller: int) -> int:
         """k of the Hill estimate for a matrix whose smaller side is `smaller`."""

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.comparison.base import BaseCache
 from jaxgeom.comparison.device import require_host
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
-from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
+from jaxgeom.comparison.journal import Journal, description, kept, settings_key
+from jaxgeom.comparison.learning_rates import LearningRates
 from jaxgeom.comparison.population import Part
 from jaxgeom.comparison.report import to_json_text
 from jaxgeom.comparison.scan import ElementTotals, require_finite
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.comparison.trajectory_matrix import STATISTICS, MatrixTrajectory
+from jaxgeom.comparison.trajectory_matrix import RATE_STATISTICS, SPECTRAL_STATISTICS, STATISTICS, MatrixTrajectory
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 
@@ -26,6 +28,10 @@ NULL_FORMS = {
     "sparsity_bf16": "closed: isotropic update of equal norm, rounded",
     "drift_ratio": "closed: 1, independent increments",
     "path_cosine, cosine_to_rest": "closed: 0",
+    "lr_diffusion_ratio": "1 by definition: steps of size lr per entry that add up at random, lr·√T",
+    "lr_drift_ratio": "1 by definition: steps of size lr per entry, all one way, lr·T",
+    "nss, angle_*_mean_deg": "those of a comparison of W_t with W0",
+    "<name>_z": "excess over the null's standard deviation; none for precision nulls, lr ratios and one increment",
 }
 
 
@@ -34,29 +40,37 @@ def trajectory_checkpoints(
     checkpoints: Sequence[tuple[int, Reader]],
     settings: CompareSettings | None = None,
     *,
+    learning_rates: LearningRates | float | None = None,
+    spectra: bool = False,
     out: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     force: bool = False,
+    command: str = "trajectory",
 ) -> dict[str, Any]:
     """Trajectory statistics, each with its null, over checkpoints in order.
 
     Args:
         initial: checkpoint that holds W0.
         checkpoints: `(step, checkpoint)` in the order of training.
-        settings: parameters; `include` with the four attention matrices gives the preset of *On the Geometry of OPD*.
+        settings: parameters; the population `attention` gives that of *On the Geometry of OPD*.
+        learning_rates: of the optimizer steps after W0, one number where it is constant; adds `lr_diffusion_ratio`
+            and `lr_drift_ratio`.
+        spectra: adds `nss`, `angle_left_mean_deg`, `angle_right_mean_deg` of every step against W0, which is
+            decomposed once; each step costs one decomposition more.
         out: folder for `trajectory.json`, and for finished matrices while the measurement runs.
-        cache: accepted for symmetry with `compare_checkpoints`; no trajectory statistic needs a base spectrum.
+        cache: folder of base spectra, shared with `compare_checkpoints`; used with `spectra`.
         progress: called after each parameter.
         force: takes over a folder that holds another measurement.
+        command: named in the result.
 
     Returns:
         The content of `trajectory.json`.
 
     Raises:
-        UserError: no checkpoints, steps out of order, mismatched or non-finite weights.
+        UserError: no checkpoints, steps out of order, mismatched or non-finite weights, steps without a known learning
+            rate, spectra in the fast suite.
     """
-    del cache
     settings = settings or CompareSettings()
     require_host(settings.device, "trajectory")
     steps = [int(step) for step, _ in checkpoints]
@@ -64,23 +78,27 @@ def trajectory_checkpoints(
         raise UserError("a trajectory needs at least one checkpoint after the initial one")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
         raise UserError(f"the steps of a trajectory must ascend: {', '.join(map(str, steps))}")
+    if spectra and settings.suite == "fast":
+        raise UserError("spectra = True: the fast suite has none; take suite full")
+    if isinstance(learning_rates, int | float):
+        learning_rates = LearningRates(float(learning_rates), "one constant rate, as given")
+    rates = None if learning_rates is None else [learning_rates.sums(step) for step in steps]
     names = check_pair(initial, checkpoints[0][1], settings)
     for _, checkpoint in checkpoints[1:]:
         check_pair(initial, checkpoint, settings)
-    parts = plan_parts(initial, names)
+    parts = plan_parts(initial, names, settings)
     readers = [checkpoint for _, checkpoint in checkpoints]
-    identity = [
-        settings.to_json(),
-        steps,
-        initial.fingerprint,
-        [r.fingerprint for r in readers],
-        [r.name for r in readers],
-        version(),
-    ]
-    key = settings_key(identity)
-    described = description({"initial": initial.name}, settings.to_json() | {"checkpoints": [r.name for r in readers]})
+    described = settings.to_json() | {
+        "checkpoints": [reader.name for reader in readers],
+        "spectra": spectra,
+        "learning_rates": None if learning_rates is None else learning_rates.to_json(steps),
+    }
+    fingerprints = [initial.fingerprint, [reader.fingerprint for reader in readers]]
+    key = settings_key(["trajectory", described, steps, initial.name, fingerprints, version()])
     folder = pathlib.Path(out) if out is not None else None
-    journal = Journal(folder, key, described=described, final="trajectory.json", force=force)
+    told = description({"initial": initial.name}, described)
+    journal = Journal(folder, key, described=told, final="trajectory.json", force=force)
+    bases = BaseCache(cache)
     total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
 
     def read_step(part: Part, index: int) -> np.ndarray:
@@ -91,7 +109,10 @@ def trajectory_checkpoints(
 
     def measure(part: Part, _: None) -> dict[str, Any]:
         if part.is_matrix:
-            return MatrixTrajectory(lambda index: read_step(part, index), len(steps), settings).measure()
+            kept_bases = (part.name, bases) if spectra else None
+            return MatrixTrajectory(
+                lambda index: read_step(part, index), len(steps), settings, rates=rates, spectra=kept_bases
+            ).measure()
         return _scan(part, initial, readers, settings)
 
     def finished(part: Part, row: dict[str, Any]) -> None:
@@ -102,26 +123,12 @@ def trajectory_checkpoints(
         if progress is not None:
             progress(done, total, part.name)
 
-    journal.open()
-    try:
+    with kept(journal, out or ""):
         measure_parts([part for part in parts if part.name not in journal.rows], lambda part: None, measure, finished)
         rows = [journal.rows[part.name] for part in parts]
-        result = _result(rows, steps, settings, initial, readers, sum(initial[name].size for name in initial))
+        result = _result(rows, steps, described, initial, readers, command)
         if out is not None:
             write_atomically(pathlib.Path(out) / "trajectory.json", to_json_text(result))
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            journal.close(remove=False)
-        else:
-            journal.discard()
-        raise
-    except OSError as error:
-        journal.close(remove=False)
-        raise as_user_error(error, out or "") from error
-    except BaseException:
-        journal.close(remove=False)
-        raise
-    journal.close(remove=True)
     return result
 
 
@@ -159,22 +166,30 @@ def _curve(
     return result
 
 
+def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The statistics that were measured, in order: those along every trajectory, then what was asked for beyond."""
+    beyond = [name for name in (*RATE_STATISTICS, *SPECTRAL_STATISTICS) if any(name in row for row in rows)]
+    return [*STATISTICS, *beyond]
+
+
 def _summary(rows: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
     matrices = [row for row in rows if row["group"] == "matrices"]
     table = {}
-    for name in STATISTICS:
+    for name in _measured(rows):
         counted = name.startswith("sparsity")
         over = rows if counted else matrices
         mean, null = _curve(over, name, count, weighted=counted), _curve(over, f"{name}_null", count, weighted=counted)
         both = [row for row in over if row.get(f"{name}_null")]
         own = _curve(both, name, count, weighted=counted)
         excess = [None if a is None or b is None else a - b for a, b in zip(own, null, strict=True)]
+        z = _curve(over, f"{name}_z", count, weighted=False)
         has_null = any(value is not None for value in null)
         table[name] = {
             "mean": mean,
             "median": _curve(over, name, count, weighted=False, median=True),
             "null": null if has_null else None,
             "excess": excess if has_null else None,
+            "z": z if any(value is not None for value in z) else None,
         }
     return table
 
@@ -189,13 +204,13 @@ def _mean_matrix(tables: Sequence[list[list[float | None]]], count: int) -> list
 
 
 def _result(
-    rows: Sequence[dict[str, Any]], steps: list[int], settings: CompareSettings, initial: Reader, readers:
-    Sequence[Reader],
-    total: int,
+    rows: Sequence[dict[str, Any]], steps: list[int], described: dict[str, Any], initial: Reader,
+    readers: Sequence[Reader], command: str,
 ) -> dict[str, Any]:  # fmt: skip
     matrices = [row for row in rows if row["group"] == "matrices"]
+    total = sum(initial[name].size for name in initial)
     coverage = {}
-    for name in STATISTICS:
+    for name in _measured(rows):
         held = [row for row in rows if any(value is not None for value in row.get(name) or [])]
         share = sum(row["parameters"] for row in held) / total if total else 0.0
         coverage[name] = {"parameters": share, "matrices": sum(1 for row in held if row["group"] == "matrices")}
@@ -207,13 +222,13 @@ def _result(
         "schema": 1,
         "kind": "trajectory",
         "version": version(),
-        "command": "trajectory",
+        "command": command,
         "inputs": {
             "initial": {"name": initial.name, "dtype": initial.dtype},
             "checkpoints": [{"name": reader.name, "dtype": reader.dtype} for reader in readers],
         },
         "steps": steps,
-        "settings": settings.to_json() | {"null_forms": NULL_FORMS, "checkpoints": [reader.name for reader in readers]},
+        "settings": described | {"null_forms": NULL_FORMS},
         "coverage": coverage,
         "summary": _summary(rows, len(steps)),
         "similarity": similarity,

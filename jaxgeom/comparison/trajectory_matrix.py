@@ -1,26 +1,23 @@
 """One matrix along a run: ranks, norms, leading subspaces and path, each with its null."""
 
 import dataclasses
-import functools
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxgeom.comparison import lapack, shape_nulls
-from jaxgeom.comparison.krylov import leading_directions, leading_square
-from jaxgeom.comparison.matrix import hill
+from jaxgeom.checkpoints.tensors import content_digest
+from jaxgeom.comparison import shape_nulls
+from jaxgeom.comparison.base import BaseCache, HeldBase
+from jaxgeom.comparison.krylov import leading_square
+from jaxgeom.comparison.matrix import MatrixMeasurement, hill
 from jaxgeom.comparison.rounding import RoundingNull
 from jaxgeom.comparison.scan import ElementTotals, bf16_view, widen
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.spectrum import Matrix, decompose
-from jaxgeom.diagnostics.null_trajectory import similarity_curve
-
-_curve_lock = threading.Lock()
-_BLOCK = 1 << 18
+from jaxgeom.comparison.subspaces import chance_similarity, inner, right_subspace, similarity
+from jaxgeom.comparison.walk_nulls import cosine_deviation, random_walk_similarity, walked_distance
 
 STATISTICS = (
     "stable_rank", "stable_rank_bf16", "fro_norm", "relative_norm", "op_norm", "hill", "sim_to_final",
@@ -28,51 +25,16 @@ STATISTICS = (
 )  # fmt: skip
 """Statistics per step. `drift_ratio = ‖ΔW_t‖/√Σ‖increments‖²`: 1 in pure diffusion, √t in pure drift."""
 
+RATE_STATISTICS = ("lr_diffusion_ratio", "lr_drift_ratio")
+"""`‖ΔW‖_rms/√Σlr²` and `‖ΔW‖_rms/Σlr`: about 1 in pure diffusion and in pure drift, where steps have size lr."""
 
-@functools.lru_cache(maxsize=64)
-def _curve(rows: int, columns: int, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    curve = similarity_curve(jax.random.key(seed), shape=(rows, columns), k=k, size_limit=256)
-    return np.asarray(curve.decorrelation, np.float64), np.asarray(curve.mean, np.float64)
+SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
+"""W_t against W0, at the price of one decomposition per step."""
 
+_WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
-def random_walk_similarity(shape: tuple[int, int], k: int, seed: int, increments: np.ndarray) -> np.ndarray:
-    """Sim_K between the cumulative updates of independent increments of the given norms, `[t, t]`.
-
-    NaN before any moved.
-    """
-    with _curve_lock:
-        decorrelation, mean = _curve(*shape, k, seed)
-    energy = np.cumsum(np.square(increments))
-    early, late = np.minimum.outer(energy, energy), np.maximum.outer(energy, energy)
-    share = np.where(early > 0, early / np.where(late > 0, late, 1), np.nan)
-    return np.interp(np.sqrt(np.clip(1 - share, 0, 1)), decorrelation, mean)
-
-
-def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float | None:
-    """`‖V_K(s)ᵀ V_K(t)‖_F²/K`; None where one of the two updates has no such subspace."""
-    if first is None or second is None:
-        return None
-    cosines = lapack.multiply(np.asfortranarray(first).T, np.asfortranarray(second))
-    return float(np.vdot(cosines, cosines)) / first.shape[1]
-
-
-def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
-    """Leading right singular vectors of an update by block Krylov iteration.
-
-    None where it has fewer than k directions.
-    """
-    short, long, values = leading_directions(update, k, passes=8)
-    if values[0] == 0 or values[-1] <= 1e-6 * values[0]:
-        return None
-    return long if update.is_wide else short
-
-
-def inner(first: Matrix, second: Matrix) -> float:
-    """`⟨A, B⟩` in float64."""
-    total = 0.0
-    for where in first.blocks():
-        total += float(np.vdot(first.block(where), second.block(where)))
-    return total
+Null = tuple[float, float | None]
+"""Expected value, and standard deviation where there is one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,23 +53,38 @@ class MatrixTrajectory:
         read: reads the stored array of a step, −1 for the initial one.
         count: number of steps.
         settings: parameters; `subspace_k` is the K of the similarities.
+        rates: `Σ lr` and `√Σ lr²` up to each step, None where no learning rate is known.
+        spectra: name of the matrix and where base spectra are kept, if `SPECTRAL_STATISTICS` are wanted.
     """
 
-    def __init__(self, read: Callable[[int], np.ndarray], count: int, settings: CompareSettings) -> None:
-        self.read, self.count, self.settings = read, count, settings
+    def __init__(
+        self,
+        read: Callable[[int], np.ndarray],
+        count: int,
+        settings: CompareSettings,
+        *,
+        rates: Sequence[tuple[float, float]] | None = None,
+        spectra: tuple[str, BaseCache] | None = None,
+    ) -> None:
+        self.read, self.count, self.settings, self.rates = read, count, settings, rates
+        self.name, self.bases = (spectra[0], HeldBase(spectra[1])) if spectra is not None else ("", None)
 
     def measure(self) -> dict[str, Any]:
-        """Lists per statistic, `<name>_null` beside those that have one, and the two similarity matrices."""
+        """Lists per statistic, `_null`, `_excess` and `_z` beside those that have them, and the similarity matrices."""
         settings = self.settings
         origin = self.read(-1)
         last = self.read(self.count - 1)
         self.origin, self.last = origin, last
         self.a, self.z = widen(origin), widen(last)
         self.k = min(settings.subspace_k, max(1, min(origin.shape) - 1))
-        self.row: dict[str, Any] = {name: [None] * self.count for name in STATISTICS}
-        for name in STATISTICS:
-            if name not in ("fro_norm", "relative_norm", "op_norm"):
-                self.row[f"{name}_null"] = [None] * self.count
+        names = STATISTICS + (RATE_STATISTICS if self.rates else ()) + (SPECTRAL_STATISTICS if self.bases else ())
+        self.row: dict[str, Any] = {name: [None] * self.count for name in names}
+        for name in names:
+            for kind in ("null", "excess", "z") if name not in _WITHOUT_NULL else ():
+                self.row[f"{name}_{kind}"] = [None] * self.count
+        self.digest = ""
+        if self.bases is not None:
+            self.digest = content_digest(origin.shape, origin.dtype.name, [origin])
         self.final_square = inner(Matrix(self.z, self.a), Matrix(self.z, self.a))
         self.final_bf16 = None
         steps, increments = [], []
@@ -120,17 +97,23 @@ class MatrixTrajectory:
             increments.append(math.sqrt(inner(increment, increment)))
             if older is not None and increments[-1] and increments[-2]:
                 cosine = inner(Matrix(before, older), increment) / (increments[-1] * increments[-2])
-                self._put("path_cosine", index - 1, cosine, 0.0)
+                self._put("path_cosine", index - 1, cosine, (0.0, cosine_deviation(origin.size)))
             older, before = before, now
         self._path(steps, np.array(increments))
         self._similarities(steps, np.array(increments))
         self.row["subspace_k"] = self.k
         return self.row
 
-    def _put(self, name: str, index: int, value: float | None, null: float | None = None) -> None:
+    def _put(self, name: str, index: int, value: float | None, null: Null | None = None) -> None:
         self.row[name][index] = value
-        if null is not None and math.isfinite(null):
-            self.row[f"{name}_null"][index] = null
+        if null is None or not math.isfinite(null[0]):
+            return
+        mean, deviation = null
+        self.row[f"{name}_null"][index] = mean
+        if value is not None:
+            self.row[f"{name}_excess"][index] = value - mean
+            if deviation is not None and math.isfinite(deviation) and deviation > 0:
+                self.row[f"{name}_z"][index] = (value - mean) / deviation
 
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
         totals = ElementTotals()
@@ -144,8 +127,10 @@ class MatrixTrajectory:
         null = None
         if square:
             rounding = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid)
-            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))[0]
+            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))
         self._put("sparsity_bf16", index, 1 - totals.density, null)
+        self._rates(index, math.sqrt(square / totals.count))
+        self._spectra(index, stored, totals)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
         update = Matrix(now, self.a)
@@ -156,9 +141,30 @@ class MatrixTrajectory:
             rest = right_subspace(Matrix(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
 
+    def _rates(self, index: int, rms: float) -> None:
+        """Size of the update in units of what steps of size lr give: adding up at random, and all one way."""
+        if self.rates is not None:
+            for name, expected in zip(RATE_STATISTICS, reversed(self.rates[index]), strict=True):
+                if expected > 0:
+                    self._put(name, index, rms / expected, (1.0, None))
+
+    def _spectra(self, index: int, stored: np.ndarray, totals: ElementTotals) -> None:
+        """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
+        if self.bases is None:
+            return
+        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digest)
+        found = pair.drift_and_rotation(totals)
+        for name in SPECTRAL_STATISTICS:
+            for key in (name, *(f"{name}_{kind}" for kind in ("null", "excess", "z"))):
+                self.row[key][index] = found.get(key)
+        self.row |= {key: found[key] for key in ("angle_k", "angle_gap") if key in found}
+        for key in ("angle_note", "nss_note", "angle_null_form"):
+            if key in found:
+                self.row.setdefault(key, [None] * self.count)[index] = found[key]
+
     def _update_statistics(self, index: int, update: Matrix, square: float) -> np.ndarray | None:
         shape = (self.origin.shape[0], self.origin.shape[1])
-        rank_null = shape_nulls.stable_rank_null(*shape)[0]
+        rank_null = shape_nulls.stable_rank_null(*shape)
         if self.settings.suite == "fast":
             top = leading_square(update)
             self._put("op_norm", index, math.sqrt(top))
@@ -168,7 +174,7 @@ class MatrixTrajectory:
         values, order = spectrum.values, self.settings.hill_order
         self._put("op_norm", index, float(values[0]))
         self._put("stable_rank", index, float(values @ values) / float(values[0]) ** 2, rank_null)
-        tail = shape_nulls.spectral_null(*shape, lambda v, j: hill(v, j) or math.nan, order)[0]
+        tail = shape_nulls.spectral_null(*shape, lambda v, j: hill(v, j) or math.nan, order)
         self._put("hill", index, hill(values, order(min(shape))), tail)
         if values[self.k - 1] <= 1e-6 * values[0]:
             return None
@@ -192,20 +198,20 @@ class MatrixTrajectory:
             fixed = Matrix(bf16_view(self.a + share * (self.z - self.a)), start)
             square = inner(fixed, fixed)
             if square:
-                self._put(
-                    "stable_rank_bf16", index, self.row["stable_rank_bf16"][index], square / leading_square(fixed)
-                )
+                value = self.row["stable_rank_bf16"][index]
+                self._put("stable_rank_bf16", index, value, (square / leading_square(fixed), None))
             if self.final_bf16 is None:
                 self.final_bf16 = right_subspace(Matrix(bf16_view(self.z), start), self.k)
             null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else None
-            self._put("sim_to_final_bf16", index, None, null)
+            self._put("sim_to_final_bf16", index, None, None if null is None else (null, None))
         return right_subspace(update, self.k)
 
     def _path(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
-        walked = np.sqrt(np.cumsum(np.square(increments)))
+        walked, deviations = walked_distance(increments, self.a.size)
         for index, step in enumerate(steps):
             if walked[index]:
-                self._put("drift_ratio", index, math.sqrt(step.square) / float(walked[index]), 1.0)
+                ratio = math.sqrt(step.square) / float(walked[index])
+                self._put("drift_ratio", index, ratio, (1.0, float(deviations[index])))
         update, final = None, Matrix(self.z, self.a)
         for index, step in enumerate(steps[:-1]):
             if not step.square:
@@ -215,24 +221,27 @@ class MatrixTrajectory:
             rest_square = inner(rest, rest)
             if rest_square:
                 cross = inner(update, final) - step.square
-                self._put("cosine_to_rest", index, cross / math.sqrt(step.square * rest_square), 0.0)
+                cosine = cross / math.sqrt(step.square * rest_square)
+                self._put("cosine_to_rest", index, cosine, (0.0, cosine_deviation(self.a.size)))
 
     def _similarities(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
         count, shape = self.count, self.origin.shape
         full, disjoint = [[None] * count for _ in range(count)], [[None] * count for _ in range(count)]
-        null = random_walk_similarity((shape[0], shape[1]), self.k, self.settings.seed, increments)
-        chance = min(1.0, self.k / shape[1])
+        null, deviation = random_walk_similarity((shape[0], shape[1]), self.k, self.settings.seed, increments)
+        chance = chance_similarity(shape[1], self.k)
         for s in range(count):
             for t in range(s, count):
                 full[s][t] = full[t][s] = similarity(steps[s].right, steps[t].right)  # type: ignore[call-overload]
                 disjoint[s][t] = similarity(steps[s].right, steps[t].rest)  # type: ignore[call-overload]
-            self._put("sim_to_final", s, full[s][-1], float(null[s, -1]))
+            self._put("sim_to_final", s, full[s][-1], (float(null[s, -1]), float(deviation[s, -1])))
             self._put("sim_disjoint", s, disjoint[s][s], chance)
             if steps[s].right_bf16 is not None:
-                self.row["sim_to_final_bf16"][s] = similarity(steps[s].right_bf16, self.final_bf16)
+                expected = self.row["sim_to_final_bf16_null"][s]
+                value = similarity(steps[s].right_bf16, self.final_bf16)
+                self._put("sim_to_final_bf16", s, value, None if expected is None else (expected, None))
         self.row["similarity"] = {
             "full": full,
             "full_null": [[float(value) if math.isfinite(value) else None for value in line] for line in null],
             "disjoint": disjoint,
-            "disjoint_null": [[chance if t >= s else None for t in range(count)] for s in range(count)],
+            "disjoint_null": [[chance[0] if t >= s else None for t in range(count)] for s in range(count)],
         }

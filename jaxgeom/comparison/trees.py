@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
-from jaxgeom.comparison.engine import check_pair, compare_parts
+from jaxgeom.comparison.engine import admitted, check_pair, compare_parts
 from jaxgeom.comparison.population import MODULES, Part
 from jaxgeom.comparison.report import Report
 from jaxgeom.comparison.settings import CompareSettings
@@ -129,5 +129,5 @@ def compare(
     initial, parts = _as_checkpoint(params0, specs, "params0")
     final, _ = _as_checkpoint(params1, specs, "params1")
     names = set(check_pair(initial, final, settings))
-    chosen = [part for part in parts if part.name in names and part.size]
+    chosen = admitted([part for part in parts if part.name in names and part.size], settings)
     return compare_parts(chosen, initial, final, settings, command="jg.compare")

@@ -37,19 +37,20 @@ def check_demonstrations(rows: Sequence[dict], source: str) -> None:
     for index, row in enumerate(rows):
         if isinstance(row.get("text"), str):
             continue
-        _check_messages(row.get("messages"), f"{source}: row {index}: 'messages'")
+        check_messages(row.get("messages"), f"{source}: row {index}: 'messages'")
 
 
 def check_prompts(rows: Sequence[dict], source: str) -> None:
     """Every row has `prompt` messages and `reward_model.ground_truth`, else UserError naming the row."""
     for index, row in enumerate(rows):
-        _check_messages(row.get("prompt"), f"{source}: row {index}: 'prompt'")
+        check_messages(row.get("prompt"), f"{source}: row {index}: 'prompt'")
         reward = row.get("reward_model")
         if not isinstance(reward, dict) or "ground_truth" not in reward:
             raise UserError(f"{source}: row {index}: 'reward_model.ground_truth' is missing")
 
 
-def _check_messages(messages, where: str) -> None:
+def check_messages(messages, where: str) -> None:
+    """A list of messages, each with `role` and `content`, else UserError that begins with `where`."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UserError(f"{where} must be a list of messages with 'role' and 'content'")
     for message in messages:

@@ -19,6 +19,7 @@ _ZERO = "the update is exactly zero"
 _NORM = "isotropic update of equal Frobenius norm"
 _ROUNDING = "direction-free noise of the observed density, rounded to bf16"
 _BASIS = "the gap at k is smaller than what the update moves, or the spectrum was left out"
+_INDEPENDENCE = "independent masks; rounding: two random updates"
 _WALK = "random walk with the observed increment norms"
 
 STATISTICS: dict[str, Statistic] = {
@@ -57,12 +58,17 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("projection_right", "energy in V_k of W0", "share", "k/n", _ZERO),
         Statistic("sim_to_final", "similarity to the final subspace", "share", _WALK, _ZERO),
         Statistic("sim_disjoint", "similarity of disjoint updates", "share", "K/n", _ZERO),
-        Statistic("drift_ratio", "drift ratio", "", "1 is pure drift", _ZERO),
-        Statistic("jaccard", "Jaccard of the changed masks", "share", "independence", _NO_CHANGE),
-        Statistic("overlap_a_in_b", "changed in a, also in b", "share", "independence", _NO_CHANGE),
-        Statistic("overlap_b_in_a", "changed in b, also in a", "share", "independence", _NO_CHANGE),
-        Statistic("orthogonal_share", "orthogonal share of the updates", "share", "", _ZERO),
+        Statistic("drift_ratio", "‖ΔW‖ over the root of the squared steps", "", "1: independent steps", _ZERO),
+        Statistic("lr_diffusion_ratio", "‖ΔW‖ rms over lr·√T", "", "1: steps of size lr, at random", _ZERO),
+        Statistic("lr_drift_ratio", "‖ΔW‖ rms over lr·T", "", "1: steps of size lr, all one way", _ZERO),
+        Statistic("density_a", "visible density of A (bf16)", "share"),
+        Statistic("density_b", "visible density of B (bf16)", "share"),
+        Statistic("jaccard", "Jaccard of the changed masks", "share", _INDEPENDENCE, _NO_CHANGE),
+        Statistic("overlap_a_in_b", "share of B's changes that A has", "share", _INDEPENDENCE, _NO_CHANGE),
+        Statistic("overlap_b_in_a", "share of A's changes that B has", "share", _INDEPENDENCE, _NO_CHANGE),
+        Statistic("orthogonal_share", "orthogonal share of the updates", "share", "1 − 1/(mn)", _ZERO),
         Statistic("subspace_similarity", "similarity of the right subspaces", "share", "K/n", _ZERO),
+        Statistic("functional_distance", "forward KL(π0‖π), nats a token", "", "none; 0 when nothing changed"),
         Statistic("accuracy", "held-out accuracy", "share"),
     )
 }
@@ -80,6 +86,7 @@ FURTHER_NULLS_SAY = (
 )
 
 SUFFIXES = {f"_{further}_{kind}": kind for further in FURTHER_NULLS for kind in ("null", "excess", "z")} | {
+    "_rounding_null": "rounding null",
     "_null": "null",
     "_excess": "excess",
     "_z": "z",

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .catalogue import STATISTICS, format_value, statistic
-from .reading import Cell, cell, label_of, method_cell, methods_of, number
+from .reading import Cell, cell, label_of, method_cell, methods_of, number, rounding_null
 from .tables import accuracy_cells, early_similarity, written
 
 _COLUMNS = (
@@ -94,11 +94,14 @@ def _title(report: dict[str, Any]) -> str:
 def _comparison(report: dict[str, Any]) -> Table:
     table = Table(title="Mean over matrices; null: what chance gives", title_justify="left")
     table.add_column("statistic")
-    for label in ("value", "null", "excess"):
-        table.add_column(label, justify="right")
     summary = report.get("summary")
-    for key in STATISTICS:
-        if isinstance(summary, dict) and key in summary:
-            text = written(key, cell(summary, key))
-            table.add_row(Text(statistic(key).label), text.value, text.null or "–", text.excess or "–")
+    keys = [key for key in STATISTICS if isinstance(summary, dict) and key in summary]
+    rounding = {key: rounding_null(summary, key) for key in keys}
+    two_nulls = any(value is not None for value in rounding.values())
+    for label in ("value", "null", "rounding null", "excess") if two_nulls else ("value", "null", "excess"):
+        table.add_column(label, justify="right")
+    for key in keys:
+        text = written(key, cell(summary, key))
+        nulls = [text.null or "–"] + ([format_value(key, rounding[key])] if two_nulls else [])
+        table.add_row(Text(statistic(key).label), text.value, *nulls, text.excess or "–")
     return table

@@ -175,9 +175,9 @@ def ranks(report: dict[str, Any]) -> Drawing | None:
 _MAP = ("sparsity_bf16", "overlap_low_excess", "stable_rank", "nss")
 
 
-def layer_map(rows: list[dict[str, Any]]) -> Drawing | None:
-    """Layer × module for four statistics (the page's own map offers every one)."""
-    grids = [(key, *layer_grid(rows, key)) for key in _MAP]
+def layer_map(rows: list[dict[str, Any]], keys: tuple[str, ...] = _MAP) -> Drawing | None:
+    """Layer × module for a few statistics (the page's own map offers every one)."""
+    grids = [(key, *layer_grid(rows, key)) for key in keys]
     shown = [
         (key, layers, modules, grid)
         for key, layers, modules, grid in grids

@@ -15,6 +15,8 @@ def trajectory_drawings(trajectory: dict[str, Any]) -> list[Drawing]:
     """Every figure that the trajectory's numbers allow."""
     drawings = (
         ranks(trajectory),
+        spectra(trajectory),
+        path(trajectory),
         subspace(trajectory),
         similarity(trajectory, "full"),
         similarity(trajectory, "disjoint"),
@@ -42,6 +44,54 @@ def ranks(trajectory: dict[str, Any]) -> Drawing | None:
         "comes from rounding a small update, and not from training.",
         f"Along the checkpoints: stable rank {_ends(trajectory, 'stable_rank')}, "
         f"Hill index {_ends(trajectory, 'hill')}.",
+        figure,
+    )
+
+
+_SPECTRA = (
+    ("angle_left_mean_deg", "Rotation, output side", "mean principal angle, left (°)"),
+    ("angle_right_mean_deg", "Rotation, input side", "mean principal angle, right (°)"),
+    ("nss", "Spectral drift", "NSS (relative)"),
+)
+_PATH = (
+    ("lr_diffusion_ratio", "Against diffusion", "‖ΔW‖ rms over lr·√T"),
+    ("lr_drift_ratio", "Against drift", "‖ΔW‖ rms over lr·T"),
+)
+
+
+def spectra(trajectory: dict[str, Any]) -> Drawing | None:
+    """Spectral drift and rotation against W0 along the checkpoints, where they were asked for."""
+    if all(v is None for key, _, _ in _SPECTRA for v in track(trajectory, key)):
+        return None
+    figure, axes_list = panels(1, 3, 2.6)
+    draw_tracks(figure, axes_list, _SPECTRA, {_NAME: {"trajectory": trajectory}}, label_columns=3, progress=False)
+    key_below(figure, ["measured", "null"])
+    return Drawing(
+        "spectra",
+        "Rotation and spectral drift along the checkpoints",
+        "Each solid line follows the spectrum of the weights away from that of the initial checkpoint; the dashed line "
+        "is an isotropic update of the same norm, which grows with the norm too: only the distance between the two is "
+        "the method's.",
+        f"Along the checkpoints: spectral shift {_ends(trajectory, 'nss')}.",
+        figure,
+    )
+
+
+def path(trajectory: dict[str, Any]) -> Drawing | None:
+    """Size of the update in units of the learning rate along the checkpoints, where the rate is known."""
+    if all(v is None for key, _, _ in _PATH for v in track(trajectory, key)):
+        return None
+    figure, axes_list = panels(1, 2, 2.6)
+    draw_tracks(figure, axes_list, _PATH, {_NAME: {"trajectory": trajectory}}, label_columns=2, progress=False)
+    key_below(figure, ["measured", "null"])
+    return Drawing(
+        "path",
+        "Diffusion or drift",
+        "Both panels give the size of the update in units of the learning rate. Left, steps of that size which add up "
+        "at random stay at the dashed 1, right, steps which all go one way do; a run that keeps its direction rises on "
+        "the left and stays level on the right.",
+        f"Along the checkpoints: over lr·√T {_ends(trajectory, 'lr_diffusion_ratio')}, "
+        f"over lr·T {_ends(trajectory, 'lr_drift_ratio')}.",
         figure,
     )
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .catalogue import STATISTICS, base_key, format_number, format_value, statistic
+from .catalogue import STATISTICS, base_key, format_count, format_number, format_value, statistic
 from .reading import Cell, cell, number, track
 from .tables import early_cell, early_share, further_nulls
 
@@ -24,7 +24,8 @@ def findings(report: dict[str, Any]) -> list[str]:
     for key in ("overlap_principal", "overlap_low"):
         said += [overlap_sentence(key, cell(summary, key)), _further_sentence(key, summary)]
     said += [_rotation(summary), _drift(summary), _rank(summary), _projection(summary), _decay(summary)]
-    said += _undefined(report)
+    said += [_functional(summary)]
+    said += undefined_sentences(report)
     return [sentence for sentence in said if sentence]
 
 
@@ -174,7 +175,21 @@ def _decay(summary: Any) -> str:
     return f"Along themselves the weights {what}: the decay component is {format_value('decay', own)}."
 
 
-def _undefined(report: dict[str, Any]) -> list[str]:
+def _functional(summary: Any) -> str:
+    own = cell(summary, "functional_distance")
+    if own.value is None or not isinstance(summary, dict):
+        return ""
+    entry = summary["functional_distance"]
+    k3, error = number(entry.get("k3")), number(entry.get("k3_standard_error"))
+    spread = "" if error is None else f" ± {format_number(error, digits=2)}"
+    return (
+        f"On {format_count(own.count)} tokens of answers by the initial model, the final model's distribution is "
+        f"{format_number(own.value)} nats a token away from the initial one's (exact forward KL; k3 estimate "
+        f"{format_number(k3)}{spread}); there is no null, and 0 is no change."
+    )
+
+
+def undefined_sentences(report: dict[str, Any]) -> list[str]:
     """Which statistics have no value, for how many matrices, and why."""
     rows = [r for r in report.get("matrices") or [] if isinstance(r, dict)]
     if not rows:

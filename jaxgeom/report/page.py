@@ -7,15 +7,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from .between_findings import between_findings, between_lead
 from .catalogue import FURTHER_NULLS_SAY, MODULES, format_count, format_value, statistic
+from .figures_between import between_drawings
 from .figures_compare import compare_drawings
 from .figures_study import study_drawings
 from .figures_trajectory import trajectory_drawings
 from .findings import findings, trajectory_findings
-from .reading import Cell, Contents, cell, label_of, load, methods_of, number
+from .reading import Cell, Contents, cell, label_of, load, methods_of, number, rounding_null
 from .study_findings import listed, study_findings
 from .style import Drawing, house_style, save
-from .tables import coverage_rows, flat_settings, matrix_data, study_headline, summary_rows, written
+from .tables import BETWEEN, coverage_rows, flat_settings, matrix_data, study_headline, summary_rows, written
 
 _HERE = Path(__file__).parent
 
@@ -55,6 +57,8 @@ def _drawings(contents: Contents) -> list[Drawing]:
     if contents.kind == "compare":
         found = compare_drawings(contents.report, contents.rows)
         return found + (trajectory_drawings(contents.trajectory) if contents.trajectory else [])
+    if contents.kind == "between":
+        return between_drawings(contents.report, contents.rows)
     return trajectory_drawings(contents.report)
 
 
@@ -97,6 +101,10 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         values["findings"] = findings(report)
         if contents.trajectory:
             values["findings"] += trajectory_findings(contents.trajectory)
+    elif contents.kind == "between":
+        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"))
+        values |= {"title": "What two runs share", "lead": between_lead(report)}
+        values["findings"] = between_findings(report)
     else:
         steps = report.get("steps") or []
         values |= {"title": "How the update grew along training", "findings": trajectory_findings(report)}
@@ -157,9 +165,6 @@ def _sparsity_groups(report: dict[str, Any]) -> dict[str, Any] | None:
     return {"groups": groups, "rows": rows}
 
 
-_BETWEEN = ("jaccard", "overlap_a_in_b", "overlap_b_in_a", "orthogonal_share", "subspace_similarity")
-
-
 def _between(report: dict[str, Any]) -> list[dict[str, Any]]:
     methods = methods_of(report)
     found = []
@@ -169,14 +174,14 @@ def _between(report: dict[str, Any]) -> list[dict[str, Any]]:
             one, other = label_of(a, methods.get(a)), label_of(b, methods.get(b))
             if a == b:  # one method against itself at another seed
                 one, other = f"{one}, seed {pair.get('seed_a')}", f"seed {pair.get('seed_b')}"
-            cells = [(statistic(k).label, written(k, _between_cell(pair, k))) for k in _BETWEEN]
+            cells = [(statistic(k).label, written(k, _between_cell(pair, k))) for k in BETWEEN]
             found.append({"pair": f"{one} and {other}", "cells": cells})
     return found
 
 
 def _between_cell(pair: dict[str, Any], key: str) -> Cell:
     """A statistic of two runs; the null of masks is that of two random updates, rounded, where it was computed."""
-    own, rounding = cell(pair, key), number(pair.get(f"{key}_rounding_null"))
+    own, rounding = cell(pair, key), rounding_null(pair, key)
     if rounding is None or own.value is None:
         return own
     return own._replace(null=rounding, excess=own.value - rounding)

@@ -65,6 +65,14 @@ def cell(summary: Any, key: str) -> Cell:
     return Cell(value, null, excess, count=count if isinstance(count, int) else None)
 
 
+def rounding_null(summary: Any, key: str) -> float | None:
+    """The second null of an overlap of two runs' masks: two random updates, rounded."""
+    entry = summary.get(key) if isinstance(summary, dict) else None
+    if isinstance(entry, dict):
+        return number(entry.get("rounding_null"))
+    return number(summary.get(f"{key}_rounding_null")) if isinstance(summary, dict) else None
+
+
 def _flat(entry: Any) -> float | None:
     return number(entry.get("mean")) if isinstance(entry, dict) else number(entry)
 
@@ -147,8 +155,8 @@ def load(directory: Path) -> Contents:
         trajectory = trajectory or report or {}
         return Contents("trajectory", trajectory, trajectory, _rows_at_last_step(trajectory))
     kind = str(report.get("kind") or ("study" if "methods" in report else "compare"))
-    if kind not in ("compare", "study"):
-        raise UserError(f"{report_path}: kind is {kind!r}, not compare, trajectory or study")
+    if kind not in ("compare", "between", "study"):
+        raise UserError(f"{report_path}: kind is {kind!r}, not compare, between, trajectory or study")
     rows = report.get("matrices")
     if not isinstance(rows, list):
         rows = _read_csv(directory / str(report.get("matrices_csv") or "matrices.csv"), directory)

@@ -14,7 +14,19 @@ from .catalogue import (
     format_value,
     statistic,
 )
-from .reading import Cell, cell, interval, label_of, method_cell, methods_of, number, numbers, seeds_of, track
+from .reading import (
+    Cell,
+    cell,
+    interval,
+    label_of,
+    method_cell,
+    methods_of,
+    number,
+    numbers,
+    rounding_null,
+    seeds_of,
+    track,
+)
 
 HEADLINE = (
     "relative_norm",
@@ -27,6 +39,7 @@ HEADLINE = (
     "stable_rank",
     "stable_rank_bf16",
 )
+BETWEEN = ("jaccard", "overlap_a_in_b", "overlap_b_in_a", "orthogonal_share", "subspace_similarity")
 EARLY = 0.2  # the share of training at which A asks whether the subspace is already found
 
 
@@ -140,10 +153,11 @@ def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[di
         rows.append(
             {
                 "label": statistic(key).label,
-                "main": key in HEADLINE or key == "hill",
+                "main": key in HEADLINE or key in BETWEEN or key in ("hill", "functional_distance"),
                 "value": text.value,
                 "median": format_value(key, median),
                 "null": text.null or "–",
+                "rounding_null": format_value(key, rounding_null(summary, key)),
                 "excess": text.excess or "–",
                 "matrices": "–" if count is None else format_count(number(count)),
                 "parameters": format_value("sparsity_bf16", number(covered.get("parameters"))),
@@ -218,10 +232,10 @@ def matrix_data(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     text = [k for k in _TEXT_COLUMNS if k in keys]
     bases = dict.fromkeys(base_key(k)[0] for k in keys if k not in _TEXT_COLUMNS)
     order = [b for b in STATISTICS if b in bases] + [b for b in bases if b not in STATISTICS]
-    beside = ("_null", "_excess", "_z", "_ratio")
+    beside = ("_null", "_rounding_null", "_excess", "_z", "_ratio")
     suffixes = ("", *beside, *(s for s in SUFFIXES if s not in beside))
     numeric = [key for base in order for suffix in suffixes if (key := base + suffix) in keys]
-    for kinds in (("z", "ratio"), ("null",)):
+    for kinds in (("z", "ratio"), ("null", "rounding null")):
         if len(rows) * len(numeric) > _MAX_VALUES:
             numeric = [k for k in numeric if base_key(k)[1] not in kinds]
     columns = [{"key": k, "label": k, "kind": "text", "unit": ""} for k in text]
@@ -233,7 +247,7 @@ def matrix_data(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
             base, kind = base_key(key)
             columns.append({"key": key, "label": column_label(key), "kind": kind, "unit": statistic(base).unit})
             data.append(values)
-    return {"columns": columns, "data": data, "headline": [k for k in HEADLINE if k in keys]}
+    return {"columns": columns, "data": data, "headline": [k for k in (*HEADLINE, *BETWEEN) if k in keys]}
 
 
 def _cell_text(value: Any) -> Any:

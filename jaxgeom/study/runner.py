@@ -16,6 +16,7 @@ import jax
 from jaxgeom import __version__
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.comparison.between import flat_summary
 from jaxgeom.data import arithmetic
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.files import write_atomically
@@ -25,7 +26,7 @@ from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.study.matched import at_relative_norm, at_step
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.seeds import mean_interval, over_seeds
-from jaxgeom.training import RunInputs, RunSettings, saved_steps, train, wilson_interval
+from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, saved_steps, train, wilson_interval
 from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines
 from jaxgeom.training.settings import to_json
 
@@ -38,7 +39,7 @@ ALONG_STATISTICS = (
     "angle_right_mean_deg",
 )
 # What between.json has of a pair of runs and the report leaves out.
-_BETWEEN_DETAILS = ("schema", "kind", "version", "inputs", "settings", "matrices")
+_BETWEEN_DETAILS = ("schema", "kind", "version", "command", "inputs", "settings", "matrices")
 LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
 
@@ -183,7 +184,7 @@ def _measure(
             report = compare_checkpoints(initial, checkpoint, settings, out=last, cache=cache, command=label)
             along.append(report.to_json()["summary"])
             task.advance(1, f"step {step}")
-        trajectory = trajectory_checkpoints(initial, checkpoints, settings)
+        trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=run_learning_rates(run))
     for name in ALONG_STATISTICS:
         trajectory["summary"][name] = {
             kind: [summary.get(name, {}).get(kind) for summary in along] for kind in ("mean", "null", "excess")
@@ -241,7 +242,8 @@ def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> lis
             open_checkpoint(f"{runs[key][0]}@{saved_steps(runs[key][0])[-1]}") for key in (one, other)
         )
         row = {"a": one[0], "b": other[0], "seed_a": one[1], "seed_b": other[1]}
-        rows.append(row | between_runs(origin, first_end, second_end, experiment.measure))
+        shared = between_runs(origin, first_end, second_end, experiment.measure)
+        rows.append(row | flat_summary(shared.pop("summary")) | shared)
     write_atomically(path, json.dumps(rows, allow_nan=False) + "\n")
     return rows
 

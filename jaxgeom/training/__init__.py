@@ -5,6 +5,8 @@ from .checkpointing import load_start as load_start
 from .checkpointing import saved_steps as saved_steps
 from .evaluation import evaluate as evaluate
 from .evaluation import wilson_interval as wilson_interval
+from .functional_distance import functional_distance as functional_distance
+from .learning_rates import run_learning_rates as run_learning_rates
 from .loop import train as train
 from .rollouts import Actor as Actor
 from .rollouts import collect as collect

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from jaxgeom.checkpoints import Tensor
+from jaxgeom.checkpoints import Tensor, open_checkpoint
+from jaxgeom.comparison import CompareSettings, compare_checkpoints
 from jaxgeom.comparison.population import parts_of
 from jaxgeom.errors import UserError
+from tests.comparison import disk
 
 CONFIG = {"hidden_size": 8, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 3}
 
@@ -94,3 +96,32 @@ def test_stacked_experts_are_single_matrices(swapped):
     for part in parts_of(down, CONFIG):
         assert part.shape == (8, 5) and part.module == "down"
         np.testing.assert_array_equal(part.read(down), stacked[part.expert].T if swapped else stacked[part.expert])
+
+
+def test_attention_is_q_k_v_o_of_every_layer_fused_ones_too(tmp_path):
+    rng = np.random.default_rng(0)
+    fused = {
+        "model.embed_tokens.weight": (90, 40),
+        "model.layers.0.self_attn.qkv_proj.weight": (96, 40),
+        "model.layers.0.self_attn.qkv_proj.bias": (96,),
+        "model.layers.0.self_attn.o_proj.weight": (40, 48),
+        "model.layers.0.self_attn.q_norm.weight": (12,),
+        "model.layers.0.mlp.gate_up_proj.weight": (144, 40),
+        "model.layers.0.mlp.down_proj.weight": (40, 72),
+    }
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in fused.items()}
+    pair = [
+        open_checkpoint(disk.write(tmp_path / name, side))
+        for name, side in (("a", weights), ("b", disk.moved(weights, 1e-2)))
+    ]
+    settings = CompareSettings(suite="fast", population="attention")
+    report = compare_checkpoints(*pair, settings)
+    assert [row["module"] for row in report.matrices] == ["q", "k", "v", "o"] and not report.parameters
+    held = 96 * 40 + 40 * 48
+    total = sum(w.size for w in weights.values())
+    assert report.coverage["stable_rank"] == {"parameters": held / total, "matrices": 4}
+    assert report.coverage["sparsity_bf16"]["parameters"] == held / total
+    assert report.settings["population"] == "attention"
+    assert len(compare_checkpoints(*pair, CompareSettings(suite="fast")).matrices) == 7
+    with pytest.raises(UserError, match="population = 'attention': leaves no parameter"):
+        compare_checkpoints(*pair, CompareSettings(population="attention", include="mlp"))

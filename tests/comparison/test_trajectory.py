@@ -1,4 +1,4 @@
-"""Trajectories and comparisons of two runs against float64 NumPy, and against chance."""
+"""Trajectories against float64 NumPy, and against chance."""
 
 import json
 
@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgeom import diagnostics
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.comparison import CompareSettings, between_runs, compare, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.comparison import CompareSettings, compare, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.comparison import matrix as matrix_module
+from jaxgeom.comparison.learning_rates import LearningRates
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
 from tests.comparison import disk
@@ -81,6 +84,120 @@ def test_every_step_equals_the_float64_oracle(walk, tmp_path):
     assert result["coverage"]["hill"] == {"parameters": 1.0, "matrices": 2}
 
 
+def test_z_of_independent_isotropic_steps_is_standard(tmp_path):
+    """48 matrices walk at random: each null with a deviation gives a z of mean 0 and deviation 1 over them."""
+    rng = np.random.default_rng(3)
+    sides = [{f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((60, 40)) * 0.02 for i in range(48)}]
+    for scale in (4e-5, 6e-5, 5e-5):
+        sides.append({name: w + scale * rng.standard_normal(w.shape) for name, w in sides[-1].items()})
+    checkpoints = [
+        open_checkpoint(disk.write(tmp_path / str(step), {name: w.astype(np.float32) for name, w in side.items()}))
+        for step, side in enumerate(sides)
+    ]
+    settings = CompareSettings(subspace_k=K, hill_k=8)
+    result = trajectory_checkpoints(checkpoints[0], list(enumerate(checkpoints))[1:], settings)
+    places = {
+        "stable_rank": (0, 1, 2), "hill": (0, 1, 2), "sparsity_bf16": (0, 1, 2), "drift_ratio": (1, 2),
+        "path_cosine": (0, 1), "cosine_to_rest": (0, 1), "sim_to_final": (0, 1), "sim_disjoint": (0, 1),
+    }  # fmt: skip
+    for name, indices in places.items():
+        z = np.array([[row[f"{name}_z"][index] for index in indices] for row in result["matrices"]])
+        assert np.all(np.abs(z.mean(0)) < 0.9), (name, z.mean(0))
+        assert np.all((z.std(0) > 0.6) & (z.std(0) < 1.6)), (name, z.std(0))
+        values = [row[name][0] - row[f"{name}_null"][0] for row in result["matrices"]]
+        if name != "drift_ratio":
+            assert [row[f"{name}_excess"][0] for row in result["matrices"]] == pytest.approx(values, abs=1e-12)
+        assert result["summary"][name]["z"][indices[0]] == pytest.approx(z[:, 0].mean())
+    row = result["matrices"][0]
+    assert row["sim_to_final_z"][-1] is None and row["drift_ratio_z"][0] is None
+    assert row["stable_rank_bf16_z"] == [None] * 3 and result["summary"]["stable_rank_bf16"]["z"] is None
+
+
+def test_learning_rate_ratios_are_those_of_the_pure_functions(walk):
+    weights, checkpoints = walk
+    settings, along = CompareSettings(suite="fast", subspace_k=K), [(10 * s, c) for s, c in enumerate(checkpoints)][1:]
+    result = trajectory_checkpoints(checkpoints[0], along, settings, learning_rates=2e-5)
+    rates = tuple(float(rate) for rate in np.linspace(1e-6, 4e-5, 50))
+    scheduled = trajectory_checkpoints(
+        checkpoints[0], along, settings, learning_rates=LearningRates(rates, "as scheduled")
+    )
+    for row, other in zip(result["matrices"], scheduled["matrices"], strict=True):
+        for t in range(5):
+            delta, steps = weights[t + 1][row["name"]] - weights[0][row["name"]], 10 * (t + 1)
+            known = {"learning_rate": 2e-5, "steps": steps}
+            assert row["lr_diffusion_ratio"][t] == pytest.approx(
+                float(diagnostics.diffusion_ratio(delta, **known)), rel=1e-5
+            )
+            assert row["lr_drift_ratio"][t] == pytest.approx(float(diagnostics.drift_ratio(delta, **known)), rel=1e-5)
+            taken = np.array(rates[:steps])
+            mean, root = float(taken.mean()), float(np.sqrt(np.square(taken).mean()))
+            assert other["lr_diffusion_ratio"][t] == pytest.approx(
+                float(diagnostics.diffusion_ratio(delta, learning_rate=root, steps=steps)), rel=1e-5
+            )
+            assert other["lr_drift_ratio"][t] == pytest.approx(
+                float(diagnostics.drift_ratio(delta, learning_rate=mean, steps=steps)), rel=1e-5
+            )
+            assert row["lr_drift_ratio_null"][t] == 1
+            assert row["lr_drift_ratio_excess"][t] == row["lr_drift_ratio"][t] - 1
+    told = scheduled["settings"]["learning_rates"]
+    assert told["source"] == "as scheduled" and told["sum"][0] == pytest.approx(sum(rates[:10]))
+    assert "lr_drift_ratio" not in trajectory_checkpoints(checkpoints[0], along[:1], settings)["summary"]
+    later = LearningRates(2e-5, "constant", initial_step=6)
+    moved = trajectory_checkpoints(checkpoints[0], along[:1], settings, learning_rates=later)["matrices"][0]
+    assert moved["lr_drift_ratio"][0] == pytest.approx(result["matrices"][0]["lr_drift_ratio"][0] * 10 / 4)
+    with pytest.raises(UserError, match="rates of 50 steps, but a checkpoint at step 60"):
+        trajectory_checkpoints(checkpoints[0], [(60, checkpoints[1])], learning_rates=LearningRates(rates, "run"))
+
+
+def test_steps_of_plus_and_minus_the_learning_rate_diffuse(tmp_path):
+    """Sign updates of size lr: at random the first ratio is 1, all one way the second."""
+    rng, name, lr, steps = np.random.default_rng(4), NAME.format("up"), 1e-3, 64
+    start = (rng.standard_normal((60, 40)) * 0.02).astype(np.float32)
+    signs = rng.choice([-1.0, 1.0], (steps, 60, 40))
+    ends = {"random": lr * signs.sum(0), "straight": lr * steps * signs[0]}
+    initial = open_checkpoint(disk.write(tmp_path / "start", {name: start}))
+    for kind, delta in ends.items():
+        end = open_checkpoint(disk.write(tmp_path / kind, {name: (start + delta).astype(np.float32)}))
+        settings = CompareSettings(suite="fast", subspace_k=K)
+        row = trajectory_checkpoints(initial, [(steps, end)], settings, learning_rates=lr)["matrices"][0]
+        ratio = row["lr_diffusion_ratio" if kind == "random" else "lr_drift_ratio"][0]
+        assert ratio == pytest.approx(1, abs=0.03 if kind == "random" else 1e-4)
+
+
+def test_spectra_decompose_w0_once_and_equal_a_comparison(walk, tmp_path, monkeypatch):
+    _, checkpoints = walk
+    bases, decompositions = [], []
+    measure_base, decompose = matrix_module.measure_base, matrix_module.decompose_matrix
+    monkeypatch.setattr(matrix_module, "measure_base", lambda w, *a, **k: bases.append(1) or measure_base(w, *a, **k))
+    monkeypatch.setattr(
+        matrix_module,
+        "decompose_matrix",
+        lambda m, *a, **k: decompositions.append(m.minus is None) or decompose(m, *a, **k),
+    )
+    settings = CompareSettings(subspace_k=K, angle_k=6, mask_rank=4)
+    along = list(enumerate(checkpoints))[1:]
+    plain = trajectory_checkpoints(checkpoints[0], along, settings)
+    assert not bases and not decompositions and "nss" not in plain["summary"]
+    result = trajectory_checkpoints(checkpoints[0], along, settings, spectra=True, cache=tmp_path / "cache")
+    assert len(bases) == 2 and len(decompositions) == 2 * len(along)  # two matrices
+    again = trajectory_checkpoints(checkpoints[0], along, settings, spectra=True, cache=tmp_path / "cache")
+    assert len(bases) == 2 and again["summary"]["nss"] == result["summary"]["nss"]
+    reports = [
+        compare_checkpoints(checkpoints[0], end, settings, cache=tmp_path / "cache" if step % 2 else None)
+        for step, end in along
+    ]
+    assert len(bases) == 2 + 2 * 2  # the comparisons without the cache, of two matrices each
+    for place, report in enumerate(reports):
+        for ours, theirs in zip(result["matrices"], report.matrices, strict=True):
+            assert ours["name"] == theirs["name"]
+            for name in ("nss", "angle_left_mean_deg", "angle_right_mean_deg"):
+                for key in (name, f"{name}_null", f"{name}_excess", f"{name}_z"):
+                    assert ours[key][place] == pytest.approx(theirs[key], rel=1e-9), (key, place)
+    assert result["coverage"]["nss"]["matrices"] == 2 and result["settings"]["spectra"] is True
+    with pytest.raises(UserError, match="fast suite"):
+        trajectory_checkpoints(checkpoints[0], along, CompareSettings(suite="fast"), spectra=True)
+
+
 def test_fast_suite_and_a_step_at_which_nothing_had_moved(walk):
     _, checkpoints = walk
     settings = CompareSettings(suite="fast", subspace_k=K)
@@ -98,35 +215,6 @@ def test_steps_out_of_order_and_empty_trajectories_are_refused(walk):
         trajectory_checkpoints(checkpoints[0], [])
     with pytest.raises(UserError, match="ascend: 2, 1"):
         trajectory_checkpoints(checkpoints[0], [(2, checkpoints[1]), (1, checkpoints[2])])
-
-
-def test_between_two_runs_equals_the_oracle(walk):
-    weights, checkpoints = walk
-    origin, a, b = weights[0], weights[2], weights[4]
-    result = between_runs(checkpoints[0], checkpoints[2], checkpoints[4], CompareSettings(subspace_k=K))
-    for row in result["matrices"]:
-        name = row["name"]
-        x, y, z = (side[name].astype(np.float64) for side in (origin, a, b))
-        first, second = (disk.bf16(side[name]) != disk.bf16(origin[name]) for side in (a, b))
-        assert row["jaccard"] == pytest.approx((first & second).sum() / (first | second).sum())
-        assert row["overlap_a_in_b"] == pytest.approx((first & second).sum() / second.sum())
-        assert row["overlap_b_in_a_null"] == pytest.approx(second.mean())
-        cosine = ((y - x) * (z - x)).sum() / np.linalg.norm(y - x) / np.linalg.norm(z - x)
-        assert row["orthogonal_share"] == pytest.approx(1 - cosine**2, rel=1e-9)
-        assert row["subspace_similarity"] == pytest.approx(sim(y - x, z - x), abs=1e-3)
-    assert result["jaccard"] == pytest.approx(np.mean([row["jaccard"] for row in result["matrices"]]))
-
-
-def test_independent_runs_meet_the_rounding_null(tmp_path):
-    rng = np.random.default_rng(1)
-    w = {NAME.format("up"): (rng.standard_normal((200, 150)) * 0.02).astype(np.float32)}
-    sides = [
-        open_checkpoint(disk.write(tmp_path / str(i), side))
-        for i, side in enumerate((w, disk.moved(w, 2e-5, 2), disk.moved(w, 2e-5, 3)))
-    ]
-    row = between_runs(*sides)["matrices"][0]
-    assert abs(row["jaccard_excess"]) < 0.01 < row["jaccard"] - row["jaccard_null"]
-    assert row["subspace_similarity_z"] is not None and abs(row["subspace_similarity_z"]) < 5
 
 
 def test_trees_in_memory_give_what_files_give(tmp_path):

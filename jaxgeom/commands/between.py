@@ -1,0 +1,47 @@
+"""`jaxgeom between INITIAL FINAL_A FINAL_B --out DIR`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.commands.entries import entry_progress
+from jaxgeom.comparison import CompareSettings, between_runs
+from jaxgeom.progress import Reporter
+from jaxgeom.report import print_table, write_report
+
+
+def between(
+    initial: Positional[str],
+    final_a: Positional[str],
+    final_b: Positional[str],
+    settings: CompareSettings,
+    out: Path,
+    force: bool = False,
+) -> Callable[[str], None]:
+    """What the updates of two runs from one checkpoint share, beside what chance makes them share.
+
+    Overlap of the changed entries, orthogonal share of the updates, similarity of their right subspaces. A checkpoint
+    is a Hugging Face directory, a training run (its last step), or RUN@STEP. An interrupted measurement goes on when
+    the same command is given again.
+
+    Args:
+        initial: The checkpoint that both runs started from.
+        final_a: The end of run A.
+        final_b: The end of run B.
+        settings: What is measured, and how.
+        out: Where report.json, matrices.csv, figures and page are written.
+        force: Take over a directory that holds another comparison.
+    """
+
+    def run(command: str) -> None:
+        reporter = Reporter()
+        sides = [open_checkpoint(path) for path in (initial, final_a, final_b)]
+        with entry_progress(reporter, "between") as progress:
+            report = between_runs(*sides, settings, out=out, progress=progress, force=force, command=command)
+        page = write_report(out)
+        print_table(report, reporter.console)
+        reporter.say(f"page: {page}")
+
+    return run

@@ -1,0 +1,43 @@
+"""Updates as a comparison reads them: inner products, leading right subspaces, and how far two of those agree."""
+
+import math
+
+import numpy as np
+
+from jaxgeom.comparison import lapack
+from jaxgeom.comparison.krylov import leading_directions
+from jaxgeom.comparison.spectrum import Matrix
+
+
+def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float | None:
+    """`‖V_K(s)ᵀ V_K(t)‖_F²/K`; None where one of the two updates has no such subspace."""
+    if first is None or second is None:
+        return None
+    cosines = lapack.multiply(np.asfortranarray(first).T, np.asfortranarray(second))
+    return float(np.vdot(cosines, cosines)) / first.shape[1]
+
+
+def chance_similarity(columns: int, k: int) -> tuple[float, float]:
+    """Mean K/n and standard deviation of `‖VᵀV'‖_F²/K` for independent uniform K-dimensional subspaces of R^n."""
+    n = float(columns)
+    deviation = math.sqrt(2 * (n - k) ** 2 / (n * n * (n - 1) * (n + 2))) if n > k and n > 1 else 0.0
+    return min(1.0, k / n), deviation
+
+
+def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
+    """Leading right singular vectors of an update by block Krylov iteration.
+
+    None where it has fewer than k directions.
+    """
+    short, long, values = leading_directions(update, k, passes=8)
+    if values[0] == 0 or values[-1] <= 1e-6 * values[0]:
+        return None
+    return long if update.is_wide else short
+
+
+def inner(first: Matrix, second: Matrix) -> float:
+    """`⟨A, B⟩` in float64."""
+    total = 0.0
+    for where in first.blocks():
+        total += float(np.vdot(first.block(where), second.block(where)))
+    return total

@@ -1,0 +1,83 @@
+"""What two runs share, in sentences written from its numbers and their nulls."""
+
+from typing import Any
+
+from .catalogue import format_count, format_value
+from .findings import ratio_words, undefined_sentences
+from .reading import cell, rounding_null
+
+
+def between_lead(report: dict[str, Any]) -> list[str]:
+    """What was compared, which run is called A and which B, and what the nulls are."""
+    inputs = report.get("inputs") or {}
+    origin, a, b = (str((inputs.get(role) or {}).get("name") or role) for role in ("initial", "final_a", "final_b"))
+    count = len(report.get("matrices") or [])
+    return [
+        f"Run A went from {origin} to {a}, run B from the same start to {b}; {format_count(count)} matrices were "
+        "measured.",
+        "Overlaps of the changed entries stand beside two nulls: masks of the same sizes laid at random, and two "
+        "random updates of the same densities after rounding, which meet at small weights by themselves. The excess "
+        "is taken over the latter.",
+    ]
+
+
+def between_findings(report: dict[str, Any]) -> list[str]:
+    """Sentences on what two runs share.
+
+    Args:
+        report: the content of the `report.json` of `jaxgeom between`.
+
+    Returns:
+        The sentences, in the order of the page.
+    """
+    summary = report.get("summary")
+    said = [_masks(summary), _one_sided(summary), _directions(summary), _subspaces(summary)]
+    return [sentence for sentence in said + undefined_sentences(report) if sentence]
+
+
+def _masks(summary: Any) -> str:
+    own, rounding = cell(summary, "jaccard"), rounding_null(summary, "jaccard")
+    if own.value is None:
+        return ""
+    sentence = f"The changed entries of the two runs have a Jaccard index of {format_value('jaccard', own.value)}"
+    if own.null is not None:
+        sentence += f"; masks of the same sizes laid at random have {format_value('jaccard', own.null)}"
+    if rounding is None or own.excess is None:
+        return sentence + "."
+    sentence += f", two random updates after rounding {format_value('jaccard', rounding)}"
+    if abs(own.excess) < 0.02:
+        return sentence + ": within two points of what size and rounding alone give."
+    where = "more" if own.excess > 0 else "less"
+    return sentence + f": they share {where} than size and rounding explain."
+
+
+def _one_sided(summary: Any) -> str:
+    parts = []
+    for key, first, second in (("overlap_a_in_b", "B", "A"), ("overlap_b_in_a", "A", "B")):
+        own, rounding = cell(summary, key), rounding_null(summary, key)
+        if own.value is not None:
+            null = f" (rounding null {format_value(key, rounding)})" if rounding is not None else ""
+            parts.append(f"of what {first} changed, {second} changed {format_value(key, own.value)}{null}")
+    return f"One-sided: {'; '.join(parts)}." if parts else ""
+
+
+def _directions(summary: Any) -> str:
+    own = cell(summary, "orthogonal_share")
+    if own.value is None:
+        return ""
+    shared = 1 - own.value
+    return (
+        f"{format_value('orthogonal_share', own.value)} of one update's energy is orthogonal to the other, where two "
+        f"independent updates give {format_value('orthogonal_share', own.null)}; what they share along each other is "
+        f"{format_value('orthogonal_share', shared)}."
+    )
+
+
+def _subspaces(summary: Any) -> str:
+    own = cell(summary, "subspace_similarity")
+    if own.value is None:
+        return ""
+    words = f", {ratio_words(own.value, own.null)}" if own.null else ""
+    null = format_value("subspace_similarity", own.null)
+    value = format_value("subspace_similarity", own.value)
+    return f"The leading right subspaces of the two updates have a similarity of {value}; chance gives {null}{words}."

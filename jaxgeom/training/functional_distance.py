@@ -1,0 +1,142 @@
+"""Functional distance of two models: how far the output distribution moved, on answers of the initial model."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxgeom.data.chat import encode_prompt, load_tokenizer, pad_token, stop_tokens
+from jaxgeom.data.rows import check_messages, read_rows
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3
+from jaxgeom.objectives.divergences import forward_kl
+from jaxgeom.rollout import Rollout, SamplingSettings, sample
+from jaxgeom.training.checkpointing import load_start, saved_steps, tokenizer_directory
+from jaxgeom.training.rollouts import Actor
+from jaxgeom.training.scoring import score
+
+BATCH = 32
+NULL = "none; 0 when nothing changed"
+
+
+class Distance(NamedTuple):
+    """Forward KL(π0‖π) on sampled tokens, in nats a token.
+
+    Attributes:
+        exact: mean over the tokens of the sum over the vocabulary.
+        k3: mean of `r − 1 − log r`, `r = π(y)/π0(y)`, over the same tokens: what log-probabilities alone can tell.
+        k3_standard_error: of that mean, answers (not tokens) taken as independent.
+        tokens: tokens averaged over.
+        answers: answers that they belong to.
+    """
+
+    exact: float
+    k3: float
+    k3_standard_error: float | None
+    tokens: int
+    answers: int
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of a report's `summary`."""
+        return {
+            "mean": self.exact, "median": None, "count": self.tokens, "null": None, "excess": None,
+            "weights": "tokens", "k3": self.k3, "k3_standard_error": self.k3_standard_error, "answers": self.answers,
+        }  # fmt: skip
+
+
+def functional_distance(
+    initial: str | Path, final: str | Path, prompts: Path, *, max_new_tokens: int = 128, limit: int = 256, seed: int = 0
+) -> Distance:
+    """Samples answers to held-out prompts from the initial model, and scores them with both.
+
+    Args:
+        initial: Hugging Face directory with a tokenizer, a run of ours (its last step), or `RUN@STEP`.
+        final: Likewise; its tokenizer is not used.
+        prompts: JSONL or parquet rows with `prompt` messages, or `messages` (those before the last answer).
+        max_new_tokens: Longest answer.
+        limit: At most so many rows.
+        seed: Of the sampling, at temperature 1.
+
+    Raises:
+        UserError: a checkpoint that is no loadable model, no tokenizer, other vocabularies, unusable rows.
+    """
+    starts = [_start(source) for source in (initial, final)]
+    rows = read_rows(prompts)[:limit]
+    tokenizer = load_tokenizer(tokenizer_directory(starts[0]))
+    requests = [encode_prompt(tokenizer, _messages(row, f"{prompts}: row {i}")) for i, row in enumerate(rows)]
+    before, after = (Actor(*load_start(start, mesh=None, compute_dtype="float32")) for start in starts)
+    sizes = [actor.model.config.vocab_size for actor in (before, after)]
+    if sizes[0] != sizes[1]:
+        raise UserError(f"{final}: a vocabulary of {sizes[1]}, that of {initial} has {sizes[0]}")
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, stop_tokens=stop_tokens(tokenizer))
+    seeds = np.random.default_rng([seed, 0]).integers(2**32, size=len(requests))
+    found = []
+    for start in range(0, len(requests), BATCH):
+        part = slice(start, start + BATCH)
+        try:
+            answers = sample(
+                before.model, before.params, requests[part], seeds[part], settings, pad_id=pad_token(tokenizer)
+            )
+        except ValueError as error:
+            raise UserError(f"{prompts}: {error}") from error
+        found.append(answer_sums(before, after, answers))
+    return summed(np.concatenate(found))
+
+
+def answer_sums(before: Actor, after: Actor, answers: Rollout) -> Float[np.ndarray, "batch 3"]:
+    """Per answer: exact forward KL and k3 estimate, each summed over its tokens, and the number of tokens."""
+    tokens, valid = jnp.asarray(answers.tokens), jnp.asarray(answers.valid)
+    exact = np.asarray(_exact(before.model, before.params, after.model, after.params, tokens, valid), np.float64)
+    ratio = np.asarray(score(after.model, after.params, tokens, valid), np.float64)
+    ratio -= np.asarray(score(before.model, before.params, tokens, valid), np.float64)
+    mask = answers.response_mask
+    terms = (np.maximum(exact, 0.0), np.expm1(np.where(mask, ratio, 0.0)) - np.where(mask, ratio, 0.0))
+    return np.stack([*(np.where(mask, term, 0.0).sum(1) for term in terms), mask.sum(1)], axis=1)
+
+
+def summed(sums: Float[np.ndarray, "answers 3"]) -> Distance:
+    """Means over tokens from sums per answer; the standard error is that of a ratio of means over answers."""
+    count, tokens = len(sums), float(sums[:, 2].sum())
+    exact, k3 = (float(sums[:, column].sum() / tokens) for column in (0, 1))
+    residuals = sums[:, 1] - k3 * sums[:, 2]
+    error = math.sqrt(float(residuals @ residuals) * count / max(count - 1, 1)) / tokens if count > 1 else None
+    return Distance(exact, k3, error, int(tokens), count)
+
+
+@partial(jax.jit, static_argnames=("before", "after"))
+def _exact(
+    before: Qwen3, initial: PyTree, after: Qwen3, final: PyTree, tokens: Int[Array, "batch time"],
+    valid: Bool[Array, "batch time"],
+) -> Float[Array, "batch time"]:  # fmt: skip
+    """`KL(π0‖π)` of every token's distribution given those before it, nats."""
+    models = []
+    for model, params in ((after, final), (before, initial)):
+        hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
+        tied = model.config.tie_word_embeddings
+        models += [hidden, params["embed"]["embedding"].T if tied else params["head"]["kernel"]]
+    return forward_kl(*models, remat=False)
+
+
+def _messages(row: dict, where: str) -> list[dict]:
+    """The messages that the model is to answer."""
+    if "prompt" in row:
+        check_messages(row["prompt"], f"{where}: 'prompt'")
+        return row["prompt"]
+    check_messages(row.get("messages"), f"{where}: 'prompt' or 'messages'")
+    messages = row["messages"]
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    asked = messages[: answers[-1]] if answers else messages
+    if not asked:
+        raise UserError(f"{where}: 'messages' has nothing before the answer")
+    return asked
+
+
+def _start(source: str | Path) -> str:
+    """The source as `load_start` takes it: a bare run directory stands for its last step."""
+    steps = saved_steps(Path(source))
+    return f"{source}@{steps[-1]}" if steps else str(source)

@@ -1,0 +1,43 @@
+"""The learning rates that a run of ours took, read from its directory."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgeom.comparison.learning_rates import LearningRates
+from jaxgeom.errors import UserError
+from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
+from jaxgeom.training.run_directory import read_json_lines
+
+
+def run_learning_rates(run: Path, *, initial_step: int = 0) -> LearningRates:
+    """Learning rates per optimizer step, from `metrics.jsonl` where it has every step, else by the schedule.
+
+    A step that the run skipped (no group with a gradient) has rate 0: it changed nothing.
+
+    Args:
+        run: The run directory.
+        initial_step: The step of the run from which updates are taken.
+
+    Raises:
+        UserError: the directory tells neither.
+    """
+    logged = {}
+    if (run / "metrics.jsonl").is_file():
+        for row in read_json_lines(run / "metrics.jsonl"):
+            if "learning_rate" in row:
+                logged[int(row["step"])] = 0.0 if row.get("skipped") else float(row["learning_rate"])
+    if logged and sorted(logged) == list(range(1, len(logged) + 1)):
+        rates = tuple(logged[step] for step in sorted(logged))
+        return LearningRates(rates, f"{run / 'metrics.jsonl'}: the rate of every step", initial_step)
+    path = run / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        optimizer, steps = AdamWSettings(**settings["optimizer"]), int(settings["steps"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: tells no learning rate ({error})") from error
+    rates = np.asarray(learning_rate_schedule(optimizer, steps)(jnp.arange(steps)), np.float64)
+    source = f"{path}: its {optimizer.schedule} schedule, steps that were skipped counted"
+    return LearningRates(tuple(rates.tolist()), source, initial_step)

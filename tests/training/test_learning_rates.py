@@ -1,0 +1,64 @@
+"""Learning rates read back from a run directory, and what `jaxgeom trajectory` makes of its arguments."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxgeom.commands.trajectory import rates_of
+from jaxgeom.errors import UserError
+from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.training import run_learning_rates
+
+COSINE = AdamWSettings(learning_rate=1e-3, schedule="cosine", learning_rate_end=1e-4, warmup_fraction=0.25)
+
+
+def _run(directory, rows, optimizer=COSINE, start="/models/base"):
+    (directory / "checkpoints").mkdir(parents=True)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"steps": 8, "optimizer": dataclasses.asdict(optimizer)}
+    (directory / "config.json").write_text(json.dumps({"settings": settings, "inputs": {"model": str(start)}}))
+    return directory
+
+
+def test_logged_rates_win_and_skipped_steps_count_nothing(tmp_path):
+    rows = [{"step": 0, "accuracy": 0.5}]
+    rows += [{"step": s, "learning_rate": s * 1e-4} | ({"skipped": 1.0} if s == 3 else {}) for s in range(1, 9)]
+    rates = run_learning_rates(_run(tmp_path / "run", rows), initial_step=2)
+    assert "metrics.jsonl" in rates.source
+    total, root = rates.sums(5)
+    assert total == pytest.approx(9e-4) and root == pytest.approx(np.sqrt(4**2 + 5**2) * 1e-4)
+
+
+def test_without_a_whole_log_the_schedule_is_taken(tmp_path):
+    rates = run_learning_rates(_run(tmp_path / "run", [{"step": 5, "learning_rate": 1.0}]))
+    assert "cosine schedule" in rates.source
+    warm = np.array([0.5e-3, 1e-3])  # two of eight steps
+    rest = 1e-4 + 9e-4 * 0.5 * (1 + np.cos(np.pi * np.arange(6) / 6))
+    expected = np.concatenate([warm, rest])
+    assert rates.sums(8) == pytest.approx((expected.sum(), np.linalg.norm(expected)), rel=1e-5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="tells no learning rate"):
+        run_learning_rates(tmp_path / "empty")
+
+
+def test_which_rates_a_trajectory_takes(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    logged = [{"step": s, "learning_rate": 1e-4} for s in range(1, 9)]
+    run = _run(tmp_path / "run", logged, start=base)
+    steps = [f"{run}@4", f"{run}@8"]
+    rates, said = rates_of(str(base), steps, None, None)
+    assert rates is not None and rates.sums(8)[0] == pytest.approx(8e-4) and "metrics.jsonl" in said
+    rates, _ = rates_of(f"{run}@4", steps[1:], None, None)
+    assert rates is not None and rates.sums(8)[0] == pytest.approx(4e-4)
+    rates, said = rates_of(str(tmp_path / "other"), steps, None, None)
+    assert rates is None and "did not begin at" in said
+    rates, _ = rates_of(str(tmp_path / "other"), steps, None, 0)
+    assert rates is not None and rates.sums(8)[0] == pytest.approx(8e-4)
+    rates, _ = rates_of(str(base), ["a/checkpoint-100", "a/checkpoint-200"], 1e-5, 50)
+    assert rates is not None and rates.sums(200) == pytest.approx((150e-5, np.sqrt(150) * 1e-5))
+    assert rates_of(str(base), ["a", "b"], None, None)[0] is None
+    with pytest.raises(UserError, match="learning_rate"):
+        rates_of(str(base), ["early", "late"], 1e-5, None)
