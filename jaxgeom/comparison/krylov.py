@@ -2,15 +2,12 @@
 
 import numpy as np
 
+from jaxgeom.comparison import lapack
 from jaxgeom.comparison.spectrum import Matrix
 
 _SEED = 314159
-
-
-def _symmetric(gram: np.ndarray) -> np.ndarray:
-    full = np.triu(gram)
-    full += np.triu(gram, 1).T
-    return full
+_DIRECT_SIZE = 1536
+"""Up to this size a tridiagonal form costs less than the Krylov space, and separates all directions."""
 
 
 def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance: float = 1e-7) -> float:
@@ -26,7 +23,7 @@ def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance:
     peak = float(np.abs(np.diagonal(gram)).max())
     if peak == 0:
         return _small_square(matrix)
-    times = matrix.operator(_symmetric(gram / np.float32(peak)))
+    times = matrix.operator(gram / np.float32(peak))
     vector = np.random.default_rng(_SEED).standard_normal(size).astype(np.float32)
     vector /= np.linalg.norm(vector)
     steps = min(size, 300)
@@ -58,8 +55,8 @@ def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance:
 def leading_and_fourth(matrix: Matrix) -> tuple[float, float]:
     """Largest squared singular value and Σσ⁴, from one float32 Gram matrix."""
     gram = matrix.gram(np.float32)
-    diagonal = np.diagonal(gram)
-    return leading_square(matrix, gram), 2 * float(np.vdot(gram, gram)) - float(diagonal @ diagonal)
+    diagonal, flat = np.diagonal(gram), gram.reshape(-1, order="F")  # a view: the product of entries needs no order
+    return leading_square(matrix, gram), 2 * float(flat @ flat) - float(diagonal @ diagonal)
 
 
 def _small_square(matrix: Matrix) -> float:
@@ -68,21 +65,23 @@ def _small_square(matrix: Matrix) -> float:
 
 
 def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leading singular triplets by block Krylov iteration: short-side vectors, long-side vectors, values (float64).
+    """Leading singular triplets of the float32 Gram matrix: short-side vectors, long-side vectors, values (float64).
 
-    The Krylov space of the float32 Gram matrix over a random block of `count + 16` columns and `passes` powers; the
-    Rayleigh quotient is taken in it. Directions whose values lie close together at the cut are not separated fully.
+    Small ones by their tridiagonal form. Larger ones by block Krylov iteration: the Rayleigh quotient in the space over
+    a random block of `count + 16` columns and `passes` powers; directions whose values lie close together at the cut
+    are not separated fully there.
     """
     size = matrix.short
     width = min(size, count + 16)
     gram = matrix.gram(np.float32)
     peak = np.float32(max(float(np.abs(np.diagonal(gram)).max()), 1e-30))
-    full = np.asfortranarray(_symmetric(gram / peak))
-    if width * passes >= size:
-        values, vectors = np.linalg.eigh(full.astype(np.float64))
-        space = np.asfortranarray(vectors[:, ::-1][:, :count])
+    gram = gram / peak
+    if size <= _DIRECT_SIZE or width * passes >= size:
+        diagonal, off, tau = lapack.tridiagonalize(gram)
+        _, vectors = lapack.tridiagonal_top_vectors(diagonal.astype(np.float64), off.astype(np.float64), count)
+        space = lapack.back_transform(gram, tau, vectors[:, ::-1])
     else:
-        times, rng = matrix.operator(full), np.random.default_rng(_SEED)
+        times, rng = matrix.operator(gram), np.random.default_rng(_SEED)
         block = np.linalg.qr(rng.standard_normal((size, width), np.float32))[0]
         blocks = []
         for _ in range(passes):

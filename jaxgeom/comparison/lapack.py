@@ -35,11 +35,15 @@ _dsyrk = _routine(scipy.linalg.cython_blas, "dsyrk", 10)
 _ssyrk = _routine(scipy.linalg.cython_blas, "ssyrk", 10)
 _dgemm = _routine(scipy.linalg.cython_blas, "dgemm", 13)
 _sgemm = _routine(scipy.linalg.cython_blas, "sgemm", 13)
+_ssymm = _routine(scipy.linalg.cython_blas, "ssymm", 12)
+_ssymv = _routine(scipy.linalg.cython_blas, "ssymv", 10)
 _dsytrd = _routine(scipy.linalg.cython_lapack, "dsytrd", 10)
+_ssytrd = _routine(scipy.linalg.cython_lapack, "ssytrd", 10)
 _dsterf = _routine(scipy.linalg.cython_lapack, "dsterf", 4)
 _dstedc = _routine(scipy.linalg.cython_lapack, "dstedc", 11)
 _dstemr = _routine(scipy.linalg.cython_lapack, "dstemr", 21)
 _dormtr = _routine(scipy.linalg.cython_lapack, "dormtr", 13)
+_sormtr = _routine(scipy.linalg.cython_lapack, "sormtr", 13)
 _dgesdd = _routine(scipy.linalg.cython_lapack, "dgesdd", 14)
 
 
@@ -108,16 +112,32 @@ def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return out
 
 
-def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Householder form of a symmetric matrix (upper triangle, overwritten).
+def symmetric_multiply(upper: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Product of a symmetric float32 matrix with `[p]` or `[p, k]`; its upper triangle is read (Fortran-ordered)."""
+    size, one, zero, step = upper.shape[0], ctypes.byref(ctypes.c_float(1)), ctypes.byref(ctypes.c_float(0)), _int(1)
+    vectors = np.asfortranarray(vectors, np.float32)
+    out, rows, data = np.empty_like(vectors), _int(size), upper.ctypes.data
+    if vectors.ndim == 1:
+        _ssymv(_char("U"), rows, one, data, rows, vectors.ctypes.data, step, zero, out.ctypes.data, step)
+        return out
+    _ssymm(
+        _char("L"), _char("U"), rows, _int(vectors.shape[1]), one, data, rows, vectors.ctypes.data, rows, zero,
+        out.ctypes.data, rows,
+    )  # fmt: skip
+    return out
 
-    Diagonal, off-diagonal, reflector scales.
+
+def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Householder form of a symmetric matrix (upper triangle, overwritten), float64 or float32.
+
+    Diagonal, off-diagonal, reflector scales, in its dtype.
     """
-    size = matrix.shape[0]
-    diagonal, off, tau = np.empty(size), np.empty(max(size - 1, 1)), np.empty(max(size - 1, 1))
-    work = np.empty(max(1, size * 64))
+    size, dtype = matrix.shape[0], matrix.dtype
+    name, routine = ("dsytrd", _dsytrd) if dtype == np.float64 else ("ssytrd", _ssytrd)
+    diagonal, off, tau = np.empty(size, dtype), np.empty(max(size - 1, 1), dtype), np.empty(max(size - 1, 1), dtype)
+    work = np.empty(max(1, size * 64), dtype)
     info = ctypes.c_int()
-    _dsytrd(
+    routine(
         _char("U"),
         _int(size),
         matrix.ctypes.data,
@@ -129,7 +149,7 @@ def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         _int(work.size),
         ctypes.byref(info),
     )
-    _check("dsytrd", info)
+    _check(name, info)
     return diagonal, off, tau
 
 
@@ -143,7 +163,7 @@ def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
 
 
 def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """All eigenvalues (ascending) and the vectors of the `count` largest `[p, count]`, ascending too.
+    """Eigenvalues and vectors `[p, count]` of the `count` largest, ascending; all eigenvalues where they come along.
 
     Divide and conquer when a good part is asked for, else relatively robust representations on the wanted part.
     """
@@ -169,7 +189,6 @@ def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
         )
         _check("dstedc", info)
         return values, vectors[:, size - count :]
-    values = tridiagonal_values(diagonal, off)
     scratch_diagonal, scratch_off = diagonal.copy(), np.append(off[: size - 1], 0.0)
     found, wanted = ctypes.c_int(), np.empty(size)
     vectors = np.empty((size, count), order="F")
@@ -200,16 +219,20 @@ def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
         ctypes.byref(info),
     )
     _check("dstemr", info)
-    return values, vectors
+    return wanted[:count], vectors
 
 
 def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Vectors of the tridiagonal form turned into those of the original matrix (in place; Fortran-ordered `[p, k]`)."""
-    vectors = np.asfortranarray(vectors)
+    """Vectors of the tridiagonal form turned into those of the original matrix (in place; Fortran-ordered `[p, k]`).
+
+    In the dtype of the reflectors.
+    """
+    vectors = np.asfortranarray(vectors, reflectors.dtype)
+    name, routine = ("dormtr", _dormtr) if vectors.dtype == np.float64 else ("sormtr", _sormtr)
     size, count = vectors.shape
-    work = np.empty(max(1, count * 64) + 64 * 65)
+    work = np.empty(max(1, count * 64) + 64 * 65, vectors.dtype)
     info = ctypes.c_int()
-    _dormtr(
+    routine(
         _char("L"),
         _char("U"),
         _char("N"),
@@ -224,7 +247,7 @@ def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray)
         _int(work.size),
         ctypes.byref(info),
     )
-    _check("dormtr", info)
+    _check(name, info)
     return vectors
 
 

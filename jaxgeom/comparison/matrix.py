@@ -17,6 +17,7 @@ from jaxgeom.comparison.scan import (
     bf16_view,
     histogram_of,
     low_magnitude_mask,
+    order_statistic,
     widen,
 )  # fmt: skip
 from jaxgeom.comparison.settings import PROJECTION_SHARES, RMS_TOLERANCES, CompareSettings
@@ -442,7 +443,7 @@ def _reconstruction_mask(left: np.ndarray, right: np.ndarray, take: int) -> np.n
     flat = magnitude.reshape(-1)
     if take <= 0:
         return np.zeros(flat.size, bool)
-    threshold = np.partition(flat, flat.size - take)[flat.size - take]
+    threshold = order_statistic(flat, flat.size - take)
     mask = flat > threshold
     missing = take - int(np.count_nonzero(mask))
     tied = np.flatnonzero(flat == threshold)

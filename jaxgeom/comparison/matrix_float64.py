@@ -120,9 +120,9 @@ class Float64Matrix(Matrix):
         with jax.enable_x64(True):
             return np.asfortranarray(np.asarray(_multiply(self._put(left), self._put(right))))
 
-    def operator(self, full: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by the float32 array `full [short, short]`, which stays on the device."""
-        held = self._put(full)
+    def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Multiplication by a symmetric float32 array `[short, short]`, its upper triangle given, which stays there."""
+        held = self._put(np.triu(upper) + np.triu(upper, 1).T)
         return lambda vectors: np.array(_multiply(held, self._put(vectors)))
 
     def eigenvalues(self) -> np.ndarray:

@@ -175,10 +175,10 @@ class IntegerMatrix(Matrix):
             out += _scaled(_product(words, right, self._long_axis, 0), scale * size)
         return out.astype(vectors.dtype, copy=False)
 
-    def operator(self, full: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by the float32 array `full [short, short]`, which stays on the device.
+    def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Multiplication by a symmetric float32 array `[short, short]`, its upper triangle given, which stays there.
 
         Only directions are sought with it, whose values are then taken from exact products.
         """
-        held = self._put(full)
+        held = self._put(np.triu(upper) + np.triu(upper, 1).T)
         return lambda vectors: np.array(_multiply_float32(held, self._put(vectors)))

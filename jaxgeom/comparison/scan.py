@@ -144,10 +144,12 @@ class ElementTotals:
             self.bf16_delta_squares += float(rounded @ rounded)
         if self.on_grid and initial.dtype.name != "bfloat16":
             self.on_grid = not np.any(a.view(np.uint32) & np.uint32(0xFFFF))
-        bins = (a_bits & _MAGNITUDE).astype(np.intp)
-        self.histogram += np.bincount(bins, minlength=BINS)
-        self.changed_histogram += np.bincount(bins[changed], minlength=BINS)
-        self.hidden_histogram += np.bincount(bins[changed & ~beyond], minlength=BINS)
+        counts = _counts(a_bits, changed)
+        self.histogram += counts[0] + counts[1]
+        self.changed_histogram += counts[1]
+        hidden = changed & ~beyond
+        if hidden.any():
+            self.hidden_histogram += _counts(a_bits, hidden)[1]
         return changed
 
     @property
@@ -178,6 +180,13 @@ _HALF_ULP = _half_ulp()
 def view_bits(stored: np.ndarray, wide: np.ndarray) -> np.ndarray:
     """Bits of the bfloat16 view of a stored array, of which `wide` is the float32 widening."""
     return stored.view(np.uint16) if stored.dtype.name == "bfloat16" else bf16_bits(wide)
+
+
+def _counts(bits: np.ndarray, flags: np.ndarray) -> np.ndarray:
+    """Entries per magnitude bin without and with the flag `[2, 2¹⁵]`; the flag takes the place of the sign."""
+    keys = bits & _MAGNITUDE
+    keys |= flags.view(np.uint8).astype(np.uint16) << np.uint16(15)
+    return np.bincount(keys, minlength=2 * BINS).reshape(2, BINS)
 
 
 def _value(bits: np.ndarray) -> np.ndarray:
@@ -243,7 +252,7 @@ def low_magnitude_mask(initial: np.ndarray, totals: ElementTotals, fraction: flo
         threshold = np.uint16(cut)
     else:
         keys = widen(flat).view(np.uint32) & np.uint32(0x7FFFFFFF)
-        threshold = np.partition(keys, take - 1)[take - 1] if take else np.uint32(0)
+        threshold = order_statistic(keys, take - 1) if take else np.uint32(0)
     mask = keys < threshold
     missing = take - int(np.count_nonzero(mask))
     if missing:
@@ -256,20 +265,21 @@ def low_magnitude_mask(initial: np.ndarray, totals: ElementTotals, fraction: flo
     return mask, inside
 
 
-def largest_mask(magnitude: np.ndarray, take: int) -> np.ndarray:
-    """Flat mask of the `take` largest of non-negative numbers, ties to the lower index.
+def order_statistic(values: np.ndarray, rank: int) -> np.generic:
+    """The value that would stand at index `rank` if the flat array were sorted, found without moving all of it.
 
-    Works on a copy of `magnitude`.
+    A sorted sample brackets it; only what lies within the bracket is partitioned.
     """
-    flat = magnitude.reshape(-1)
-    if take <= 0:
-        return np.zeros(flat.size, bool)
-    threshold = np.partition(flat, flat.size - take)[flat.size - take]
-    mask = flat > threshold
-    missing = take - int(np.count_nonzero(mask))
-    if missing:
-        mask[np.flatnonzero(flat == threshold)[:missing]] = True
-    return mask
+    if values.size < 1 << 18:
+        return np.partition(values, rank)[rank]
+    sample = np.sort(values[:: values.size >> 15])
+    place, room = rank * sample.size // values.size, 4 * int(np.sqrt(sample.size))
+    low, high = sample[max(place - room, 0)], sample[min(place + room, sample.size - 1)]
+    below = int(np.count_nonzero(values < low))
+    inside = values[(values >= low) & (values <= high)]
+    if not below <= rank < below + inside.size:  # entries ordered so that the sample misleads
+        return np.partition(values, rank)[rank]
+    return np.partition(inside, rank - below)[rank - below]
 
 
 def histogram_of(initial: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -277,6 +287,6 @@ def histogram_of(initial: np.ndarray, mask: np.ndarray) -> np.ndarray:
     flat = initial.reshape(-1)
     out = np.zeros(BINS, np.int64)
     for start in range(0, flat.size, 4 * _BLOCK):
-        block = flat[start : start + 4 * _BLOCK][mask[start : start + 4 * _BLOCK]]
-        out += np.bincount((view_bits(block, widen(block)) & _MAGNITUDE).astype(np.intp), minlength=BINS)
+        where = slice(start, start + 4 * _BLOCK)
+        out += _counts(view_bits(flat[where], widen(flat[where])), mask[where])[1]
     return out

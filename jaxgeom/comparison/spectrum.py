@@ -7,6 +7,7 @@ the bidiagonal route takes over.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -97,9 +98,9 @@ class Matrix:
         """Product of two plain arrays of one dtype, where this matrix lives."""
         return lapack.multiply(left, right)
 
-    def operator(self, full: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by the float32 array `full [short, short]`, to be applied many times."""
-        return full.__matmul__
+    def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Multiplication by a symmetric float32 array `[short, short]` given by its upper triangle, many times over."""
+        return functools.partial(lapack.symmetric_multiply, upper)
 
     def eigenvalues(self) -> np.ndarray:
         """All eigenvalues of the Gram matrix, ascending, float64."""
@@ -111,6 +112,7 @@ class Matrix:
         reduced = self.gram()
         diagonal, off, tau = lapack.tridiagonalize(reduced)
         squares, vectors = lapack.tridiagonal_top_vectors(diagonal, off, count)
+        squares = squares if squares.size == diagonal.size else lapack.tridiagonal_values(diagonal, off)
         return squares, lapack.back_transform(reduced, tau, np.asfortranarray(vectors[:, ::-1]))
 
     def bidiagonal_values(self) -> np.ndarray:

@@ -102,7 +102,7 @@ def test_every_process_has_the_whole_report_and_goes_on_after_an_interruption(pa
     assert isinstance(alone, ProcessFailed) and "no sign of process 0" in str(alone)
     journals = [path.name for path in out.iterdir() if "partial" in path.name]
     held = {json.loads(line)["name"] for line in (out / journals[0]).read_text().splitlines()[1:]}
-    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS))
+    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS), SETTINGS)
     assert journals == [".partial.1.jsonl"] and held == {part.name for part in share(parts, 1, 2)}
     reports = together(pair, out, run=2)
     whole = compare_checkpoints(*map(open_checkpoint, pair), SETTINGS).to_json()
@@ -119,13 +119,13 @@ def test_one_process_goes_on_where_several_were(pair, tmp_path):
     compare_checkpoints(
         *map(open_checkpoint, pair), SETTINGS, out=out, progress=lambda done, total, name: measured.append(name)
     )
-    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS))
+    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS), SETTINGS)
     assert measured == [part.name for part in parts if part not in share(parts, 2, 3)]
     assert not [path.name for path in out.iterdir() if "partial" in path.name]
 
 
 def test_shares_are_a_balanced_partition(pair):
-    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS))
+    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS), SETTINGS)
     shares = [share(parts, index, 3) for index in range(3)]
     assert sorted(part.name for one in shares for part in one) == sorted(part.name for part in parts)
     cost = [sum(part.size * (min(part.shape) if part.is_matrix else 1) for part in one) for one in shares]
