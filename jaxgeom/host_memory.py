@@ -8,11 +8,12 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep what it frees: on CPU, XLA takes and frees its scratch memory in every call.
+    """Lets this process keep what it frees, in place of giving it back and asking for it again.
 
-    By default glibc maps large blocks anew each time and the kernel clears every page again; a step of a small model
-    spends a quarter of its time there. Memory in use at the peak then stays with the process. Called by the commands
-    that train; it changes nothing but glibc's settings and is for processes of one's own.
+    By default glibc maps large blocks anew each time and the kernel clears every page again. XLA on CPU takes and frees
+    its scratch memory in every call, where a step of a small model spends a quarter of its time so; a comparison of
+    checkpoints takes and frees arrays as large as a matrix. Memory in use at the peak then stays with the process.
+    Called by the commands that train and measure; it changes nothing but glibc's settings.
 
     Returns:
         Whether the allocator took the settings; False where the C library is not glibc.

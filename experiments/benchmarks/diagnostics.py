@@ -27,8 +27,11 @@ SHAPES = {
 }
 
 
-def write_pair(model: str, layers: int, folder: pathlib.Path, update: float) -> None:
-    """Two directories with the matrices of `layers` layers.
+VOCABULARY = 151_936
+
+
+def write_pair(model: str, layers: int, folder: pathlib.Path, update: float, *, embedding: bool = False) -> None:
+    """Two directories with the matrices of `layers` layers, or with the embedding alone.
 
     W0 ~ N(0, 0.02²) and W0 plus isotropic noise, in bfloat16.
     """
@@ -43,6 +46,8 @@ def write_pair(model: str, layers: int, folder: pathlib.Path, update: float) -> 
         "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
     }  # fmt: skip
     shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(layers) for name, shape in per_layer.items()}
+    if embedding:
+        shapes = {"model.embed_tokens.weight": (VOCABULARY, d)}
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * shape[0] * shape[1]
@@ -58,14 +63,13 @@ def write_pair(model: str, layers: int, folder: pathlib.Path, update: float) -> 
     ):
         for file in (first, second):
             file.write(len(text).to_bytes(8, "little") + text)
-        for shape in shapes.values():
-            start = rng.standard_normal(shape, np.float32) * np.float32(0.02)
-            start = start.astype(ml_dtypes.bfloat16)
-            end = (
-                start.astype(np.float32) + rng.standard_normal(shape, np.float32) * np.float32(0.02 * update)
-            ).astype(ml_dtypes.bfloat16)
-            first.write(start.tobytes())
-            second.write(end.tobytes())
+        for rows, columns in shapes.values():
+            for done in range(0, rows, 4096):
+                shape = (min(4096, rows - done), columns)
+                start = (rng.standard_normal(shape, np.float32) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
+                noise = rng.standard_normal(shape, np.float32) * np.float32(0.02 * update)
+                first.write(start.tobytes())
+                second.write((start.astype(np.float32) + noise).astype(ml_dtypes.bfloat16).tobytes())
 
 
 def run_baseline(folder: pathlib.Path) -> None:
@@ -88,7 +92,9 @@ def run_suite(folder: pathlib.Path, suite: str, cache: pathlib.Path | None, devi
     """One comparison, nulls included."""
     from jaxgeom.checkpoints import open_checkpoint
     from jaxgeom.comparison import CompareSettings, compare_checkpoints
+    from jaxgeom.host_memory import keep_freed_memory
 
+    keep_freed_memory()  # as `jaxgeom compare` does
     settings = CompareSettings(suite=suite, device=device)
     compare_checkpoints(open_checkpoint(folder / "initial"), open_checkpoint(folder / "final"), settings, cache=cache)
 
@@ -117,6 +123,7 @@ def main() -> None:
     parser.add_argument("--suites", nargs="+", default=["full", "fast"], choices=["full", "fast"])
     parser.add_argument("--update", type=float, default=1e-2, help="scale of the update relative to the weights")
     parser.add_argument("--device", default="cpu", choices=["auto", "cpu", "gpu", "tpu"])
+    parser.add_argument("--embedding", action="store_true", help="time and memory of the model's embedding too")
     parser.add_argument("--without-baseline", action="store_true")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -136,25 +143,28 @@ def main() -> None:
         print(f"{'variant':14s} {'wall s':>8s} {'ratio':>6s} {'cpu s':>8s} {'ratio':>6s} {'peak GiB':>9s}")
         base = None
         for variant in variants:
-            command = [
-                sys.executable,
-                __file__,
-                arguments.model,
-                "--device",
-                arguments.device,
-                "--child",
-                variant,
-                str(folder),
-            ]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            figures = json.loads(done.stdout.splitlines()[-1])
+            figures = run_child(arguments, variant, folder)
             base = base or figures
-            ratios = [base[key] / figures[key] if "baseline" in variants else float("nan") for key in ("wall", "cpu")]
-            print(
-                f"{variant:14s} {figures['wall']:8.2f} {ratios[0]:6.1f} {figures['cpu']:8.2f} {ratios[1]:6.1f} "
-                f"{figures['peak']:9.2f}",
-                flush=True,
-            )
+            show(variant, figures, base if "baseline" in variants else None)
+    if arguments.embedding:
+        with tempfile.TemporaryDirectory() as name:
+            folder = pathlib.Path(name)
+            write_pair(arguments.model, 0, folder, arguments.update, embedding=True)
+            show("embedding", run_child(arguments, "fast", folder), None)
+
+
+def run_child(arguments: argparse.Namespace, variant: str, folder: pathlib.Path) -> dict[str, float]:
+    """Runs one variant in a process of its own."""
+    command = [sys.executable, __file__, arguments.model, "--device", arguments.device, "--child", variant, str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(variant: str, figures: dict[str, float], base: dict[str, float] | None) -> None:
+    """One line of the table."""
+    wall, cpu = (f"{base[key] / figures[key]:.1f}" if base else "" for key in ("wall", "cpu"))
+    line = f"{variant:14s} {figures['wall']:8.2f} {wall:>6s} {figures['cpu']:8.2f} {cpu:>6s} {figures['peak']:9.2f}"
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

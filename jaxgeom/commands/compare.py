@@ -11,6 +11,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.comparison.processes import initialize
+from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 from jaxgeom.training.functional_distance import NULL, Distance, functional_distance
@@ -45,6 +46,7 @@ def compare(
     """
 
     def run(command: str) -> None:
+        keep_freed_memory()
         reporter = Reporter()
         team = initialize() if distributed else None  # before anything touches a device
         with team.telling(out) if team is not None else contextlib.nullcontext():

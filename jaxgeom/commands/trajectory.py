@@ -12,6 +12,7 @@ from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
 from jaxgeom.comparison.learning_rates import LearningRates
 from jaxgeom.errors import UserError
+from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import trajectory_findings, write_report
 from jaxgeom.training import run_learning_rates, saved_steps
@@ -50,6 +51,7 @@ def trajectory(
     """
 
     def run(command: str) -> None:
+        keep_freed_memory()
         reporter = Reporter()
         first = open_checkpoint(initial)
         opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
