@@ -41,7 +41,9 @@ def between(
         reporter = Reporter()
         sides = [open_checkpoint(path) for path in (initial, final_a, final_b)]
         with entry_progress(reporter, "between") as progress:
-            report = between_runs(*sides, settings, out=out, progress=progress, force=force, command=command)
+            report = between_runs(
+                sides[0], sides[1], sides[2], settings, out=out, progress=progress, force=force, command=command
+            )
         page = write_report(out)
         print_table(report, reporter.console)
         reporter.say(f"page: {page}")

@@ -86,7 +86,7 @@ def between_runs(
 
     def measure(part: Part, arrays: list[np.ndarray]) -> dict[str, Any]:
         digests = [content_digest(array.shape, array.dtype.name, [array]) for array in arrays]
-        return measure_pair(*arrays, settings) | {"digests": digests}
+        return measure_pair(arrays[0], arrays[1], arrays[2], settings) | {"digests": digests}
 
     def finished(part: Part, row: dict[str, Any]) -> None:
         nonlocal done

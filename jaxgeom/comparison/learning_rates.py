@@ -25,7 +25,7 @@ class LearningRates:
     initial_step: int = 0
 
     def __post_init__(self) -> None:
-        for rate in (self.rates,) if isinstance(self.rates, float) else self.rates:
+        for rate in self.rates if isinstance(self.rates, tuple) else (self.rates,):
             if not (math.isfinite(rate) and rate >= 0):
                 raise UserError(f"learning_rate = {rate!r}: a finite number of at least 0 is needed")
 
@@ -41,7 +41,7 @@ class LearningRates:
         count = step - self.initial_step
         if count < 0:
             raise UserError(f"step {step} lies before the initial checkpoint's step {self.initial_step}")
-        if isinstance(self.rates, float):
+        if not isinstance(self.rates, tuple):
             return self.rates * count, self.rates * math.sqrt(count)
         if step > len(self.rates):
             raise UserError(f"{self.source}: rates of {len(self.rates)} steps, but a checkpoint at step {step}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -265,7 +266,7 @@ def low_magnitude_mask(initial: np.ndarray, totals: ElementTotals, fraction: flo
     return mask, inside
 
 
-def order_statistic(values: np.ndarray, rank: int) -> np.generic:
+def order_statistic(values: np.ndarray, rank: int) -> Any:
     """The value that would stand at index `rank` if the flat array were sorted, found without moving all of it.
 
     A sorted sample brackets it; only what lies within the bracket is partitioned.

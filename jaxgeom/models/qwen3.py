@@ -142,7 +142,8 @@ class Qwen3(nn.Module):
                 return attend_cache(q, keys, values, visible), (keys, values)
 
             x, (keys, values) = block(self.config, layer, x, cos, sin, attend)
-            written["k"].append(keys), written["v"].append(values)
+            written["k"].append(keys)
+            written["v"].append(values)
         return self._final_norm(x)[:, 0], written
 
     @property
