@@ -8,17 +8,13 @@ gives the same bits.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgeom.comparison.spectrum import Matrix
-
-# The options exist on every platform and change nothing but GPU kernels.
-_program = functools.partial(jax.jit, compiler_options={"xla_gpu_deterministic_ops": True})
+from jaxgeom.comparison.matrix_device import DeviceMatrix, multiply, program
 
 
 def _difference(array: jax.Array, minus: jax.Array | None, scale: jax.Array) -> jax.Array:
@@ -31,22 +27,22 @@ def _gram(array: jax.Array, minus: jax.Array | None, scale: jax.Array) -> jax.Ar
     return wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
 
 
-@_program
+@program
 def _gram_float32(array: jax.Array, minus: jax.Array | None, scale: jax.Array) -> jax.Array:
     return _gram(array, minus, scale).astype(jnp.float32)
 
 
-@_program
+@program
 def _gram_float64(array: jax.Array, minus: jax.Array | None, scale: jax.Array) -> jax.Array:
     return _gram(array, minus, scale)
 
 
-@_program
+@program
 def _eigenvalues(array: jax.Array, minus: jax.Array | None, scale: jax.Array) -> jax.Array:
     return jnp.linalg.eigvalsh(_gram(array, minus, scale), symmetrize_input=False)
 
 
-@functools.partial(_program, static_argnums=3)
+@functools.partial(program, static_argnums=3)
 def _eigenvectors(
     array: jax.Array, minus: jax.Array | None, scale: jax.Array, count: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -54,7 +50,7 @@ def _eigenvectors(
     return squares, vectors[:, ::-1][:, :count]
 
 
-@functools.partial(_program, static_argnums=3)
+@functools.partial(program, static_argnums=3)
 def _svd(array: jax.Array, minus: jax.Array | None, scale: jax.Array, vectors: bool) -> Any:
     # QR iteration on the bidiagonal form: the solver libraries' other method (Jacobi) promises less for small values.
     return jax.lax.linalg.svd(
@@ -65,7 +61,7 @@ def _svd(array: jax.Array, minus: jax.Array | None, scale: jax.Array, vectors: b
     )
 
 
-@functools.partial(_program, static_argnums=4)
+@functools.partial(program, static_argnums=4)
 def _times(
     array: jax.Array, minus: jax.Array | None, scale: jax.Array, vectors: jax.Array, transposed: bool
 ) -> jax.Array:
@@ -73,28 +69,14 @@ def _times(
     return (wide.T if transposed else wide) @ vectors.astype(jnp.float64)
 
 
-@_program
-def _multiply(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.matmul(left, right, precision="highest")
-
-
 @dataclasses.dataclass(frozen=True)
-class Float64Matrix(Matrix):
-    """A matrix whose algebra runs in float64 on one JAX device; results come back as NumPy arrays.
-
-    Attributes:
-        device: the device, one of this process's.
-    """
-
-    device: Any = dataclasses.field(kw_only=True)
+class Float64Matrix(DeviceMatrix):
+    """A matrix whose algebra runs in float64 on one JAX device."""
 
     @functools.cached_property
     def _placed(self) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-        minus = None if self.minus is None else self._put(self.minus)
-        return self._put(self.array), minus, self._put(np.float64(self.scale))
-
-    def _put(self, array: Any) -> jax.Array:
-        return jax.device_put(array, self.device)
+        minus = None if self.minus is None else self.put(self.minus)
+        return self.put(self.array), minus, self.put(np.float64(self.scale))
 
     def gram(self, dtype: type = np.float64) -> np.ndarray:
         """Gram matrix of the smaller side, upper triangle, Fortran-ordered."""
@@ -112,18 +94,13 @@ class Float64Matrix(Matrix):
 
     def _times(self, vectors: np.ndarray, transposed: bool) -> np.ndarray:
         with jax.enable_x64(True):
-            product = _times(*self._placed, self._put(vectors), transposed)
+            product = _times(*self._placed, self.put(vectors), transposed)
             return np.asfortranarray(np.asarray(product).astype(vectors.dtype))
 
     def multiply(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Product of two plain arrays of one dtype."""
         with jax.enable_x64(True):
-            return np.asfortranarray(np.asarray(_multiply(self._put(left), self._put(right))))
-
-    def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by a symmetric float32 array `[short, short]`, its upper triangle given, which stays there."""
-        held = self._put(np.triu(upper) + np.triu(upper, 1).T)
-        return lambda vectors: np.array(_multiply(held, self._put(vectors)))
+            return np.asfortranarray(np.asarray(multiply(self.put(left), self.put(right))))
 
     def eigenvalues(self) -> np.ndarray:
         """All eigenvalues of the Gram matrix, ascending."""

@@ -15,14 +15,12 @@ sees integers only; scaling is done here in float64.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgeom.comparison.spectrum import Matrix
+from jaxgeom.comparison.matrix_device import DeviceMatrix
 
 _DIGITS = 8
 _BITS = 7
@@ -94,20 +92,9 @@ def _scaled(parts: jax.Array, scale: float) -> np.ndarray:
     return out
 
 
-@jax.jit
-def _multiply_float32(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.matmul(left, right, precision="highest")
-
-
 @dataclasses.dataclass(frozen=True)
-class IntegerMatrix(Matrix):
-    """A matrix whose products are formed exactly in integers on one JAX device, and decomposed on the host.
-
-    Attributes:
-        device: the device, one of this process's.
-    """
-
-    device: Any = dataclasses.field(kw_only=True)
+class IntegerMatrix(DeviceMatrix):
+    """A matrix whose products are formed exactly in integers on one JAX device, and decomposed on the host."""
 
     @functools.cached_property
     def _placed(self) -> tuple[list[tuple[slice, jax.Array]], float]:
@@ -123,7 +110,7 @@ class IntegerMatrix(Matrix):
         for start in range(0, self.long, _INNER):
             where = slice(start, min(start + _INNER, self.long))
             cut = words[:, :, where] if self.is_wide else words[:, where]
-            blocks.append((where, self._put(cut)))
+            blocks.append((where, self.put(cut)))
         return blocks, scale
 
     def _row_blocks(self) -> list[slice]:
@@ -137,9 +124,6 @@ class IntegerMatrix(Matrix):
         if self.minus is not None:
             out -= np.float64(self.scale) * self.minus[where].astype(np.float64)
         return out
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(np.ascontiguousarray(array), self.device)
 
     @property
     def _long_axis(self) -> int:
@@ -159,7 +143,7 @@ class IntegerMatrix(Matrix):
         size = _power_above(vectors)
         if self.short > _INNER:
             return super().times_short(vectors)
-        right = self._put(_words(vectors.astype(np.float64), size))
+        right = self.put(_words(vectors.astype(np.float64), size))
         out = np.empty((self.long, vectors.shape[1]), vectors.dtype, order="F")
         for where, words in blocks:
             out[where] = _scaled(_product(words, right, 1 - self._long_axis, 0), scale * size)
@@ -171,14 +155,6 @@ class IntegerMatrix(Matrix):
         size = _power_above(vectors)
         out = np.zeros((self.short, vectors.shape[1]), order="F")
         for where, words in blocks:
-            right = self._put(_words(vectors[where].astype(np.float64), size))
+            right = self.put(_words(vectors[where].astype(np.float64), size))
             out += _scaled(_product(words, right, self._long_axis, 0), scale * size)
         return out.astype(vectors.dtype, copy=False)
-
-    def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by a symmetric float32 array `[short, short]`, its upper triangle given, which stays there.
-
-        Only directions are sought with it, whose values are then taken from exact products.
-        """
-        held = self._put(np.triu(upper) + np.triu(upper, 1).T)
-        return lambda vectors: np.array(_multiply_float32(held, self._put(vectors)))
