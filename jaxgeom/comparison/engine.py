@@ -15,10 +15,10 @@ from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Tensor, content_digest
 from jaxgeom.comparison import lapack
 from jaxgeom.comparison.base import BaseCache
 from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
-from jaxgeom.comparison.journal import Journal, as_user_error, description, settings_key
+from jaxgeom.comparison.journal import Journal, description, kept, settings_key
 from jaxgeom.comparison.matrix import MatrixMeasurement, element_statistics, norm_statistics
 from jaxgeom.comparison.population import MODULES, Part, parts_of
-from jaxgeom.comparison.processes import ProcessFailed, Team
+from jaxgeom.comparison.processes import Team
 from jaxgeom.comparison.report import Report
 from jaxgeom.comparison.scan import ElementTotals, require_finite, sum_of_squares
 from jaxgeom.comparison.settings import CompareSettings
@@ -349,10 +349,23 @@ def compare_parts(
         return _report(parts, journal.rows, initial, final, described, command)
 
     if team is None:
-        return _kept(journal, work, out, cache)
+        with kept(journal, out or cache or ""):
+            report = work()
+            if out is not None:
+                report.write(out)
+        return report
     folder = pathlib.Path(out or "")
-    with team.telling(folder):
-        return _kept(journal, work, out, cache, team)
+    with team.telling(folder), kept(journal, folder, remove=team.index == 0):
+        team.tell(folder, "measuring")
+        report = work()
+        if team.index == 0:
+            report.write(folder)
+        team.tell(folder, "gathered")
+        if team.index == 0:
+            team.wait(folder, "gathered")
+            journal.remove_all()
+            team.tidy(folder)
+    return report
 
 
 def _gather(team: Team, journal: Journal, parts: Sequence[Part], folder: pathlib.Path) -> None:
@@ -360,53 +373,6 @@ def _gather(team: Team, journal: Journal, parts: Sequence[Part], folder: pathlib
     team.tell(folder, "finished")
     team.wait(folder, "finished", "gathered")
     team.until_complete(folder, journal.load, lambda: [part.name for part in parts if part.name not in journal.rows])
-
-
-def _kept(
-    journal: Journal,
-    work: Callable[[], Report],
-    out: str | os.PathLike[str] | None,
-    cache: Any,
-    team: Team | None = None,
-) -> Report:
-    """Runs the comparison and writes its report; on an error the journal stays if it is worth going on from."""
-    journal.open()
-    try:
-        if team is not None:
-            team.tell(pathlib.Path(out or ""), "measuring")
-        report = work()
-    except ProcessFailed as error:
-        journal.close(remove=not error.keep)
-        raise
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            journal.close(remove=False)
-        else:
-            journal.discard()
-        raise
-    except OSError as error:
-        journal.close(remove=False)
-        raise as_user_error(error, out or cache or "") from error
-    except BaseException:
-        journal.close(remove=False)
-        raise
-    if team is not None and team.index > 0:
-        team.tell(pathlib.Path(out or ""), "gathered")
-        journal.close(remove=False)
-        return report
-    if out is not None:
-        try:
-            report.write(out)
-        except OSError as error:
-            journal.close(remove=False)
-            raise as_user_error(error, out) from error
-    if team is not None:
-        team.tell(pathlib.Path(out or ""), "gathered")
-        team.wait(pathlib.Path(out or ""), "gathered")
-        journal.remove_all()
-        team.tidy(pathlib.Path(out or ""))
-    journal.close(remove=True)
-    return report
 
 
 def _report(

@@ -165,8 +165,27 @@ def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
+class ProcessFailed(UserError):
+    """Another process of this comparison failed or is lost.
+
+    Attributes:
+        keep: whether what was measured is worth resuming from.
+    """
+
+    def __init__(self, message: str, keep: bool) -> None:
+        super().__init__(message)
+        self.keep = keep
+
+
+def is_resumable(error: BaseException) -> bool:
+    """Whether the rows measured before an error are worth going on from: not where the inputs turned out to be bad."""
+    if isinstance(error, ProcessFailed):
+        return error.keep
+    return not isinstance(error, UserError) or isinstance(error.__cause__, OSError)
+
+
 @contextlib.contextmanager
-def kept(journal: Journal, where: str | os.PathLike[str]) -> Iterator[None]:
+def kept(journal: Journal, where: str | os.PathLike[str], *, remove: bool = True) -> Iterator[None]:
     """Opens a journal for a measurement, and decides at its end what stays.
 
     Finished: the journal goes. Bad inputs: no trace stays. Interrupted, or a folder that cannot be written to: the
@@ -175,6 +194,7 @@ def kept(journal: Journal, where: str | os.PathLike[str]) -> Iterator[None]:
     Args:
         journal: the journal; its rows may be added to inside.
         where: named when the folder cannot be written to.
+        remove: whether a finished journal goes; not where another process is still to read it.
 
     Raises:
         UserError: in place of an `OSError` of the folder.
@@ -182,19 +202,15 @@ def kept(journal: Journal, where: str | os.PathLike[str]) -> Iterator[None]:
     journal.open()
     try:
         yield
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
+    except BaseException as error:  # an interruption too; raised again
+        if is_resumable(error):
             journal.close(remove=False)
         else:
             journal.discard()
+        if isinstance(error, OSError):
+            raise as_user_error(error, where) from error
         raise
-    except OSError as error:
-        journal.close(remove=False)
-        raise as_user_error(error, where) from error
-    except BaseException:
-        journal.close(remove=False)
-        raise
-    journal.close(remove=True)
+    journal.close(remove=remove)
 
 
 def description(inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:

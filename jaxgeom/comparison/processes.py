@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgeom.comparison.journal import ProcessFailed, is_resumable
 from jaxgeom.comparison.population import Part
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
@@ -30,18 +31,6 @@ PATIENCE = 3600.0
 _INTERVAL = 0.2
 _LAG = 60.0
 _SPREAD = 1 << 30
-
-
-class ProcessFailed(UserError):
-    """Another process of this comparison failed or is lost.
-
-    Attributes:
-        keep: whether what was measured is worth resuming from.
-    """
-
-    def __init__(self, message: str, keep: bool) -> None:
-        super().__init__(message)
-        self.keep = keep
 
 
 def share(parts: Sequence[Part], index: int, count: int) -> list[Part]:
@@ -126,7 +115,7 @@ class Team:
         except ProcessFailed:
             raise
         except BaseException as error:
-            keep = not isinstance(error, UserError) or isinstance(error.__cause__, OSError)
+            keep = is_resumable(error)
             with contextlib.suppress(OSError):  # on a full disk the others notice by their patience
                 self.tell(folder, "failed", message=str(error) or type(error).__name__, keep=keep)
             raise
