@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxgeom.comparison.matrix import Row, put
 from jaxgeom.comparison.rounding import RoundingNull
+from jaxgeom.comparison.rows import Row, put
 from jaxgeom.comparison.scan import ElementTotals, widen
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.spectrum import Matrix
-from jaxgeom.comparison.subspaces import chance_similarity, inner, right_subspace, similarity
+from jaxgeom.comparison.subspaces import inner, right_subspace, similarity
+from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
 
 MASK_STATISTICS = ("jaccard", "overlap_a_in_b", "overlap_b_in_a")
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
@@ -60,7 +61,8 @@ def _update_statistics(
     share = _orthogonal_share(updates[0], updates[1], squares)
     put(row, "orthogonal_share", share, (1 - 1 / entries, math.sqrt(2) / entries))
     shared = similarity(*(right_subspace(update, k) for update in updates))
-    put(row, "subspace_similarity", shared, chance_similarity(columns, k))
+    shape = (rows, columns)
+    put(row, "subspace_similarity", shared, (disjoint_similarity(shape, k=k), disjoint_similarity_std(shape, k=k)))
     if shared is None:
         row["subspace_note"] = f"undefined: an update has fewer than {k} directions"
 

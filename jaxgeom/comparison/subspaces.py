@@ -1,7 +1,5 @@
 """Updates as a comparison reads them: inner products, leading right subspaces, and how far two of those agree."""
 
-import math
-
 import numpy as np
 
 from jaxgeom.comparison import lapack
@@ -15,13 +13,6 @@ def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float | N
         return None
     cosines = lapack.multiply(np.asfortranarray(first).T, np.asfortranarray(second))
     return float(np.vdot(cosines, cosines)) / first.shape[1]
-
-
-def chance_similarity(columns: int, k: int) -> tuple[float, float]:
-    """Mean K/n and standard deviation of `‖VᵀV'‖_F²/K` for independent uniform K-dimensional subspaces of R^n."""
-    n = float(columns)
-    deviation = math.sqrt(2 * (n - k) ** 2 / (n * n * (n - 1) * (n + 2))) if n > k and n > 1 else 0.0
-    return min(1.0, k / n), deviation
 
 
 def right_subspace(update: Matrix, k: int) -> np.ndarray | None:

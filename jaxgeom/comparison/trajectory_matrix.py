@@ -13,11 +13,13 @@ from jaxgeom.comparison.base import BaseCache, HeldBase
 from jaxgeom.comparison.krylov import leading_square
 from jaxgeom.comparison.matrix import MatrixMeasurement, hill
 from jaxgeom.comparison.rounding import RoundingNull
+from jaxgeom.comparison.rows import Null, Row, put
 from jaxgeom.comparison.scan import ElementTotals, bf16_view, widen
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.spectrum import Matrix, decompose
-from jaxgeom.comparison.subspaces import chance_similarity, inner, right_subspace, similarity
+from jaxgeom.comparison.subspaces import inner, right_subspace, similarity
 from jaxgeom.comparison.walk_nulls import cosine_deviation, random_walk_similarity, walked_distance
+from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
 
 STATISTICS = (
     "stable_rank", "stable_rank_bf16", "fro_norm", "relative_norm", "op_norm", "hill", "sim_to_final",
@@ -32,9 +34,6 @@ SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
 """W_t against W0, at the price of one decomposition per step."""
 
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
-
-Null = tuple[float, float | None]
-"""Expected value, and standard deviation where there is one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +104,10 @@ class MatrixTrajectory:
         return self.row
 
     def _put(self, name: str, index: int, value: float | None, null: Null | None = None) -> None:
-        self.row[name][index] = value
-        if null is None or not math.isfinite(null[0]):
-            return
-        mean, deviation = null
-        self.row[f"{name}_null"][index] = mean
-        if value is not None:
-            self.row[f"{name}_excess"][index] = value - mean
-            if deviation is not None and math.isfinite(deviation) and deviation > 0:
-                self.row[f"{name}_z"][index] = (value - mean) / deviation
+        cells: Row = {}
+        put(cells, name, value, null)
+        for key, found in cells.items():
+            self.row[key][index] = found
 
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
         totals = ElementTotals()
@@ -226,13 +220,14 @@ class MatrixTrajectory:
 
     def _similarities(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
         count, shape = self.count, self.origin.shape
-        full, disjoint = [[None] * count for _ in range(count)], [[None] * count for _ in range(count)]
+        full: list[list[float | None]] = [[None] * count for _ in range(count)]
+        disjoint: list[list[float | None]] = [[None] * count for _ in range(count)]
         null, deviation = random_walk_similarity((shape[0], shape[1]), self.k, self.settings.seed, increments)
-        chance = chance_similarity(shape[1], self.k)
+        chance = disjoint_similarity(shape, k=self.k), disjoint_similarity_std(shape, k=self.k)
         for s in range(count):
             for t in range(s, count):
-                full[s][t] = full[t][s] = similarity(steps[s].right, steps[t].right)  # type: ignore[call-overload]
-                disjoint[s][t] = similarity(steps[s].right, steps[t].rest)  # type: ignore[call-overload]
+                full[s][t] = full[t][s] = similarity(steps[s].right, steps[t].right)
+                disjoint[s][t] = similarity(steps[s].right, steps[t].rest)
             self._put("sim_to_final", s, full[s][-1], (float(null[s, -1]), float(deviation[s, -1])))
             self._put("sim_disjoint", s, disjoint[s][s], chance)
             if steps[s].right_bf16 is not None:

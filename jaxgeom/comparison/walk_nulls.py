@@ -7,8 +7,7 @@ import threading
 import jax
 import numpy as np
 
-from jaxgeom.comparison.subspaces import chance_similarity
-from jaxgeom.diagnostics.null_trajectory import similarity_curve
+from jaxgeom.diagnostics.null_trajectory import disjoint_similarity_std, similarity_curve
 
 _DRAWS = 12
 _curve_lock = threading.Lock()
@@ -26,7 +25,7 @@ def _curve(rows: int, columns: int, k: int, seed: int) -> tuple[np.ndarray, np.n
     padded = np.pad(variance[1:], 1, mode="edge")
     variance[1:] = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
     variance[0] = 0.0  # an update against itself
-    variance[-1] = chance_similarity(columns, k)[1] ** 2
+    variance[-1] = disjoint_similarity_std((rows, columns), k=k) ** 2
     return np.asarray(curve.decorrelation, np.float64), np.asarray(curve.mean, np.float64), np.sqrt(variance)
 
 
