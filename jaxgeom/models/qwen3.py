@@ -185,8 +185,10 @@ class Qwen3(nn.Module):
         def step(x, layer):
             return block(self.config, layer, x, *tables, attend)
 
+        if self.remat:
+            step = jax.checkpoint(step, prevent_cse=self.is_unrolled)  # a scan keeps its steps apart by itself
         if self.is_unrolled:
-            step, kept = jax.checkpoint(step) if self.remat else step, []
+            kept = []
             *earlier, last = layers
             for layer in earlier:
                 x, layer_cache = step(x, layer)
@@ -199,7 +201,6 @@ class Qwen3(nn.Module):
             kept.append(layer_cache)
             cache: Cache = {name: [layer_cache[name] for layer_cache in kept] for name in kept[0]}
         else:
-            step = jax.checkpoint(step, prevent_cse=False) if self.remat else step
             x, cache = jax.lax.scan(step, x, layers)
         x = _in_order(x, back)
         return self._final_norm(x if room is None else x[:, -1]), cache
@@ -210,6 +211,11 @@ class Qwen3(nn.Module):
 
     def _final_norm(self, x: Array) -> Array:
         return rms_norm(x, self.norm["scale"], self.config.rms_norm_eps)
+
+
+def unembedding(config: Qwen3Config, params: Mapping[str, Any]) -> Float[Array, "dim vocab"]:
+    """The kernel that turns hidden states into logits: the head's, or the tied embedding transposed."""
+    return params["embed"]["embedding"].T if config.tie_word_embeddings else params["head"]["kernel"]
 
 
 def split_layers(stacked: Any) -> list[Any]:

@@ -14,6 +14,7 @@ from jaxgeom.data.chat import encode_prompt, load_tokenizer, pad_token, stop_tok
 from jaxgeom.data.rows import check_messages, read_rows
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
+from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives.divergences import forward_kl
 from jaxgeom.rollout import Rollout, SamplingSettings, sample
 from jaxgeom.training.checkpointing import load_start, saved_steps, tokenizer_directory
@@ -117,8 +118,7 @@ def _exact(
     models = []
     for model, params in ((after, final), (before, initial)):
         hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
-        tied = model.config.tie_word_embeddings
-        models += [hidden, params["embed"]["embedding"].T if tied else params["head"]["kernel"]]
+        models += [hidden, unembedding(model.config, params)]
     return forward_kl(*models, remat=False)
 
 

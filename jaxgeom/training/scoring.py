@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.models import Qwen3
+from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import token_log_probs
 from jaxgeom.objectives.log_probs import DEFAULT_CHUNK
 
@@ -35,10 +36,9 @@ def sequence_log_probs(
         float32 nats, 0 at index 0. Entries at padding mean nothing and must be masked.
     """
     hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
-    kernel = params["embed"]["embedding"].T if model.config.tie_word_embeddings else params["head"]["kernel"]
     whole = 4 * tokens.size * model.config.vocab_size <= _WHOLE_LOGITS
     chunk = tokens.shape[1] if whole else DEFAULT_CHUNK
-    return token_log_probs(hidden, kernel, tokens, temperature=temperature, chunk=chunk)
+    return token_log_probs(hidden, unembedding(model.config, params), tokens, temperature=temperature, chunk=chunk)
 
 
 @partial(jax.jit, static_argnames=("model", "temperature"))

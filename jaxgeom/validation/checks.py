@@ -15,6 +15,7 @@ import optax
 from jaxgeom import diagnostics
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, hf_tensors, leaf_slice, load_model, to_hf
+from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import token_log_probs
 from jaxgeom.optimizers.adamw import AdamWSettings, adamw
 from jaxgeom.rollout import SamplingSettings, sample
@@ -124,7 +125,7 @@ def _logits(model: Qwen3, params: Any, tokens: jax.Array, valid: jax.Array) -> j
 def _loss_and_gradients(model: Qwen3, params: Any, tokens: jax.Array, valid: jax.Array) -> Any:
     def loss(params):
         hidden = model.apply({"params": params}, tokens, valid=valid, method="hidden_states")
-        kernel = params["embed"]["embedding"].T if model.config.tie_word_embeddings else params["head"]["kernel"]
+        kernel = unembedding(model.config, params)
         log_probs = token_log_probs(hidden, kernel, tokens)  # pyright: ignore[reportArgumentType]
         mask = valid[:, 1:] & valid[:, :-1]
         return -jnp.sum(jnp.where(mask, log_probs[:, 1:], 0.0)) / jnp.sum(mask).astype(jnp.float32), log_probs
