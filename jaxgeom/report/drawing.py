@@ -1,5 +1,6 @@
 """Panels that more than one kind of report draws: statistics by layer, overlaps, tracks along training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -117,24 +118,24 @@ def draw_overlaps(axes_list: list[Axes], rows: dict[str, tuple[Look, dict[str, C
             interval_bar(axes, own, row)
             axes.plot([own.value], [row], marker=style.marker, color=style.color, markersize=5, zorder=4)
             if own.excess is not None:
-                right = max(v for v in (own.value, own.null) if v is not None)
-                left = min(v for v in (own.value, own.null) if v is not None)
-                inside = right < 0.8
-                axes.text(
-                    right + 0.025 if inside else left - 0.025,
-                    row,
-                    format_value(key, own.excess, signed=True),
-                    va="center",
-                    ha="left" if inside else "right",
-                    fontsize=6.8,
-                    color=style.text,
-                )
+                text = format_value(key, own.excess, signed=True)
+                write_beside(axes, row, text, [own.value, own.null], style.text, limit=0.8, gap=0.025)
         axes.set_title(title)
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, 1)
         axes.set_xlabel("share of changed entries inside the mask (%)")
         axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
         axes.grid(axis="y", visible=False)
+
+
+def write_beside(
+    axes: Axes, row: int, text: str, marks: Sequence[float | None], color: str, *, limit: float, gap: float
+) -> None:
+    """A number right of a row's marks on an axis from 0 to 1; left of them where the rightmost lies beyond `limit`."""
+    places = [mark for mark in marks if mark is not None]
+    inside = max(places) < limit
+    where = max(places) + gap if inside else min(places) - gap
+    axes.text(where, row, text, va="center", ha="left" if inside else "right", fontsize=6.8, color=color)
 
 
 TRACKS = (

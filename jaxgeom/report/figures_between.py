@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from .catalogue import MODULES, format_value
-from .drawing import triple
+from .drawing import triple, write_beside
 from .figures_compare import layer_map
 from .reading import cell, rounding_null
 from .style import INK, MUTED, SINGLE, Drawing, key_below, panels
@@ -31,29 +31,27 @@ def between_drawings(report: dict[str, Any], rows: list[dict[str, Any]]) -> list
 
 def masks(report: dict[str, Any]) -> Drawing | None:
     """Jaccard index and one-sided overlaps by module, beside independence and rounding null."""
-    told = ", ".join(f"{title.lower()} {triple(key, cell(report.get('summary'), key))}" for key, title, _ in _MASKS)
     text = (
         "The filled mark is the measured overlap of the entries that the two runs changed visibly. The open mark is "
         "what masks of the same sizes laid at random give; the upright tick is what two independent random updates of "
         "the same densities give after rounding, since rounding makes small weights change first in both. The number "
         "is the excess over the tick in percentage points: only that distance speaks of a common choice of entries."
     )
-    return _by_module(report, _MASKS, "masks", "Do they change the same entries?", text, f"Overlaps: {told}.", True)
+    return _by_module(report, _MASKS, "masks", "Do they change the same entries?", text, "Overlaps", True)
 
 
 def updates(report: dict[str, Any]) -> Drawing | None:
     """Orthogonal share and subspace similarity by module, beside their nulls."""
-    told = ", ".join(f"{title.lower()} {triple(key, cell(report.get('summary'), key))}" for key, title, _ in _UPDATES)
     text = (
         "Left, the share of one update's energy that is orthogonal to the other; two independent updates of a large "
         "matrix are orthogonal almost entirely, so that the null is next to 100 %. Right, how far the leading right "
         "subspaces of the two updates agree, whose chance level is K/n. The open mark is the null."
     )
-    return _by_module(report, _UPDATES, "updates", "Do they move the same way?", text, f"Updates: {told}.", False)
+    return _by_module(report, _UPDATES, "updates", "Do they move the same way?", text, "Updates", False)
 
 
 def _by_module(
-    report: dict[str, Any], columns: tuple[tuple[str, str, str], ...], name: str, title: str, text: str, alt: str,
+    report: dict[str, Any], columns: tuple[tuple[str, str, str], ...], name: str, title: str, text: str, noun: str,
     rounding: bool,
 ) -> Drawing | None:  # fmt: skip
     modules = (report.get("groups") or {}).get("module") or {}
@@ -75,7 +73,10 @@ def _by_module(
     axes_list[0].set_ylim(len(sources) - 0.4, -0.6)
     axes_list[0].get_yticklabels()[0].set_fontweight("bold")
     key_below(figure, [], _key(rounding))
-    return Drawing(name, title, text, alt, figure)
+    told = ", ".join(
+        f"{heading.lower()} {triple(key, cell(report.get('summary'), key))}" for key, heading, _ in columns
+    )
+    return Drawing(name, title, text, f"{noun}: {told}.", figure)
 
 
 def _draw_row(axes: Axes, row: int, key: str, source: Any) -> None:
@@ -92,17 +93,8 @@ def _draw_row(axes: Axes, row: int, key: str, source: Any) -> None:
         axes.plot([tick], [row], marker="|", color=INK, markersize=9, markeredgewidth=1.6, zorder=5)
     axes.plot([own.value], [row], marker=SINGLE.marker, color=SINGLE.color, markersize=4.5, zorder=6)
     if own.excess is not None:
-        places = [v for v in (own.value, own.null, tick) if v is not None]
-        inside = max(places) < 0.78
-        axes.text(
-            max(places) + 0.03 if inside else min(places) - 0.03,
-            row,
-            format_value(key, own.excess, signed=True),
-            va="center",
-            ha="left" if inside else "right",
-            fontsize=6.8,
-            color=SINGLE.text,
-        )
+        text = format_value(key, own.excess, signed=True)
+        write_beside(axes, row, text, [own.value, own.null, tick], SINGLE.text, limit=0.78, gap=0.03)
 
 
 def _key(rounding: bool) -> list[Line2D]:

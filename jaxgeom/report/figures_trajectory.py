@@ -61,30 +61,23 @@ _PATH = (
 
 def spectra(trajectory: dict[str, Any]) -> Drawing | None:
     """Spectral drift and rotation against W0 along the checkpoints, where they were asked for."""
-    if all(v is None for key, _, _ in _SPECTRA for v in track(trajectory, key)):
-        return None
-    figure, axes_list = panels(1, 3, 2.6)
-    draw_tracks(figure, axes_list, _SPECTRA, {_NAME: {"trajectory": trajectory}}, label_columns=3, progress=False)
-    key_below(figure, ["measured", "null"])
-    return Drawing(
+    return _asked_for(
+        trajectory,
+        _SPECTRA,
         "spectra",
         "Rotation and spectral drift along the checkpoints",
         "Each solid line follows the spectrum of the weights away from that of the initial checkpoint; the dashed line "
         "is an isotropic update of the same norm, which grows with the norm too: only the distance between the two is "
         "the method's.",
         f"Along the checkpoints: spectral shift {_ends(trajectory, 'nss')}.",
-        figure,
     )
 
 
 def path(trajectory: dict[str, Any]) -> Drawing | None:
     """Size of the update in units of the learning rate along the checkpoints, where the rate is known."""
-    if all(v is None for key, _, _ in _PATH for v in track(trajectory, key)):
-        return None
-    figure, axes_list = panels(1, 2, 2.6)
-    draw_tracks(figure, axes_list, _PATH, {_NAME: {"trajectory": trajectory}}, label_columns=2, progress=False)
-    key_below(figure, ["measured", "null"])
-    return Drawing(
+    return _asked_for(
+        trajectory,
+        _PATH,
         "path",
         "Diffusion or drift",
         "Both panels give the size of the update in units of the learning rate. Left, steps of that size which add up "
@@ -92,8 +85,20 @@ def path(trajectory: dict[str, Any]) -> Drawing | None:
         "the left and stays level on the right.",
         f"Along the checkpoints: over lr·√T {_ends(trajectory, 'lr_diffusion_ratio')}, "
         f"over lr·T {_ends(trajectory, 'lr_drift_ratio')}.",
-        figure,
     )
+
+
+def _asked_for(
+    trajectory: dict[str, Any], tracks: tuple[tuple[str, str, str], ...], name: str, title: str, text: str, alt: str
+) -> Drawing | None:
+    """One row of panels of statistics that a trajectory has only on request."""
+    if all(v is None for key, _, _ in tracks for v in track(trajectory, key)):
+        return None
+    figure, axes_list = panels(1, len(tracks), 2.6)
+    methods = {_NAME: {"trajectory": trajectory}}
+    draw_tracks(figure, axes_list, tracks, methods, label_columns=len(tracks), progress=False)
+    key_below(figure, ["measured", "null"])
+    return Drawing(name, title, text, alt, figure)
 
 
 def subspace(trajectory: dict[str, Any]) -> Drawing | None:
