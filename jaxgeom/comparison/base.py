@@ -95,6 +95,7 @@ class HeldBase(BaseCache):
 
     def __init__(self, behind: BaseCache) -> None:
         super().__init__(behind.directory)
+        self.computed_by = behind.computed_by
         self._held: Base | None = None
         self._written: tuple[int, bool] | None = None
 

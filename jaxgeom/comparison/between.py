@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.tensors import content_digest
 from jaxgeom.comparison.between_matrix import MASK_STATISTICS, STATISTICS, measure_pair
-from jaxgeom.comparison.device import require_host
+from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
 from jaxgeom.comparison.journal import Journal, description, kept, settings_key
 from jaxgeom.comparison.population import MODULES, Part
@@ -39,6 +39,7 @@ def between_runs(
     progress: Progress | None = None,
     force: bool = False,
     command: str = "jg.between_runs",
+    algebra: Algebra | None = None,
 ) -> dict[str, Any]:
     """How much the updates of two runs share, beside what independent updates of the same visible densities share.
 
@@ -54,6 +55,7 @@ def between_runs(
         progress: called after each matrix.
         force: takes over a folder that holds another measurement.
         command: named in the report.
+        algebra: where the dense algebra runs, if not where `settings.device` says.
 
     Returns:
         The content of `report.json`: per statistic mean, median, count, `null` (independence), for masks
@@ -61,20 +63,23 @@ def between_runs(
         rows in `matrices`.
 
     Raises:
-        UserError: mismatched or non-finite weights, no matrix to measure, a folder that holds something else.
+        UserError: mismatched or non-finite weights, no matrix to measure, a folder that holds something else,
+            a device that is not there.
     """
     settings = settings or CompareSettings()
-    require_host(settings.device, "between_runs")
+    algebra = choose_algebra(settings.device) if algebra is None else algebra
     sides = {"initial": origin, "final_a": final_a, "final_b": final_b}
     names = check_pair(origin, final_a, settings)
     check_pair(origin, final_b, settings)
     parts = [part for part in plan_parts(origin, names, settings) if part.is_matrix]
     if not parts:
         raise UserError("include/exclude leave no matrix to compare")
-    described = description({role: side.name for role, side in sides.items()}, settings.to_json())
+    measured = settings.to_json() | {"device_used": algebra.description}
+    described = description({role: side.name for role, side in sides.items()}, measured)
     fingerprints = {role: side.fingerprint for role, side in sides.items()}
     key = settings_key(["between", described, fingerprints, version()])
     journal = Journal(pathlib.Path(out) if out is not None else None, key, described=described, force=force)
+    pool = DevicePool(algebra)
     total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
 
     def read(part: Part) -> list[np.ndarray]:
@@ -86,7 +91,8 @@ def between_runs(
 
     def measure(part: Part, arrays: list[np.ndarray]) -> dict[str, Any]:
         digests = [content_digest(array.shape, array.dtype.name, [array]) for array in arrays]
-        return measure_pair(arrays[0], arrays[1], arrays[2], settings) | {"digests": digests}
+        with pool.borrow() as form:
+            return measure_pair(arrays[0], arrays[1], arrays[2], settings, form) | {"digests": digests}
 
     def finished(part: Part, row: dict[str, Any]) -> None:
         nonlocal done
@@ -97,8 +103,9 @@ def between_runs(
             progress(done, total, part.name)
 
     with kept(journal, out or ""):
-        measure_parts([part for part in parts if part.name not in journal.rows], read, measure, finished)
-        report = _report(parts, journal.rows, sides, settings, command)
+        todo = [part for part in parts if part.name not in journal.rows]
+        measure_parts(todo, read, measure, finished, devices=len(algebra.devices))
+        report = _report(parts, journal.rows, sides, measured, command)
         if out is not None:
             write_atomically(pathlib.Path(out) / "matrices.csv", to_csv_text(report["matrices"]))
             write_atomically(pathlib.Path(out) / "report.json", to_json_text(report))
@@ -106,7 +113,7 @@ def between_runs(
 
 
 def _report(
-    parts: Sequence[Part], held: dict[str, dict[str, Any]], sides: dict[str, Reader], settings: CompareSettings,
+    parts: Sequence[Part], held: dict[str, dict[str, Any]], sides: dict[str, Reader], measured: dict[str, Any],
     command: str,
 ) -> dict[str, Any]:  # fmt: skip
     rows = [held[part.name] for part in parts]
@@ -129,7 +136,7 @@ def _report(
         "version": version(),
         "command": command,
         "inputs": inputs,
-        "settings": settings.to_json() | {"null_forms": NULL_FORMS},
+        "settings": measured | {"null_forms": NULL_FORMS},
         "coverage": coverage,
         "summary": _summary(rows),
         "groups": {

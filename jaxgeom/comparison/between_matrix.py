@@ -9,7 +9,7 @@ from jaxgeom.comparison.rounding import RoundingNull
 from jaxgeom.comparison.rows import Row, put
 from jaxgeom.comparison.scan import ElementTotals, widen
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.comparison.spectrum import Matrix
+from jaxgeom.comparison.spectrum import Matrix, MatrixForm
 from jaxgeom.comparison.subspaces import inner, right_subspace, similarity
 from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
 
@@ -20,13 +20,16 @@ Null = tuple[float, float]
 """Expected value and standard deviation."""
 
 
-def measure_pair(origin: np.ndarray, final_a: np.ndarray, final_b: np.ndarray, settings: CompareSettings) -> Row:
+def measure_pair(
+    origin: np.ndarray, final_a: np.ndarray, final_b: np.ndarray, settings: CompareSettings, form: MatrixForm = Matrix
+) -> Row:
     """What the updates of two runs share in one matrix.
 
     Args:
         origin: stored W0 `[out, in]`.
         final_a, final_b: stored ends of the runs, same shape.
         settings: parameters; `subspace_k` is K.
+        form: makes matrices where their algebra is to run.
 
     Returns:
         The statistics under their names; `_null` (independence), for masks `_rounding_null`, and `_excess` and `_z`
@@ -41,7 +44,7 @@ def measure_pair(origin: np.ndarray, final_a: np.ndarray, final_b: np.ndarray, s
     row: Row = {"density_a": totals[0].density, "density_b": totals[1].density}
     _mask_statistics(row, int(np.count_nonzero(masks[0] & masks[1])), totals, settings)
     start = widen(origin)
-    updates = [Matrix(widen(final), start) for final in (final_a, final_b)]
+    updates = [form(widen(final), start) for final in (final_a, final_b)]
     _update_statistics(row, updates, (totals[0].delta_squares, totals[1].delta_squares), settings)
     return row
 

@@ -101,16 +101,6 @@ def choose_algebra(device: str) -> Algebra:
     return Algebra(_ARITHMETIC[device], tuple(devices))
 
 
-def require_host(device: str, what: str) -> None:
-    """Refuses an accelerator where only the host's algebra is written.
-
-    Raises:
-        UserError: `device` names one.
-    """
-    if device in _ARITHMETIC:
-        raise UserError(f"device = {device!r}: {what} runs on the host; use cpu or auto")
-
-
 class DevicePool:
     """Hands out the devices of an algebra to worker threads, the one with the fewest matrices on it first."""
 

@@ -165,7 +165,7 @@ class MatrixMeasurement:
         self.a, self.b, self.totals, self.row = widen(self.initial), widen(self.final), totals, {}
         base = self._base()
         if base is not None:
-            update, pulled = Matrix(self.b, self.a), None
+            update, pulled = self.form(self.b, self.a), None
             if totals.delta_squares > 0:
                 pulled = update.times_long(base.stored.long)
             self._shifts_and_angles(base, update, pulled, plain=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.comparison.base import BaseCache
-from jaxgeom.comparison.device import require_host
+from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
 from jaxgeom.comparison.journal import Journal, description, kept, settings_key
 from jaxgeom.comparison.learning_rates import LearningRates
@@ -47,6 +47,7 @@ def trajectory_checkpoints(
     progress: Progress | None = None,
     force: bool = False,
     command: str = "trajectory",
+    algebra: Algebra | None = None,
 ) -> dict[str, Any]:
     """Trajectory statistics, each with its null, over checkpoints in order.
 
@@ -63,16 +64,17 @@ def trajectory_checkpoints(
         progress: called after each parameter.
         force: takes over a folder that holds another measurement.
         command: named in the result.
+        algebra: where the dense algebra runs, if not where `settings.device` says.
 
     Returns:
         The content of `trajectory.json`.
 
     Raises:
         UserError: no checkpoints, steps out of order, mismatched or non-finite weights, steps without a known learning
-            rate, spectra in the fast suite.
+            rate, spectra in the fast suite, a device that is not there.
     """
     settings = settings or CompareSettings()
-    require_host(settings.device, "trajectory")
+    algebra = choose_algebra(settings.device) if algebra is None else algebra
     steps = [int(step) for step, _ in checkpoints]
     if not steps:
         raise UserError("a trajectory needs at least one checkpoint after the initial one")
@@ -89,6 +91,7 @@ def trajectory_checkpoints(
     parts = plan_parts(initial, names, settings)
     readers = [checkpoint for _, checkpoint in checkpoints]
     described = settings.to_json() | {
+        "device_used": algebra.description,
         "checkpoints": [reader.name for reader in readers],
         "spectra": spectra,
         "learning_rates": None if learning_rates is None else learning_rates.to_json(steps),
@@ -98,7 +101,7 @@ def trajectory_checkpoints(
     folder = pathlib.Path(out) if out is not None else None
     told = description({"initial": initial.name}, described)
     journal = Journal(folder, key, described=told, final="trajectory.json", force=force)
-    bases = BaseCache(cache)
+    bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
     total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
 
     def read_step(part: Part, index: int) -> np.ndarray:
@@ -110,9 +113,11 @@ def trajectory_checkpoints(
     def measure(part: Part, _: None) -> dict[str, Any]:
         if part.is_matrix:
             kept_bases = (part.name, bases) if spectra else None
-            return MatrixTrajectory(
-                lambda index: read_step(part, index), len(steps), settings, rates=rates, spectra=kept_bases
-            ).measure()
+            with pool.borrow() as form:
+                return MatrixTrajectory(
+                    lambda index: read_step(part, index), len(steps), settings,
+                    rates=rates, spectra=kept_bases, form=form,
+                ).measure()  # fmt: skip
         return _scan(part, initial, readers, settings)
 
     def finished(part: Part, row: dict[str, Any]) -> None:
@@ -124,7 +129,8 @@ def trajectory_checkpoints(
             progress(done, total, part.name)
 
     with kept(journal, out or ""):
-        measure_parts([part for part in parts if part.name not in journal.rows], lambda part: None, measure, finished)
+        todo = [part for part in parts if part.name not in journal.rows]
+        measure_parts(todo, lambda part: None, measure, finished, devices=len(algebra.devices))
         rows = [journal.rows[part.name] for part in parts]
         result = _result(rows, steps, described, initial, readers, command)
         if out is not None:

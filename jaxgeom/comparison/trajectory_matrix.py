@@ -16,7 +16,7 @@ from jaxgeom.comparison.rounding import RoundingNull
 from jaxgeom.comparison.rows import Null, Row, put
 from jaxgeom.comparison.scan import ElementTotals, bf16_view, widen
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.comparison.spectrum import Matrix, decompose
+from jaxgeom.comparison.spectrum import Matrix, MatrixForm, decompose
 from jaxgeom.comparison.subspaces import inner, right_subspace, similarity
 from jaxgeom.comparison.walk_nulls import cosine_deviation, random_walk_similarity, walked_distance
 from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
@@ -54,6 +54,7 @@ class MatrixTrajectory:
         settings: parameters; `subspace_k` is the K of the similarities.
         rates: `Σ lr` and `√Σ lr²` up to each step, None where no learning rate is known.
         spectra: name of the matrix and where base spectra are kept, if `SPECTRAL_STATISTICS` are wanted.
+        form: makes matrices where their algebra is to run.
     """
 
     def __init__(
@@ -64,8 +65,9 @@ class MatrixTrajectory:
         *,
         rates: Sequence[tuple[float, float]] | None = None,
         spectra: tuple[str, BaseCache] | None = None,
+        form: MatrixForm = Matrix,
     ) -> None:
-        self.read, self.count, self.settings, self.rates = read, count, settings, rates
+        self.read, self.count, self.settings, self.rates, self.form = read, count, settings, rates, form
         self.name, self.bases = (spectra[0], HeldBase(spectra[1])) if spectra is not None else ("", None)
 
     def measure(self) -> dict[str, Any]:
@@ -127,12 +129,12 @@ class MatrixTrajectory:
         self._spectra(index, stored, totals)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
-        update = Matrix(now, self.a)
+        update = self.form(now, self.a)
         right = self._update_statistics(index, update, square)
         right_bf16 = self._bf16(index, stored, totals, on_grid)
         rest = None
         if index < self.count - 1 and bool(np.any(self.z != now)):
-            rest = right_subspace(Matrix(self.z, now), self.k)
+            rest = right_subspace(self.form(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
 
     def _rates(self, index: int, rms: float) -> None:
@@ -146,7 +148,7 @@ class MatrixTrajectory:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
-        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digest)
+        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digest, self.form)
         found = pair.drift_and_rotation(totals)
         for name in SPECTRAL_STATISTICS:
             for key in (name, *(f"{name}_{kind}" for kind in ("null", "excess", "z"))):
@@ -185,17 +187,17 @@ class MatrixTrajectory:
         if totals.bf16_delta_squares == 0:
             return None
         start = bf16_view(self.origin)
-        update = Matrix(bf16_view(stored), start)
+        update = self.form(bf16_view(stored), start)
         self._put("stable_rank_bf16", index, totals.bf16_delta_squares / leading_square(update))
         if self.final_square:
             share = np.float32(math.sqrt(totals.delta_squares / self.final_square))
-            fixed = Matrix(bf16_view(self.a + share * (self.z - self.a)), start)
+            fixed = self.form(bf16_view(self.a + share * (self.z - self.a)), start)
             square = inner(fixed, fixed)
             if square:
                 value = self.row["stable_rank_bf16"][index]
                 self._put("stable_rank_bf16", index, value, (square / leading_square(fixed), None))
             if self.final_bf16 is None:
-                self.final_bf16 = right_subspace(Matrix(bf16_view(self.z), start), self.k)
+                self.final_bf16 = right_subspace(self.form(bf16_view(self.z), start), self.k)
             null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else None
             self._put("sim_to_final_bf16", index, None, None if null is None else (null, None))
         return right_subspace(update, self.k)

@@ -1,8 +1,9 @@
-"""What is looked at before a study writes anything: models, tokenizer, teacher, data files."""
+"""What is looked at before a study writes anything: models, tokenizer, teacher, data files, the measuring device."""
 
 from pathlib import Path
 
 from jaxgeom.checkpoints import Checkpoint, open_checkpoint
+from jaxgeom.comparison.device import choose_algebra
 from jaxgeom.comparison.scan import require_finite
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
@@ -19,8 +20,10 @@ def check_inputs(experiment: Experiment) -> None:
 
     Raises:
         UserError: a file that is missing or broken, a tensor that is missing, of another shape or not finite, models of
-            different vocabularies, rows that are no demonstrations or prompts; the message names it.
+            different vocabularies, rows that are no demonstrations or prompts, a device that is not there; the message
+            names it.
     """
+    choose_algebra(experiment.measure.device)
     base, teacher = (_check_model(path) for path in (experiment.base, experiment.teacher))
     if base.vocab_size != teacher.vocab_size:
         raise UserError(

@@ -186,6 +186,47 @@ def _agree(host: Report, device: Report, suite: str = "full") -> None:
     assert suite == "fast" or set(SPECTRAL) <= set(device.matrices[0])
 
 
+@pytest.mark.parametrize("suite", ["full", "fast"])
+@pytest.mark.parametrize("arithmetic", ARITHMETICS)
+def test_trajectories_and_two_runs_are_measured_on_a_device_as_on_the_host(tmp_path, arithmetic, suite):
+    initial = {name: w for name, w in disk.weights(layers=1).items() if "self_attn" in name or "norm" in name}
+    start, middle = _disk_pair(tmp_path, initial, disk.moved(initial, 1e-3))
+    end = open_checkpoint(disk.write(tmp_path / "c", disk.moved(initial, 2e-3, seed=7)))
+    settings = CompareSettings(suite=suite, angle_k=8, subspace_k=4)
+    found = []
+    for where in (HOST, algebra(arithmetic, 3)):
+        cache = tmp_path / f"cache {where.arithmetic}"
+        steps = [(3, middle), (8, end)]
+        run = trajectory_checkpoints(
+            start, steps, settings, spectra=suite == "full", cache=cache if suite == "full" else None, algebra=where
+        )
+        pair = between_runs(start, middle, end, settings, algebra=where)
+        assert run["settings"]["device_used"] == pair["settings"]["device_used"] == where.description
+        found.append([run["matrices"], run["similarity"], pair["matrices"]])
+    _close(*found)
+    if suite == "full":  # each kind of arithmetic has its own entries in a cache
+        assert not {file.name for file in (tmp_path / "cache lapack").iterdir()} & {
+            file.name for file in (tmp_path / f"cache {arithmetic}").iterdir()
+        }
+
+
+def _close(host: object, device: object, key: str = "") -> None:
+    """Every number within the stated bound: 1e-5 of spectra, 1e-4 degrees, and of leading directions 1e-4."""
+    if isinstance(host, dict):
+        assert isinstance(device, dict) and list(host) == list(device)
+        for name, value in host.items():
+            _close(value, device[name], name)
+    elif isinstance(host, list):
+        assert isinstance(device, list) and len(host) == len(device)
+        for one, other in zip(host, device, strict=True):
+            _close(one, other, key)
+    elif isinstance(host, float) and not key.endswith(("_excess", "_z")):  # differences of the others
+        directions = key.startswith(("sim", "subspace", "full", "disjoint"))
+        assert device == pytest.approx(host, rel=1e-5, abs=1e-4 if directions or "deg" in key else 1e-12), key
+    elif not isinstance(host, float):
+        assert device == host, key
+
+
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 def test_the_number_of_devices_changes_no_bit(tmp_path, arithmetic):
     initial = {name: w for name, w in disk.weights().items() if "_proj" in name and w.shape[0] != disk.INNER}
@@ -218,10 +259,11 @@ def test_a_device_that_is_not_there_is_a_clear_line(tmp_path, device):
     with pytest.raises(UserError, match=f"device = '{device}': JAX sees no {device} here \\(it sees cpu\\)"):
         compare_checkpoints(*pair, CompareSettings(device=device), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="trajectory runs on the host"):
-        trajectory_checkpoints(pair[0], [(1, pair[1])], CompareSettings(device=device))
-    with pytest.raises(UserError, match="between_runs runs on the host"):
-        between_runs(pair[0], pair[1], pair[1], CompareSettings(device=device))
+    with pytest.raises(UserError, match=f"JAX sees no {device} here"):
+        trajectory_checkpoints(pair[0], [(1, pair[1])], CompareSettings(device=device), out=tmp_path / "out")
+    with pytest.raises(UserError, match=f"JAX sees no {device} here"):
+        between_runs(pair[0], pair[1], pair[1], CompareSettings(device=device), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_choice_of_the_algebra():
