@@ -20,6 +20,7 @@ from tests.tiny import write_tiny_model
         (("steps=6", "steps=0"), "steps=0"),
         (("experiment = Experiment(", "other = Experiment("), "experiment"),
         (("common = dict(", "common = dict(("), "line"),
+        (("CompareSettings(angle_k=4", "CompareSettings(device='tpu', angle_k=4"), "device = 'tpu'"),
     ],
 )
 def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(models, tmp_path, change, words):
