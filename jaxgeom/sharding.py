@@ -102,6 +102,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that a tree's arrays lie on, None where that is none with the axes that split a batch."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return None
+    return sharding.mesh if set(BATCH_AXES) <= set(sharding.mesh.axis_names) else None
+
+
 def batch_divisor(mesh: Mesh | None) -> int:
     """What a global batch must be a multiple of."""
     return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))

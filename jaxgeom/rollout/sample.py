@@ -14,7 +14,7 @@ from jaxgeom.data.buckets import bucket_length
 from jaxgeom.models.qwen3 import Qwen3, split_layers
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
-from jaxgeom.sharding import BATCH_AXES, batch_divisor
+from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
 
 
 @flax.struct.dataclass
@@ -79,7 +79,7 @@ def sample(
             f"max_new_tokens={new} it needs {longest + new} columns, {name} is {limit}"
         )
     width = bucket_length(longest) if cache_length is None else cache_length - new
-    mesh = _mesh_of(params)
+    mesh = mesh_of(params)
     padded_rows = _bucket_rows(rows, batch_divisor(mesh))
     tokens = np.full((padded_rows, width), pad_id, np.int32)
     valid = np.zeros((padded_rows, width), bool)
@@ -121,15 +121,6 @@ def _bucket_rows(rows: int, divisor: int) -> int:
     """The next power of two that is a multiple of `divisor`, or the next multiple where it has none."""
     size = 1 << (rows - 1).bit_length()
     return -(-size // divisor) * divisor
-
-
-def _mesh_of(params: Any) -> jax.sharding.Mesh | None:
-    """The mesh that the parameters lie on, where it is one of `jaxgeom.sharding`'s."""
-    sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, jax.sharding.NamedSharding) and set(BATCH_AXES) <= set(sharding.mesh.axis_names):
-        mesh = sharding.mesh
-        return mesh if isinstance(mesh, jax.sharding.Mesh) else None
-    return None
 
 
 def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.Array:
