@@ -20,6 +20,8 @@ KINDS = {
     "tied": {"tie_word_embeddings": True},
     "untied-bias": {"attention_bias": True},
     "moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    # PyTorch's embedding starts at 0 for this token and gives it no gradient.
+    "padding-token": {"pad_token_id": 0, "vocab_size": 23},
 }
 
 
