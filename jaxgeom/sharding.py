@@ -67,7 +67,8 @@ def make_mesh(
 def partition_specs(abstract: Any, mesh: Mesh, rules: tuple[tuple[str, tuple[str | None, ...]], ...] = RULES) -> Any:
     """The tree of `PartitionSpec`s for a tree of arrays or `ShapeDtypeStruct`s.
 
-    A mesh axis that does not divide the array's axis is left out, so odd sizes are replicated rather than refused.
+    A mesh axis that does not divide the array's axis, or that the mesh has not, is left out: odd sizes are replicated
+    rather than refused.
     Leaves that are no parameter but carry one's path (Adam's moments) follow the same rules.
 
     Raises:
@@ -127,5 +128,8 @@ def init_sharded(model: Any, key: jax.Array, mesh: Mesh, *, dtype: Any = np.floa
 
 
 def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    fitted = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
+    fitted = [
+        axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=False)
+    ]
     return PartitionSpec(*fitted)
