@@ -83,7 +83,7 @@ class RopeScaling:
         return {"rope_type": self.kind, **fields}
 
 
-def _checked(name: str, value: Any) -> float | int | bool:
+def _checked(name: str, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if name == "truncate":
         good, right = isinstance(value, bool), "true or false"
