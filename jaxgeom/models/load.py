@@ -52,7 +52,8 @@ def load_model(
     Args:
         path: directory with `config.json` and one or more `*.safetensors`.
         dtype: dtype of the parameters.
-        mesh: devices to shard the parameters over by `jaxgeom.sharding`'s rules; None for the default device.
+        mesh: devices to shard the parameters over by `jaxgeom.sharding`'s rules, its axes of type Auto; None for the
+            default device.
         compute_dtype: dtype of activations; the parameters' where None.
         remat: whether blocks are recomputed in the backward pass.
     Returns:
@@ -65,6 +66,8 @@ def load_model(
     config = Qwen3Config.from_hf(read_config(path))
     dtype = _floating("dtype", dtype)
     compute_dtype = dtype if compute_dtype is None else _floating("compute_dtype", compute_dtype)
+    if mesh is not None and any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+        raise UserError("load_model: the mesh's axes must be of type Auto, as jaxgeom.sharding.make_mesh makes them")
     files = _tensor_files(path)
     tensors = hf_tensors(config)
     _check_names(path, config, tensors, files)

@@ -47,6 +47,11 @@ def test_parameters_land_on_their_shards(written):
     assert gate.addressable_shards[0].data.shape == (3, 2, 16, 8)
 
 
+def test_a_mesh_of_explicit_axes_is_refused(written):
+    with pytest.raises(UserError, match="type Auto"):
+        load_model(written[0], mesh=make_mesh(1, 2, 2, 2, axis_type=jax.sharding.AxisType.Explicit))
+
+
 def test_bfloat16_files_and_parameters(written, tmp_path):
     directory, params = written
     save_model(tmp_path, CONFIG, params, dtype="bfloat16")
