@@ -67,7 +67,8 @@ def make_mesh(
 def partition_specs(abstract: Any, mesh: Mesh, rules: tuple[tuple[str, tuple[str | None, ...]], ...] = RULES) -> Any:
     """The tree of `PartitionSpec`s for a tree of arrays or `ShapeDtypeStruct`s.
 
-    A mesh axis that does not divide the array's axis is left out, so odd sizes are replicated rather than refused.
+    A mesh axis that does not divide the array's axis, or that the mesh has not, is left out: odd sizes are replicated
+    rather than refused.
     Leaves that are no parameter but carry one's path (Adam's moments) follow the same rules.
 
     Raises:
@@ -102,6 +103,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def mesh_of(params: Any) -> Mesh | None:
+    """The mesh that a tree's arrays lie on, None where that is none with the axes that split a batch."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
+        return None
+    return sharding.mesh if set(BATCH_AXES) <= set(sharding.mesh.axis_names) else None
+
+
 def batch_divisor(mesh: Mesh | None) -> int:
     """What a global batch must be a multiple of."""
     return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
@@ -119,5 +128,8 @@ def init_sharded(model: Any, key: jax.Array, mesh: Mesh, *, dtype: Any = np.floa
 
 
 def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    fitted = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=False)]
+    fitted = [
+        axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=False)
+    ]
     return PartitionSpec(*fitted)

@@ -1,5 +1,6 @@
 """`jaxgeom export RUN --step N --to DIR`."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,11 @@ from jaxgeom.training import load_start, saved_steps
 
 
 def export(
-    run: Positional[Path], to: Path, step: int | None = None, dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    run: Positional[Path],
+    to: Path,
+    step: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    force: bool = False,
 ) -> Callable[[str], None]:
     """Writes a checkpoint of a training run as a Hugging Face directory that `transformers` loads.
 
@@ -21,17 +26,39 @@ def export(
         run: The run directory.
         to: The directory to write; new or empty.
         step: Which checkpoint; the last where not given.
-        dtype: Of the stored weights.
+        dtype: Of the stored weights. float32 are the run's own, without rounding; bfloat16 takes half the room.
+        force: Delete what is in the directory to write.
     """
 
     def write(command: str) -> None:
         steps = saved_steps(run)
         if not steps:
             raise UserError(f"{run}: no checkpoints there")
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise UserError(f"{to}: exists and is not an empty directory")
-        model, params = load_start(f"{run}@{steps[-1] if step is None else step}", mesh=None, compute_dtype="float32")
-        save_model(to, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
-        Reporter().say(f"model: {to}")
+        chosen = steps[-1] if step is None else step
+        if chosen not in steps:
+            raise UserError(f"{run}: step={chosen} was not saved; the run has {', '.join(map(str, steps))}")
+        target = to.resolve()
+        _check_target(target, run.resolve(), force)
+        reporter = Reporter()
+        reporter.say(f"reading {run}@{chosen}")
+        model, params = load_start(f"{run}@{chosen}", mesh=None, compute_dtype="float32")
+        # Written beside and moved at the end: what a kill leaves behind is no half of a model under the name asked for.
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        reporter.say(f"writing {to}")
+        save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        reporter.say(f"model: {to}")
 
     return write
+
+
+def _check_target(target: Path, run: Path, force: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file, not a directory")
+    if target == run or target in run.parents or run / "checkpoints" in (target, *target.parents):
+        raise UserError(f"{target}: holds the run itself; choose another directory")
+    if target.is_dir() and any(target.iterdir()) and not force:
+        raise UserError(f"{target}: is not empty; choose another directory or give --force")

@@ -12,7 +12,7 @@ from jaxgeom.validation import first_failure, validate_model
 
 
 def validate(
-    model: Positional[Path], dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0
+    model: Positional[Path], dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0, length: int = 24
 ) -> Callable[[str], int]:
     """This model in PyTorch and here: logits, log-probabilities, loss, gradients, one AdamW step, greedy generation,
     diagnostics. Needs `pip install 'jaxgeom[validate]'`.
@@ -23,11 +23,12 @@ def validate(
         model: Hugging Face directory.
         dtype: In which both sides compute.
         seed: Of the tokens that they are compared on.
+        length: Of the longest row of tokens; longer ones reach the positions that a scaled rotary embedding is for.
     """
 
     def run(command: str) -> int:
         reporter = Reporter()
-        checks = validate_model(model, dtype=dtype, seed=seed, progress=reporter.say)
+        checks = validate_model(model, dtype=dtype, seed=seed, length=length, progress=reporter.say)
         table = Table("check", "error", "tolerance", "holds", "where")
         for check in checks:
             table.add_row(
@@ -37,9 +38,8 @@ def validate(
         failed = first_failure(checks)
         if failed is None:
             return 0
-        reporter.say(
-            f"does not hold: {failed.name}: error {failed.error:.3g} above {failed.tolerance:.3g} ({failed.detail})"
-        )
+        where = f" ({failed.detail})" if failed.detail else ""
+        reporter.say(f"does not hold: {failed.name}: error {failed.error:.3g} above {failed.tolerance:.3g}{where}")
         return 1
 
     return run

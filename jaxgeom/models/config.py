@@ -11,17 +11,18 @@ from jaxgeom.models.rope import RopeScaling
 # Fields of config.json that do not change the function computed here, whatever their value.
 _IGNORED = frozenset(
     """
-    _attn_implementation _experts_implementation _name_or_path add_cross_attention architectures attn_implementation
-    auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label
-    initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length max_position_embeddings
-    max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
-    output_attentions output_hidden_states output_router_logits output_scores pad_token_id prefix problem_type
-    pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate rope_parameters
-    rope_scaling rope_theta router_aux_loss_coef sep_token_id sliding_window suppress_tokens task_specific_params
-    temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p use_bfloat16 use_cache
+    _attn_implementation _attn_implementation_autoset _experts_implementation _name_or_path add_cross_attention
+    architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing id2label initializer_range is_decoder is_encoder_decoder label2id
+    length_penalty max_length max_position_embeddings max_window_layers min_length model_type no_repeat_ngram_size
+    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+    output_router_logits output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate rope_parameters rope_scaling rope_theta router_aux_loss_coef
+    sep_token_id sliding_window suppress_tokens task_specific_params temperature tf_legacy_loss tie_encoder_decoder
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_cache
     """.split()
 )
 _MODEL_TYPES = ("qwen3", "qwen3_moe")
@@ -108,36 +109,29 @@ class Qwen3Config:
         _check("model_type", model_type, model_type in _MODEL_TYPES, f"one of {', '.join(_MODEL_TYPES)}")
         moe = model_type == "qwen3_moe"
         _refuse_unsupported(known, moe)
-        try:
-            heads = int(known["num_attention_heads"])
-            hidden = int(known["hidden_size"])
-            fields: dict[str, Any] = {
-                "vocab_size": int(known["vocab_size"]),
-                "hidden_size": hidden,
-                "intermediate_size": int(known["intermediate_size"]),
-                "num_hidden_layers": int(known["num_hidden_layers"]),
-                "num_attention_heads": heads,
-                "num_key_value_heads": int(known.get("num_key_value_heads") or heads),
-            }
-            if moe:
-                fields["num_experts"] = int(known.get("num_experts") or known["num_local_experts"])
-                fields["num_experts_per_tok"] = int(known["num_experts_per_tok"])
-                fields["moe_intermediate_size"] = int(known["moe_intermediate_size"])
-                fields["norm_topk_prob"] = bool(known.get("norm_topk_prob", False))
-        except KeyError as error:
-            raise UserError(f"config.json: field {error.args[0]!r} is missing") from None
+        sizes = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+        if moe:
+            # transformers writes either name for the one field.
+            local, named = known.get("num_local_experts"), known.get("num_experts")
+            _check("num_local_experts", local, local is None or named in (None, local), f"num_experts={named!r}")
+            known["num_experts"] = local if named is None else named
+            sizes += ["num_experts", "num_experts_per_tok", "moe_intermediate_size"]
+        fields: dict[str, Any] = {name: _size(known, name) for name in sizes}
+        heads = fields["num_attention_heads"]
+        fields["num_key_value_heads"] = _size(known, "num_key_value_heads", heads)
         # The dense class defaults to 128; the MoE class falls back to hidden_size / heads.
-        fields["head_dim"] = int(known.get("head_dim") or (hidden // heads if moe else 128))
+        fields["head_dim"] = _size(known, "head_dim", fields["hidden_size"] // heads if moe else 128)
+        if moe:
+            fields["norm_topk_prob"] = _switch(known, "norm_topk_prob")
         for name in ("rms_norm_eps", "initializer_range"):
             if known.get(name) is not None:
-                fields[name] = float(known[name])
+                fields[name] = _number(name, known[name])
         for name in ("tie_word_embeddings", "attention_bias"):
-            fields[name] = bool(known.get(name, False))
+            fields[name] = _switch(known, name)
         if known.get("max_position_embeddings") is not None:
-            fields["max_position_embeddings"] = int(known["max_position_embeddings"])
+            fields["max_position_embeddings"] = _size(known, "max_position_embeddings")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = known.get(name)
-            fields[name] = tuple(value) if isinstance(value, list | tuple) else value
+            fields[name] = _token_ids(name, known.get(name))
         fields["rope_theta"], fields["rope_scaling"] = _read_rope(known)
         return cls(**fields)
 
@@ -181,6 +175,37 @@ def _check(name: str, value: Any, good: bool, right: str) -> None:
         raise UserError(f"config.json: {name}={value!r} is not supported; it must be {right}")
 
 
+def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """A whole number above 0; the default where the field is absent or null."""
+    value = config.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise UserError(f"config.json: field {name!r} is missing")
+    _check(name, value, isinstance(value, int) and not isinstance(value, bool) and value > 0, "a positive integer")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    _check(name, value, number, "a finite number")
+    return float(value)
+
+
+def _switch(config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name)
+    _check(name, value, value is None or isinstance(value, bool), "true or false")
+    return bool(value)
+
+
+def _token_ids(name: str, value: Any) -> Any:
+    """A token id, several as a tuple, or None."""
+    several = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+    good = all(isinstance(token, int) and not isinstance(token, bool) for token in several)
+    _check(name, value, good and (name == "eos_token_id" or not isinstance(value, list | tuple)), "a token id")
+    return tuple(several) if isinstance(value, list | tuple) else value
+
+
 def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
     """Raise on every field that would change the function and that the model here does not implement."""
     _check(
@@ -191,12 +216,14 @@ def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
     for quantized in ("quantization_config", "quantization"):
         _check(quantized, config.get(quantized), not config.get(quantized), "absent: weights are read as stored floats")
     layer_types = config.get("layer_types") or []
-    _check(
-        "layer_types", layer_types, all(kind == "full_attention" for kind in layer_types), "'full_attention' throughout"
-    )
+    full = isinstance(layer_types, list | tuple) and all(kind == "full_attention" for kind in layer_types)
+    _check("layer_types", layer_types, full, "'full_attention' throughout")
     if moe:
         _check("decoder_sparse_step", config.get("decoder_sparse_step"), config.get("decoder_sparse_step", 1) == 1, "1")
         _check("mlp_only_layers", config.get("mlp_only_layers"), not config.get("mlp_only_layers"), "empty")
+    else:
+        for name in ("num_experts", "num_local_experts"):
+            _check(name, config.get(name), not config.get(name), "absent for model_type 'qwen3' (not 'qwen3_moe')")
     read = {field.name for field in dataclasses.fields(Qwen3Config)} | {
         "hidden_act",
         "use_sliding_window",
@@ -210,12 +237,20 @@ def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
     }
     for name, value in config.items():
         # A null or false switch asks for nothing, so a newer writer's unused fields do not shut the door.
-        if name not in read and name not in _IGNORED and value not in (None, False):
+        if name not in read and name not in _IGNORED and value is not None and value is not False:
             raise UserError(f"config.json: field {name!r} (value {value!r}) is not known to this Qwen3 implementation")
 
 
 def _read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from either spelling: `rope_theta` + `rope_scaling`, or transformers 5's `rope_parameters`."""
-    parameters = dict(config.get("rope_scaling") or {}) | dict(config.get("rope_parameters") or {})
-    theta = float(parameters.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0)
-    return theta, RopeScaling.from_hf(parameters)
+    spellings = {name: config.get(name) or {} for name in ("rope_scaling", "rope_parameters")}
+    for name, value in spellings.items():
+        _check(name, value, isinstance(value, Mapping), "an object or null")
+    old, new = (dict(value) for value in spellings.values())
+    for name in sorted(old.keys() & new.keys()):
+        # Versions of transformers differ in which of the two they follow.
+        _check(f"rope_scaling.{name}", old[name], old[name] == new[name], f"rope_parameters.{name}={new[name]!r}")
+    parameters = old | new
+    theta = parameters.pop("rope_theta", None)
+    theta = config.get("rope_theta") if theta is None else theta
+    return 10_000.0 if theta is None else _number("rope_theta", theta), RopeScaling.from_hf(parameters)

@@ -17,6 +17,8 @@ from jaxgeom.models.qwen3 import Qwen3
 from jaxgeom.sharding import parameter_shardings
 
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_BLOCK_ENTRIES = 1 << 22
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -50,21 +52,26 @@ def load_model(
     Args:
         path: directory with `config.json` and one or more `*.safetensors`.
         dtype: dtype of the parameters.
-        mesh: devices to shard the parameters over by `jaxgeom.sharding`'s rules; None for the default device.
+        mesh: devices to shard the parameters over by `jaxgeom.sharding`'s rules, its axes of type Auto; None for the
+            default device.
         compute_dtype: dtype of activations; the parameters' where None.
         remat: whether blocks are recomputed in the backward pass.
     Returns:
         The module and its parameters: `model.apply({"params": params}, tokens)` gives logits.
     Raises:
-        UserError: a file, field, tensor or shape is missing, broken, unknown or unsupported; the message names it.
+        UserError: a file, field, tensor or shape is missing, broken, unknown or unsupported; a weight is NaN or
+            infinite (in `dtype`); a tied model's stored head is not its embedding. The message names it.
     """
     path = Path(path)
     config = Qwen3Config.from_hf(read_config(path))
-    dtype = jnp.dtype(dtype)
+    dtype = _floating("dtype", dtype)
+    compute_dtype = dtype if compute_dtype is None else _floating("compute_dtype", compute_dtype)
+    if mesh is not None and any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
+        raise UserError("load_model: the mesh's axes must be of type Auto, as jaxgeom.sharding.make_mesh makes them")
     files = _tensor_files(path)
     tensors = hf_tensors(config)
     _check_names(path, config, tensors, files)
-    model = Qwen3(config, dtype=jnp.dtype(compute_dtype or dtype), remat=remat)
+    model = Qwen3(config, dtype=compute_dtype, remat=remat)
     abstract = abstract_parameters(model, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else jax.tree.map(lambda _: None, abstract)
     by_path: dict[tuple[str, ...], list[HFTensor]] = {}
@@ -78,6 +85,8 @@ def load_model(
         for key in leaf_path[:-1]:
             node = node.setdefault(key, {})
         node[leaf_path[-1]] = _load_leaf(config, group, files, shape, dtype, sharding)
+    if config.tie_word_embeddings and _HEAD in files:
+        _check_tied_head(config, files)
     return model, params
 
 
@@ -87,13 +96,30 @@ def abstract_parameters(model: Qwen3, dtype: Any = jnp.float32) -> dict[str, Any
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 
 
+def _floating(name: str, dtype: Any) -> Any:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise UserError(f"load_model: {name}={dtype!r} must be a floating-point dtype such as float32 or bfloat16")
+    return found
+
+
 def _tensor_files(path: Path) -> dict[str, Path]:
-    """Which file holds each tensor; duplicates and unreadable files are refused."""
+    """Which file holds each tensor: those of the index where there is one, else of every `*.safetensors`."""
     where: dict[str, Path] = {}
-    found = sorted(path.glob("*.safetensors"))
+    index = path / "model.safetensors.index.json"
+    listed = _read_index(index) if index.is_file() else None
+    found = sorted(path.glob("*.safetensors") if listed is None else {path / file for file in listed.values()})
     if not found:
-        raise UserError(f"{path}: no *.safetensors there")
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+        words = "is a pickle, which can run code and is never read: save it as safetensors"
+        also = f"; {pickled[0]} {words}" if pickled else ""
+        raise UserError(f"{path}: no *.safetensors there{also}")
     for file in found:
+        if listed is not None and not file.is_file():
+            raise UserError(f"{file}: missing, although {index.name} lists it")
         try:
             with safe_open(file, framework="np") as opened:
                 for name in opened.keys():
@@ -102,13 +128,38 @@ def _tensor_files(path: Path) -> dict[str, Path]:
                     where[name] = file
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+    if listed is not None:
+        _check_index(index, listed, where)
     return where
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        good = isinstance(listed, dict) and bool(listed) and all(Path(file).name == file for file in listed.values())
+    except (ValueError, KeyError, TypeError):
+        good, listed = False, {}
+    if not good:
+        raise UserError(f"{index}: no weight_map there that maps tensors to files of this directory")
+    if "model.safetensors" not in listed.values() and (index.parent / "model.safetensors").is_file():
+        # transformers reads the one file then and passes over the index.
+        raise UserError(f"{index}: lists other files than model.safetensors, which is there too; remove one of the two")
+    return listed
+
+
+def _check_index(index: Path, listed: dict[str, str], where: dict[str, Path]) -> None:
+    for name, file in listed.items():
+        if name not in where or where[name].name != file:
+            raise UserError(f"{index}: lists tensor {name!r} in {file}, which does not hold it")
+    for name in where:
+        if name not in listed:
+            raise UserError(f"{index}: does not list tensor {name!r}, which is in {where[name].name}")
 
 
 def _check_names(path: Path, config: Qwen3Config, tensors: list[HFTensor], files: dict[str, Path]) -> None:
     wanted = {tensor.name for tensor in tensors}
-    # A tied checkpoint may store the head as well; it is the embedding again.
-    extra = set(files) - wanted - ({"lm_head.weight"} if config.tie_word_embeddings else set())
+    # A tied checkpoint may store the head as well, where it is the embedding again.
+    extra = set(files) - wanted - ({_HEAD} if config.tie_word_embeddings else set())
     for problem, names in (("missing", wanted - set(files)), ("not of this architecture", extra)):
         if names:
             raise UserError(
@@ -117,9 +168,45 @@ def _check_names(path: Path, config: Qwen3Config, tensors: list[HFTensor], files
             )
 
 
+def _check_tied_head(config: Qwen3Config, files: dict[str, Path]) -> None:
+    """Refuse a stored head that is not the embedding: `transformers` then takes the head in spite of the config."""
+    rows = max(1, _BLOCK_ENTRIES // config.hidden_size)
+    differing = 0
+    with safe_open(files[_HEAD], framework="np") as heads, safe_open(files[_EMBEDDING], framework="np") as embeddings:
+        head, embedding = heads.get_slice(_HEAD), embeddings.get_slice(_EMBEDDING)
+        if head.get_shape() != embedding.get_shape():
+            shapes = f"{head.get_shape()}, {_EMBEDDING} {embedding.get_shape()}"
+            raise UserError(f"{files[_HEAD]}: {_HEAD} has shape {shapes}, but tie_word_embeddings=true")
+        for start in range(0, config.vocab_size, rows):
+            block = slice(start, min(start + rows, config.vocab_size))
+            ours, theirs = (part[block].astype(np.float32) for part in (head, embedding))
+            differing += int(np.count_nonzero(ours != theirs))
+    if differing:
+        raise UserError(
+            f"{files[_HEAD]}: {_HEAD} differs from {_EMBEDDING} in {differing} entries, but config.json says "
+            "tie_word_embeddings=true: set it to false to use the head, or remove the tensor"
+        )
+
+
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_slice(leaf: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(leaf, part.astype(leaf.dtype), tuple(start))
+def _put_slice(leaf: jax.Array, part: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The leaf with the part in its place, and how many of the part's entries are not finite in the leaf's dtype."""
+    part = part.astype(leaf.dtype)
+    return jax.lax.dynamic_update_slice(leaf, part, tuple(start)), _count_non_finite(part)
+
+
+@jax.jit
+def _count_non_finite(x: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(x), dtype=jnp.int32)
+
+
+def _check_finite(tensor: HFTensor, files: dict[str, Path], count: jax.Array, dtype: Any) -> None:
+    if bad := int(count):
+        size = int(np.prod(tensor.shape))
+        raise UserError(
+            f"{files[tensor.name]}: tensor {tensor.name!r} has {bad} of {size} entries that are NaN or infinite "
+            f"as {jnp.dtype(dtype).name}"
+        )
 
 
 def _load_leaf(
@@ -132,7 +219,10 @@ def _load_leaf(
 ) -> jax.Array:
     """Fill one (stacked) leaf on the devices from its tensors."""
     if group[0].layer is None:
-        return jax.device_put(_read(config, group[0], files).astype(dtype, copy=False), sharding)
+        # Cast there and not here: the host never holds the tensor in a wider dtype than the file's.
+        leaf = jax.device_put(_read(config, group[0], files), sharding).astype(dtype)
+        _check_finite(group[0], files, _count_non_finite(leaf), dtype)
+        return leaf
     leaf = jnp.zeros(shape, dtype, device=sharding)
     for tensor in group:
         part = _read(config, tensor, files)
@@ -140,10 +230,11 @@ def _load_leaf(
         part = part.reshape((1,) * len(index) + part.shape)
         start = np.array(index + [0] * (len(shape) - len(index)), np.int32)
         placed = jax.device_put(part, _part_sharding(sharding, len(index), part.shape))
-        leaf = _put_slice(leaf, placed, start)
-        # The next tensor is read when this one has left the host: not one more is in memory.
-        jax.block_until_ready(leaf)
-        del part, placed
+        del part
+        leaf, bad = _put_slice(leaf, placed, start)
+        del placed
+        # Reading the count waits: the next tensor is read when this one has left the host, not one more is in memory.
+        _check_finite(tensor, files, bad, dtype)
     return leaf
 
 

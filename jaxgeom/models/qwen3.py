@@ -167,7 +167,7 @@ class Qwen3(nn.Module):
             positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
         back = None if order is None else jnp.argsort(order, axis=1)
         tables = rope_tables(positions, *self._frequencies())
-        x = self.embed["embedding"][tokens].astype(self.dtype)
+        x = self._look_up(tokens)
 
         def cached(k, v):
             if room is None:
@@ -204,6 +204,13 @@ class Qwen3(nn.Module):
             x, cache = jax.lax.scan(step, x, layers)
         x = _in_order(x, back)
         return self._final_norm(x if room is None else x[:, -1]), cache
+
+    def _look_up(self, tokens: Array) -> Array:
+        """The tokens' embeddings; none of the padding token's gradient, as PyTorch's embedding has it."""
+        x = self.embed["embedding"][tokens]
+        if self.config.pad_token_id is not None:
+            x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
+        return x.astype(self.dtype)
 
     def _frequencies(self):
         config = self.config

@@ -55,20 +55,24 @@ class RopeScaling:
         kind = fields.pop("rope_type", None)
         legacy = fields.pop("type", None)
         kind = kind or legacy or "default"
-        if kind == "default":
-            if fields:
-                raise UserError(f"config.json: rope_scaling has {sorted(fields)} but no rope_type")
-            return None
-        if kind not in _KINDS:
+        if kind not in ("default", *_KINDS):
             raise UserError(
                 f"config.json: rope_scaling.rope_type={kind!r} is not supported; it must be one of {', '.join(_KINDS)}"
             )
         for name in fields:
-            if name not in _FIELDS[kind]:
+            if name not in _FIELDS.get(kind, ()):
                 raise UserError(f"config.json: rope_scaling.{name} is not supported for rope_type {kind!r}")
+        if kind == "default":
+            return None
         needed = {"factor"} if kind != "llama3" else _FIELDS[kind]
         for name in sorted(needed - set(fields)):
             raise UserError(f"config.json: rope_scaling.{name} is missing for rope_type {kind!r}")
+        fields = {name: _checked(name, value) for name, value in fields.items()}
+        if kind == "llama3" and not fields["low_freq_factor"] < fields["high_freq_factor"]:
+            raise UserError(
+                f"config.json: rope_scaling.low_freq_factor={fields['low_freq_factor']!r} must be below "
+                f"high_freq_factor={fields['high_freq_factor']!r}"
+            )
         return cls(kind=kind, **fields)
 
     def to_hf(self) -> dict[str, Any]:
@@ -77,6 +81,21 @@ class RopeScaling:
             name: value for name, value in dataclasses.asdict(self).items() if name != "kind" and value is not None
         }
         return {"rope_type": self.kind, **fields}
+
+
+def _checked(name: str, value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if name == "truncate":
+        good, right = isinstance(value, bool), "true or false"
+    elif name == "original_max_position_embeddings":
+        good, right = number and isinstance(value, int) and value > 0, "a positive integer"
+    elif name in ("mscale", "mscale_all_dim"):
+        good, right = number, "a finite number"
+    else:
+        good, right = number and value > 0, "a positive number"
+    if not good:
+        raise UserError(f"config.json: rope_scaling.{name}={value!r} is not supported; it must be {right}")
+    return value if isinstance(value, bool) or name == "original_max_position_embeddings" else float(value)
 
 
 def rope_frequencies(

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from .log_probs import DEFAULT_CHUNK, check_hidden, map_time_chunks, shift_to_tokens, unembed
+from .log_probs import (
+    DEFAULT_CHUNK,
+    ChunkedWeight,
+    check_hidden,
+    chunked_weight,
+    map_time_chunks,
+    shift_to_tokens,
+    unembed,
+)
 
 Hidden = Float[Array, "batch time d_student"]
 TeacherHidden = Float[Array, "batch time d_teacher"]
@@ -194,11 +202,14 @@ def _over_chunks(
         vocabularies = f"student {student_unembedding.shape[1]}, teacher {teacher_unembedding.shape[1]}"
         raise ValueError(f"{name}: vocabularies differ: {vocabularies}")
 
-    def body(arrays: tuple[Array, Array], weights: tuple[Array, Array]) -> Array:
-        student = jax.nn.log_softmax(unembed(arrays[0], weights[0]) / temperature, axis=-1)
-        teacher = jax.nn.log_softmax(unembed(arrays[1], weights[1]) / temperature, axis=-1)
+    def body(arrays: tuple[Array, Array], weights: tuple[ChunkedWeight, ChunkedWeight]) -> Array:
+        student = jax.nn.log_softmax(unembed(arrays[0], *weights[0]) / temperature, axis=-1)
+        teacher = jax.nn.log_softmax(unembed(arrays[1], *weights[1]) / temperature, axis=-1)
         return divergence(student, jax.lax.stop_gradient(teacher))
 
     hidden = (student_hidden, jax.lax.stop_gradient(teacher_hidden))
-    weights = (student_unembedding, jax.lax.stop_gradient(teacher_unembedding))
+    weights = (
+        chunked_weight(student_unembedding, student_hidden.dtype),
+        chunked_weight(jax.lax.stop_gradient(teacher_unembedding), teacher_hidden.dtype),
+    )
     return shift_to_tokens(map_time_chunks(body, hidden, weights, chunk=chunk, remat=remat))

@@ -1,7 +1,7 @@
 """Log-probabilities of given tokens from hidden states, without ever holding `[batch, time, vocab]`."""
 
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +11,44 @@ from jaxtyping import Float, Int
 DEFAULT_CHUNK = 128
 
 
+class ChunkedWeight(NamedTuple):
+    """An unembedding as every chunk sees it.
+
+    Attributes:
+        value: `[d, vocab]` in the dtype of the product; no gradient flows to it.
+        master: `[d, vocab]` float32, which takes the gradient; its numbers are never read, so no device gathers it.
+    """
+
+    value: Array
+    master: Array
+
+
+def chunked_weight(unembedding: Float[Array, "d vocab"], dtype: Any) -> ChunkedWeight:
+    """`unembedding` cast once for all chunks, while its gradient is summed over them in float32.
+
+    A sharded weight is then gathered in `dtype`: half the traffic of its float32 master where that is bf16.
+    """
+    return ChunkedWeight(jax.lax.stop_gradient(unembedding).astype(dtype), unembedding.astype(jnp.float32))
+
+
 @jax.custom_jvp
-def unembed(hidden: Float[Array, "*batch d"], unembedding: Float[Array, "d vocab"]) -> Float[Array, "*batch vocab"]:
-    """Logits `hidden @ unembedding`, both in hidden's dtype, accumulated and returned in float32.
+def unembed(
+    hidden: Float[Array, "*batch d"], value: Float[Array, "d vocab"], master: Float[Array, "d vocab"]
+) -> Float[Array, "*batch vocab"]:
+    """Logits `hidden @ value`, both in one dtype, accumulated and returned in float32; differentiated by `master`.
 
     The tangent is formed in hidden's dtype, so that its transpose is two products in that dtype: a bf16 model has bf16
     backward products and no float32 product of this size.
     """
-    return jnp.matmul(hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return jnp.matmul(hidden, value, preferred_element_type=jnp.float32)
 
 
 @unembed.defjvp
-def _unembed_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    hidden, unembedding = primals
-    d_hidden, d_unembedding = tangents
-    tangent = d_hidden @ unembedding.astype(hidden.dtype) + hidden @ d_unembedding.astype(hidden.dtype)
-    return unembed(hidden, unembedding), tangent.astype(jnp.float32)
+def _unembed_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    hidden, value, master = primals
+    d_hidden, _, d_master = tangents
+    tangent = d_hidden @ value + hidden @ d_master.astype(hidden.dtype)
+    return unembed(hidden, value, master), tangent.astype(jnp.float32)
 
 
 def map_time_chunks(body: Callable[..., Any], arrays: Any, weights: Any, *, chunk: int, remat: bool) -> Any:
@@ -35,19 +57,18 @@ def map_time_chunks(body: Callable[..., Any], arrays: Any, weights: Any, *, chun
     Args:
         body: takes `arrays` with `[batch, chunk, ...]` leaves and `weights`, returns a tree of `[batch, chunk]`.
         arrays: tree of `[batch, time, ...]` leaves, cut along time; a last short chunk is padded with zeros.
-        weights: tree of arrays that every chunk sees whole. Their gradients are summed over chunks in float32.
+        weights: tree of arrays that every chunk sees whole. A gradient is summed over chunks in its weight's dtype:
+            see `chunked_weight`.
         chunk: time steps a chunk.
         remat: recompute a chunk in the backward pass in place of keeping what it held (where there are several).
 
     Returns:
         body's tree with `[batch, time]` leaves.
     """
-    # The sum over chunks of a weight's gradient has the weight's dtype: cast once here, so that it is float32.
-    weights = jax.tree.map(lambda w: w.astype(jnp.float32), weights)
     time = jax.tree.leaves(arrays)[0].shape[1]
     if time <= chunk:
         return body(arrays, weights)  # the backward pass starts here: recomputing would save nothing at the peak
-    step = jax.checkpoint(body) if remat else body
+    step = jax.checkpoint(body, prevent_cse=False) if remat else body  # a scan keeps its steps apart by itself
     count = -(-time // chunk)
 
     def cut(x: Array) -> Array:
@@ -66,8 +87,9 @@ def shift_to_tokens(per_position: Float[Array, "batch time"]) -> Float[Array, "b
     return jnp.pad(per_position[:, :-1], ((0, 0), (1, 0)))
 
 
-def check_hidden(name: str, hidden: Array, unembedding: Array, chunk: int) -> None:
+def check_hidden(name: str, hidden: Array, unembedding: Array | ChunkedWeight, chunk: int) -> None:
     """Raises ValueError unless hidden is `[batch, time, d]`, unembedding `[d, vocab]` and chunk at least 1."""
+    unembedding = unembedding.value if isinstance(unembedding, ChunkedWeight) else unembedding
     if hidden.ndim != 3:
         raise ValueError(f"{name}: hidden states have shape {hidden.shape}; [batch, time, d] is needed")
     if unembedding.ndim != 2 or unembedding.shape[0] != hidden.shape[-1]:
@@ -82,7 +104,7 @@ def check_hidden(name: str, hidden: Array, unembedding: Array, chunk: int) -> No
 @overload
 def token_log_probs(
     hidden: Float[Array, "batch time d"],
-    unembedding: Float[Array, "d vocab"],
+    unembedding: Float[Array, "d vocab"] | ChunkedWeight,
     targets: Int[Array, "batch time"],
     *,
     chunk: int = ...,
@@ -95,7 +117,7 @@ def token_log_probs(
 @overload
 def token_log_probs(
     hidden: Float[Array, "batch time d"],
-    unembedding: Float[Array, "d vocab"],
+    unembedding: Float[Array, "d vocab"] | ChunkedWeight,
     targets: Int[Array, "batch time"],
     *,
     chunk: int = ...,
@@ -107,7 +129,7 @@ def token_log_probs(
 
 def token_log_probs(
     hidden: Float[Array, "batch time d"],
-    unembedding: Float[Array, "d vocab"],
+    unembedding: Float[Array, "d vocab"] | ChunkedWeight,
     targets: Int[Array, "batch time"],
     *,
     chunk: int = DEFAULT_CHUNK,
@@ -127,7 +149,8 @@ def token_log_probs(
     Args:
         hidden: final, normed hidden states `[batch, time, d]`, float32 or bfloat16.
         unembedding: `[d, vocab]`; a tied embedding is passed transposed. A float32 master is cast to hidden's dtype
-            chunk by chunk, and its gradient is summed over chunks in float32.
+            once, and its gradient is summed over chunks in float32. Or a `chunked_weight` of it, for who lays out
+            its two parts over devices.
         targets: the tokens themselves, `[batch, time]`, not shifted.
         chunk: time steps at a time.
         temperature: the logits are divided by it; 1 scores the model's own distribution.
@@ -146,9 +169,9 @@ def token_log_probs(
         raise ValueError(f"token_log_probs: targets have shape {targets.shape}; {hidden.shape[:2]} is needed")
     following = jnp.roll(targets, -1, axis=1)
 
-    def body(arrays: tuple[Array, Array], weight: Array) -> tuple[Array, ...]:
+    def body(arrays: tuple[Array, Array], weight: ChunkedWeight) -> tuple[Array, ...]:
         states, tokens = arrays
-        logits = unembed(states, weight) / jnp.asarray(temperature, jnp.float32)
+        logits = unembed(states, *weight) / jnp.asarray(temperature, jnp.float32)
         normalizer = jax.nn.logsumexp(logits, axis=-1)
         is_target = tokens[..., None] == jnp.arange(logits.shape[-1], dtype=tokens.dtype)
         log_probs = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) - normalizer
@@ -156,7 +179,8 @@ def token_log_probs(
             return (log_probs,)
         return log_probs, normalizer - jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
 
-    out = map_time_chunks(body, (hidden, following), unembedding, chunk=chunk, remat=remat)
+    weight = unembedding if isinstance(unembedding, ChunkedWeight) else chunked_weight(unembedding, hidden.dtype)
+    out = map_time_chunks(body, (hidden, following), weight, chunk=chunk, remat=remat)
     if return_entropy:
         return shift_to_tokens(out[0]), shift_to_tokens(out[1])
     return shift_to_tokens(out[0])

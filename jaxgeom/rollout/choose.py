@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+# Below it the scaled logits leave the range of float32.
+_COLDEST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +30,17 @@ class SamplingSettings:
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
-    stop_tokens: tuple[int, ...] = ()
+    stop_tokens: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        # Settings are static arguments of the sampler's programs: a list could not be hashed.
+        object.__setattr__(self, "stop_tokens", tuple(int(token) for token in self.stop_tokens))
+        if not (math.isfinite(self.temperature) and self.temperature >= _COLDEST):
             raise ValueError(
-                f"temperature={self.temperature} must be positive and finite; use greedy=True for the limit 0"
+                f"temperature={self.temperature} must be at least {_COLDEST} and finite; "
+                "use greedy=True for the limit 0"
             )
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or positive")

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxgeom.data.buckets import bucket_length
+from jaxgeom.errors import UserError
 from jaxgeom.models.qwen3 import Qwen3, split_layers
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
-from jaxgeom.sharding import BATCH_AXES, batch_divisor
+from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
 
 
 @flax.struct.dataclass
@@ -67,19 +68,19 @@ def sample(
     Returns:
         The rollout, in the order of the prompts.
     Raises:
-        ValueError: no prompts, an empty one, a token out of range, too few seeds, or a prompt that does not fit.
+        UserError: no prompts, an empty one, a token out of range, too few seeds, or a prompt that does not fit.
     """
     _check_requests(model, prompts, seeds)
     rows, longest, new = len(prompts), max(map(len, prompts)), settings.max_new_tokens
     limit = cache_length if cache_length is not None else model.config.max_position_embeddings
     if longest + new > limit:
         name = "cache_length" if cache_length is not None else "max_position_embeddings"
-        raise ValueError(
+        raise UserError(
             f"prompts[{max(range(rows), key=lambda i: len(prompts[i]))}] has {longest} tokens; with "
             f"max_new_tokens={new} it needs {longest + new} columns, {name} is {limit}"
         )
     width = bucket_length(longest) if cache_length is None else cache_length - new
-    mesh = _mesh_of(params)
+    mesh = mesh_of(params)
     padded_rows = _bucket_rows(rows, batch_divisor(mesh))
     tokens = np.full((padded_rows, width), pad_id, np.int32)
     valid = np.zeros((padded_rows, width), bool)
@@ -105,31 +106,22 @@ def sample(
 
 def _check_requests(model: Qwen3, prompts: Sequence[Sequence[int]], seeds: Any) -> None:
     if len(prompts) == 0:
-        raise ValueError("prompts is empty")
+        raise UserError("prompts is empty")
     if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; one each is needed")
+        raise UserError(f"{len(seeds)} seeds for {len(prompts)} prompts; one each is needed")
     for row, prompt in enumerate(prompts):
         if len(prompt) == 0:
-            raise ValueError(f"prompts[{row}] has no tokens")
+            raise UserError(f"prompts[{row}] has no tokens")
         if not 0 <= min(prompt) <= max(prompt) < model.config.vocab_size:
-            raise ValueError(f"prompts[{row}] has a token outside [0, vocab_size={model.config.vocab_size})")
+            raise UserError(f"prompts[{row}] has a token outside [0, vocab_size={model.config.vocab_size})")
     if not all(0 <= int(seed) < 2**32 for seed in seeds):
-        raise ValueError("seeds must lie in [0, 2**32)")
+        raise UserError("seeds must lie in [0, 2**32)")
 
 
 def _bucket_rows(rows: int, divisor: int) -> int:
     """The next power of two that is a multiple of `divisor`, or the next multiple where it has none."""
     size = 1 << (rows - 1).bit_length()
     return -(-size // divisor) * divisor
-
-
-def _mesh_of(params: Any) -> jax.sharding.Mesh | None:
-    """The mesh that the parameters lie on, where it is one of `jaxgeom.sharding`'s."""
-    sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, jax.sharding.NamedSharding) and set(BATCH_AXES) <= set(sharding.mesh.axis_names):
-        mesh = sharding.mesh
-        return mesh if isinstance(mesh, jax.sharding.Mesh) else None
-    return None
 
 
 def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.Array:

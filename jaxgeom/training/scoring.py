@@ -4,12 +4,14 @@ from functools import partial
 from typing import cast
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import token_log_probs
-from jaxgeom.objectives.log_probs import DEFAULT_CHUNK
+from jaxgeom.objectives.log_probs import DEFAULT_CHUNK, ChunkedWeight, chunked_weight
+from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
 
 # Up to so many bytes of float32 logits are held whole, for the backward pass too; beyond, they are chunked over time.
 _WHOLE_LOGITS = 1 << 28
@@ -22,6 +24,7 @@ def sequence_log_probs(
     valid: Bool[Array, "batch time"],
     *,
     temperature: float = 1.0,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch time"]:
     """Log-probability of every token given those before it; pure and differentiable in `params`.
 
@@ -31,6 +34,7 @@ def sequence_log_probs(
         tokens: int32 token ids.
         valid: True on real tokens, false on padding of either side.
         temperature: The logits are divided by it.
+        mesh: What the parameters and the batch are sharded over; None for one device.
 
     Returns:
         float32 nats, 0 at index 0. Entries at padding mean nothing and must be masked.
@@ -38,10 +42,22 @@ def sequence_log_probs(
     hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
     whole = 4 * tokens.size * model.config.vocab_size <= _WHOLE_LOGITS
     chunk = tokens.shape[1] if whole else DEFAULT_CHUNK
-    return token_log_probs(hidden, unembedding(model.config, params), tokens, temperature=temperature, chunk=chunk)
+
+    def head(hidden: Array, weight: ChunkedWeight, tokens: Array) -> Array:
+        return token_log_probs(hidden, weight, tokens, temperature=temperature, chunk=chunk)
+
+    shards = batch_divisor(mesh)
+    if shards > 1 and tokens.shape[0] % shards == 0:
+        # Each device works through the chunks of its own rows. The compiler by itself would gather the weight, and sum
+        # its gradient over the devices, once a chunk; so it is once before the first and once after the last.
+        rows = PartitionSpec(BATCH_AXES)
+        specs = (rows, PartitionSpec(), rows)
+        head = jax.shard_map(
+            head, mesh=mesh, in_specs=specs, out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
+        )
+    return head(hidden, chunked_weight(unembedding(model.config, params), hidden.dtype), tokens)
 
 
-@partial(jax.jit, static_argnames=("model", "temperature"))
 def score(
     model: Qwen3,
     params: PyTree,
@@ -54,4 +70,11 @@ def score(
 
     Student and teacher of one architecture run the identical program, so with equal weights their gap is exactly 0.
     """
-    return sequence_log_probs(model, params, tokens, valid, temperature=temperature)
+    return _score(model, mesh_of(params), temperature, params, tokens, valid)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _score(
+    model: Qwen3, mesh: Mesh | None, temperature: float, params: PyTree, tokens: Array, valid: Array
+) -> Float[Array, "batch time"]:
+    return sequence_log_probs(model, params, tokens, valid, temperature=temperature, mesh=mesh)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import loss_denominator, policy_gradient_loss, sft_loss
-from jaxgeom.sharding import parameter_shardings
+from jaxgeom.sharding import mesh_of, parameter_shardings
 from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import OnPolicySettings, RunSettings
 
@@ -59,15 +59,19 @@ def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> Tr
     return TrainState(step=step, params=params, opt_state=jax.jit(optimizer.init, out_shardings=shardings)(params))
 
 
-def make_loss(model: Qwen3, settings: RunSettings) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
+def make_loss(
+    model: Qwen3, settings: RunSettings, mesh: jax.sharding.Mesh | None = None
+) -> Callable[[PyTree, Batch, Array], tuple[Array, Metrics]]:
     """`loss(params, batch, denominator) -> (loss, metrics)`; summed over micro-batches it is the whole batch's loss."""
 
     def loss(params: PyTree, batch: Batch, denominator: Array) -> tuple[Array, Metrics]:
         if not isinstance(settings, OnPolicySettings):
-            log_probs = sequence_log_probs(model, params, batch.tokens, batch.valid)
+            log_probs = sequence_log_probs(model, params, batch.tokens, batch.valid, mesh=mesh)
             return sft_loss(log_probs, batch.loss_mask, denominator=denominator), {}
         assert batch.old_log_probs is not None and batch.advantages is not None
-        log_probs = sequence_log_probs(model, params, batch.tokens, batch.valid, temperature=settings.temperature)
+        log_probs = sequence_log_probs(
+            model, params, batch.tokens, batch.valid, temperature=settings.temperature, mesh=mesh
+        )
         return policy_gradient_loss(
             log_probs,
             batch.old_log_probs,
@@ -106,7 +110,7 @@ def make_train_step(
     Returns:
         A jitted function. Metrics: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the loss.
     """
-    loss = make_loss(model, settings)
+    loss = make_loss(model, settings, mesh_of(state.params))
     aggregate = settings.aggregate if isinstance(settings, OnPolicySettings) else "token"
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -145,7 +145,9 @@ def _check_greedy(
     theirs = torch_side.torch_greedy(reference, tokens, valid, new)
     prompts = [row[mask].tolist() for row, mask in zip(tokens, valid, strict=True)]
     settings = SamplingSettings(max_new_tokens=new, greedy=True)
-    ours = sample(model, params, prompts, range(len(prompts)), settings, pad_id=0)
+    # A stated cache, so that the model's own context length, which changes no number, does not bound what is compared.
+    room = tokens.shape[1] + new
+    ours = sample(model, params, prompts, range(len(prompts)), settings, pad_id=0, cache_length=room)
     drawn = np.asarray(ours.responses())
     whole = np.concatenate([tokens, theirs.astype(np.int32)], axis=1)
     logits = np.asarray(_logits(model, params, whole, np.concatenate([valid, np.ones_like(theirs, bool)], axis=1)))

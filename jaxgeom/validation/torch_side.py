@@ -10,7 +10,11 @@ from jaxgeom.errors import UserError
 
 
 def load_torch(path: str | Path, dtype: str) -> Any:
-    """The model by `transformers`, eager attention, evaluation mode, parameters in `dtype`."""
+    """The model by `transformers`, eager attention, evaluation mode, parameters in `dtype`.
+
+    Raises:
+        UserError: PyTorch is not installed, or `transformers` refuses the directory.
+    """
     try:
         import torch
         import transformers
@@ -18,9 +22,12 @@ def load_torch(path: str | Path, dtype: str) -> Any:
         raise UserError(f"validate needs PyTorch and transformers ({error}): pip install 'jaxgeom[validate]'") from None
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
     kind = {("dtype" if new else "torch_dtype"): getattr(torch, dtype)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(path), attn_implementation="eager", trust_remote_code=False, local_files_only=True, **kind
-    )
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path), attn_implementation="eager", trust_remote_code=False, local_files_only=True, **kind
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: transformers cannot load it: {error}") from error
     return model.eval()
 
 

@@ -48,6 +48,28 @@ def test_mixture_of_experts_config():
         Qwen3Config.from_hf(moe | {"mlp_only_layers": [3]})
     with pytest.raises(UserError, match="num_experts_per_tok"):
         Qwen3Config.from_hf(moe | {"num_experts_per_tok": 200})
+    local = {name: value for name, value in moe.items() if name != "num_experts"} | {"num_local_experts": 128}
+    assert Qwen3Config.from_hf(local) == config
+    for change in ({"num_experts": 0}, {"num_experts": None}, {"num_local_experts": 64}, {"norm_topk_prob": "yes"}):
+        with pytest.raises(UserError, match=next(iter(change))):
+            Qwen3Config.from_hf(moe | change)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "inner", "layers", "heads", "kv", "tied"),
+    [
+        (1024, 3072, 28, 16, 8, True), (2048, 6144, 28, 16, 8, True), (2560, 9728, 36, 32, 8, True),
+        (4096, 12288, 36, 32, 8, False), (5120, 17408, 40, 40, 8, False), (5120, 25600, 64, 64, 8, False),
+    ],
+)  # fmt: skip
+def test_every_released_size_is_read(hidden, inner, layers, heads, kv, tied):
+    published = QWEN3_0_6B | {
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "max_window_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv, "tie_word_embeddings": tied,
+    }  # fmt: skip
+    config = Qwen3Config.from_hf(published)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (heads, kv, 128)
+    assert config.tie_word_embeddings is tied and not config.is_moe
 
 
 @pytest.mark.parametrize(
@@ -67,6 +89,25 @@ def test_mixture_of_experts_config():
         ({"head_dim": 15}, "head_dim"),
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"vocab_size": 0}, "vocab_size"),
+        ({"hidden_size": "1024"}, "hidden_size"),
+        ({"hidden_size": 1024.5}, "hidden_size"),
+        ({"num_hidden_layers": True}, "num_hidden_layers"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps"),
+        ({"eos_token_id": ["</s>"]}, "eos_token_id"),
+        ({"layer_types": 3}, "layer_types"),
+        ({"num_experts": 8}, "num_experts"),
+        ({"logit_scale": 0}, "logit_scale"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"original_max_position_embeddings": 4096}, "original_max_position_embeddings"),
+        ({"rope_scaling": "yarn"}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": -4.0}}, "factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": 1}}, "truncate"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 4.0}}, "factor"),
+        ({"rope_scaling": YARN, "rope_parameters": YARN | {"factor": 2.0}}, r"rope_scaling\.factor=4\.0"),
     ],
 )
 def test_unsupported_fields_are_refused_by_name(change, named):
@@ -117,6 +158,9 @@ def test_unreadable_directories_are_named(tmp_path):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(QWEN3_0_6B))
     with pytest.raises(UserError, match="safetensors"):
+        load_model(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="pytorch_model.bin is a pickle"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(UserError, match="model.safetensors"):

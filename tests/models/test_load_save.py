@@ -1,5 +1,6 @@
 """Reading and writing Hugging Face directories: streamed, to any sharding, and refused where they are wrong."""
 
+import dataclasses
 import json
 import tracemalloc
 
@@ -44,6 +45,11 @@ def test_parameters_land_on_their_shards(written):
     jax.tree.map(np.testing.assert_array_equal, params, sharded)
     gate = sharded["layers"]["mlp"]["gate"]["kernel"]
     assert gate.addressable_shards[0].data.shape == (3, 2, 16, 8)
+
+
+def test_a_mesh_of_explicit_axes_is_refused(written):
+    with pytest.raises(UserError, match="type Auto"):
+        load_model(written[0], mesh=make_mesh(1, 2, 2, 2, axis_type=jax.sharding.AxisType.Explicit))
 
 
 def test_bfloat16_files_and_parameters(written, tmp_path):
@@ -99,6 +105,48 @@ def test_wrong_tensors_are_named(written, tmp_path, change, named):
         load_model(damaged(written[0], tmp_path, change))
 
 
+def poisoned(name, *values):
+    def change(tensors):
+        tensors[name] = tensors[name].copy()
+        tensors[name].reshape(-1)[: len(values)] = values
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.embed_tokens.weight", "model.layers.1.mlp.experts.3.down_proj.weight", "model.norm.weight"],
+)
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_are_not_finite_are_named_and_counted(written, tmp_path, name, sharded):
+    directory = damaged(written[0], tmp_path, poisoned(name, np.nan, np.inf, 1.0, -np.inf))
+    with pytest.raises(UserError, match=rf"{name}.* has 3 of \d+ entries that are NaN or infinite"):
+        load_model(directory, mesh=make_mesh(1, 2, 2, 2) if sharded else None)
+
+
+def test_weights_that_overflow_the_dtype_asked_for_are_named(written, tmp_path):
+    directory = damaged(written[0], tmp_path, poisoned("model.norm.weight", 1e6))
+    load_model(directory)
+    with pytest.raises(UserError, match=r"model\.norm\.weight.* has 1 of 32 .*float16"):
+        load_model(directory, dtype="float16")
+    with pytest.raises(UserError, match="dtype='int8'"):
+        load_model(directory, dtype="int8")
+
+
+def test_a_tied_head_must_be_the_embedding(tmp_path):
+    config = dataclasses.replace(CONFIG, num_experts=0, tie_word_embeddings=True)
+    params = jax.jit(Qwen3(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    save_model(tmp_path, config, params)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    save_file(tensors, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, params, load_model(tmp_path)[1])
+    tensors["lm_head.weight"][5, :2] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from .* in 2 entries"):
+        load_model(tmp_path)
+
+
 def test_a_truncated_file_is_named(written, tmp_path):
     for file in written[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -120,3 +168,49 @@ def test_shards_carry_an_index(written, tmp_path):
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {file.name for file in tmp_path.glob("*.safetensors")}
     jax.tree.map(np.testing.assert_array_equal, written[1], load_model(tmp_path)[1])
+
+
+def without_first(weight_map):
+    del weight_map["model.norm.weight"]
+
+
+def elsewhere(weight_map):
+    weight_map["model.norm.weight"] = "model-00001-of-00002.safetensors"
+
+
+def absent_file(weight_map):
+    weight_map["model.norm.weight"] = "model-00009-of-00002.safetensors"
+
+
+def outside(weight_map):
+    weight_map["model.norm.weight"] = "../model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (without_first, r"index\.json: does not list tensor 'model\.norm\.weight'"),
+        (elsewhere, r"index\.json: lists tensor 'model\.norm\.weight' in model-00001.*does not hold it"),
+        (absent_file, r"model-00009-of-00002\.safetensors: missing, although .*index\.json lists it"),
+        (outside, r"index\.json: no weight_map"),
+        (lambda weight_map: weight_map.clear(), r"index\.json: no weight_map"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files_is_refused(written, tmp_path, change, named):
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(written[1]))
+    save_model(tmp_path, CONFIG, written[1], max_shard_bytes=size // 2 + 10_000)
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match=named):
+        load_model(tmp_path)
+
+
+def test_files_that_the_index_does_not_list_are_not_read(written, tmp_path):
+    save_model(tmp_path, CONFIG, written[1], max_shard_bytes=20_000)
+    save_file({"other": np.zeros(2, np.float32)}, tmp_path / "consolidated.safetensors")
+    load_model(tmp_path)
+    save_file({"other": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="remove one of the two"):
+        load_model(tmp_path)

@@ -54,6 +54,12 @@ def test_mesh_sizes_are_checked():
             make_mesh(*sizes)
 
 
+def test_an_axis_that_the_mesh_has_not_is_left_out():
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = partition_specs({"mlp": {"gate": {"kernel": jax.ShapeDtypeStruct((2, 4, 16, 8), jnp.float32)}}}, mesh)
+    assert specs["mlp"]["gate"]["kernel"] == jax.sharding.PartitionSpec(None, None, "fsdp", None)
+
+
 def test_a_leaf_without_a_rule_is_named():
     with pytest.raises(ValueError, match="adapter/kernel"):
         partition_specs({"adapter": {"kernel": jnp.zeros((2, 2))}}, make_mesh())

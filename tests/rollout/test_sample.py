@@ -200,8 +200,20 @@ def test_requests_that_cannot_be_served_are_named(actor, arguments, named):
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_new_tokens": 0}, {"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "options",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": 0.0},
+        {"temperature": 1e-40},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
 )
 def test_settings_are_checked(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         SamplingSettings(**({"max_new_tokens": 1} | options))
+
+
+def test_settings_take_any_sequence_of_stop_tokens():
+    assert hash(SamplingSettings(1, stop_tokens=[2, 3])) == hash(SamplingSettings(1, stop_tokens=(2, 3)))

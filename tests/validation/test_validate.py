@@ -1,10 +1,13 @@
 """`validate_model` on random Hugging Face models of every supported kind: all agree, and a wrong model is caught."""
 
 import dataclasses
+import functools
+import sys
 
 import jax
 import pytest
 
+from jaxgeom.cli import main
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, load_model, save_model
 from jaxgeom.validation import TOLERANCES, first_failure, validate_model
@@ -20,6 +23,8 @@ KINDS = {
     "tied": {"tie_word_embeddings": True},
     "untied-bias": {"attention_bias": True},
     "moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    # PyTorch's embedding starts at 0 for this token and gives it no gradient.
+    "padding-token": {"pad_token_id": 0, "vocab_size": 23},
 }
 
 
@@ -101,3 +106,28 @@ def test_saved_model_gives_identical_logits_in_transformers(tmp_path):
     again, params_again = load_model(tmp_path / "saved")
     assert again == model
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), params, params_again)))
+
+
+def test_the_command_says_which_check_failed_and_exits_1(tmp_path, monkeypatch, capsys):
+    # A context shorter than what is compared bounds nothing: it changes no number.
+    path = write(tmp_path / "model", max_position_embeddings=8)
+    monkeypatch.setattr("jaxgeom.commands.validate.validate_model", functools.partial(validate_model, gradients=False))
+    assert main(["validate", str(path), "--length", "8"]) == 0
+    assert "greedy regret" in capsys.readouterr().out
+
+    def wrong(path, **options):
+        model, params = load_model(path, **options)
+        return model.clone(config=dataclasses.replace(model.config, rms_norm_eps=1e-2)), params
+
+    monkeypatch.setattr("jaxgeom.validation.checks.load_model", wrong)
+    assert main(["validate", str(path), "--length", "8"]) == 1
+    assert "does not hold: logits, whole: error" in capsys.readouterr().out
+
+
+def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    capsys.readouterr()
+    assert main(["validate", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "pip install 'jaxgeom[validate]'" in said and said.count("\n") == 1

@@ -1,0 +1,85 @@
+"""Scoring on a mesh: the numbers of one device, and what the compiled program moves between devices."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.sharding import batch_sharding, init_sharded, make_mesh, mesh_of, parameter_shardings
+from jaxgeom.training import scoring
+from jaxgeom.training.scoring import score, sequence_log_probs
+
+CONFIG = Qwen3Config(
+    vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16,
+)  # fmt: skip
+TIME = 256
+
+
+@pytest.fixture(autouse=True)
+def chunks(monkeypatch):
+    # As if the logits were too many to be held: 8 chunks of 32 columns.
+    monkeypatch.setattr(scoring, "_WHOLE_LOGITS", 0)
+    monkeypatch.setattr(scoring, "DEFAULT_CHUNK", 32)
+
+
+def gradient(model, mesh):
+    def loss(params, tokens, valid):
+        return jnp.mean(sequence_log_probs(model, params, tokens, valid, temperature=0.9, mesh=mesh))
+
+    return jax.value_and_grad(loss)
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, CONFIG.vocab_size, (8, TIME)).astype(np.int32)
+    return jnp.asarray(tokens), jnp.asarray(np.arange(TIME)[None] >= rng.integers(0, TIME // 2, (8, 1)))
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1, 1), (2, 2, 2, 1)], ids=["fsdp", "mixed"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_eight_devices_give_the_numbers_of_one(sizes, tied):
+    mesh = make_mesh(*sizes)
+    model = Qwen3(dataclasses.replace(CONFIG, tie_word_embeddings=tied))
+    sharded = init_sharded(model, jax.random.key(0), mesh)
+    local = jax.device_put(jax.device_get(sharded), jax.devices()[0])
+    assert mesh_of(sharded) == mesh and mesh_of(local) is None
+    placed = [jax.device_put(x, batch_sharding(mesh)) for x in batch()]
+    found, expected = jax.jit(gradient(model, mesh))(sharded, *placed), jax.jit(gradient(model, None))(local, *batch())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+    np.testing.assert_allclose(score(model, sharded, *placed), score(model, local, *batch()), rtol=1e-5, atol=1e-5)
+
+
+def test_the_unembedding_is_gathered_once_in_bfloat16_and_its_gradient_summed_once_in_float32(tmp_path):
+    """Read from the partitioned program: later passes of the CPU compiler widen bfloat16 to float32."""
+    mesh = make_mesh(1, 8, 1, 1)
+    model = Qwen3(CONFIG, dtype=jnp.bfloat16)
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    shardings = parameter_shardings(abstract, mesh)
+    arguments = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+    rows = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)) for x in batch()]
+    step = jax.jit(gradient(model, mesh), out_shardings=(None, shardings))
+    options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_pass_re": "spmd-partitioning"}
+    # A program from the cache is not compiled, and leaves nothing to read.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        compiled = step.lower(arguments, *rows).compile(compiler_options=options)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    (partitioned,) = tmp_path.glob("*after_spmd-partitioning*")
+    moved = re.findall(r"= (\w+)\[(?:64,512|512,64)\]\S* (all-gather|all-reduce)\(", partitioned.read_text())
+    assert ("bf16", "all-gather") in moved and ("f32", "all-reduce") in moved and ("bf16", "all-reduce") not in moved
+    in_entry = [
+        name.startswith("ENTRY")
+        for name, body in re.findall(r"^(\S+).*?\{\n(.*?)^\}", compiled.as_text(), re.M | re.S)
+        for shapes in re.findall(r"= (.*?) (?:all-gather|all-reduce|reduce-scatter)\(", body)
+        if re.search(r"\[(64,512|512,64)\]", shapes)
+    ]
+    # None is within the loop over chunks.
+    assert len(in_entry) >= 2 and all(in_entry)
