@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxgeom.sharding import BATCH_AXES
@@ -42,6 +42,7 @@ def causal_attention(
     *,
     valid: Bool[Array, "batch time"] | None,
     kind: str,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "batch time heads hd"]:
     """`softmax(q·kᵀ/√hd + causal mask)·v`; head h uses key head ⌊h·kv/heads⌋.
 
@@ -50,13 +51,14 @@ def causal_attention(
         valid: which keys may be attended to; None for all. The kernels take None only: real tokens stand first
             there, so causality alone hides the padding.
         kind: a resolved form, not `auto`.
+        mesh: devices over which rows and heads are spread, for `splash`; None for one device.
     Returns:
         The mixed values, in the dtype of `q`.
     """
     if kind in ("cudnn", "splash"):
         if valid is not None:
             raise ValueError(f"attention={kind!r} takes no mask: put the real tokens first")
-        return attend_splash(q, k, v) if kind == "splash" else _attend_cudnn(q, k, v)
+        return attend_splash(q, k, v, mesh=mesh) if kind == "splash" else _attend_cudnn(q, k, v)
     if kind == "chunked":
         return attend_chunked(q, k, v, valid)
     time = q.shape[1]
@@ -121,9 +123,12 @@ def attend_splash(
     k: Float[Array, "batch time kv hd"],
     v: Float[Array, "batch time kv hd"],
     *,
+    mesh: Mesh | None = None,
     interpret: bool = False,
 ) -> Float[Array, "batch time heads hd"]:
-    """The Pallas TPU kernel, one call per device: under `jax.set_mesh` each works on its rows and heads.
+    """The Pallas TPU kernel, one call per device of the mesh: each works on its rows and heads.
+
+    The compiler cannot split a kernel; without a mesh every device would work on the whole batch.
 
     Reference:
         FlashAttention arXiv:2205.14135; `jax.experimental.pallas.ops.tpu.splash_attention`.
@@ -133,11 +138,12 @@ def attend_splash(
     room = -time % _LANES
     q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
     run = functools.partial(_splash_kernel, interpret=interpret)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        split_heads = k.shape[2] % mesh.shape["tensor"] == 0
-        spec = PartitionSpec(BATCH_AXES, None, "tensor" if split_heads else None, None)
-        run = jax.shard_map(run, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
+    if mesh is not None:
+        rows = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+        divides = q.shape[0] % math.prod(mesh.shape[axis] for axis in rows) == 0
+        heads = "tensor" if "tensor" in mesh.shape and k.shape[2] % mesh.shape["tensor"] == 0 else None
+        spec = PartitionSpec(rows if divides else None, None, heads, None)
+        run = jax.shard_map(run, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
     return run(q, k, v)[:, :time]
 
 

@@ -71,7 +71,7 @@ def load_model(
     files = _tensor_files(path)
     tensors = hf_tensors(config)
     _check_names(path, config, tensors, files)
-    model = Qwen3(config, dtype=compute_dtype, remat=remat)
+    model = Qwen3(config, dtype=compute_dtype, remat=remat, mesh=mesh)
     abstract = abstract_parameters(model, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else jax.tree.map(lambda _: None, abstract)
     by_path: dict[tuple[str, ...], list[HFTensor]] = {}

@@ -32,6 +32,7 @@ class Qwen3(nn.Module):
         attention: `auto` (by backend and length), `plain`, `chunked`, `cudnn` or `splash`.
         unroll: run the layers one after the other in place of a scan over them: no copies in and out of the stacked
             arrays, at the price of compile time per layer. None: on CPU for up to 12 layers without `remat`.
+        mesh: devices that the parameters lie on, for kernels that see one device's rows and heads; None for one.
     """
 
     config: Qwen3Config
@@ -39,6 +40,7 @@ class Qwen3(nn.Module):
     remat: bool = False
     attention: str = "auto"
     unroll: bool | None = None
+    mesh: jax.sharding.Mesh | None = None
 
     def setup(self) -> None:
         self.embed = self.param("embed", _init_embed, self.config)
@@ -176,7 +178,7 @@ class Qwen3(nn.Module):
             return {"k": k.transpose(0, 2, 3, 1) if self.is_unrolled else k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
 
         def attend(q, k, v):
-            return causal_attention(q, k, v, valid=valid, kind=kind), cached(k, v)
+            return causal_attention(q, k, v, valid=valid, kind=kind, mesh=self.mesh), cached(k, v)
 
         def attend_last(q, k, v):
             visible = jnp.ones(tokens.shape, bool) if valid is None else valid

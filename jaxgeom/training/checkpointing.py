@@ -91,7 +91,8 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     if not step.isdigit() or int(step) not in steps:
         raise UserError(f"{source}: no such step; the run has {steps}")
     config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
-    model = Qwen3(Qwen3Config.from_hf(config["model"]), dtype=jax.numpy.dtype(compute_dtype), remat=remat)
+    architecture = Qwen3Config.from_hf(config["model"])
+    model = Qwen3(architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, mesh=mesh)
     abstract = abstract_parameters(model)
     place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     specs = partition_specs(abstract, place) if mesh else jax.tree.map(lambda _: PartitionSpec(), abstract)

@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, hf_tensors, module_of, parameter_specs
 from jaxgeom.models.attention import attend_splash, causal_attention, resolve_attention
+from jaxgeom.models.load import load_model
 from jaxgeom.models.moe import mixture_of_experts
+from jaxgeom.models.save import save_model
+from jaxgeom.sharding import make_mesh
 
 CONFIG = Qwen3Config(
     vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -123,11 +126,40 @@ def test_splash_kernel_interpreted_equals_plain():
     np.testing.assert_allclose(got, causal_attention(q, k, v, valid=None, kind="plain"), atol=2e-5)
 
 
+@pytest.mark.parametrize(("rows", "kv"), [(4, 2), (3, 2), (4, 1)])
+def test_splash_kernel_works_on_each_devices_rows_and_heads(rows, kv):
+    mesh = make_mesh(2, 2, 2, 1)
+    rng = np.random.default_rng(7)
+    q, k, v = (jnp.asarray(rng.normal(size=(rows, 128, heads, 128)), jnp.float32) for heads in (2, kv, kv))
+    run = jax.jit(lambda *a: attend_splash(*a, mesh=mesh, interpret=True))
+    spec = PartitionSpec(("data", "fsdp") if rows == 4 else None, None, "tensor" if kv == 2 else None)
+    placed = jax.device_put((q, k, v), NamedSharding(mesh, spec))
+    np.testing.assert_allclose(run(*placed), causal_attention(q, k, v, valid=None, kind="plain"), atol=2e-5)
+    assert "all-gather" not in run.lower(*placed).compile().as_text()
+    assert run(*placed).sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
+
+
+def test_a_loaded_model_tells_the_kernels_of_its_mesh(dense, tmp_path, monkeypatch):
+    model, params = dense
+    save_model(tmp_path / "model", model.config, params)
+    mesh, seen = make_mesh(2, 2, 2, 1), []
+
+    def plain(q, k, v, *, mesh):
+        seen.append(mesh)
+        return causal_attention(q, k, v, valid=None, kind="plain")
+
+    monkeypatch.setattr("jaxgeom.models.attention.attend_splash", plain)
+    loaded, sharded = load_model(tmp_path / "model", mesh=mesh)
+    jax.eval_shape(loaded.clone(attention="splash").apply, {"params": sharded}, random_tokens(4, 8))
+    assert seen and all(found == mesh for found in seen)
+
+
 def test_forms_that_take_no_mask_see_the_real_tokens_first(dense, monkeypatch):
     model, params = dense
     # On this machine the kernel is the plain form: what is tested is the order of the columns around it.
     monkeypatch.setattr(
-        "jaxgeom.models.attention.attend_splash", lambda q, k, v: causal_attention(q, k, v, valid=None, kind="plain")
+        "jaxgeom.models.attention.attend_splash",
+        lambda q, k, v, *, mesh: causal_attention(q, k, v, valid=None, kind="plain"),
     )
     tokens, valid = random_tokens(3, 10), np.ones((3, 10), bool)
     valid[1, :4], valid[2, 7:] = False, False
