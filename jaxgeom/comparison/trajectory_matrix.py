@@ -111,8 +111,7 @@ class MatrixTrajectory:
 
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
         totals = ElementTotals()
-        rms = float(np.sqrt(np.vdot(self.a, self.a) / np.float32(self.a.size)))
-        totals.add(self.origin, stored, eta=self.settings.eta, rms=rms)
+        totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
         square = totals.delta_squares
         self._put("fro_norm", index, math.sqrt(square))
         if totals.initial_squares:
