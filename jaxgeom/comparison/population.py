@@ -101,7 +101,7 @@ def _module(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> str
 def _is_router(words: list[str], shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
     """Whether a weight named `gate` scores experts instead of gating an MLP.
 
-    It does in an `mlp`, where the other one is called `gate_proj`, in whatever is called a mixture (`block_sparse_moe`),
+    It does in an `mlp`, where the other one is called `gate_proj`, in what is called a mixture (`block_sparse_moe`),
     and where it has a row for each of the experts that the configuration announces.
     """
     if words[-1] != "gate":
@@ -175,7 +175,7 @@ def _half(tensor: Tensor, out: int) -> int:
 
 
 def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None, last: str) -> list[Part]:
-    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in, out]` where the hidden size says so."""
+    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in, out]` where hidden size says so."""
     experts, rows, columns = tensor.shape
     hidden = (config.get("text_config") or config).get("hidden_size")
     is_pair = last.startswith("gate_up")
