@@ -80,14 +80,14 @@ def angles_from_bases(u0: Any, u1: Any) -> Any:
     xp = namespace(u0)
     if xp is jnp:
         u0, u1 = (gather_matrix(u) for u in widen_pair(u0, u1, ("u0", "u1")))
-        product, flip, values = matmul, transpose, svd_values
+        product, flip, values, triangular = matmul, transpose, svd_values, lambda a: qr(a)[1]
     else:
         product, flip = xp.matmul, lambda a: xp.swapaxes(a, -1, -2)
-        values = partial(np.linalg.svd, compute_uv=False)
+        values, triangular = partial(np.linalg.svd, compute_uv=False), partial(np.linalg.qr, mode="r")
     cross = product(flip(u0), u1)
     residual = u1 - product(u0, cross)
     # Singular values of the residual are those of its triangular factor: a k × k problem instead of n × k.
-    triangle = qr(residual)[1] if xp is jnp else np.linalg.qr(residual, mode="r")
+    triangle: Any = triangular(residual)
     sines = xp.flip(values(triangle), axis=-1)
     cosines = values(cross)
     sines, cosines = xp.clip(sines, 0.0, 1.0), xp.clip(cosines, 0.0, 1.0)
