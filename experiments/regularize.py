@@ -66,8 +66,8 @@ def mean_stable_rank(params: Any, start: Any, specs: Any) -> jax.Array:
     )
     side = max(max(matrix.shape) for matrix in matrices)
     padded = jnp.stack([jnp.pad(m, ((0, side - m.shape[0]), (0, side - m.shape[1]))) for m in matrices])
-    # Rows and columns of zeros change no singular value. One matrix after the other: with the decompositions of all
-    # leaves side by side, a program was seen to stop on a 2-core CPU without using it.
+    # Rows and columns of zeros change no singular value. One matrix after the other: batched
+    # LAPACK calls of all leaves side by side can block each other for ever on a CPU of few cores.
     return jnp.mean(jax.lax.map(partial(jg.diagnostics.stable_rank, method="krylov", iterations=8), padded))
 
 

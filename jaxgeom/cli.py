@@ -70,9 +70,9 @@ def _parse(function, name: str, arguments: list[str]):
     except SystemExit as stop:
         if not stop.code:
             raise
-        words = re.sub(r"[\u2500-\u257f]+|\x1b\[[0-9;]*m", " ", said.getvalue())
+        words = re.sub(r"[\u2500-\u257f]+|-{4,}|\x1b\[[0-9;]*m", " ", said.getvalue())
         line = re.sub(r"\s+", " ", words).removeprefix(" Parsing error ").strip()
-        raise UserError(re.sub(r" For full helptext, (run|see) .*$", "", line)) from None
+        raise UserError(re.sub(r" For full helptext, (run|see)\b.*$", "", line)) from None
 
 
 def _keep_compiled_programs() -> None:

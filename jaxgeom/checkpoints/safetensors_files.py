@@ -1,9 +1,11 @@
 """Hugging Face directories: `config.json` and one or several `*.safetensors`, read by header and offset."""
 
 import hashlib
+import itertools
 import json
+import math
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -53,8 +55,8 @@ class _Reader:
         return array.reshape(shape)
 
 
-def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, bytes]:
-    """The header of a safetensors file, where its data begins, and the header's bytes; the whole layout is checked."""
+def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, int, bytes]:
+    """Entries of a safetensors file, where its data begins, the file's size, and the header's bytes."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -67,33 +69,55 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, bytes]:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
         header = json.loads(raw)
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError, UnicodeDecodeError):
-        raise UserError(f"{path}: not a safetensors file (its header is no JSON table of tensors)") from None
-    start, expected = 8 + length, 8 + length + max(ends, default=0)
-    if size < expected:
-        raise UserError(f"{path}: truncated: {size} bytes on disk, its header announces {expected}")
-    return entries, start, raw
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: not a safetensors file (its header is no JSON table of tensors)")
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size, raw
+
+
+class _Entry(NamedTuple):
+    """What the header says of one tensor; offsets count from where the data begins."""
+
+    code: str
+    shape: tuple[int, ...]
+    first: int
+    last: int
+
+
+def _entry_of(path: pathlib.Path, name: str, entry: Any) -> _Entry:
+    """An entry whose numbers are whole and not negative; whether they fit each other and the file is not looked at."""
+    try:
+        code, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        sound = isinstance(code, str) and all(type(number) is int and number >= 0 for number in (*shape, first, last))
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: not a safetensors file (entry of tensor {name!r} is malformed)")
+    return _Entry(code, shape, first, last)
 
 
 def _tensors_of(path: pathlib.Path) -> tuple[dict[str, Tensor], bytes]:
-    entries, start, raw = _read_header(path)
+    """The tensors of one file and its header's bytes; the whole layout is checked, nothing else is read."""
+    header, start, size, raw = _read_header(path)
+    entries = {name: _entry_of(path, name, entry) for name, entry in header.items()}
+    expected = start + max((entry.last for entry in entries.values()), default=0)
+    if size < expected:
+        raise UserError(f"{path}: truncated: {size} bytes on disk, its header announces {expected}")
     tensors = {}
-    for name, entry in entries.items():
-        try:
-            code, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-            first, last = (int(offset) for offset in entry["data_offsets"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: not a safetensors file (entry of tensor {name!r} is malformed)") from None
+    for name, (code, shape, first, last) in entries.items():
         if code not in _DTYPES:
             raise UserError(f"{path}: tensor {name!r} has dtype {code}, which jaxgeom cannot read")
         dtype = np.dtype(_DTYPES[code])
-        if last - first != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        if last - first != math.prod(shape) * dtype.itemsize:
             raise UserError(
                 f"{path}: tensor {name!r} of shape {list(shape)} and dtype {code} does not fit its {last - first} bytes"
             )
         tensors[name] = Tensor(name, shape, dtype.name, _Reader(path, name, start + first, shape, dtype))
+    filled = sorted((entry.first, entry.last, name) for name, entry in entries.items() if entry.last > entry.first)
+    for (_, end, one), (begin, _, other) in itertools.pairwise(filled):
+        if begin < end:
+            raise UserError(f"{path}: not a safetensors file (tensors {one!r} and {other!r} overlap)")
     return tensors, raw
 
 
@@ -103,7 +127,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         value = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object")

@@ -7,11 +7,14 @@ import os
 import pathlib
 import tempfile
 import zipfile
+import zlib
 
 import numpy as np
 
+from jaxgeom.comparison.journal import as_user_error
 from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
 from jaxgeom.comparison.spectrum import Matrix, MatrixForm, Spectrum, decompose, exact_values, value_errors, values_only
+from jaxgeom.errors import UserError
 
 _FORMAT = "1"
 
@@ -44,10 +47,15 @@ class BaseCache:
     Args:
         directory: the folder.
         computed_by: `Algebra.key`; spectra of another device differ in their last bits and are another entry.
+
+    Raises:
+        UserError: the folder is a file.
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None, computed_by: str = "") -> None:
         self.directory = pathlib.Path(directory) if directory is not None else None
+        if self.directory is not None and self.directory.exists() and not self.directory.is_dir():
+            raise UserError(f"{self.directory}: is no directory to keep base spectra in")
         self.computed_by = [computed_by] if computed_by else []
 
     def _path(self, digest: str, count: int) -> pathlib.Path | None:
@@ -57,37 +65,46 @@ class BaseCache:
         return self.directory / f"{key[:40]}.npz"
 
     def load(self, digest: str, count: int) -> Base | None:
-        """The stored spectra of a matrix, None where there are none (or an unreadable file)."""
+        """The stored spectra of a matrix, None where there are none (or a file that is damaged in any way)."""
         path = self._path(digest, count)
         if path is None or not path.is_file():
             return None
         try:
-            with np.load(path) as file:
+            with path.open("rb") as stream, np.load(stream) as file:
                 held = {name: file[name] for name in file.files}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            stored = _unpack(held, "stored")
+            further = [_unpack(held, name) if f"{name}_values" in held else None for name in ("exact", "bf16")]
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             return None
-        return Base(*(_unpack(held, prefix) for prefix in ("stored", "exact", "bf16")))  # type: ignore[arg-type]
+        return Base(stored, *further) if stored.long.shape[1:] == stored.short.shape[1:] == (count,) else None
 
     def save(self, digest: str, count: int, base: Base) -> None:
-        """Keeps the spectra; the file appears whole or not at all."""
+        """Keeps the spectra; the file appears whole or not at all.
+
+        Raises:
+            UserError: the folder cannot be written to.
+        """
         path = self._path(digest, count)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, np.ndarray] = {}
         for prefix, spectrum in (("stored", base.stored), ("exact", base.exact), ("bf16", base.bf16)):
             if spectrum is not None:
                 arrays |= {f"{prefix}_values": spectrum.values, f"{prefix}_exact": np.array(spectrum.is_exact)}
                 if spectrum.short.size:
                     arrays |= {f"{prefix}_short": spectrum.short, f"{prefix}_long": spectrum.long}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        except OSError:
-            pathlib.Path(temporary).unlink(missing_ok=True)
-            raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                os.replace(temporary, path)
+            except OSError:
+                pathlib.Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise as_user_error(error, path.parent) from error
 
 
 class HeldBase(BaseCache):
@@ -114,9 +131,7 @@ class HeldBase(BaseCache):
             self._written = content
 
 
-def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum | None:
-    if f"{prefix}_values" not in held:
-        return None
+def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum:
     values, is_exact, empty = held[f"{prefix}_values"], bool(held[f"{prefix}_exact"]), np.empty((0, 0))
     error = float(np.linalg.norm(value_errors(values, is_exact)))
     return Spectrum(values, held.get(f"{prefix}_short", empty), held.get(f"{prefix}_long", empty), error, is_exact)

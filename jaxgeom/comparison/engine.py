@@ -20,7 +20,7 @@ from jaxgeom.comparison.matrix import MatrixMeasurement, element_statistics, nor
 from jaxgeom.comparison.population import MODULES, Part, parts_of
 from jaxgeom.comparison.processes import Team
 from jaxgeom.comparison.report import Report
-from jaxgeom.comparison.scan import ElementTotals, require_finite, sum_of_squares
+from jaxgeom.comparison.scan import ElementTotals, require_finite, root_mean_square
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.summary import coverage_of, groups_of, summary_of
 from jaxgeom.errors import UserError
@@ -154,9 +154,7 @@ def _read_pair(part: Part, initial: Reader, final: Reader) -> _Pair:
 def _scan_parameter(part: Part, initial: Reader, final: Reader, settings: CompareSettings) -> dict[str, Any]:
     """Sparsity and norms of a parameter that is no matrix of the layers, in blocks of rows."""
     first, second = initial[part.tensor], final[part.tensor]
-    squares, count = sum_of_squares(first.row_blocks(_BLOCK_ENTRIES))
-    totals = ElementTotals()
-    rms = float(np.sqrt(squares / max(count, 1)))
+    totals, rms = ElementTotals(), root_mean_square(first.row_blocks(_BLOCK_ENTRIES))
     for a, b in zip(first.row_blocks(_BLOCK_ENTRIES), second.row_blocks(_BLOCK_ENTRIES), strict=True):
         require_finite(a, f"{initial.name}: {part.name}")
         require_finite(b, f"{final.name}: {part.name}")
@@ -349,7 +347,7 @@ def compare_parts(
         return _report(parts, journal.rows, initial, final, described, command)
 
     if team is None:
-        with kept(journal, out or cache or ""):
+        with kept(journal, out or ""):
             report = work()
             if out is not None:
                 report.write(out)

@@ -86,7 +86,7 @@ class Journal:
         try:
             with path.open(encoding="utf-8") as file:
                 return json.loads(file.readline()).get("key") != self.key
-        except (FileNotFoundError, ValueError, AttributeError):
+        except (FileNotFoundError, ValueError, AttributeError, RecursionError):
             return False
 
     def load(self) -> None:
@@ -152,15 +152,17 @@ class Journal:
 
 
 def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Rows of one file; none where it is gone, and not the line that an interruption cut."""
+    """Rows of one file; none where it is gone, none from the line on that an interruption cut or a disk spoilt."""
     rows: dict[str, dict[str, Any]] = {}
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
+                if not isinstance(row, dict):
+                    break
                 if "name" in row:
                     rows[row["name"]] = row
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         pass
     return rows
 

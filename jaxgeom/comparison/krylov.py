@@ -6,24 +6,40 @@ from jaxgeom.comparison import lapack
 from jaxgeom.comparison.spectrum import Matrix
 
 _SEED = 314159
+_ROOM = (1e-25, 1e35)
+"""Range of squared column norms within which float32 holds a Gram matrix with all its digits."""
+
 _DIRECT_SIZE = 1536
 """Up to this size a tridiagonal form costs less than the Krylov space, and separates all directions."""
 
 
-def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance: float = 1e-7) -> float:
+def _unit_gram(matrix: Matrix) -> tuple[np.ndarray, float]:
+    """The float32 Gram matrix (upper triangle) over its largest entry, and that entry; 0 for a zero matrix.
+
+    Where squares of the entries leave the range of float32 it is summed in float64 first.
+    """
+    gram = matrix.gram(np.float32)
+    peak = float(np.diagonal(gram).max())
+    if not _ROOM[0] < peak < _ROOM[1]:
+        gram = matrix.gram()
+        peak = float(np.diagonal(gram).max())
+    return (gram / gram.dtype.type(peak or 1)).astype(np.float32, copy=False), peak
+
+
+def leading_square(matrix: Matrix, *, tolerance: float = 1e-7) -> float:
     """Largest squared singular value: Lanczos on the float32 Gram matrix, then a Rayleigh quotient in float64.
 
     Args:
         matrix: the matrix.
-        gram: its float32 Gram matrix (upper triangle) where the caller has it.
         tolerance: relative residual of the Ritz value at which the iteration stops.
     """
-    gram = matrix.gram(np.float32) if gram is None else gram
+    gram, peak = _unit_gram(matrix)
+    return _leading_square(matrix, gram, tolerance) if peak > 0 else 0.0
+
+
+def _leading_square(matrix: Matrix, gram: np.ndarray, tolerance: float) -> float:
     size = gram.shape[0]
-    peak = float(np.abs(np.diagonal(gram)).max())
-    if peak == 0:
-        return _small_square(matrix)
-    times = matrix.operator(gram / np.float32(peak))
+    times = matrix.operator(gram)
     vector = np.random.default_rng(_SEED).standard_normal(size).astype(np.float32)
     vector /= np.linalg.norm(vector)
     steps = min(size, 300)
@@ -52,16 +68,14 @@ def leading_square(matrix: Matrix, gram: np.ndarray | None = None, *, tolerance:
     return float(np.vdot(image, image))
 
 
-def leading_and_fourth(matrix: Matrix) -> tuple[float, float]:
+def leading_and_fourth(matrix: Matrix, *, tolerance: float = 1e-7) -> tuple[float, float]:
     """Largest squared singular value and Σσ⁴, from one float32 Gram matrix."""
-    gram = matrix.gram(np.float32)
+    gram, peak = _unit_gram(matrix)
+    if peak == 0:
+        return 0.0, 0.0
     diagonal, flat = np.diagonal(gram), gram.reshape(-1, order="F")  # a view: the product of entries needs no order
-    return leading_square(matrix, gram), 2 * float(flat @ flat) - float(diagonal @ diagonal)
-
-
-def _small_square(matrix: Matrix) -> float:
-    """The same for entries whose squares vanish in float32."""
-    return float(max(matrix.eigenvalues()[-1], 0.0))
+    fourth = 2 * float(flat @ flat) - float(diagonal @ diagonal)
+    return _leading_square(matrix, gram, tolerance), fourth * peak * peak
 
 
 def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -73,9 +87,7 @@ def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[
     """
     size = matrix.short
     width = min(size, count + 16)
-    gram = matrix.gram(np.float32)
-    peak = np.float32(max(float(np.abs(np.diagonal(gram)).max()), 1e-30))
-    gram = gram / peak
+    gram, _ = _unit_gram(matrix)
     if size <= _DIRECT_SIZE or width * passes >= size:
         diagonal, off, tau = lapack.tridiagonalize(gram)
         _, vectors = lapack.tridiagonal_top_vectors(diagonal.astype(np.float64), off.astype(np.float64), count)
@@ -92,6 +104,6 @@ def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[
         values, vectors = np.linalg.eigh((reduced + reduced.T) / np.float32(2))
         space = np.asfortranarray(krylov @ vectors[:, ::-1][:, :count])
     image = matrix.times_short(np.asfortranarray(space.astype(np.float32)))
-    lengths = np.linalg.norm(image, axis=0).astype(np.float64)
+    lengths = np.linalg.norm(image.astype(np.float64), axis=0)
     long = image / np.maximum(lengths, 1e-300)
     return space.astype(np.float64), long.astype(np.float64), lengths

@@ -6,18 +6,19 @@ import math
 
 import numpy as np
 
-from jaxgeom.comparison import lapack, norm_nulls, shape_nulls
+from jaxgeom.comparison import norm_nulls, shape_nulls
 from jaxgeom.comparison.base import Base, BaseCache, exact_base, measure_base, vector_count
 from jaxgeom.comparison.krylov import leading_and_fourth, leading_directions, leading_square
+from jaxgeom.comparison.masks import magnitude_mask, reconstruction_mask
 from jaxgeom.comparison.rotation import angles_from_bases, principal_angles
 from jaxgeom.comparison.rounding import RoundingNull
-from jaxgeom.comparison.rows import Row, put, put_null
+from jaxgeom.comparison.rows import Row, put, put_null, put_undefined, put_with_null
 from jaxgeom.comparison.scan import (
     ElementTotals,
     bf16_view,
     histogram_of,
     low_magnitude_mask,
-    order_statistic,
+    root_mean_square,
     widen,
 )  # fmt: skip
 from jaxgeom.comparison.settings import PROJECTION_SHARES, RMS_TOLERANCES, CompareSettings
@@ -26,16 +27,24 @@ from jaxgeom.comparison.spectrum import decompose as decompose_matrix
 from jaxgeom.comparison.update_cells import MASKS
 from jaxgeom.comparison.update_nulls import permuted_ranks, put_update_nulls
 
+SHIFTS = ("nss", "nss_bf16", "nss_without_decay")
+ANGLES = tuple(f"angle_{side}_{figure}_deg" for side in ("left", "right") for figure in ("mean", "max"))
+KINDS = ("joint", "left", "right")
+"""Projection energies: inside both subspaces, the left one, the right one."""
+
+RESOLUTION = 1e-9
+"""Gap between neighbouring singular values of W0, over the largest, below which nothing tells their vectors apart."""
+
 
 def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
     """Sparsities and what else is counted entry by entry; the null is isotropic noise of the same norm, rounded."""
-    null = None
+    null: tuple[float, float] = (1.0, 0.0)
     if totals.delta_squares > 0:
         counts = RoundingNull(totals.histogram, eta, totals.on_grid)
         scale = counts.scale_for_squares(totals.delta_squares, stored_in_bf16=totals.is_rounded)
         null = counts.sparsity(scale)
     put(row, "sparsity_bf16", 1 - totals.density, null)
-    put(row, "density_bf16", totals.density, None if null is None else (1 - null[0], null[1]))
+    put(row, "density_bf16", totals.density, (1 - null[0], null[1]))
     put(row, "sparsity_stored", 1 - totals.differs / totals.count)
     put(row, "sparsity_abs_1e-5", 1 - totals.beyond_absolute / totals.count)
     for tolerance, beyond in zip(RMS_TOLERANCES, totals.beyond_rms, strict=True):
@@ -49,8 +58,10 @@ def norm_statistics(row: Row, totals: ElementTotals) -> None:
     norm, initial = math.sqrt(totals.delta_squares), math.sqrt(totals.initial_squares)
     put(row, "fro_norm", norm)
     put(row, "relative_norm", norm / initial if initial else None)
-    deviation = norm / math.sqrt(totals.count) / initial if initial else 0.0
-    put(row, "decay", totals.inner / totals.initial_squares if initial else None, (0.0, deviation) if initial else None)
+    if initial:
+        put(row, "decay", totals.inner / totals.initial_squares, (0.0, norm / math.sqrt(totals.count) / initial))
+    else:
+        put_undefined(row, "decay")
 
 
 def entropy_rank(values: np.ndarray, _: int = 0) -> float:
@@ -135,14 +146,14 @@ class MatrixMeasurement:
         self.a, self.b = widen(self.initial), widen(self.final)
         self.changed = np.empty(self.a.size, bool)
         self.totals = ElementTotals()
-        rms = float(np.sqrt(np.vdot(self.a, self.a) / np.float32(self.a.size)))
+        rms = root_mean_square([self.a])
         self.totals.add(self.initial, self.final, eta=settings.eta, rms=rms, changed_out=self.changed)
         self.row: Row = {}
         element_statistics(self.row, self.totals, settings.eta)
         norm_statistics(self.row, self.totals)
         self.on_grid = self.totals.on_grid and not _leaves_grid(self.final, self.b)
         base = self._base()
-        if settings.suite == "full" and base is not None:
+        if settings.suite == "full":
             self._full(base)
         else:
             self._fast()
@@ -182,19 +193,23 @@ class MatrixMeasurement:
             self.cache.save(self.digest, count, base)
         return base
 
-    def _full(self, base: Base) -> None:
+    def _full(self, base: Base | None) -> None:
         update = self.form(self.b, self.a)
         moved = self.totals.delta_squares > 0
         if moved:
             spectrum_statistics(self.row, self.initial.shape, update_spectrum(update).values, self.settings)
         else:
-            for name in ("stable_rank", "entropy_rank", "participation_ratio", "hill"):
-                self.row[name] = None
-            self.row["op_norm"] = 0.0
+            put_undefined(self.row, "stable_rank", "entropy_rank", "participation_ratio", "hill")
+            k = self.settings.hill_order(min(self.initial.shape))
+            self.row |= {"op_norm": 0.0, "hill_k": k, f"energy_top_{self.settings.subspace_k}": None}
         self._bf16_rank(moved)
-        pulled = None
-        if moved:
-            pulled = update.times_long(base.stored.long)
+        if base is None:
+            self.row |= {"angle_k": self._angle_k, "angle_gap": None}
+            put_undefined(self.row, *SHIFTS, *ANGLES)
+            self.row["nss_note"] = self.row["angle_note"] = "undefined: the initial matrix is zero"
+            self._projections(None, update, None)
+            return
+        pulled = update.times_long(base.stored.long) if moved else None
         self._shifts_and_angles(base, update, pulled)
         self._projections(base.stored, update, pulled)
 
@@ -202,27 +217,27 @@ class MatrixMeasurement:
         """Stable rank of the update that a bfloat16 reader sees; the null is the same as for the stored one."""
         null = shape_nulls.stable_rank_null(*self.initial.shape)
         if self.on_grid or not moved:
-            put(self.row, "stable_rank_bf16", self.row["stable_rank"], null if moved else None)
+            put(self.row, "stable_rank_bf16", self.row["stable_rank"], null)
             return
         squares = self.totals.bf16_delta_squares
         if squares == 0:
-            self.row["stable_rank_bf16"] = None
+            put(self.row, "stable_rank_bf16", None, null)
             return
         top = leading_square(self.form(bf16_view(self.final), bf16_view(self.initial)))
         put(self.row, "stable_rank_bf16", squares / top, null)
 
+    @property
+    def _angle_k(self) -> int:
+        return max(1, min(self.settings.angle_k, min(self.initial.shape) - 1))
+
     def _shifts_and_angles(self, base: Base, update: Matrix, pulled: np.ndarray | None, *, plain: bool = False) -> None:
-        settings, shape, stored = self.settings, self.initial.shape, base.stored
-        k = max(1, min(settings.angle_k, min(shape) - 1))
+        stored, k = base.stored, self._angle_k
         self.row["angle_k"] = k
-        gap = float(stored.values[k - 1] - stored.values[k]) if k < stored.values.size else None
+        gap = _gap(stored.values, k)
         self.row["angle_gap"] = gap
-        if pulled is None:
-            for name in ("nss", "nss_bf16", "nss_without_decay"):
-                put(self.row, name, 0.0)
-            for side in ("left", "right"):
-                put(self.row, f"angle_{side}_mean_deg", 0.0)
-                put(self.row, f"angle_{side}_max_deg", 0.0)
+        if pulled is None:  # as under the null: an update of norm zero
+            for name in (*(SHIFTS[:1] if plain else SHIFTS), *ANGLES):
+                put(self.row, name, 0.0, (0.0, 0.0))
             return
         final_matrix = self.form(self.b)
         final = decompose_matrix(final_matrix, k, long=False)
@@ -230,10 +245,8 @@ class MatrixMeasurement:
             self._plain_shift(base, final, final_matrix)
         else:
             self._shifts(base, final, final_matrix)
-        if k >= min(shape) and shape[0] == shape[1]:
-            return  # the whole space: nothing can rotate
-        resolution = 1e-9 * float(stored.values[0])
-        if gap is None or gap <= resolution or min(stored.values[k - 1], final.values[k - 1]) <= resolution:
+        if _is_open(stored.values, k) or final.values[k - 1] <= RESOLUTION * float(stored.values[0]):
+            put_undefined(self.row, *ANGLES)
             self.row["angle_note"] = f"ill-posed: the gap after singular value {k} is numerically zero"
             return
         short, long = principal_angles(stored, final, update, final_matrix, pulled, k)
@@ -245,7 +258,10 @@ class MatrixMeasurement:
     ) -> None:
         rows, columns = self.initial.shape
         smaller, values = min(rows, columns), stored.values
-        moved = float(max(abs(final.values[k - 1] - values[k - 1]), abs(final.values[k] - values[k])))
+        # Shrinking all of W0 moves every value and turns nothing.
+        factor = abs(1 + self.totals.inner / self.totals.initial_squares) or 1.0
+        edge = slice(k - 1, k + 1)
+        moved = min(float(np.abs(final.values[edge] / by - values[edge]).max()) for by in (1.0, factor))
         near = int(np.count_nonzero(np.abs(values - values[k - 1]) <= moved))
         nulls: list[tuple[float, float] | None] = [None] * 4
         scale = math.sqrt(self.totals.delta_squares / self.totals.count)
@@ -296,7 +312,7 @@ class MatrixMeasurement:
         scale = math.sqrt(self.totals.delta_squares / self.totals.count)
         mean, deviation, holds = norm_nulls.shift_null(initial.values, rows, columns, scale)
         null = (mean, deviation) if holds else None
-        put(self.row, "nss", value, null)
+        put_with_null(self.row, "nss", value, null)
         if not holds:
             self.row["nss_note"] = "the update is too large for the null's expansion"
         return initial, ended, null
@@ -313,13 +329,13 @@ class MatrixMeasurement:
             if without is not None and (initial.error + plain.error) > 2e-6 * without * initial.norm:
                 initial = exact_base(base, self.a, self.form)
                 without = shift(initial, exact_values(rest).values)
-        put(self.row, "nss_without_decay", without, null)
+        put_with_null(self.row, "nss_without_decay", without, null)
         self._bf16_shift(base, initial, null)
 
     def _bf16_shift(self, base: Base, initial: Spectrum, null: tuple[float, float] | None) -> None:
         """The same between the bfloat16 views; the null is matched to the norm that the update has there."""
         if self.on_grid:
-            put(self.row, "nss_bf16", self.row["nss"], null)
+            put_with_null(self.row, "nss_bf16", self.row["nss"], null)
             return
         first = base.bf16 or initial
         final = self.form(bf16_view(self.final))
@@ -332,21 +348,23 @@ class MatrixMeasurement:
         mean, deviation, holds = norm_nulls.shift_null(
             first.values, self.initial.shape[0], self.initial.shape[1], scale
         )
-        put(self.row, "nss_bf16", value, (mean, deviation) if holds and scale > 0 else None)
+        put_with_null(self.row, "nss_bf16", value, (mean, deviation) if holds and scale > 0 else None)
 
-    def _projections(self, stored: Spectrum, update: Matrix, pulled: np.ndarray | None) -> None:
+    def _projections(self, stored: Spectrum | None, update: Matrix, pulled: np.ndarray | None) -> None:
         rows, columns = self.initial.shape
         smaller = min(rows, columns)
         shares = {"": self.settings.projection_fraction} | {
             f"_{100 * share:g}pct": share for share in PROJECTION_SHARES
         }
-        sizes = {suffix: max(1, min(round(share * smaller), stored.short.shape[1])) for suffix, share in shares.items()}
+        sizes = {suffix: max(1, min(round(share * smaller), smaller)) for suffix, share in shares.items()}
         self.row["projection_k"] = sizes[""]
-        if pulled is None:
-            for suffix in sizes:
-                for name in ("joint", "left", "right"):
-                    self.row[f"projection_{name}{suffix}"] = None
+        if stored is None or pulled is None:
+            put_undefined(self.row, *(f"projection_{name}{suffix}" for suffix in sizes for name in KINDS))
             return
+        open_sizes = {k for k in sizes.values() if (k < smaller or rows != columns) and _is_open(stored.values, k)}
+        if open_sizes:
+            named = ", ".join(map(str, sorted(open_sizes)))
+            self.row["projection_note"] = f"ill-posed: the gap after singular value {named} is numerically zero"
         most = max(sizes.values())
         squares = self.totals.delta_squares
         pushed = update.times_short(np.asfortranarray(stored.short[:, :most].astype(np.float32)))
@@ -356,18 +374,20 @@ class MatrixMeasurement:
         corner = core.cumsum(0).cumsum(1)
         left, right = (by_short, by_long) if update.is_wide else (by_long, by_short)
         for suffix, k in sizes.items():
-            for name, energy, null in (
-                ("joint", corner[k - 1, k - 1], norm_nulls.projection_null(rows, columns, k, k)),
-                ("left", left[:k].sum(), norm_nulls.projection_null(rows, columns, k, None)),
-                ("right", right[:k].sum(), norm_nulls.projection_null(rows, columns, None, k)),
-            ):
+            if k in open_sizes:
+                put_undefined(self.row, *(f"projection_{name}{suffix}" for name in KINDS))
+                continue
+            energies = corner[k - 1, k - 1], left[:k].sum(), right[:k].sum()
+            for name, energy, inside in zip(KINDS, energies, ((k, k), (k, None), (None, k)), strict=True):
+                null = norm_nulls.projection_null(rows, columns, *inside)
                 put(self.row, f"projection_{name}{suffix}", float(energy / squares), null)
 
     def _fast(self) -> None:
         """What needs no full spectrum: ranks of the update from one float32 Gram matrix."""
         shape, squares = (self.initial.shape[0], self.initial.shape[1]), self.totals.delta_squares
         if squares == 0:
-            self.row |= {"op_norm": 0.0, "stable_rank": None, "participation_ratio": None, "stable_rank_bf16": None}
+            put_undefined(self.row, "stable_rank", "participation_ratio", "stable_rank_bf16")
+            self.row["op_norm"] = 0.0
             return
         update = self.form(self.b, self.a)
         top, fourth = leading_and_fourth(update)
@@ -384,21 +404,28 @@ class MatrixMeasurement:
             The flat masks by statistic; none where the overlaps are not defined.
         """
         settings, totals = self.settings, self.totals
+        self.row["mask_rank"] = min(settings.mask_rank, min(self.initial.shape))
+        self.row |= {"rounding_scale": None} | dict.fromkeys(f"{name}_enrichment" for name in MASKS)
         if totals.changed == 0 or totals.initial_squares == 0:
-            self.row |= dict.fromkeys(MASKS)
-            self.row["overlap_note"] = "undefined: nothing changed in the bfloat16 view"
+            put_undefined(self.row, *MASKS)
+            still = "nothing changed in the bfloat16 view" if totals.changed == 0 else "the initial matrix is zero"
+            self.row["overlap_note"] = f"undefined: {still}"
             return {}
         null = RoundingNull(totals.histogram, settings.eta, totals.on_grid)
         scale = null.scale_for_density(totals.density)
         self.row["rounding_scale"] = scale
-        principal = self._principal_mask(base)
         low, low_histogram = low_magnitude_mask(self.initial, totals, settings.mask_fraction)
-        histograms = {"overlap_principal": histogram_of(self.initial, principal), "overlap_low": low_histogram}
-        masks = {"overlap_principal": principal, "overlap_low": low}
+        histograms, masks = {"overlap_low": low_histogram}, {"overlap_low": low}
+        principal = self._principal_mask(base)
+        if principal is None:
+            put_undefined(self.row, "overlap_principal")
+        else:
+            histograms["overlap_principal"] = histogram_of(self.initial, principal)
+            masks["overlap_principal"] = principal
         for name, histogram in histograms.items():
             overlap = int(np.count_nonzero(masks[name] & self.changed)) / totals.changed
             expected = null.overlap(histogram, scale) if scale is not None else None
-            put(self.row, name, overlap, expected)
+            put_with_null(self.row, name, overlap, expected)
             baseline = expected[0] if expected and expected[0] else int(histogram.sum()) / totals.count
             self.row[f"{name}_enrichment"] = overlap / baseline if baseline else None  # a single entry: an empty mask
         return masks
@@ -408,47 +435,35 @@ class MatrixMeasurement:
         digest = hashlib.sha256((self.name + purpose).encode()).digest()
         return np.random.default_rng([self.settings.seed, *digest[:8]])
 
-    def _principal_mask(self, base: Base | None) -> np.ndarray:
+    def _principal_mask(self, base: Base | None) -> np.ndarray | None:
+        """Flat mask of the largest entries of W0's reconstruction; None where its rank leaves that open."""
         settings, shape = self.settings, self.initial.shape
         take = int(np.floor(settings.mask_fraction * self.totals.count + 0.5))
-        rank = min(settings.mask_rank, min(shape))
-        self.row["mask_rank"] = rank
-        matrix = self.form(self.a)
-        if base is not None:
-            short, long, values = base.stored.short[:, :rank], base.stored.long[:, :rank], base.stored.values[:rank]
-        else:
+        rank, matrix = min(settings.mask_rank, min(shape)), self.form(self.a)
+        stored = base.stored if base is not None else None
+        if rank == min(shape) or (stored is not None and stored.values[rank] <= stored.errors[rank]):
+            return magnitude_mask(self.a, take)  # nothing is left out: W0 itself, with its ties
+        if stored is None:
             short, long, values = leading_directions(matrix, rank)
+        elif _is_open(stored.values, rank):
+            self.row["overlap_note"] = f"ill-posed for the principal mask: no gap after singular value {rank}"
+            return None
+        else:
+            short, long, values = stored.short[:, :rank], stored.long[:, :rank], stored.values[:rank]
         left, right = (short, long) if matrix.is_wide else (long, short)
-        return _reconstruction_mask(left * values, right, take)
+        return reconstruction_mask(left * values, right, take)
+
+
+def _gap(values: np.ndarray, k: int) -> float:
+    """`σ_k − σ_{k+1}`; beyond min(m, n) there are zeros."""
+    return float(values[k - 1] - (values[k] if k < values.size else 0.0))
+
+
+def _is_open(values: np.ndarray, k: int) -> bool:
+    """Whether the leading k directions are not determined: the gap after them is numerically zero."""
+    return _gap(values, k) <= RESOLUTION * float(values[0])
 
 
 def _leaves_grid(stored: np.ndarray, wide: np.ndarray) -> bool:
     """Whether some entry is no bfloat16 number."""
     return stored.dtype.name != "bfloat16" and bool(np.any(wide.view(np.uint32) & np.uint32(0xFFFF)))
-
-
-def _reconstruction_mask(left: np.ndarray, right: np.ndarray, take: int) -> np.ndarray:
-    """Flat mask of the `take` largest |left·rightᵀ|, decided in float64, ties to the lower row-major index.
-
-    Only the float32 magnitudes are held; entries that tie with the threshold there are told apart in float64.
-    """
-    rows, columns = left.shape[0], right.shape[0]
-    magnitude = np.empty((rows, columns), np.float32)
-    step = max(1, (1 << 21) // columns)
-    right_rows = np.ascontiguousarray(right)
-    left_rows = np.ascontiguousarray(left)
-    for start in range(0, rows, step):
-        block = lapack.multiply(right_rows, np.ascontiguousarray(left_rows[start : start + step]).T).T
-        np.abs(block, out=magnitude[start : start + step], casting="same_kind")
-    flat = magnitude.reshape(-1)
-    if take <= 0:
-        return np.zeros(flat.size, bool)
-    threshold = order_statistic(flat, flat.size - take)
-    mask = flat > threshold
-    missing = take - int(np.count_nonzero(mask))
-    tied = np.flatnonzero(flat == threshold)
-    if missing < tied.size:
-        exact = np.abs(np.einsum("ij,ij->i", left_rows[tied // columns], right_rows[tied % columns]))
-        tied = tied[np.argsort(-exact, kind="stable")]
-    mask[tied[:missing]] = True
-    return mask

@@ -96,8 +96,8 @@ def rotation_draws(
     squares = values * values
     inside, outside = squares[:k, None], squares[None, k:]
     together = inside + outside
-    deviation = np.sqrt(together / ((inside - outside) ** 2 + 2 * scale**2 * together)).astype(np.float32)
-    deviation *= np.float32(scale)
+    deviation = np.sqrt(together / ((inside - outside) ** 2 + 2 * scale**2 * together))
+    deviation = (scale * deviation).astype(np.float32)
     beyond = (scale / np.sqrt(np.maximum(squares[:k], scale**2))).astype(np.float32)[:, None]
     results = [np.empty((draws, k)) for _ in extra]
     for draw in range(draws):

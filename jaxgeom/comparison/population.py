@@ -19,6 +19,9 @@ _ALIASES = {
     "w1": "gate", "w3": "up", "w2": "down", "fc1": "up", "fc2": "down",
 }  # fmt: skip
 
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+"""Names that configurations have for the number of experts a router chooses from."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -88,15 +91,27 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def _module(name: str) -> str | None:
+def _module(name: str, shape: tuple[int, ...], config: Mapping[str, Any]) -> str | None:
     words = name.removesuffix(".weight").removesuffix(".kernel").split(".")
-    if words[-1] in MODULES and len(words) > 1 and ".mlp.gate" not in name:
+    if words[-1] in MODULES and len(words) > 1 and not _is_router(words, shape, config):
         return words[-1]
     return _ALIASES.get(words[-1])
 
 
+def _is_router(words: list[str], shape: tuple[int, ...], config: Mapping[str, Any]) -> bool:
+    """Whether a weight named `gate` scores experts instead of gating an MLP.
+
+    It does in an `mlp`, where the other one is called `gate_proj`, in what is called a mixture (`block_sparse_moe`),
+    and where it has a row for each of the experts that the configuration announces.
+    """
+    if words[-1] != "gate":
+        return False
+    text = config.get("text_config") or config
+    return words[-2] == "mlp" or "moe" in words[-2] or shape[0] in {text.get(count) for count in _EXPERT_COUNTS}
+
+
 def _group(name: str, shape: tuple[int, ...]) -> str:
-    last = name.removesuffix(".weight").split(".")[-1]
+    words = name.removesuffix(".weight").split(".")
     if re.search(r"embed|wte|wpe", name):
         return "embedding"
     if re.search(r"(?:^|\.)(?:lm_head|output|embed_out|head)(?:\.|$)", name) and len(shape) == 2:
@@ -105,7 +120,7 @@ def _group(name: str, shape: tuple[int, ...]) -> str:
         return "bias"
     if re.search(r"norm|(?:^|\.)ln_", name):
         return "norm"
-    if last in ("gate", "router") and len(shape) == 2:
+    if (words[-1] == "gate" or "router" in words) and len(shape) == 2:
         return "router"
     return "other"
 
@@ -152,17 +167,22 @@ def _fused_attention(tensor: Tensor, config: Mapping[str, Any], layer: int | Non
     return parts
 
 
-def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None, last: str) -> list[Part]:
-    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in.
+def _half(tensor: Tensor, out: int) -> int:
+    """Outputs of either of gate and up, which share a tensor."""
+    if out % 2:
+        raise UserError(f"{tensor.name}: shape {list(tensor.shape)} does not split into gate and up: {out} is odd")
+    return out // 2
 
-    Out]` where the hidden size says so.
-    """
+
+def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None, last: str) -> list[Part]:
+    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in, out]` where hidden size says so."""
     experts, rows, columns = tensor.shape
     hidden = (config.get("text_config") or config).get("hidden_size")
     is_pair = last.startswith("gate_up")
     into = hidden is not None and (columns if last.startswith("down") else rows) == hidden
     swapped = into and not (hidden == (rows if last.startswith("down") else columns))
     out, in_ = (columns, rows) if swapped else (rows, columns)
+    half = _half(tensor, out) if is_pair else 0
     parts = []
     for expert in range(experts):
         if not is_pair:
@@ -179,9 +199,9 @@ def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None,
             )
             parts.append(part)
             continue
-        for module, cut in (("gate", (0, out // 2)), ("up", (out // 2, out))):
+        for module, cut in (("gate", (0, half)), ("up", (half, out))):
             where: dict[str, Any] = {"columns" if swapped else "rows": cut}
-            name, shape = f"{tensor.name}[{expert},{module}]", (out // 2, in_)
+            name, shape = f"{tensor.name}[{expert},{module}]", (half, in_)
             parts.append(
                 Part(name, tensor.name, "matrices", module, layer, shape, expert=expert, transposed=swapped, **where)
             )
@@ -200,12 +220,12 @@ def parts_of(tensor: Tensor, config: Mapping[str, Any] | None) -> list[Part]:
         if last in ("qkv_proj", "query_key_value", "Wqkv"):
             return _fused_attention(tensor, config, layer)
         if last == "gate_up_proj":
-            half = shape[0] // 2
+            half = _half(tensor, shape[0])
             return [
                 Part(f"{tensor.name}[{module}]", tensor.name, "matrices", module, layer, (half, shape[1]), rows=rows)
                 for module, rows in (("gate", (0, half)), ("up", (half, shape[0])))
             ]
-        if (module := _module(tensor.name)) is not None and not tensor.name.endswith("bias"):
+        if (module := _module(tensor.name, shape, config)) is not None and not tensor.name.endswith("bias"):
             return [Part(tensor.name, tensor.name, "matrices", module, layer, shape)]
     if len(shape) == 3 and (last in _ALIASES or last == "gate_up_proj") and 0 not in shape:
         return _fused_experts(tensor, config, layer, last)

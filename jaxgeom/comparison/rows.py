@@ -36,5 +36,17 @@ def put_null(row: Row, name: str, null: Null | None, kind: str = "") -> None:
     row[f"{name}{kind}_excess"], row[f"{name}{kind}_z"] = _number(excess), _number(z)
 
 
+def put_with_null(row: Row, name: str, value: float | None, null: Null | None) -> None:
+    """Writes a statistic that has a null, its three further keys too where that null is not defined here."""
+    put(row, name, value)
+    put_null(row, name, null)
+
+
+def put_undefined(row: Row, *names: str) -> None:
+    """Writes statistics that have no value here, nor a null: a reader finds their keys in every row."""
+    for name in names:
+        put_with_null(row, name, None, None)
+
+
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)

@@ -99,7 +99,7 @@ class ElementTotals:
             initial: entries of W0 in a stored dtype.
             final: the same entries of W+.
             eta: relative tolerance of the unchanged test.
-            rms: RMS of the whole W0, for the tolerances relative to it.
+            rms: RMS of the whole W0 in float64, for the tolerances relative to it.
             changed_out: bool array of the block's size that receives the changed mask.
         """
         first, second = initial.reshape(-1), final.reshape(-1)
@@ -127,7 +127,7 @@ class ElementTotals:
         beyond = _above(magnitude, a, b, ABSOLUTE_TOLERANCE)
         self.beyond_absolute += int(np.count_nonzero(beyond))
         for index, tolerance in enumerate(RMS_TOLERANCES):
-            self.beyond_rms[index] += int(np.count_nonzero(magnitude > np.float32(tolerance * rms)))
+            self.beyond_rms[index] += int(np.count_nonzero(_above(magnitude, a, b, tolerance * rms)))
         self.beyond_half_ulp += int(np.count_nonzero(magnitude > _HALF_ULP[(a_bits & _MAGNITUDE) >> np.uint16(7)]))
         wide_a = a.astype(np.float64)
         wide = b.astype(np.float64)
@@ -195,10 +195,7 @@ def _value(bits: np.ndarray) -> np.ndarray:
 
 
 def _above(magnitude: np.ndarray, a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:
-    """`|b − a| > tolerance` exactly: float32 decides all but the entries on the rounded tolerance.
-
-    Float64 decides those.
-    """
+    """`|b − a| > tolerance` exactly: float32 decides all but the entries on the rounded tolerance, float64 those."""
     nearest = np.float32(tolerance)
     above = magnitude > nearest
     edge = np.flatnonzero(magnitude == nearest)
@@ -226,8 +223,8 @@ def require_finite(array: np.ndarray, where: str) -> None:
         raise UserError(f"{where}: {bad} of {flat.size} entries are NaN or infinite")
 
 
-def sum_of_squares(blocks: Iterable[np.ndarray]) -> tuple[float, int]:
-    """Σ w² in float64 and the number of entries."""
+def root_mean_square(blocks: Iterable[np.ndarray]) -> float:
+    """RMS of all entries, summed in float64; 0 where there are none."""
     total, count = 0.0, 0
     for array in blocks:
         flat = array.reshape(-1)
@@ -235,7 +232,7 @@ def sum_of_squares(blocks: Iterable[np.ndarray]) -> tuple[float, int]:
             wide = widen(flat[start : start + _BLOCK]).astype(np.float64)
             total += float(wide @ wide)
         count += flat.size
-    return total, count
+    return float(np.sqrt(total / max(count, 1)))
 
 
 def low_magnitude_mask(initial: np.ndarray, totals: ElementTotals, fraction: float) -> tuple[np.ndarray, np.ndarray]:

@@ -113,8 +113,7 @@ class MatrixTrajectory:
 
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
         totals = ElementTotals()
-        rms = float(np.sqrt(np.vdot(self.a, self.a) / np.float32(self.a.size)))
-        totals.add(self.origin, stored, eta=self.settings.eta, rms=rms)
+        totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
         square = totals.delta_squares
         self._put("fro_norm", index, math.sqrt(square))
         if totals.initial_squares:
@@ -131,7 +130,9 @@ class MatrixTrajectory:
             return _Step(0.0, totals, None, None, None)
         update = self.form(now, self.a)
         right = self._update_statistics(index, update, square)
-        right_bf16 = self._bf16(index, stored, totals, on_grid)
+        right_bf16 = right if on_grid else self._bf16(index, stored, totals)
+        if on_grid:  # a bfloat16 reader sees what is stored
+            self.row["stable_rank_bf16"][index] = self.row["stable_rank"][index]
         rest = None
         if index < self.count - 1 and bool(np.any(self.z != now)):
             rest = right_subspace(self.form(self.z, now), self.k)
@@ -176,14 +177,11 @@ class MatrixTrajectory:
             return None
         return spectrum.long if update.is_wide else spectrum.short
 
-    def _bf16(self, index: int, stored: np.ndarray, totals: ElementTotals, on_grid: bool) -> np.ndarray | None:
+    def _bf16(self, index: int, stored: np.ndarray, totals: ElementTotals) -> np.ndarray | None:
         """The view of a bfloat16 reader, beside the precision null.
 
         The final update's direction at this step's norm.
         """
-        if on_grid:
-            self.row["stable_rank_bf16"][index] = self.row["stable_rank"][index]
-            return None
         if totals.bf16_delta_squares == 0:
             return None
         start = bf16_view(self.origin)
@@ -225,6 +223,8 @@ class MatrixTrajectory:
         full: list[list[float | None]] = [[None] * count for _ in range(count)]
         disjoint: list[list[float | None]] = [[None] * count for _ in range(count)]
         null, deviation = random_walk_similarity((shape[0], shape[1]), self.k, self.settings.seed, increments)
+        if self.final_bf16 is None:
+            self.final_bf16 = steps[-1].right_bf16
         chance = disjoint_similarity(shape, k=self.k), disjoint_similarity_std(shape, k=self.k)
         for s in range(count):
             for t in range(s, count):

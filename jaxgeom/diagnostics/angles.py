@@ -1,5 +1,6 @@
 """Principal angles between the top-k singular subspaces of two matrices, exact down to tiny rotations."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from ._layout import gather_matrix, matmul, qr, transpose
+from ._layout import gather_matrix, matmul, qr, svd_values, transpose
 from .precision import widen_pair
 from .spectrum import namespace
 from .subspaces import top_subspaces
@@ -79,15 +80,16 @@ def angles_from_bases(u0: Any, u1: Any) -> Any:
     xp = namespace(u0)
     if xp is jnp:
         u0, u1 = (gather_matrix(u) for u in widen_pair(u0, u1, ("u0", "u1")))
-        product, flip = matmul, transpose
+        product, flip, values, triangular = matmul, transpose, svd_values, lambda a: qr(a)[1]
     else:
         product, flip = xp.matmul, lambda a: xp.swapaxes(a, -1, -2)
+        values, triangular = partial(np.linalg.svd, compute_uv=False), partial(np.linalg.qr, mode="r")
     cross = product(flip(u0), u1)
     residual = u1 - product(u0, cross)
     # Singular values of the residual are those of its triangular factor: a k × k problem instead of n × k.
-    triangle = qr(residual)[1] if xp is jnp else np.linalg.qr(residual, mode="r")
-    sines = xp.flip(xp.linalg.svd(triangle, compute_uv=False), axis=-1)
-    cosines = xp.linalg.svd(cross, compute_uv=False)
+    triangle: Any = triangular(residual)
+    sines = xp.flip(values(triangle), axis=-1)
+    cosines = values(cross)
     sines, cosines = xp.clip(sines, 0.0, 1.0), xp.clip(cosines, 0.0, 1.0)
     return xp.where(sines * sines < 0.5, xp.arcsin(sines), xp.arccos(cosines))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, qr, transpose
+from ._layout import gather_matrix, matmul, qr, svd, transpose
 from .precision import require_matrix, widen
 
 
@@ -93,7 +93,7 @@ def krylov_top_singular(
         block = matmul(matrix, block)
     assert basis is not None
     left_basis, small = qr(matmul(matrix, basis))
-    left_small, values, right_small = jnp.linalg.svd(small, full_matrices=False)
+    left_small, values, right_small = svd(small)
     left = matmul(left_basis, left_small[..., :k])
     right = matmul(basis, transpose(right_small)[..., :k])
     values = values[..., :k]

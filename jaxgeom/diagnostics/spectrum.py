@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, transpose
+from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, svd_values, transpose
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
 
@@ -42,7 +42,7 @@ def singular_values(matrix: Float[ArrayLike, "*batch out in"]) -> Float[Array, "
     """
     matrix = widen(matrix, "matrix")
     require_matrix(matrix, "matrix")
-    return jnp.linalg.svd(gather_matrix(matrix), compute_uv=False)
+    return svd_values(gather_matrix(matrix))
 
 
 def frobenius_norm(matrix: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch"]:

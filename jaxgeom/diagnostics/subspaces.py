@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, safe_divide, transpose
+from ._layout import gather_matrix, matmul, safe_divide, svd, transpose
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
 from .spectrum import frobenius_norm
@@ -60,7 +60,7 @@ def top_subspaces(
         return TopSubspaces(top.left, top.values, top.right)
     if method != "svd":
         raise ValueError(f"method is {method!r}; 'svd' or 'krylov' is needed")
-    left, values, right = jnp.linalg.svd(gather_matrix(matrix), full_matrices=False)
+    left, values, right = svd(gather_matrix(matrix))
     return TopSubspaces(left[..., :k], values, transpose(right)[..., :k])
 
 

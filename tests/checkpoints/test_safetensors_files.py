@@ -118,6 +118,11 @@ def break_index_names(directory):
     return "no file holds: ghost.weight"
 
 
+def break_nesting(directory):
+    (directory / "config.json").write_text("[" * 100_000)
+    return "config.json: not JSON"
+
+
 BREAKS = [value for name, value in list(globals().items()) if name.startswith("break_")]
 
 
@@ -148,3 +153,32 @@ def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path):
     (directory / "model.safetensors").write_bytes((directory / "model.safetensors").read_bytes()[:2000])
     with pytest.raises(UserError, match="ends within tensor"):
         [tensor.read() for tensor in checkpoint.values()]
+
+
+@pytest.mark.parametrize(
+    "entry, expected",
+    [
+        ({"data_offsets": [-8, 8]}, "tensor 'a' is malformed"),
+        ({"data_offsets": [0, float("inf")]}, "tensor 'a' is malformed"),
+        ({"data_offsets": [0, 16, 32]}, "tensor 'a' is malformed"),
+        ({"shape": [-2, -2]}, "tensor 'a' is malformed"),
+        ({"shape": [2, float("nan")]}, "tensor 'a' is malformed"),
+        ({"dtype": ["F32"]}, "tensor 'a' is malformed"),
+        ({"shape": [10**30]}, "does not fit its 16 bytes"),
+        ({"shape": [2**32, 2**32], "data_offsets": [0, 0]}, "does not fit its 0 bytes"),
+        ({"data_offsets": [8, 24]}, "tensors 'a' and 'b' overlap"),
+        ({"data_offsets": [2**40, 2**40 + 16]}, "truncated"),
+        (3, "tensor 'a' is malformed"),
+        ("[" * 100_000, "header is no JSON table"),
+    ],
+)
+def test_a_header_that_lies_is_refused_before_anything_is_read(tmp_path, entry, expected):
+    """Numbers that no file can have: each would overflow, wrap around or read bytes of the header as weights."""
+    good = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
+    header = {"a": good | entry if isinstance(entry, dict) else entry, "b": good | {"data_offsets": [16, 32]}}
+    text = (entry if isinstance(entry, str) else json.dumps(header)).encode()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(32))
+    with pytest.raises(UserError, match=expected) as error:
+        open_checkpoint(tmp_path)
+    assert "\n" not in str(error.value) and "model.safetensors" in str(error.value)

@@ -10,7 +10,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, Report, between_runs, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.device import HOST, Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.krylov import leading_directions, leading_square
-from jaxgeom.comparison.matrix import _reconstruction_mask
+from jaxgeom.comparison.masks import reconstruction_mask
 from jaxgeom.comparison.matrix_integer import IntegerMatrix
 from jaxgeom.comparison.rotation import angles_from_bases
 from jaxgeom.comparison.spectrum import Matrix, decompose, exact_values, values_only
@@ -107,7 +107,7 @@ def test_principal_masks_equal_the_hosts_entry_for_entry(arithmetic, shape):
         matrix = make(w)
         found = decompose(matrix, 12, long=True)
         left, right = (found.short, found.long) if matrix.is_wide else (found.long, found.short)
-        masks.append(_reconstruction_mask(left * found.values[:12], right, round(0.3 * w.size)))
+        masks.append(reconstruction_mask(left * found.values[:12], right, round(0.3 * w.size)))
     np.testing.assert_array_equal(masks[0], masks[1])
 
 

@@ -49,6 +49,29 @@ def test_everything_else_has_a_group(name, shape, group):
     assert part.group == group and not part.is_matrix
 
 
+@pytest.mark.parametrize(
+    "name, shape, config, group",
+    [
+        ("model.layers.0.block_sparse_moe.gate.weight", (4, 8), {"num_local_experts": 4}, "router"),  # Mixtral
+        ("model.layers.0.block_sparse_moe.gate.weight", (4, 8), {}, "router"),
+        ("model.layers.0.ffn.gate.weight", (6, 8), {"n_routed_experts": 6}, "router"),
+        ("model.layers.0.ffn.gate.weight", (16, 8), {"n_routed_experts": 6}, "matrices"),
+        ("model.layers.0.ffn.gate.weight", (16, 8), {}, "matrices"),
+        ("model.layers.0.block_sparse_moe.router.layer.weight", (4, 8), {}, "router"),  # Granite
+        ("model.layers.0.mlp.shared_expert.gate_proj.weight", (4, 8), {"num_experts": 4}, "matrices"),
+    ],
+)
+def test_a_router_is_no_gate_projection(name, shape, config, group):
+    (part,) = parts_of(tensor(name, *shape)[0], config)
+    assert part.group == group and part.shape == shape
+
+
+@pytest.mark.parametrize("name, shape", [("mlp.gate_up_proj.weight", (9, 8)), ("mlp.experts.gate_up_proj", (3, 9, 8))])
+def test_gate_and_up_of_unequal_size_are_refused(name, shape):
+    with pytest.raises(UserError, match="does not split into gate and up"):
+        parts_of(tensor(f"model.layers.0.{name}", *shape)[0], CONFIG)
+
+
 def test_fused_attention_is_split_by_heads():
     source, array = tensor("model.layers.0.self_attn.qkv_proj.weight", 24, 8)
     parts = parts_of(source, CONFIG)

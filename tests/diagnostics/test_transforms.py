@@ -1,6 +1,7 @@
 """Every public diagnostic under jit (traced once), vmap, shard_map, and on arrays sharded over 8 devices."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -149,6 +150,20 @@ def test_sharded_kernels_read_as_matrices_under_explicit_axes():
         sharded = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor", None)))
         ranks = jax.jit(lambda k: jd.map_matrices(jd.stable_rank, spec, k))(sharded)
     np.testing.assert_allclose(ranks, jd.stable_rank(jd.as_matrix(kernel, spec)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["svd", "krylov"])
+def test_no_decomposition_waits_for_the_pool_that_it_runs_on(method):
+    """LAPACK calls on a batch block a thread of XLA's pool: as many side by side as it has threads never end."""
+
+    def several(a, b):
+        ranks = jd.stable_rank(b - a, method=method, **({"iterations": 2, "block": 2} if method == "krylov" else {}))
+        return ranks, jd.principal_angles(a, b, k=2, method=method)
+
+    text = jax.jit(jax.grad(lambda a, b: several(a, b)[0].sum())).lower(*pair()).as_text()
+    text += jax.jit(several).lower(*pair()).as_text()
+    calls = [line for line in text.splitlines() if "custom_call @lapack" in line]
+    assert calls and not [line for line in calls if re.search(r"tensor<\d+x\d+x\d+x", line)]
 
 
 GRADIENTS = {

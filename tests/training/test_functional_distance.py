@@ -112,3 +112,13 @@ def test_compare_puts_it_beside_the_matrices(models, tmp_path):
     assert "functional_distance" not in report["matrices"][0] and len(report["matrices"]) == 14
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "nats a token away" in page and "forward KL" in page
+
+    # The same comparison without prompts goes on having what was measured; of other prompts or weights it is no part.
+    compare(str(first), str(second), settings, out)("jaxgeom compare …")
+    assert json.loads((out / "report.json").read_text()) == report
+    with pytest.raises(UserError, match="holds the functional distance on .*prompts.jsonl"):
+        compare(str(first), str(second), settings, out, prompts=second / "others.jsonl")("jaxgeom compare …")
+    assert json.loads((out / "report.json").read_text()) == report
+    compare(str(first), str(first), settings, out, force=True)("jaxgeom compare …")
+    left = json.loads((out / "report.json").read_text())
+    assert "functional_distance" not in left["summary"] and "prompts" not in left["settings"]
