@@ -39,7 +39,7 @@ def _config(
 # Config, train batch (rows, time), sampling batches (rows, new tokens).
 SHAPES: dict[str, tuple[Qwen3Config, tuple[int, int], list[tuple[int, int]]]] = {
     "tiny": (_config(64, 128, 256, 3, 4, 2, 32), (64, 19), [(64, 9), (512, 9)]),
-    "31m": (_config(4096, 512, 1536, 8, 8, 8, 64, tied=False), (8, 256), [(16, 64), (64, 64)]),
+    "31m": (_config(4096, 512, 1536, 8, 8, 8, 64, tied=False), (8, 256), [(8, 244), (16, 64), (64, 64)]),
     "qwen3-0.6b": (_config(151_936, 1024, 3072, 28, 16, 8, 128), (8, 1024), [(64, 128)]),
 }
 PROMPT = 12
