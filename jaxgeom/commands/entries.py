@@ -3,25 +3,27 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from jaxgeom.progress import Reporter, Task
+from jaxgeom.progress import Reporter
 
 
 @contextmanager
 def entry_progress(reporter: Reporter, label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A callback `(entries done, entries in all, name)` that drives a progress bar in permille."""
-    tasks: list[Task] = []
-    shown = 0
+    """A callback `(entries done, entries in all, name)` that drives a progress bar in permille.
 
-    def progress(done: int, total: int, name: str) -> None:
-        nonlocal shown
-        if not tasks:
-            tasks.append(reporter.task(f"{label} (‰ of the entries)", 1000).__enter__())
-        place = int(1000 * done / max(total, 1))
-        tasks[0].advance(place - shown, name)
-        shown = place
+    It is shown from the start on. The time left is judged from the first call on: what had been done before it may be
+    the work of an interrupted run, which took this one no time.
+    """
+    shown: int | None = None
 
-    try:
+    with reporter.task(f"{label} (‰ of the entries)", 1000) as task:
+
+        def progress(done: int, total: int, name: str) -> None:
+            nonlocal shown
+            place = int(1000 * done / max(total, 1))
+            if shown is None:
+                task.begin_at(place, name)
+            else:
+                task.advance(place - shown, name)
+            shown = place
+
         yield progress
-    finally:
-        if tasks:
-            tasks[0].__exit__(None, None, None)
