@@ -32,7 +32,8 @@ class Task:
 
     def __init__(self, console: Console, label: str, total: int, *, done: int = 0):
         self._console, self._label, self._total, self._done = console, label, total, done
-        self._entered = self._start = self._said = time.monotonic()
+        self._entered = self._said = time.monotonic()
+        self._start: float | None = None
         self._first = done
         self._bar: Progress | None = None
 
@@ -55,16 +56,15 @@ class Task:
             self._say(f"{self._label}: {self._total} to do" + (f", {self._done} done" if self._done else ""))
         return self
 
-    def begin_at(self, done: int, status: str = "") -> None:
-        """Takes `done` units for finished before the clock began: an estimate of the time left leaves them out."""
-        self._done = self._first = done
-        self._start = time.monotonic()
-        if self._bar is not None:
-            self._bar.reset(self._bar.task_ids[0], completed=done, status=status)
-
     def advance(self, units: int = 1, status: str = "") -> None:
-        """Counts `units` as done; `status` is shown beside the bar or on the next line."""
+        """Counts `units` as done; `status` is shown beside the bar or on the next line.
+
+        The time left is judged from the end of the first call on: compiling is part of that call, and so may be what an
+        interrupted run had done already.
+        """
         self._done += units
+        if self._start is None:
+            self._start, self._first = time.monotonic(), self._done
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, status=status)
         elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES and self._done < self._total:
@@ -84,7 +84,7 @@ class Task:
 
     def _left(self) -> str:
         worked = self._done - self._first
-        if not worked:
+        if not worked or self._start is None:
             return "unknown time"
         return _duration((time.monotonic() - self._start) / worked * (self._total - self._done))
 

@@ -43,11 +43,21 @@ def test_lines_give_the_share_the_time_left_and_the_whole_name(clock):
             clock.now += 60
             progress(done, 1000, NAME)
     lines = stream.getvalue().splitlines()
-    assert lines[1:3] == [
+    assert lines[1:4] == [
+        f"compare (‰ of the entries): 100/1000, unknown time left {NAME}",
         f"compare (‰ of the entries): 200/1000, 8 min 00 s left {NAME}",
         f"compare (‰ of the entries): 400/1000, 4 min 00 s left {NAME}",
     ]
     assert lines[-1].endswith("done in 3 min 00 s")
+
+
+def test_a_first_step_that_compiles_is_not_taken_for_the_pace(clock):
+    stream, reporter = _plain()
+    with reporter.task("sft", 80) as task:
+        for seconds in (20, 12):
+            clock.now += seconds
+            task.advance()
+    assert "sft: 1/80, unknown time left\nsft: 2/80, 15 min 36 s left" in stream.getvalue()
 
 
 def test_what_an_interrupted_run_had_measured_takes_no_time_again(clock):

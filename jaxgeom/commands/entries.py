@@ -10,20 +10,16 @@ from jaxgeom.progress import Reporter
 def entry_progress(reporter: Reporter, label: str) -> Iterator[Callable[[int, int, str], None]]:
     """A callback `(entries done, entries in all, name)` that drives a progress bar in permille.
 
-    It is shown from the start on. The time left is judged from the first call on: what had been done before it may be
-    the work of an interrupted run, which took this one no time.
+    It is shown from the start on, before anything is finished.
     """
-    shown: int | None = None
+    shown = 0
 
     with reporter.task(f"{label} (‰ of the entries)", 1000) as task:
 
         def progress(done: int, total: int, name: str) -> None:
             nonlocal shown
             place = int(1000 * done / max(total, 1))
-            if shown is None:
-                task.begin_at(place, name)
-            else:
-                task.advance(place - shown, name)
+            task.advance(place - shown, name)
             shown = place
 
         yield progress
