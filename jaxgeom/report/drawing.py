@@ -162,7 +162,7 @@ def draw_tracks(
     progress: bool = True,
 ) -> bool:
     """Fill one panel per (key, title, axis label) with each method along its steps; False if all are empty."""
-    any_drawn = False
+    any_drawn, ends = False, []
     for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, tracks, strict=True)):
         every, labels = [], []
         for index, (name, method) in enumerate(methods.items()):
@@ -191,7 +191,9 @@ def draw_tracks(
             blank(axes)
         any_drawn |= bool(labels)
         if position % label_columns == label_columns - 1 and len(methods) > 1:
-            label_ends(figure, axes, labels)
+            ends.append((axes, labels))
+    for axes, labels in ends:  # once every panel has its texts, and so its size
+        label_ends(figure, axes, labels)
     return any_drawn
 
 

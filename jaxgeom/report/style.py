@@ -207,7 +207,8 @@ def label_ends(figure: Figure, axes: Axes, labels: Sequence[tuple[float, str, st
 
 def scale_x(axes: Axes, places: Sequence[float | int]) -> None:
     """Whole numbers along the axis; room to both sides of a single one."""
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    ticks = 6 if max(places, default=0) < 10_000 else 3  # long numbers need more room
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     if places and min(places) == max(places):
         axes.set_xlim(places[0] - 0.9, places[0] + 0.9)
 
