@@ -2,11 +2,29 @@
 
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_SPEED = 900.0  # what the time left is judged by: a large matrix alone may take minutes
+
+
+class _Status(ProgressColumn):
+    """What was finished last; the one column that a narrow terminal cuts short."""
+
+    def render(self, task: Any) -> Text:
+        return Text(task.fields["status"], no_wrap=True, overflow="ellipsis")
 
 
 class Task:
@@ -14,35 +32,44 @@ class Task:
 
     def __init__(self, console: Console, label: str, total: int, *, done: int = 0):
         self._console, self._label, self._total, self._done = console, label, total, done
-        self._start, self._first, self._said = time.monotonic(), done, time.monotonic()
+        self._entered = self._said = time.monotonic()
+        self._start: float | None = None
+        self._first = done
         self._bar: Progress | None = None
 
     def __enter__(self) -> "Task":
         if self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[status]}"),
+                _Status(),
                 console=self._console,
+                speed_estimate_period=_SECONDS_OF_SPEED,
             )
             self._bar.start()
             self._bar.add_task(self._label, total=self._total, completed=self._done, status="")
         else:
-            self._console.print(f"{self._label}: {self._total} to do" + (f", {self._done} done" if self._done else ""))
+            self._say(f"{self._label}: {self._total} to do" + (f", {self._done} done" if self._done else ""))
         return self
 
     def advance(self, units: int = 1, status: str = "") -> None:
-        """Counts `units` as done; `status` is shown beside the bar or on the next line."""
+        """Counts `units` as done; `status` is shown beside the bar or on the next line.
+
+        The time left is judged from the end of the first call on: compiling is part of that call, and so may be what an
+        interrupted run had done already.
+        """
         self._done += units
+        if self._start is None:
+            self._start, self._first = time.monotonic(), self._done
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, status=status)
         elif time.monotonic() - self._said >= _SECONDS_BETWEEN_LINES and self._done < self._total:
             self._said = time.monotonic()
-            self._console.print(f"{self._label}: {self._done}/{self._total}, {self._left()} left {status}".rstrip())
+            self._say(f"{self._label}: {self._done}/{self._total}, {self._left()} left {status}".rstrip())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -50,11 +77,14 @@ class Task:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
-            self._console.print(f"{self._label}: done in {_duration(time.monotonic() - self._start)}")
+            self._say(f"{self._label}: done in {_duration(time.monotonic() - self._entered)}")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False)  # the brackets of `experts.down_proj[3]` are part of a name
 
     def _left(self) -> str:
         worked = self._done - self._first
-        if not worked:
+        if not worked or self._start is None:
             return "unknown time"
         return _duration((time.monotonic() - self._start) / worked * (self._total - self._done))
 

@@ -1,6 +1,7 @@
 """What each statistic is called, in which unit it is printed, and what its null is, for every page and figure."""
 
 import math
+import re
 from typing import NamedTuple
 
 
@@ -19,6 +20,8 @@ _ZERO = "the update is exactly zero"
 _NORM = "isotropic update of equal Frobenius norm"
 _ROUNDING = "direction-free noise of the observed density, rounded to bf16"
 _BASIS = "the gap at k is smaller than what the update moves, or the spectrum was left out"
+_FIXED = "fixed direction, rounded to bf16"
+_ENDS = "nothing follows the last checkpoint, or one of the two is zero"
 _INDEPENDENCE = "independent masks; rounding: two random updates"
 _WALK = "random walk with the observed increment norms"
 
@@ -33,9 +36,7 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("relative_norm", "relative norm ‖ΔW‖/‖W0‖", "relative", "", "W0 is exactly zero"),
         Statistic("op_norm", "spectral norm of ΔW"),
         Statistic("stable_rank", "stable rank", "rank", _NORM, _ZERO),
-        Statistic(
-            "stable_rank_bf16", "stable rank (bf16 view)", "rank", "fixed direction, rounded to bf16", _NO_CHANGE
-        ),
+        Statistic("stable_rank_bf16", "stable rank (bf16 view)", "rank", _NORM, _NO_CHANGE),
         Statistic("entropy_rank", "entropy rank", "rank", _NORM, _ZERO),
         Statistic("participation_ratio", "participation ratio", "rank", _NORM, _ZERO),
         Statistic("hill", "Hill tail index", "", _NORM, "σ_k of the update is numerically zero"),
@@ -57,7 +58,10 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("projection_left", "energy in U_k of W0", "share", "k/m", _ZERO),
         Statistic("projection_right", "energy in V_k of W0", "share", "k/n", _ZERO),
         Statistic("sim_to_final", "similarity to the final subspace", "share", _WALK, _ZERO),
-        Statistic("sim_disjoint", "similarity of disjoint updates", "share", "K/n", _ZERO),
+        Statistic("sim_to_final_bf16", "similarity to the final subspace (bf16 view)", "share", _FIXED, _NO_CHANGE),
+        Statistic("sim_disjoint", "similarity of the update so far and the rest", "share", "K/n", _ENDS),
+        Statistic("path_cosine", "cosine of this stretch and the next", "", "0: independent steps", _ENDS),
+        Statistic("cosine_to_rest", "cosine of the update so far and the rest", "", "0: independent steps", _ENDS),
         Statistic("drift_ratio", "‖ΔW‖ over the root of the squared steps", "", "1: independent steps", _ZERO),
         Statistic("lr_diffusion_ratio", "‖ΔW‖ rms over lr·√T", "", "1: steps of size lr, at random", _ZERO),
         Statistic("lr_drift_ratio", "‖ΔW‖ rms over lr·T", "", "1: steps of size lr, all one way", _ZERO),
@@ -72,6 +76,13 @@ STATISTICS: dict[str, Statistic] = {
         Statistic("accuracy", "held-out accuracy", "share"),
     )
 }
+
+_DETAILS = {
+    "rounding_scale": ("noise scale of the rounding null", ""),
+    "hill_k": ("k of the Hill index", "count"),
+    "mask_rank": ("rank behind the principal mask", "count"),
+    "projection_k": ("k of the energies in U_k and V_k", "count"),
+}  # how the others were taken: in the long tables only
 
 MODULES = ("q", "k", "v", "o", "gate", "up", "down", "router", "embedding", "head", "norm")
 
@@ -96,7 +107,20 @@ SUFFIXES = {f"_{further}_{kind}": kind for further in FURTHER_NULLS for kind in 
 
 def statistic(key: str) -> Statistic:
     """The entry of `key`, or one made from the key itself where the table does not know it."""
-    return STATISTICS.get(key) or Statistic(key, key.replace("_", " "))
+    if key in STATISTICS:
+        return STATISTICS[key]
+    if key in _DETAILS:
+        return Statistic(key, *_DETAILS[key])
+    if found := re.fullmatch(r"(projection_(?:joint|left|right))_([\d.]+)pct", key):
+        base = STATISTICS[found[1]]
+        return base._replace(key=key, label=f"{base.label}, k = {found[2]} %")
+    if found := re.fullmatch(r"sparsity_rms_(.+)", key):
+        return Statistic(key, f"sparsity, |Δ| ≤ {found[1]}·RMS(W0)", "share", "", "W0 is exactly zero")
+    if found := re.fullmatch(r"energy_top_(\d+)", key):
+        return Statistic(key, f"energy in the {found[1]} leading directions", "share", "", _ZERO)
+    if found := re.fullmatch(r"(overlap_\w+)_enrichment", key):
+        return Statistic(key, f"{statistic(found[1]).label}: ratio to its null", "", "", _NO_CHANGE)
+    return Statistic(key, key.replace("_", " "))
 
 
 def base_key(key: str) -> tuple[str, str]:

@@ -6,21 +6,24 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from .catalogue import format_value, statistic
 from .reading import Cell, by_layer, label_of, numbers, seeds_of, track
-from .style import FAINT, INK, MUTED, Look, label_ends, last_point, look, plot_track, scale_y
+from .style import FAINT, INK, MUTED, Look, label_ends, last_point, look, plot_track, scale_x, scale_y
 
 Methods = dict[str, dict[str, Any]]
 
 
-def reference_mark(axes: Axes, value: float, row: float | int, controlled: bool) -> None:
+def published_mark(axes: Axes, value: float, row: float | int, controlled: bool) -> None:
+    """A published value: filled for A's controlled runs, open for other models."""
     marker, size, face = ("D", 22, MUTED) if controlled else ("o", 16, "none")
+    axes.scatter([value], [row], s=size, marker=marker, facecolors=face, edgecolors=MUTED, linewidths=0.7, zorder=2)
+
+
+def reference_mark(axes: Axes, value: float, row: float | int, controlled: bool) -> None:
+    """A published value on the upper edge of a row's bar."""
     axes.plot([value, value], [row - 0.32, row - 0.19], color=FAINT, linewidth=1.2, zorder=1.5)
-    axes.scatter(
-        [value], [row - 0.32], s=size, marker=marker, facecolors=face, edgecolors=MUTED, linewidths=0.7, zorder=2
-    )
+    published_mark(axes, value, row - 0.32, controlled)
 
 
 def reference_key() -> list[Line2D]:
@@ -53,9 +56,11 @@ def draw_by_layer(
     """Fill one panel per (key, title, axis label) with each group along the layers; False if all are empty."""
     any_drawn = False
     for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, statistics, strict=True)):
-        every, labels = [], []
+        every, labels, places, measured = [], [], [], False
         for style, group, text in groups.values():
             layers, cells = by_layer(group, key)
+            places += layers
+            measured |= any(c.count is not None for c in cells)
             values, nulls = [c.value for c in cells], [c.null for c in cells]
             if plot_track(axes, layers, values, style):
                 end = last_point(layers, values)
@@ -65,10 +70,10 @@ def draw_by_layer(
         axes.set_title(title)
         axes.set_xlabel("layer")
         axes.set_ylabel(axis_label)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        scale_x(axes, places)
         scale_y(axes, every, share=statistic(key).unit == "share")
         if not labels:
-            blank(axes)
+            blank(axes, "undefined" if measured else "not measured")
         any_drawn |= bool(labels)
         if position == len(axes_list) - 1 and len(groups) > 1:
             label_ends(figure, axes, labels)
@@ -76,7 +81,7 @@ def draw_by_layer(
 
 
 def blank(axes: Axes, text: str = "not measured") -> None:
-    """Say in an empty panel that nothing was measured."""
+    """Say in an empty panel why it is empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -94,10 +99,11 @@ OVERLAP_TEXT = (
 )
 
 
-def overlap_key() -> list[Line2D]:
-    """The key to measured value and rounding null."""
+def overlap_key(style: Look | None = None) -> list[Line2D]:
+    """The key to measured value and rounding null; `style` is the look of the only series where there is one."""
+    marker, color = (style.marker, style.color) if style else ("o", MUTED)
     return [
-        Line2D([], [], linestyle="none", marker="o", color=MUTED, markersize=5, label="measured"),
+        Line2D([], [], linestyle="none", marker=marker, color=color, markersize=5, label="measured"),
         Line2D(
             [], [], linestyle="none", marker="|", color=INK, markersize=9, markeredgewidth=1.6, label="rounding null"
         ),
@@ -156,7 +162,7 @@ def draw_tracks(
     progress: bool = True,
 ) -> bool:
     """Fill one panel per (key, title, axis label) with each method along its steps; False if all are empty."""
-    any_drawn = False
+    any_drawn, ends = False, []
     for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, tracks, strict=True)):
         every, labels = [], []
         for index, (name, method) in enumerate(methods.items()):
@@ -180,12 +186,14 @@ def draw_tracks(
         if progress:
             axes.set_xlim(0, 102)
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            scale_x(axes, [s for m in methods.values() for s in _along(m.get("trajectory"), key, progress=False)[0]])
         if not labels:
             blank(axes)
         any_drawn |= bool(labels)
         if position % label_columns == label_columns - 1 and len(methods) > 1:
-            label_ends(figure, axes, labels)
+            ends.append((axes, labels))
+    for axes, labels in ends:  # once every panel has its texts, and so its size
+        label_ends(figure, axes, labels)
     return any_drawn
 
 

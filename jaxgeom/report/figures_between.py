@@ -32,10 +32,10 @@ def between_drawings(report: dict[str, Any], rows: list[dict[str, Any]]) -> list
 def masks(report: dict[str, Any]) -> Drawing | None:
     """Jaccard index and one-sided overlaps by module, beside independence and rounding null."""
     text = (
-        "The filled mark is the measured overlap of the entries that the two runs changed visibly. The open mark is "
-        "what masks of the same sizes laid at random give; the upright tick is what two independent random updates of "
-        "the same densities give after rounding, since rounding makes small weights change first in both. The number "
-        "is the excess over the tick in percentage points: only that distance speaks of a common choice of entries."
+        "The filled mark is the measured overlap of the entries that the two runs changed visibly; the open mark is "
+        "what masks of the same sizes laid at random give, and the upright tick what two independent random updates of "
+        "the same densities give after rounding, which makes small weights change first in both. The number is the "
+        "excess over the tick in percentage points: only that distance speaks of a common choice of entries."
     )
     return _by_module(report, _MASKS, "masks", "Do they change the same entries?", text, "Overlaps", True)
 
@@ -43,9 +43,10 @@ def masks(report: dict[str, Any]) -> Drawing | None:
 def updates(report: dict[str, Any]) -> Drawing | None:
     """Orthogonal share and subspace similarity by module, beside their nulls."""
     text = (
-        "Left, the share of one update's energy that is orthogonal to the other; two independent updates of a large "
-        "matrix are orthogonal almost entirely, so that the null is next to 100 %. Right, how far the leading right "
-        "subspaces of the two updates agree, whose chance level is K/n. The open mark is the null."
+        "Left, the filled mark is the share of one update's energy that is orthogonal to the other, and the open mark "
+        "its null, next to 100 %, since independent updates of a large matrix are orthogonal almost entirely. Right, "
+        "it is how far the leading right subspaces of the two updates agree, beside the chance level K/n: a mark off "
+        "its null, below it on the left or above it on the right, means that the runs share directions."
     )
     return _by_module(report, _UPDATES, "updates", "Do they move the same way?", text, "Updates", False)
 

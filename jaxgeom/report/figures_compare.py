@@ -1,12 +1,15 @@
 """The figures of a comparison of two checkpoints: sparsity, overlaps, rotation, ranks, and the map of its layers."""
 
+import math
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from .catalogue import MODULES, format_value, statistic
@@ -17,17 +20,18 @@ from .drawing import (
     draw_by_layer,
     draw_overlaps,
     overlap_key,
+    published_mark,
     reference_key,
     triple,
 )
-from .published import references
-from .reading import cell, number
-from .style import FAINT, FAMILY_LOOKS, INK, MUTED, SINGLE, Drawing, key_below, panels
+from .published import PUBLISHED_FRACTION, references
+from .reading import cell, number, numbers
+from .style import FAINT, FAMILY_LOOKS, INK, MUTED, PAPER, SINGLE, Drawing, key_below, panels, plain_number, scale_y
 
 
 def compare_drawings(report: dict[str, Any], rows: list[dict[str, Any]]) -> list[Drawing]:
     """Every figure that the comparison's numbers allow, in the order of the page."""
-    drawings = (sparsity(report), overlaps(report), rotation(report), ranks(report), layer_map(rows))
+    drawings = (sparsity(report), hidden(rows), overlaps(report), rotation(report), ranks(report), layer_map(rows))
     return [d for d in drawings if d is not None]
 
 
@@ -39,68 +43,128 @@ _GROUPS = (
     ("norm", "norms"),
 )
 _PUBLISHED = (("sft", "published SFT"), ("opd", "published OPD"), ("rlvr", "published RLVR"))
+_SPARSITIES = (
+    ("sparsity_bf16", "visible_sparsity", "unchanged in the bf16 view"),
+    ("sparsity_abs_1e-5", "absolute_sparsity_1e-5", "changed by at most 1e-5"),
+)
 
 
 def sparsity(report: dict[str, Any]) -> Drawing | None:
-    """Visible sparsity by kind of parameter, over the published values."""
+    """Sparsity by kind of parameter, visible and at an absolute tolerance, over the published values of each."""
     groups = (report.get("groups") or {}).get("sparsity") or {}
-    own = cell(report.get("summary"), "sparsity_bf16")
-    found = [(label, cell(groups.get(name), "sparsity_bf16").value) for name, label in _GROUPS if name in groups]
-    values = [(label, value) for label, value in found if value is not None]
-    if not values and own.value is not None:
-        values = [("matrices", own.value)]
-    if not values:
+    names = [(label, groups[name]) for name, label in _GROUPS if _holds_any(groups.get(name))]
+    found = [[(label, cell(group, key).value) for label, group in names] for key, _, _ in _SPARSITIES]
+    if all(value is None for panel in found for _, value in panel):
+        found = [[("matrices", cell(report.get("summary"), key).value)] for key, _, _ in _SPARSITIES]
+    shown = [
+        (*what, panel)
+        for what, panel in zip(_SPARSITIES, found, strict=True)
+        if any(value is not None for _, value in panel)
+    ]
+    if not shown:
         return None
-    figure, (axes,) = panels(1, 1, 0.75 + 0.27 * (len(values) + len(_PUBLISHED)))
+    labels = [label for label, _ in found[0]] + [label for _, label in _PUBLISHED]
+    figure, axes_list = panels(1, len(shown), 0.9 + 0.27 * len(labels), sharey=True)
+    for axes, (key, metric, title, panel) in zip(axes_list, shown, strict=True):
+        _sparsity_panel(axes, key, metric, panel)
+        axes.set_title(title)
+    axes_list[0].set_yticks(range(len(labels)), labels)
+    for tick, (family, _) in zip(axes_list[0].get_yticklabels()[-len(_PUBLISHED) :], _PUBLISHED, strict=True):
+        tick.set_color(FAMILY_LOOKS[family].text)
+    axes_list[0].set_ylim(len(labels) - 0.4, -0.6)
+    key_below(figure, [], reference_key())
+    told = "; ".join(
+        f"{title}: " + ", ".join(f"{label} {format_value(key, value)}" for label, value in panel)
+        for key, _, title, panel in shown
+    )
+    return Drawing(
+        "sparsity",
+        "How much stayed as it was",
+        "The bars give the share of parameters that are unchanged, by kind of parameter; the marks under them are "
+        "published values for three kinds of training, on models of 1.5 to 30 billion parameters. The dotted line "
+        "carries this comparison's own value down to them: it says which updates were of a similar size, and not that "
+        "they were trained alike.",
+        f"Sparsity, {told}. Published values are drawn as marks below.",
+        figure,
+    )
+
+
+def _holds_any(group: Any) -> bool:
+    """Whether there are parameters of the kind: where there are some, their sparsity is defined."""
+    return any(cell(group, key).value is not None for key, _, _ in _SPARSITIES)
+
+
+def _sparsity_panel(axes: Axes, key: str, metric: str, values: list[tuple[str, float | None]]) -> None:
+    """Bars of one sparsity by kind of parameter, and under them the published values, one row a kind of training."""
     for row, (_, value) in enumerate(values):
+        if value is None:
+            axes.text(0.01, row, "undefined", va="center", color=MUTED, fontsize=6.5)
+            continue
         axes.barh(row, value, height=0.6, color=SINGLE.color, alpha=0.9 if row == 0 else 0.55, zorder=3)
-        inside = value > 0.9
-        axes.text(
+        inside = value > 0.8
+        label = axes.text(
             value + (-0.01 if inside else 0.01),
             row,
-            format_value("sparsity_bf16", value),
+            format_value(key, value),
             va="center",
             ha="right" if inside else "left",
             color="white" if inside else INK,
             fontsize=7,
             zorder=4,
         )
+        if not inside:  # the dotted line may pass here
+            label.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
     for row, (family, _) in enumerate(_PUBLISHED, start=len(values)):
-        marks = [m for m in references("visible_sparsity") if m.family == family]
         axes.axhline(row, color=FAINT, linewidth=0.5, zorder=1)
-        for mark in marks:
-            face = MUTED if mark.controlled else "none"
-            shape, size = ("D", 22) if mark.controlled else ("o", 18)
-            axes.scatter(
-                [mark.value], [row], s=size, marker=shape, facecolors=face, edgecolors=MUTED, linewidths=0.8, zorder=2
-            )
-    axes.axvline(values[0][1], color=SINGLE.color, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1.5)
-    names = [label for label, _ in values] + [label for _, label in _PUBLISHED]
-    axes.set_yticks(range(len(names)), names)
-    for tick, (family, _) in zip(axes.get_yticklabels()[len(values) :], _PUBLISHED, strict=True):
-        tick.set_color(FAMILY_LOOKS[family].text)
-    axes.set_ylim(len(names) - 0.4, -0.6)
+        for mark in references(metric):
+            if mark.family == family:
+                published_mark(axes, mark.value, row, mark.controlled)
+    if values and values[0][1] is not None:
+        axes.axvline(values[0][1], color=SINGLE.color, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1.5)
     axes.set_xlim(0, 1)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
-    axes.set_xlabel("parameters unchanged in the bf16 view (%)")
-    key_below(figure, [], reference_key())
-    told = ", ".join(f"{label} {format_value('sparsity_bf16', value)}" for label, value in values)
+    axes.set_xlabel(f"{statistic(key).label} (%)")
+
+
+def hidden(rows: list[dict[str, Any]]) -> Drawing | None:
+    """Share of the visible changes that an absolute tolerance hides, by decile of |W0|."""
+    tables = [numbers(row.get("hidden_by_decile")) for row in rows]
+    columns = list(zip(*(table for table in tables if len(table) == 10), strict=True))
+    known = [[v for v in column if v is not None] for column in columns]
+    means = [sum(column) / len(column) if column else None for column in known]
+    if all(mean is None for mean in means):
+        return None
+    figure, (axes,) = panels(1, 1, 2.3)
+    for place, mean in enumerate(means, start=1):
+        if mean is None:
+            axes.text(place, 0, "undefined", rotation=90, va="bottom", ha="center", color=MUTED, fontsize=6.5)
+            continue
+        axes.bar(place, mean, width=0.7, color=SINGLE.color, alpha=0.85, zorder=3)
+        text = format_value("sparsity_bf16", mean)
+        axes.text(place, mean, text, va="bottom", ha="center", fontsize=6.5, zorder=4)
+    axes.set_xticks(range(1, 11), ["1\nsmallest", *map(str, range(2, 10)), "10\nlargest"])
+    axes.set_xlabel("decile of |W0| within its matrix")
+    axes.set_ylabel("hidden share (%)")
+    axes.grid(axis="x", visible=False)
+    scale_y(axes, means, share=True, log=False)
+    axes.set_ylim(0, 1.12 * max(m for m in means if m is not None) or 1.0)
+    told = ", ".join(format_value("sparsity_bf16", mean) for mean in means)
     return Drawing(
-        "sparsity",
-        "How much stayed as it was",
-        "The bars give the share of parameters that are unchanged in bf16, by kind of parameter; the marks under them "
-        "are published values for three kinds of training, on models of 1.5 to 30 billion parameters. The dotted line "
-        "carries this comparison's own value down to them: it says which updates were of a similar size, and not that "
-        "they were trained alike.",
-        f"Visible sparsity: {told}. Published values are drawn as marks below.",
+        "hidden",
+        "What an absolute tolerance hides",
+        "Each bar is the share of the entries that changed visibly in bf16, yet by no more than 1e-5, so that a test "
+        "with that tolerance calls them unchanged; the entries are ordered by the size of their initial weight, and "
+        "the shares averaged over the matrices. Bars that fall from left to right mean that such a test overlooks the "
+        "changes of small weights first, which is where rounding lets a small update show.",
+        f"Share of visible changes of at most 1e-5 by decile of the initial magnitude: {told}.",
         figure,
     )
 
 
 def overlaps(report: dict[str, Any]) -> Drawing | None:
-    """Overlap with both reference masks by module, beside the rounding null."""
+    """Overlap with both reference masks by module, beside the rounding null, over A's values at the same fraction."""
     modules = (report.get("groups") or {}).get("module") or {}
     names = [m for m in MODULES if m in modules] + [m for m in modules if m not in MODULES]
     sources = {"all": report.get("summary")} | {name: modules[name] for name in names}
@@ -110,15 +174,28 @@ def overlaps(report: dict[str, Any]) -> Drawing | None:
     }
     if all(c.value is None for _, cells in rows.values() for c in cells.values()):
         return None
-    figure, axes_list = panels(1, 2, 1.0 + 0.25 * len(rows), sharey=True)
+    published = references("low_magnitude_overlap") if _same_fraction(report) else ()
+    labels = [*rows, "published"] if published else list(rows)
+    figure, axes_list = panels(1, 2, 1.0 + 0.25 * len(labels), sharey=True)
     draw_overlaps(axes_list, rows)
-    axes_list[0].set_yticks(range(len(rows)), list(rows))
-    axes_list[0].set_ylim(len(rows) - 0.4, -0.6)
+    for mark in published:
+        axes_list[1].axvline(mark.value, color=FAINT, linewidth=0.8, zorder=1.2)
+        published_mark(axes_list[1], mark.value, len(rows), mark.controlled)
+        where, text = mark.value + 0.02, FAMILY_LOOKS[mark.family].text
+        axes_list[1].text(where, len(rows), mark.family.upper(), va="center", color=text, fontsize=6.5)
+    axes_list[0].set_yticks(range(len(labels)), labels)
+    axes_list[0].set_ylim(len(labels) - 0.4, -0.6)
     axes_list[0].tick_params(axis="y", length=0)
     axes_list[0].get_yticklabels()[0].set_fontweight("bold")
-    key_below(figure, [], overlap_key())
+    key_below(figure, [], overlap_key(SINGLE) + (reference_key()[:1] if published else []))
     told = ", ".join(f"{title.lower()} {triple(key, cell(report.get('summary'), key))}" for key, title in OVERLAPS)
     return Drawing("overlaps", "Where the visible changes fall", OVERLAP_TEXT, f"Overlaps by module: {told}.", figure)
+
+
+def _same_fraction(report: dict[str, Any]) -> bool:
+    """Whether the masks hold the share of the entries that the published overlaps were taken at."""
+    settings = report.get("settings")
+    return isinstance(settings, dict) and settings.get("mask_fraction") == PUBLISHED_FRACTION
 
 
 _ROTATION = (
@@ -208,7 +285,7 @@ def layer_map(rows: list[dict[str, Any]], keys: tuple[str, ...] = _MAP) -> Drawi
         "Map of layers and modules",
         "Each cell is one matrix (the mean over experts in a mixture), coloured by the statistic named above its "
         "panel; the excess is blue below the null and red above it. Stripes along a column mean that the kind of "
-        "module decides, stripes along a row that the depth does; grey cells are undefined.",
+        "module decides, stripes along a row that the depth does; hatched cells are undefined.",
         f"Heat maps of {len(layers)} layers by {len(modules)} modules for {len(shown)} statistics.",
         figure,
     )
@@ -240,7 +317,7 @@ def draw_grid(
     share: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """A heat map with its colour bar; undefined cells are grey."""
+    """A heat map with its colour bar; undefined cells are grey and hatched, as in the page's own map."""
     known = [v for row in grid for v in row if v is not None]
     if not known:
         blank(axes)
@@ -249,8 +326,10 @@ def draw_grid(
     if diverging:
         high = max(abs(low), abs(high)) or 1.0
         low = -high
-    if high <= low:
-        low, high = low - 1e-12, high + 1e-12
+    single = high <= low  # one colour, and one number under it
+    if single:
+        pad = abs(high) or 1.0
+        low, high = low - pad, high + pad
     values = [[float("nan") if v is None else v for v in row] for row in grid]
     columns, rows = [c - 0.5 for c in range(len(values[0]) + 1)], [r - 0.5 for r in range(len(values) + 1)]
     axes.set_facecolor(FAINT)
@@ -258,14 +337,33 @@ def draw_grid(
     image = axes.pcolormesh(
         columns, rows, values, cmap=palette, norm=Normalize(low, high), edgecolor="face", linewidth=0.1
     )
+    for r, row in enumerate(grid):
+        for c, value in enumerate(row):
+            if value is None:
+                axes.add_patch(
+                    Rectangle((c - 0.5, r - 0.5), 1, 1, facecolor="none", edgecolor=MUTED, hatch="/////", linewidth=0)
+                )
     axes.set_ylim(len(values) - 0.5, -0.5)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     bar = figure.colorbar(
-        image, ax=axes, orientation="horizontal", fraction=0.06, pad=0.03, aspect=18, ticks=MaxNLocator(3)
+        image,
+        ax=axes,
+        orientation="horizontal",
+        fraction=0.06,
+        pad=0.03,
+        aspect=18,
+        ticks=[known[0]] if single else MaxNLocator(2, steps=[1, 2, 2.5, 5, 10]),
     )
     cast(Patch, bar.outline).set_visible(False)
     bar.ax.tick_params(labelsize=6, color=MUTED)
-    if share:
-        bar.ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g}".replace("-", "−"))
+    bar.ax.xaxis.set_major_formatter(_tick_format(low, high, share))
+
+
+def _tick_format(low: float, high: float, share: bool) -> Callable[[float, Any], str]:
+    """How a colour bar writes its numbers: enough digits to tell its two ends apart, shares in percent."""
+    if not share:
+        return lambda v, _: plain_number(v)
+    digits = min(max(1 - math.floor(math.log10(100 * (high - low))), 0), 6)
+    return lambda v, _: f"{100 * v:.{digits}f}".replace("-", "−")

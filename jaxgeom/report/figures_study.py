@@ -120,11 +120,12 @@ def sparsity(methods: Methods) -> Drawing | None:
             if own.null is not None:
                 axes.plot([own.null], [row], marker="|", color=INK, markersize=12, markeredgewidth=1.6, zorder=6)
             interval_bar(axes, own, row)
-            end = max(own.value, own.null or 0.0)
+            end = max(own.value, own.null or 0.0, own.high or 0.0)
             label = axes.text(end + 0.015, row, format_value(key, own.value), va="center", fontsize=7, zorder=5)
             label.set_fontweight("bold")
             if end > 0.85:
-                label.set(x=min(own.value, own.null or own.value) - 0.015, ha="right", color="white")
+                start = min(v for v in (own.value, own.null, own.low) if v is not None)
+                label.set(x=start - 0.015, ha="right", color="white")
             told.append(f"{label_of(name, method)} {format_value(key, own.value)}")
         axes.set_xlim(0, 1)
         axes.tick_params(axis="y", length=0)

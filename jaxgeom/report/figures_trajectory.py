@@ -67,8 +67,8 @@ def spectra(trajectory: dict[str, Any]) -> Drawing | None:
         "spectra",
         "Rotation and spectral drift along the checkpoints",
         "Each solid line follows the spectrum of the weights away from that of the initial checkpoint; the dashed line "
-        "is an isotropic update of the same norm, which grows with the norm too: only the distance between the two is "
-        "the method's.",
+        "is what an isotropic update of the same norm does. Both grow with the norm: only the distance between the two "
+        "is the method's.",
         f"Along the checkpoints: spectral shift {_ends(trajectory, 'nss')}.",
     )
 
@@ -121,8 +121,9 @@ _TEXT = {
     ),
     "disjoint": (
         "Similarity of disjoint stretches of training",
-        "Each cell compares the updates of two stretches of training that share no step. Chance is K/n here, so every "
-        "cell that is red on the right shows that training went on in the directions that it had used before.",
+        "Each cell compares the update up to step s with the update from a later step t to the end, which share no "
+        "step; hatched cells have no such pair. Chance is K/n here, so every cell that is clearly red on the right "
+        "shows that training went on in the directions that it had used before.",
     ),
 }
 
@@ -138,18 +139,21 @@ def similarity(trajectory: dict[str, Any], kind: str) -> Drawing | None:
         pairs = [list(zip(a, b, strict=True)) for a, b in zip(grid, null, strict=True)]
         excess = [[None if a is None or b is None else a - b for a, b in row] for row in pairs]
         named += [("null", null, False), ("excess over the null (pp)", excess, True)]
+    top = 1.0  # for shares of the whole; the disjoint ones stay near their chance level K/n
+    if kind == "disjoint":
+        top = max(v for values in (grid, null) for row in values for v in row if v is not None) or 1.0
     steps = trajectory.get("steps") or list(range(len(grid)))
     figure, axes_list = panels(1, len(named), 3.5 if len(named) > 1 else 5.0, sharey=True)
     for axes, (title, values, diverging) in zip(axes_list, named, strict=True):
-        draw_grid(figure, axes, values, diverging=diverging, share=True, limits=None if diverging else (0.0, 1.0))
+        draw_grid(figure, axes, values, diverging=diverging, share=True, limits=None if diverging else (0.0, top))
         axes.set_title(title)
         axes.set_box_aspect(1)
         every = max(1, len(grid) // 8)
         places = range(0, len(grid), every)
         axes.set_xticks(places, [str(s) for s in steps[: len(grid) : every]], rotation=90)
-        axes.set_xlabel("step t")
+        axes.set_xlabel("step t" if kind == "full" else "update from step t to the end")
     axes_list[0].set_yticks(places, [str(s) for s in steps[: len(grid) : every]])
-    axes_list[0].set_ylabel("step s")
+    axes_list[0].set_ylabel("step s" if kind == "full" else "update up to step s")
     title, text = _TEXT[kind]
     off = [v for i, row in enumerate(grid) for j, v in enumerate(row) if i != j and v is not None]
     mean = number(sum(off) / len(off)) if off else None

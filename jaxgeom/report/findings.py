@@ -69,6 +69,8 @@ def _size(summary: Any) -> str:
     own = cell(summary, "relative_norm").value
     if own is None:
         return ""
+    if own == 0:
+        return "The update is exactly zero in every matrix: nothing changed, so nothing rotated and nothing moved."
     return (
         f"The update's norm is {format_value('relative_norm', own)} of the weights' norm (mean over matrices); "
         "sparsity, overlaps, angles and spectral shift all move with this number, so each is read against its null."
@@ -98,11 +100,11 @@ def _further_sentence(key: str, summary: Any) -> str:
     found = further_nulls(key, summary.get(key)) if isinstance(summary, dict) else []
     if not found:
         return ""
-    own = statistic(key).label
+    own = "principal" if key == "overlap_principal" else "low-magnitude"
     said = [f"{null} ({label}, excess {excess})" for label, null, excess in found]
     return (
-        f"Beside it, nulls that keep something of the real update give for the {own} {' and '.join(said)}; an excess "
-        "over equal noise that the scale profile takes away is the work of loud rows and columns."
+        f"Beside it, nulls that keep something of the real update give {' and '.join(said)} for the {own} mask; an "
+        "excess over equal noise that the scale profile takes away is the work of loud rows and columns."
     )
 
 
@@ -169,7 +171,7 @@ def _projection(summary: Any) -> str:
 
 def _decay(summary: Any) -> str:
     own = cell(summary, "decay").value
-    if own is None:
+    if not own:
         return ""
     what = "shrank" if own < 0 else "grew"
     return f"Along themselves the weights {what}: the decay component is {format_value('decay', own)}."

@@ -66,10 +66,10 @@
   const chooseColumns = () => {
     const all = byId("which").value === "all", beside = byId("beside").checked;
     state.shown = columns.map((_, i) => i).filter((i) => {
-      const { key, kind } = columns[i];
+      const { base, kind } = columns[i];
       if (kind === "text") return true;
       if (!beside && kind !== "value") return false;
-      return all || headline.includes(key.replace(/(_profile|_permutation)?_(null|excess|z|ratio)$/, ""));
+      return all || headline.includes(base);
     });
   };
   const drawHead = () => {
@@ -114,7 +114,8 @@
   chooseColumns(); arrange(); drawHead(); drawBody();
 
   // ---- the map of layers and modules, for any statistic
-  const layers = data[indexOf("layer")], modules = data[indexOf("module")], methods = data[indexOf("method")];
+  const layers = data[indexOf("layer")], modules = data[indexOf("module")];
+  const methods = data[indexOf("method")] || data[indexOf("step")]; // of a study, of a trajectory
   const mapSelect = byId("map-statistic"), methodSelect = byId("map-method");
   const sequential = ["#00204d", "#2c3e6e", "#575d6d", "#7c7b78", "#a69d75", "#d3c164", "#ffea46"];
   const diverging = ["#2166ac", "#67a9cf", "#d1e5f0", "#f7f7f7", "#fddbc7", "#ef8a62", "#b2182b"];
@@ -165,7 +166,7 @@
     map.tHead.replaceChildren(make("tr", {}, make("th", { scope: "col", textContent: "layer" }),
       ...across.map((m) => make("th", { scope: "col", textContent: m }))));
     map.tBodies[0].replaceChildren(...rows);
-    map.caption.textContent = `${column.label}, mean per layer and module${method ? `, ${methodSelect.selectedOptions[0].textContent}` : ""}`;
+    map.caption.textContent = `${column.label}, mean per layer and module${method ? `, ${methodSelect.labels[0].textContent.toLowerCase()} ${methodSelect.selectedOptions[0].textContent}` : ""}`;
     const bar = make("i");
     bar.style.background = `linear-gradient(to right, ${stops.join(",")})`;
     byId("map-scale").replaceChildren(...(means.length ? [format(column, low), bar, format(column, high)] : ["undefined everywhere"]));
@@ -184,6 +185,7 @@
         const label = document.querySelector(`[data-method="${CSS.escape(String(name))}"]`);
         methodSelect.append(make("option", { value: String(name), textContent: label ? label.textContent : String(name) }));
       }
+      if (indexOf("method") < 0) methodSelect.value = String(methods[rowCount - 1]); // the last step
       methodSelect.addEventListener("change", drawMap);
     }
     mapSelect.addEventListener("change", drawMap);

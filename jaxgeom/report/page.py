@@ -7,6 +7,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..comparison.report import to_csv_text
+from ..files import write_atomically
 from .between_findings import between_findings, between_lead
 from .catalogue import FURTHER_NULLS_SAY, MODULES, format_count, format_value, statistic
 from .figures_between import between_drawings
@@ -16,10 +18,20 @@ from .figures_trajectory import trajectory_drawings
 from .findings import findings, trajectory_findings
 from .reading import Cell, Contents, cell, label_of, load, methods_of, number, rounding_null
 from .study_findings import listed, study_findings
-from .style import Drawing, house_style, save
-from .tables import BETWEEN, coverage_rows, flat_settings, matrix_data, study_headline, summary_rows, written
+from .style import Drawing, house_style, remove_others, save
+from .tables import (
+    BETWEEN,
+    coverage_rows,
+    flat_settings,
+    matrix_data,
+    study_headline,
+    summary_rows,
+    trajectory_rows,
+    written,
+)
 
 _HERE = Path(__file__).parent
+_COLUMN_KINDS = {"null": "nulls", "rounding null": "rounding nulls", "ratio": "ratios", "z": "z-scores"}
 
 
 def write_report(directory: Path) -> Path:
@@ -31,11 +43,14 @@ def write_report(directory: Path) -> Path:
     Args:
         directory: what `compare`, `trajectory` or `study` wrote.
 
+    A comparison's `matrices.csv` is written again too, from the rows of its report. Figures of an earlier report, of
+    statistics that this one does not hold, are removed.
+
     Returns:
         The path of `report.html`.
 
     Raises:
-        UserError: neither file is there, or one cannot be read.
+        UserError: neither file is there, or one is damaged.
     """
     directory = Path(directory)
     contents = load(directory)
@@ -45,9 +60,12 @@ def write_report(directory: Path) -> Path:
             {"name": d.name, "title": d.title, "text": d.how_to_read, "svg": Markup(save(d, directory / "figures"))}
             for d in drawings
         ]
+    remove_others(directory / "figures", {d.name for d in drawings})
+    if contents.report.get("matrices") and contents.kind in ("compare", "between"):
+        write_atomically(directory / "matrices.csv", to_csv_text(contents.rows))
     page = directory / "report.html"
     content = _render(contents, figures)
-    page.write_bytes(content.encode("utf-8", errors="replace"))
+    write_atomically(page, content.encode("utf-8", errors="replace").decode("utf-8"))
     return page
 
 
@@ -74,6 +92,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "columns": [],
         "rows": [],
         "summary": [],
+        "along": ([], []),
         "further_nulls_say": FURTHER_NULLS_SAY,
         "between": [],
         "sparsity": _sparsity_groups(report),
@@ -83,6 +102,9 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "machine": flat_settings(report.get("machine")),
         "stages": _stages(report.get("stages")),
         "data": _embed(data) if data else None,
+        "left_out": " and ".join(_COLUMN_KINDS[kind] for kind in data["left_out"]) if data else "",
+        "has_csv": contents.kind in ("compare", "between", "study"),
+        "chosen": {"study": "Method", "trajectory": "Step"}.get(contents.kind, ""),
         "matrices": len(contents.rows),
         "modules": _embed(list(MODULES)),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -108,6 +130,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
     else:
         steps = report.get("steps") or []
         values |= {"title": "How the update grew along training", "findings": trajectory_findings(report)}
+        values["along"] = trajectory_rows(report)
         values["lead"] = [f"{len(steps)} checkpoints were measured against the initial one."]
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -129,9 +152,11 @@ def _inputs(inputs: Any) -> list[dict[str, str]]:
     if not isinstance(inputs, dict):
         return []
     found = []
-    for role, entry in inputs.items():
-        entry = entry if isinstance(entry, dict) else {"name": entry}
-        found.append({"role": str(role)} | {k: str(entry.get(k) or "–") for k in ("name", "dtype", "sha256")})
+    for role, held in inputs.items():
+        for place, entry in enumerate(held if isinstance(held, list) else [held], start=1):
+            entry = entry if isinstance(entry, dict) else {"name": entry}
+            said = {"role": f"{role} {place}" if isinstance(held, list) else str(role)}
+            found.append(said | {k: str(entry.get(k) or "–") for k in ("name", "dtype", "sha256")})
     return found
 
 

@@ -9,6 +9,8 @@ _FAMILY = {"SFT": "sft", "OPD": "opd", "GRPO": "rlvr", "DAPO": "rlvr", "RL": "rl
 METHOD_FAMILY = {"sft_anchor": "sft", "sft_continued": "sft", "opd": "opd", "rlvr": "rlvr"}
 SOURCES = {"2606.07082": "A", "2511.08567": "B", "2606.13657": "C"}
 
+PUBLISHED_FRACTION = 0.3  # the masks' share of the entries behind A's overlaps
+
 
 class Reference(NamedTuple):
     """One published number: `value` is a share; `controlled` marks A's controlled three-way comparison."""

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 INK, MUTED, FAINT, PAPER = "#1b1f24", "#5c6670", "#d4d9de", "#fefefe"
+PNG_DPI = 300  # what journals ask of an image with text in it
 WIDTH = 7.2  # inches: the text width of a two-column page (183 mm)
 
 
@@ -83,7 +84,7 @@ _RC: dict[str, Any] = {
     "text.parse_math": False,  # names come from outside: a dollar sign is a dollar sign
     "lines.linewidth": 1.4,
     "lines.markersize": 3.6,
-    "hatch.color": FAINT,
+    "hatch.color": MUTED,
     "hatch.linewidth": 0.5,
     "svg.fonttype": "path",  # the same look where the font is not installed
     "svg.hashsalt": "jaxgeom",
@@ -129,14 +130,23 @@ def panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figu
 def plot_track(
     axes: Axes, x: Sequence[float | int], y: Sequence[float | None], style: Look, *, kind: str = "measured"
 ) -> bool:
-    """One series, with gaps where it is undefined: measured (solid), null (dashed) or seed (thin); False if empty."""
+    """One series, with gaps where it is undefined: measured (solid), null (dashed) or seed (thin); False if empty.
+
+    A null at one place alone, which a dashed line would not show, is a bar.
+    """
     points = [(a, b) for a, b in zip(x, y, strict=False) if b is not None]
     if not points:
         return False
     xs = [a for a, _ in zip(x, y, strict=False)]
     ys = [float("nan") if b is None else b for _, b in zip(x, y, strict=False)]
     if kind == "null":
-        axes.plot(xs, ys, color=style.color, linestyle=(0, (3, 2)), linewidth=1.0, zorder=2.2)
+        alone = [
+            i for i in range(len(ys)) if not any(math.isfinite(v) for v in (*ys[max(i - 1, 0) : i], *ys[i + 1 : i + 2]))
+        ]
+        axes.plot(
+            xs, ys, color=style.color, linestyle=(0, (3, 2)), linewidth=1.0, zorder=2.2,
+            marker="_", markersize=9, markeredgewidth=1.2, markevery=alone,
+        )  # fmt: skip
     elif kind == "seed":
         axes.plot(xs, ys, color=style.color, linewidth=0.5, alpha=0.45, zorder=2.1)
     else:
@@ -193,6 +203,14 @@ def label_ends(figure: Figure, axes: Axes, labels: Sequence[tuple[float, str, st
                 "relpos": (0, 0.5),
             },
         )
+
+
+def scale_x(axes: Axes, places: Sequence[float | int]) -> None:
+    """Whole numbers along the axis; room to both sides of a single one."""
+    ticks = 6 if max(places, default=0) < 10_000 else 3  # long numbers need more room
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    if places and min(places) == max(places):
+        axes.set_xlim(places[0] - 0.9, places[0] + 0.9)
 
 
 def scale_y(axes: Axes, values: Sequence[float | None], *, share: bool = False, log: bool | None = None) -> None:
@@ -256,9 +274,36 @@ def save(drawing: Drawing, directory: Path) -> str:
     svg = "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
     (directory / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
     figure.set_layout_engine("none")  # laid out once: both files show the same places
-    figure.dpi = 240
+    figure.dpi = PNG_DPI
     FigureCanvasAgg(figure).print_png(str(directory / f"{drawing.name}.png"), metadata={"Software": None})
     return inline(svg, drawing.name, drawing.alt)
+
+
+FIGURES = (
+    *(
+        "hidden",
+        "accuracy",
+        "sparsity",
+        "rotation",
+        "overlaps",
+        "ranks",
+        "subspace",
+        "matched",
+        "layers",
+        "masks",
+        "updates",
+    ),
+    *("trajectory", "spectra", "path", "similarity_full", "similarity_disjoint"),
+)
+"""The name of every figure that there is."""
+
+
+def remove_others(directory: Path, drawn: Collection[str]) -> None:
+    """Remove the files of our figures that are not among those `drawn` now: they show another report."""
+    for name in FIGURES:
+        if name not in drawn:
+            for ending in ("svg", "png"):
+                (directory / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def inline(svg: str, name: str, alt: str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 import statistics as stats
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from .catalogue import (
@@ -40,6 +41,7 @@ HEADLINE = (
     "stable_rank_bf16",
 )
 BETWEEN = ("jaccard", "overlap_a_in_b", "overlap_b_in_a", "orthogonal_share", "subspace_similarity")
+ALONG = ("relative_norm", "stable_rank", "stable_rank_bf16", "hill", "sim_to_final", "sim_disjoint", "drift_ratio")
 EARLY = 0.2  # the share of training at which A asks whether the subspace is already found
 
 
@@ -154,7 +156,7 @@ def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[di
             {
                 "label": statistic(key).label,
                 "main": key in HEADLINE or key in BETWEEN or key in ("hill", "functional_distance"),
-                "value": text.value,
+                "value": text.value if own.value is not None else "undefined",
                 "median": format_value(key, median),
                 "null": text.null or "–",
                 "rounding_null": format_value(key, rounding_null(summary, key)),
@@ -162,10 +164,32 @@ def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[di
                 "matrices": "–" if count is None else format_count(number(count)),
                 "parameters": format_value("sparsity_bf16", number(covered.get("parameters"))),
                 "further": further_nulls(key, entry),
-                "null_is": str(forms.get(key) or statistic(key).null) if text.null else "",
+                "null_is": null_form(key, forms) if text.null else "",
             }
         )
     return rows
+
+
+def null_form(key: str, forms: dict[str, Any]) -> str:
+    """What the null of a statistic is, by the report's own words: a name there may stand for several (`angle_*`)."""
+    for names, words in forms.items():
+        if ":" not in names and any(fnmatchcase(key, name.strip()) for name in names.split(",")):
+            return str(words)
+    return statistic(key).null
+
+
+def trajectory_rows(trajectory: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Written]]]]:
+    """Column labels and one row per step of a trajectory: each statistic's mean over the matrices, null and excess."""
+    summary = trajectory.get("summary") or {}
+    keys = [k for k in _statistics_of(summary) if any(v is not None for v in track(trajectory, k))]
+    rows = []
+    for place, step in enumerate(numbers(trajectory.get("steps"))):
+        cells = []
+        for key in keys:
+            value, null, excess = (track(trajectory, key, field)[place] for field in ("mean", "null", "excess"))
+            cells.append(written(key, Cell(value, null, excess)))
+        rows.append((format_count(step), cells))
+    return [statistic(key).label for key in keys], rows
 
 
 def further_nulls(key: str, entry: Any) -> list[tuple[str, str, str]]:
@@ -220,12 +244,15 @@ def _plain(value: Any) -> str:
     return "–" if value is None else str(value)
 
 
-_TEXT_COLUMNS = ("method", "seed", "name", "shape", "module", "layer")
+_TEXT_COLUMNS = ("method", "seed", "step", "name", "shape", "module", "layer")
 _MAX_VALUES = 600_000  # about 5 MB in the page; above it, what can be had from value and excess is left to the CSV
 
 
 def matrix_data(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The per-matrix table, column by column, for the page's script; None without rows."""
+    """The per-matrix table, column by column, for the page's script; None without rows.
+
+    `left_out` names the kinds of columns (`z`, `null`, …) that a very long table leaves to the CSV.
+    """
     if not rows:
         return None
     keys = dict.fromkeys(k for row in rows for k in row)
@@ -235,19 +262,28 @@ def matrix_data(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
     beside = ("_null", "_rounding_null", "_excess", "_z", "_ratio")
     suffixes = ("", *beside, *(s for s in SUFFIXES if s not in beside))
     numeric = [key for base in order for suffix in suffixes if (key := base + suffix) in keys]
+    left_out: list[str] = []
     for kinds in (("z", "ratio"), ("null", "rounding null")):
         if len(rows) * len(numeric) > _MAX_VALUES:
+            left_out += sorted({kind for k in numeric if (kind := base_key(k)[1]) in kinds})
             numeric = [k for k in numeric if base_key(k)[1] not in kinds]
-    columns = [{"key": k, "label": k, "kind": "text", "unit": ""} for k in text]
+    columns = [{"key": k, "base": k, "label": k, "kind": "text", "unit": ""} for k in text]
     data: list[list[Any]] = [[_cell_text(row.get(k)) for row in rows] for k in text]
     for key in numeric:
         found = [row.get(key) for row in rows]
         values = [float(f"{v:.5g}") if isinstance(v, float | int) and math.isfinite(v) else None for v in found]
         if any(v is not None for v in values) or key in STATISTICS:
             base, kind = base_key(key)
-            columns.append({"key": key, "label": column_label(key), "kind": kind, "unit": statistic(base).unit})
+            label, unit = column_label(key), statistic(base).unit
+            columns.append({"key": key, "base": base, "label": label, "kind": kind, "unit": unit})
             data.append(values)
-    return {"columns": columns, "data": data, "headline": [k for k in (*HEADLINE, *BETWEEN) if k in keys]}
+    main = (*HEADLINE, *BETWEEN, *(ALONG if "step" in keys else ()))
+    return {
+        "columns": columns,
+        "data": data,
+        "headline": [k for k in dict.fromkeys(main) if k in keys],
+        "left_out": left_out,
+    }
 
 
 def _cell_text(value: Any) -> Any:

@@ -30,8 +30,11 @@ _OPTIONS = (
 )
 
 
+ENTER, TAB = "\ue007", "\ue004"
+
+
 class Browser:
-    """One session: `get` a page, `run` a script in it, read the console's `errors`."""
+    """One session: `get` a page, `run` a script in it, `press` keys, read the console's `errors`."""
 
     def __init__(self, address: str, session: str):
         self._address = f"{address}/session/{session}"
@@ -41,6 +44,11 @@ class Browser:
 
     def run(self, script: str, *arguments: Any) -> Any:
         return _request(f"{self._address}/execute/sync", {"script": script, "args": list(arguments)})
+
+    def press(self, *keys: str) -> None:
+        """Type keys of the keyboard into whatever has the focus."""
+        strokes = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        _request(f"{self._address}/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
 
     def errors(self) -> list[str]:
         entries = _request(f"{self._address}/se/log", {"type": "browser"})

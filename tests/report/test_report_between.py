@@ -32,6 +32,8 @@ def test_the_page_has_its_figures_and_both_nulls(measured):
     figures = out / "figures"
     assert {p.stem for p in figures.glob("*.svg")} == {p.stem for p in figures.glob("*.png")} == names
     assert page.count('<svg class="plot" role="img"') == page.count("How to read this") == len(names)
+    texts = re.findall(r"How to read this\.</strong> (.*?)</p>", page)
+    assert [len(re.split(r"(?<=[.])\s+(?=[A-Z])", text)) for text in texts] == [2, 2, 2]
     assert "<b>a</b>" not in page and "&lt;b&gt;a&lt;/b&gt;" in page
     assert not re.search(r"https?:|@import", re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
     data = json.loads(re.search(r'id="matrix-data">(.*?)</script>', page, re.DOTALL).group(1))

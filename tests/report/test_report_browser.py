@@ -2,10 +2,10 @@
 
 import pytest
 import report_examples as examples
-from browser import CHROMIUM, DRIVER, MISSING, open_browser
+from browser import CHROMIUM, DRIVER, ENTER, MISSING, TAB, open_browser
 
 from jaxgeom.report import page as page_module
-from jaxgeom.report.reading import Contents
+from jaxgeom.report.reading import Contents, load
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
 
@@ -17,6 +17,12 @@ _SORT = """
 const th = document.querySelector(`#matrices thead th[data-key="${CSS.escape(arguments[0])}"]`);
 th.querySelector("button").click();
 return document.querySelector("#matrices thead th[aria-sort]").getAttribute("aria-sort");
+"""
+_CHOOSE = """
+const select = document.getElementById(arguments[0]);
+select.value = arguments[1];
+if (select.selectedIndex < 0) throw new Error(`no option ${arguments[1]}`);
+select.dispatchEvent(new Event("change"));
 """
 _MAP = 'return [...document.querySelectorAll("#map tbody td")].map((td) => td.textContent);'
 
@@ -66,6 +72,67 @@ def test_comparison_sorts_filters_and_switches_the_map(browser, tmp_path):
     assert len(before) == len(after) == 12 * 7 and before != after
     assert after[2] == "–" and after[0].endswith("pp")
     assert browser.run('return document.getElementById("map").caption.textContent').startswith("overlap, low")
+    assert browser.errors() == []
+
+
+def test_sorting_needs_no_mouse(browser, tmp_path):
+    report = examples.compare_report(layers=2)
+    browser.get(_write(tmp_path / "report.html", report, "compare", report["matrices"]))
+    browser.run("document.querySelector('#matrices th[data-key=layer] button').focus()")
+    sorted_by = (
+        'const th = document.activeElement.closest("th"); return [th.dataset.key, th.getAttribute("aria-sort")];'
+    )
+    browser.press(TAB, ENTER)
+    first = browser.run(sorted_by)
+    browser.press(ENTER)
+    assert [first, browser.run(sorted_by)] == [["sparsity_bf16", "descending"], ["sparsity_bf16", "ascending"]]
+    assert browser.errors() == []
+
+
+def test_the_map_offers_every_statistic_with_its_nulls(browser, tmp_path):
+    report = examples.compare_report(layers=2)
+    browser.get(_write(tmp_path / "report.html", report, "compare", report["matrices"]))
+    offered = browser.run('return [...document.getElementById("map-statistic").options].map((o) => o.value)')
+    labels = {"name", "shape", "layer", "module"}
+    assert set(offered) == {key for row in report["matrices"] for key in row} - labels
+    for key in offered:
+        browser.run(_CHOOSE, "map-statistic", key)
+        assert any(text != "–" for text in browser.run(_MAP)), key
+    assert browser.errors() == []
+
+
+def test_two_runs_show_the_null_that_the_excess_is_taken_over(browser, tmp_path):
+    rows = [
+        {
+            "name": f"model.layers.{n}.self_attn.q_proj.weight",
+            "shape": [8, 8],
+            "layer": n,
+            "module": "q",
+            "jaccard": 0.4,
+        }
+        | {"jaccard_null": 0.3, "jaccard_rounding_null": 0.35, "jaccard_excess": 0.05, "jaccard_z": 2.0}
+        for n in range(3)
+    ]
+    browser.get(_write(tmp_path / "report.html", {"kind": "between"}, "between", rows))
+    browser.run('document.getElementById("beside").click();')
+    assert browser.run(_COLUMN, "jaccard_rounding_null") == ["35.0 %"] * 3
+    assert browser.errors() == []
+
+
+def test_a_trajectory_shows_any_of_its_steps(browser, tmp_path):
+    content = examples.trajectory(matrices=True, points=4)
+    for matrix in content["matrices"]:
+        matrix["sim_disjoint"] = [0.2, 0.3, 0.4, None]
+    examples.write(tmp_path, "trajectory.json", content)
+    contents = load(tmp_path)
+    browser.get(_write(tmp_path / "report.html", contents.report, "trajectory", contents.rows))
+    browser.run(_CHOOSE, "map-statistic", "sim_disjoint")
+    assert set(browser.run(_MAP)) == {"–"}  # at the last step, which is shown first, nothing follows
+    browser.run(_CHOOSE, "map-method", "100")
+    assert set(browser.run(_MAP)) == {"30.0 %"}
+    assert browser.run('return document.getElementById("map").caption.textContent').endswith("step 100")
+    assert browser.run(_SORT, "step") == "ascending"
+    assert set(browser.run(_COLUMN, "step")) <= {"50", "100"}
     assert browser.errors() == []
 
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import report_examples as examples
 
+from jaxgeom.comparison.report import to_csv_text
 from jaxgeom.errors import UserError
 from jaxgeom.report import page as page_module
 from jaxgeom.report import write_report
@@ -154,6 +155,13 @@ def test_every_section_may_be_missing(tmp_path, kind):
         ("{", "cannot be read as JSON"),
         ("[]", "holds a list"),
         ('{"kind": "x"}', "kind is 'x'"),
+        ('{"answer": 42}', "no report of jaxgeom"),
+        ('{"schema": 2}', "schema is 2"),
+        ('{"schema": 1, "summary": [1]}', "summary holds a list, not an object"),
+        ('{"schema": 1, "matrices": {}}', "matrices holds a dict, not a list"),
+        ('{"schema": 1, "groups": {"layer": [1]}}', "groups.layer holds a list"),
+        ('{"schema": 1, "inputs": "x"}', "inputs holds a str"),
+        ("[" * 100_000, "cannot be read as JSON"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, content, message):
@@ -162,6 +170,75 @@ def test_what_cannot_be_read_is_named(tmp_path, content, message):
     with pytest.raises(UserError, match=message):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def _texts(page):
+    """What stands under the title of each figure."""
+    found = re.findall(r"<strong>How to read this\.</strong> (.*?)</p>", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [re.split(r"(?<=[.])\s+(?=[A-Z])", text) for text in found]
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("trajectory")
+    content = examples.trajectory(matrices=True, points=5)
+    checkpoints = [{"name": f"run@{step}", "dtype": "float32"} for step in content["steps"]]
+    content["inputs"] = {"initial": {"name": "base", "dtype": "float32"}, "checkpoints": checkpoints}
+    for key in ("nss", "angle_left_mean_deg", "angle_right_mean_deg", "lr_diffusion_ratio", "lr_drift_ratio"):
+        content["summary"][key] = {"mean": [0.1] * 5, "median": None, "null": [0.2] * 5, "excess": [-0.1] * 5}
+    examples.write(directory, "trajectory.json", content)
+    return write_report(directory)
+
+
+@pytest.mark.parametrize("which", ["study", "comparison", "trajectory"])
+def test_every_figure_is_explained_in_two_sentences(which, request):
+    texts = _texts(request.getfixturevalue(which))
+    assert texts and [len(sentences) for sentences in texts] == [2] * len(texts)
+
+
+def test_trajectory_names_its_checkpoints_and_gives_every_step_beside_its_null(trajectory):
+    page = trajectory.read_text(encoding="utf-8")
+    assert "checkpoints 1" in page and "run@40" in page and "{&#39;name&#39;" not in page
+    table = re.search(r'<table id="along">.*?</table>', page, re.DOTALL).group()
+    assert table.count("<tr>") == 1 + 5 and "null 31.0" in table and "similarity to the final subspace" in table
+    data = json.loads(re.search(r'id="matrix-data">(.*?)</script>', page, re.DOTALL).group(1))
+    keys = [column["key"] for column in data["columns"]]
+    assert data["data"][keys.index("step")][:5] == [40, 80, 120, 160, 200]
+    assert "sim_to_final" in data["headline"]
+
+
+def test_the_null_is_named_for_every_statistic_that_has_one(tmp_path):
+    report = examples.compare_report()
+    report["summary"]["sparsity_bf16"] |= {"null": 0.4, "excess": 0.1}
+    report["settings"]["null_forms"] = {"sparsity_bf16, density_bf16": "of sparsity", "angle_*": "of angles",
+                                        "sparsity_bf16, overlap_*: _profile": "further"}  # fmt: skip
+    page = _render(report, "compare", report["matrices"])
+    for label, null in (("visible sparsity (bf16)", "of sparsity"), ("mean principal angle, left", "of angles")):
+        assert re.search(rf'<th scope="row">{re.escape(label)}</th>.*?>{null}</td>', page)
+    assert ">further</td>" not in page
+
+
+def test_a_report_rewrites_its_rows_and_removes_figures_of_another(tmp_path):
+    report = examples.compare_report()
+    examples.write(tmp_path, "report.json", report)
+    (tmp_path / "figures").mkdir()
+    for name in ("masks.svg", "masks.png", "mine.svg"):
+        (tmp_path / "figures" / name).write_text("old", encoding="utf-8")
+    write_report(tmp_path)
+    assert (tmp_path / "matrices.csv").read_text(encoding="utf-8") == to_csv_text(report["matrices"])
+    assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {
+        "sparsity",
+        "overlaps",
+        "rotation",
+        "ranks",
+        "layers",
+    }
+    assert (tmp_path / "figures" / "mine.svg").exists() and not (tmp_path / "figures" / "masks.svg").exists()
+
+
+def test_images_have_the_resolution_that_journals_ask(comparison):
+    head = (comparison.parent / "figures" / "overlaps.png").read_bytes()[:24]
+    assert int.from_bytes(head[16:20], "big") == 2160  # 183 mm at 300 dots an inch
 
 
 def test_rows_are_not_read_from_outside_the_directory(tmp_path):
