@@ -5,7 +5,8 @@
     python experiments/benchmarks/model.py --shape qwen3-0.6b --dtype bfloat16      # on an accelerator
 
 Prints seconds (best and median of the rounds), the ratio PyTorch / jaxgeom (above 1: jaxgeom is faster), the train
-step's share of the matmul rate, and sampling's share of the memory bandwidth, both measured in the same run.
+step's share of the matmul rate, sampling's share of the memory bandwidth, and the time of decoding's products with
+the weights alone, all measured in the same run.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import optax
 
 from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models.layers import feed_forward, multiply, project_heads
+from jaxgeom.models.qwen3 import split_layers, unembedding
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training.settings import SFTSettings
@@ -139,6 +142,24 @@ def bandwidth(bytes_: int) -> float:
     return 2 * bytes_ / seconds
 
 
+def products_alone(config: Qwen3Config, params: Any, rows: int, steps: int) -> Callable[[], Any]:
+    """What decoding cannot do without: `rows` vectors times each kernel of layers and head, `steps` times."""
+    layers = jax.jit(split_layers)(params["layers"])
+    head = unembedding(config, params)
+
+    def step(_: jax.Array, x: jax.Array) -> jax.Array:
+        for layer in layers:
+            q, k, v = (project_heads(x[:, None], layer["attention"][name]) for name in ("q", "k", "v"))
+            seen = jnp.sum(k + v, axis=(1, 2, 3))[:, None]
+            mixed = multiply(q.reshape(rows, -1), layer["attention"]["o"]["kernel"].reshape(-1, x.shape[-1]))
+            x = 0.1 * (feed_forward(mixed, layer["mlp"]) + seen)
+        return x + jnp.max(x @ head, axis=-1, keepdims=True)
+
+    run = jax.jit(lambda x: jax.lax.fori_loop(0, steps, step, x))
+    x = jnp.ones((rows, config.hidden_size), head.dtype)
+    return lambda: run(x).block_until_ready()
+
+
 def report(title: str, seconds: dict[str, list[float]]) -> None:
     cells = [f"{name} {min(times):.4f} s (median {statistics.median(times):.4f})" for name, times in seconds.items()]
     if "pytorch" in seconds:
@@ -185,6 +206,11 @@ def main() -> None:
             candidates["pytorch"] = torch_sampler(theirs, prompts, new)
         seconds = measure(options.rounds, **candidates)
         report(f"sampling, {batch}x{new} new tokens after {PROMPT}", seconds)
+        if not config.is_moe:
+            alone = min(measure(options.rounds, products=products_alone(config, params, batch, new - 1))["products"])
+            print(
+                f"  {alone:.4f} s for its products with the weights alone, {alone / min(seconds['jaxgeom']):.0%} of it"
+            )
         cache = 2 * config.num_hidden_layers * batch * (16 + new) * config.num_key_value_heads * config.head_dim
         moved = (count + cache) * dtype.itemsize * new
         limit = bandwidth(2**30 if jax.default_backend() != "cpu" else 2**27)

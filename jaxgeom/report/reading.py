@@ -189,7 +189,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _check(content: dict[str, Any], path: str, where: str) -> None:
     """That the sections of a report are objects and lists where the pages take them for that."""
-    parts = [(key, content.get(key), dict) for key in _OBJECTS] + [(key, content.get(key), list) for key in _LISTS]
+    parts: list[tuple[str, Any, type]] = [(key, content.get(key), dict) for key in _OBJECTS]
+    parts += [(key, content.get(key), list) for key in _LISTS]
     if "methods" not in content and not where:  # of a trajectory; a method's steps are one number
         parts.append(("steps", content.get("steps"), list))
     for section, kind in _NESTED:
