@@ -144,10 +144,9 @@ def bandwidth(bytes_: int) -> float:
 
 def products_alone(config: Qwen3Config, params: Any, rows: int, steps: int) -> Callable[[], Any]:
     """What decoding cannot do without: `rows` vectors times each kernel of layers and head, `steps` times."""
-    layers = jax.jit(split_layers)(params["layers"])
-    head = unembedding(config, params)
+    kernels = jax.jit(split_layers)(params["layers"]), unembedding(config, params)
 
-    def step(_: jax.Array, x: jax.Array) -> jax.Array:
+    def step(x: jax.Array, layers: Any, head: jax.Array) -> jax.Array:
         for layer in layers:
             q, k, v = (project_heads(x[:, None], layer["attention"][name]) for name in ("q", "k", "v"))
             seen = jnp.sum(k + v, axis=(1, 2, 3))[:, None]
@@ -155,9 +154,9 @@ def products_alone(config: Qwen3Config, params: Any, rows: int, steps: int) -> C
             x = 0.1 * (feed_forward(mixed, layer["mlp"]) + seen)
         return x + jnp.max(x @ head, axis=-1, keepdims=True)
 
-    run = jax.jit(lambda x: jax.lax.fori_loop(0, steps, step, x))
-    x = jnp.ones((rows, config.hidden_size), head.dtype)
-    return lambda: run(x).block_until_ready()
+    run = jax.jit(lambda x, kernels: jax.lax.fori_loop(0, steps, lambda _, x: step(x, *kernels), x))
+    x = jnp.ones((rows, config.hidden_size), kernels[1].dtype)
+    return lambda: run(x, kernels).block_until_ready()
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
