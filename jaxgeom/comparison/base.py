@@ -111,8 +111,7 @@ class HeldBase(BaseCache):
     """The base of one matrix, held in memory for every step of a trajectory; behind it the folder of another cache."""
 
     def __init__(self, behind: BaseCache) -> None:
-        super().__init__(behind.directory)
-        self.computed_by = behind.computed_by
+        super().__init__(behind.directory, *behind.computed_by)
         self._held: Base | None = None
         self._written: tuple[int, bool] | None = None
 
