@@ -27,17 +27,17 @@ def _unit_gram(matrix: Matrix) -> tuple[np.ndarray, float]:
 
 
 def leading_square(matrix: Matrix, *, tolerance: float = 1e-7) -> float:
-    """Largest squared singular value: Lanczos on the float32 Gram matrix, then a Rayleigh quotient in float64.
+    """Largest squared singular value: Lanczos on the float32 Gram matrix, then a Rayleigh quotient of the matrix itself.
 
     Args:
         matrix: the matrix.
         tolerance: relative residual of the Ritz value at which the iteration stops.
     """
     gram, peak = _unit_gram(matrix)
-    return _leading_square(matrix, gram, tolerance) if peak > 0 else 0.0
+    return _leading_square(matrix, gram, peak, tolerance) if peak > 0 else 0.0
 
 
-def _leading_square(matrix: Matrix, gram: np.ndarray, tolerance: float) -> float:
+def _leading_square(matrix: Matrix, gram: np.ndarray, peak: float, tolerance: float) -> float:
     size = gram.shape[0]
     times = matrix.operator(gram)
     vector = np.random.default_rng(_SEED).standard_normal(size).astype(np.float32)
@@ -62,10 +62,17 @@ def _leading_square(matrix: Matrix, gram: np.ndarray, tolerance: float) -> float
             if abs(off[step] * ritz[-1]) ** 2 < tolerance * values[-1] ** 2 * 1e-2 or off[step] < 1e-6:
                 break
         vector = image / np.float32(off[step])
-    top = (basis[:count].T @ ritz[:count].astype(np.float32)).astype(np.float64)[:, None]
-    top /= np.linalg.norm(top)
-    image = matrix.times_short(np.asfortranarray(top))
-    return float(np.vdot(image, image))
+    top = basis[:count].T @ ritz[:count].astype(np.float32)
+    if not _ROOM[0] < peak < _ROOM[1]:
+        top = top.astype(np.float64)
+    image = matrix.times_short(np.asfortranarray(top[:, None]))
+    return _squares(image) / _squares(top)
+
+
+def _squares(vector: np.ndarray) -> float:
+    """Sum of squares in float64."""
+    wide = vector.astype(np.float64)
+    return float(np.vdot(wide, wide))
 
 
 def leading_and_fourth(matrix: Matrix, *, tolerance: float = 1e-7) -> tuple[float, float]:
@@ -75,7 +82,7 @@ def leading_and_fourth(matrix: Matrix, *, tolerance: float = 1e-7) -> tuple[floa
         return 0.0, 0.0
     diagonal, flat = np.diagonal(gram), gram.reshape(-1, order="F")  # a view: the product of entries needs no order
     fourth = 2 * float(flat @ flat) - float(diagonal @ diagonal)
-    return _leading_square(matrix, gram, tolerance), fourth * peak * peak
+    return _leading_square(matrix, gram, peak, tolerance), fourth * peak * peak
 
 
 def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,7 +97,7 @@ def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[
     gram, _ = _unit_gram(matrix)
     if size <= _DIRECT_SIZE or width * passes >= size:
         diagonal, off, tau = lapack.tridiagonalize(gram)
-        _, vectors = lapack.tridiagonal_top_vectors(diagonal.astype(np.float64), off.astype(np.float64), count)
+        _, vectors = lapack.tridiagonal_few_vectors(diagonal.astype(np.float64), off.astype(np.float64), count)
         space = lapack.back_transform(gram, tau, vectors[:, ::-1])
     else:
         times, rng = matrix.operator(gram), np.random.default_rng(_SEED)

@@ -40,8 +40,11 @@ _ssymv = _routine(scipy.linalg.cython_blas, "ssymv", 10)
 _dsytrd = _routine(scipy.linalg.cython_lapack, "dsytrd", 10)
 _ssytrd = _routine(scipy.linalg.cython_lapack, "ssytrd", 10)
 _dsterf = _routine(scipy.linalg.cython_lapack, "dsterf", 4)
+_ssterf = _routine(scipy.linalg.cython_lapack, "ssterf", 4)
 _dstedc = _routine(scipy.linalg.cython_lapack, "dstedc", 11)
 _dstemr = _routine(scipy.linalg.cython_lapack, "dstemr", 21)
+_dstebz = _routine(scipy.linalg.cython_lapack, "dstebz", 18)
+_dstein = _routine(scipy.linalg.cython_lapack, "dstein", 13)
 _dormtr = _routine(scipy.linalg.cython_lapack, "dormtr", 13)
 _sormtr = _routine(scipy.linalg.cython_lapack, "sormtr", 13)
 _dgesdd = _routine(scipy.linalg.cython_lapack, "dgesdd", 14)
@@ -154,12 +157,22 @@ def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """All eigenvalues, ascending, of a symmetric tridiagonal matrix."""
+    """All eigenvalues, ascending, of a symmetric tridiagonal matrix, in its dtype."""
     values, off = diagonal.copy(), off.copy()
+    name, routine = ("dsterf", _dsterf) if values.dtype == np.float64 else ("ssterf", _ssterf)
     info = ctypes.c_int()
-    _dsterf(_int(values.size), values.ctypes.data, off.ctypes.data, ctypes.byref(info))
-    _check("dsterf", info)
+    routine(_int(values.size), values.ctypes.data, off.ctypes.data, ctypes.byref(info))
+    _check(name, info)
     return values
+
+
+def symmetric_values(matrix: np.ndarray) -> np.ndarray:
+    """All eigenvalues, ascending, of a symmetric matrix, float64 or float32.
+
+    Its upper triangle is read (Fortran-ordered); the matrix is overwritten.
+    """
+    diagonal, off, _ = tridiagonalize(matrix)
+    return tridiagonal_values(diagonal, off)
 
 
 def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,6 +233,61 @@ def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
     )
     _check("dstemr", info)
     return wanted[:count], vectors
+
+
+def tridiagonal_few_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` largest eigenvalues, ascending, and their vectors `[p, count]`, for a tridiagonal matrix (float64)
+    whose entries have single precision: bisection to 1e-10 of the largest value, then inverse iteration.
+    """
+    if count * 6 >= diagonal.size or diagonal.size < 64:
+        values, vectors = tridiagonal_top_vectors(diagonal, off, count)
+        return values[-count:], vectors
+    size, info, real = diagonal.size, ctypes.c_int(), ctypes.c_double
+    off = np.append(off[: size - 1], 0.0)
+    reach = float(np.abs(diagonal).max(initial=0.0) + 2 * np.abs(off).max(initial=0.0))
+    values, work, zero = np.empty(size), np.empty(5 * size), ctypes.byref(real(0.0))
+    found, blocks, integers = ctypes.c_int(), ctypes.c_int(), np.empty(3 * size, np.intc)
+    block, split = np.empty(size, np.intc), np.empty(size, np.intc)
+    _dstebz(
+        _char("I"),
+        _char("B"),
+        _int(size),
+        zero,
+        zero,
+        _int(size - count + 1),
+        _int(size),
+        ctypes.byref(real(1e-10 * reach)),
+        diagonal.ctypes.data,
+        off.ctypes.data,
+        ctypes.byref(found),
+        ctypes.byref(blocks),
+        values.ctypes.data,
+        block.ctypes.data,
+        split.ctypes.data,
+        work.ctypes.data,
+        integers.ctypes.data,
+        ctypes.byref(info),
+    )
+    _check("dstebz", info)
+    vectors, failed = np.empty((size, found.value), order="F"), np.empty(size, np.intc)
+    _dstein(
+        _int(size),
+        diagonal.ctypes.data,
+        off.ctypes.data,
+        _int(found.value),
+        values.ctypes.data,
+        block.ctypes.data,
+        split.ctypes.data,
+        vectors.ctypes.data,
+        _int(size),
+        work.ctypes.data,
+        integers.ctypes.data,
+        failed.ctypes.data,
+        ctypes.byref(info),
+    )
+    _check("dstein", info)
+    order = np.argsort(values[: found.value], kind="stable")
+    return values[order], vectors[:, order]
 
 
 def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray) -> np.ndarray:

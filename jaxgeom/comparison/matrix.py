@@ -119,6 +119,17 @@ def shift(initial: Spectrum, final: np.ndarray, decay: float = 0.0) -> float | N
     return float(np.linalg.norm(final - (1 + decay) * initial.values)) / initial.norm if initial.norm else None
 
 
+def shifts_linearly(decay: float, relative_norm: float) -> bool:
+    """Whether `σ(W+ − c·W0) − σ(W0)` is `σ(W+) − (1 + c)·σ(W0)` to 8e-6 of its norm.
+
+    `W+ − c·W0 = (1 − c)·(W0 + ΔW/(1 − c))` lies on the line from W0 through W+, a little beyond it. The two are equal
+    where values move in proportion to the distance; where they move like its power p, they differ by `|c|·(p − 1)`.
+    Measured on isotropic, sparse, low-rank and aligned updates of W0 with Gaussian, heavy-tailed, stepped and clustered
+    spectra, |p − 1| stays below 1 up to a relative norm of 0.03, and below 2.2 beyond.
+    """
+    return abs(decay) <= (8e-6 if relative_norm <= 0.03 else 3e-6)
+
+
 @dataclasses.dataclass
 class MatrixMeasurement:
     """Measures one matrix; holds what several statistics share.
@@ -178,7 +189,7 @@ class MatrixMeasurement:
         if base is not None:
             update, pulled = self.form(self.b, self.a), None
             if totals.delta_squares > 0:
-                pulled = update.times_long(base.stored.long)
+                pulled = _pulled(update, base)
             self._shifts_and_angles(base, update, pulled, plain=True)
         return self.row
 
@@ -209,7 +220,7 @@ class MatrixMeasurement:
             self.row["nss_note"] = self.row["angle_note"] = "undefined: the initial matrix is zero"
             self._projections(None, update, None)
             return
-        pulled = update.times_long(base.stored.long) if moved else None
+        pulled = _pulled(update, base) if moved else None
         self._shifts_and_angles(base, update, pulled)
         self._projections(base.stored, update, pulled)
 
@@ -320,9 +331,9 @@ class MatrixMeasurement:
     def _shifts(self, base: Base, final: Spectrum, final_matrix: Matrix) -> None:
         initial, ended, null = self._plain_shift(base, final, final_matrix)
         decay = self.row["decay"] or 0.0
-        if abs(decay) <= 5e-6:
+        if shifts_linearly(decay, self.row["relative_norm"]):
             without = shift(initial, ended.values, decay)
-        else:  # W+ − c·W0 has the interpolated spectrum only to O(c)
+        else:
             rest = self.form(self.b, self.a, decay)
             plain = exact_values(rest) if initial.is_exact else values_only(rest)
             without = shift(initial, plain.values)
@@ -452,6 +463,11 @@ class MatrixMeasurement:
             short, long, values = stored.short[:, :rank], stored.long[:, :rank], stored.values[:rank]
         left, right = (short, long) if matrix.is_wide else (long, short)
         return reconstruction_mask(left * values, right, take)
+
+
+def _pulled(update: Matrix, base: Base) -> np.ndarray:
+    """`ΔWᵀU0` (for a wide matrix `ΔW·V0`), formed in float32 and widened: small beside what it is added to."""
+    return update.times_long(base.stored.long.astype(np.float32)).astype(np.float64)
 
 
 def _gap(values: np.ndarray, k: int) -> float:

@@ -7,7 +7,8 @@ whether the expansion holds there; where it does not, the caller samples or prin
 import math
 
 import numpy as np
-from scipy import linalg
+
+from jaxgeom.comparison import lapack
 
 
 def projection_null(rows: int, columns: int, left: int | None, right: int | None) -> tuple[float, float]:
@@ -103,16 +104,16 @@ def rotation_draws(
     for draw in range(draws):
         block = rng.standard_normal((k, values.size - k), np.float32)
         block *= deviation
-        gram = block @ block.T
+        gram = np.zeros((k, k), np.float32, order="F")
+        lapack.add_gram(gram, block.T)
         for side, more in enumerate(extra):
             if side and more == extra[0]:
                 results[side][draw] = results[0][draw]
                 continue
-            full = gram.copy()
+            full = gram.copy(order="F")
             if more:
-                root = beyond * _wishart_root(k, more, rng)
-                full += root @ root.T
-            tangents = np.sqrt(np.maximum(linalg.eigvalsh(full, driver="evd", overwrite_a=True, check_finite=False), 0))
+                lapack.add_gram(full, (beyond * _wishart_root(k, more, rng)).T)
+            tangents = np.sqrt(np.maximum(lapack.symmetric_values(full), 0))
             results[side][draw] = np.arctan(tangents)
     return results
 

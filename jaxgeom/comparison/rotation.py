@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy import linalg
 
 from jaxgeom.comparison import lapack
 from jaxgeom.comparison.spectrum import Matrix, Spectrum
@@ -15,13 +14,14 @@ Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _squares(gram: np.ndarray) -> np.ndarray:
-    return np.clip(linalg.eigvalsh(gram, check_finite=False), 0, 1)
+    return np.clip(lapack.symmetric_values(np.asfortranarray(gram)), 0, 1)
 
 
-def angles_from_cosines(cosines: np.ndarray, multiply: Multiply = lapack.multiply) -> np.ndarray:
+def angles_from_cosines(cosines: np.ndarray) -> np.ndarray:
     """Angles, ascending, from `U0ᵀU+` in float64: by `1 − cos²`, good to about 1e-7 rad, and by cos² beyond 45°."""
     k = cosines.shape[0]
-    shared = multiply(cosines.T, cosines)
+    shared = np.zeros((k, k), order="F")
+    lapack.add_gram(shared, cosines)
     sines = _squares(np.eye(k) - shared)
     angles = np.arcsin(np.sqrt(sines))
     if sines[-1] > 0.5:
@@ -59,13 +59,13 @@ def principal_angles(
         final: spectrum and short-side vectors of W+.
         update: ΔW, for its shape.
         final_matrix: W+, for the rotations so small that its own long vectors are formed; products run where it is.
-        pulled: `ΔWᵀU0`, `[short, ≥ k]`.
+        pulled: `ΔWᵀU0`, `[short, ≥ k]`, good to single precision.
         k: dimension of the subspaces.
     """
     short0, short1 = base.short[:, :k], final.short[:, :k]
     multiply = final_matrix.multiply
     cosines = multiply(short0.T, short1)
-    short = angles_from_cosines(cosines, multiply)
+    short = angles_from_cosines(cosines)
     if short.mean() < _TINY:
         short = angles_from_bases(short0, short1, multiply)
     weak = min(base.values[k - 1] / base.values[0], final.values[k - 1] / final.values[0]) < 1e-2
@@ -74,8 +74,10 @@ def principal_angles(
     if not weak:
         other = base.values[:k, None] * cosines + multiply(pulled[:, :k].T, short1)
         other /= final.values[:k]
-        long = angles_from_cosines(np.asfortranarray(other), multiply)
-        if long.mean() >= _TINY:
+        long = angles_from_cosines(np.asfortranarray(other))
+        # An error of eps·‖ΔWᵀU0‖/σ_k in the cosines moves an angle θ by that over θ.
+        reach = float(np.sqrt(np.einsum("ij,ij->j", pulled[:, :k], pulled[:, :k]).max())) / final.values[k - 1]
+        if long.mean() >= max(_TINY, reach):
             return short, long
     vectors = final_matrix.times_short(np.asfortranarray(short1)) / final.values[:k]
     return short, angles_from_bases(base.long[:, :k], vectors, multiply)

@@ -58,12 +58,14 @@ class Matrix:
     def block(self, where: slice, dtype: type = np.float64) -> np.ndarray:
         """One block as `[long part, short]`; C-ordered for a tall matrix, Fortran-ordered for a wide one."""
         cut = (slice(None), where) if self.is_wide else (where, slice(None))
-        out = np.ascontiguousarray(self.array[cut]).astype(dtype)
-        if self.minus is not None:
-            if dtype == np.float64 and self.scale != 1.0:
-                out -= self.minus[cut] * np.float64(self.scale)
-            else:
-                out -= self.minus[cut]
+        part = self.array[cut]
+        if self.minus is None:
+            out = np.ascontiguousarray(part, dtype)
+        elif dtype == np.float32:
+            out = np.subtract(part, self.minus[cut], order="C")
+        else:
+            out = np.array(part, dtype, order="C")
+            out -= self.minus[cut] if self.scale == 1.0 else self.minus[cut] * np.float64(self.scale)
         return out.T if self.is_wide else out
 
     def gram(self, dtype: type = np.float64) -> np.ndarray:
