@@ -22,7 +22,7 @@ import optax
 
 from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.models import Qwen3, Qwen3Config
-from jaxgeom.models.layers import feed_forward, multiply, project_heads
+from jaxgeom.models.columns import multiply_columns, turn_layer
 from jaxgeom.models.qwen3 import split_layers, unembedding
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.rollout import SamplingSettings, sample
@@ -142,21 +142,24 @@ def bandwidth(bytes_: int) -> float:
     return 2 * bytes_ / seconds
 
 
-def products_alone(config: Qwen3Config, params: Any, rows: int, steps: int) -> Callable[[], Any]:
+def products_alone(model: Qwen3, params: Any, rows: int, steps: int) -> Callable[[], Any]:
     """What decoding cannot do without: `rows` vectors times each kernel of layers and head, `steps` times."""
-    kernels = jax.jit(split_layers)(params["layers"]), unembedding(config, params)
+    turn = jax.jit(lambda stacked: [turn_layer(model.config, layer) for layer in split_layers(stacked)])
+    layers = turn(params["layers"])
+    head = jnp.asarray(unembedding(model.config, params).T)
 
     def step(x: jax.Array, layers: Any, head: jax.Array) -> jax.Array:
         for layer in layers:
-            q, k, v = (project_heads(x[:, None], layer["attention"][name]) for name in ("q", "k", "v"))
-            seen = jnp.sum(k + v, axis=(1, 2, 3))[:, None]
-            mixed = multiply(q.reshape(rows, -1), layer["attention"]["o"]["kernel"].reshape(-1, x.shape[-1]))
-            x = 0.1 * (feed_forward(mixed, layer["mlp"]) + seen)
-        return x + jnp.max(x @ head, axis=-1, keepdims=True)
+            attention, mlp = ({n: w.get("kernel") for n, w in layer[part].items()} for part in ("attention", "mlp"))
+            q, k, v = (multiply_columns(attention[name], x) for name in ("q", "k", "v"))
+            mixed = multiply_columns(attention["o"].reshape(x.shape[0], -1), q.reshape(-1, rows))
+            gate, up = (multiply_columns(mlp[name], mixed) for name in ("gate", "up"))
+            x = 0.1 * (multiply_columns(mlp["down"], gate * up) + jnp.sum(k + v, axis=(0, 1)))
+        return x + jnp.max(multiply_columns(head, x), axis=0)
 
-    run = jax.jit(lambda x, kernels: jax.lax.fori_loop(0, steps, lambda _, x: step(x, *kernels), x))
-    x = jnp.ones((rows, config.hidden_size), kernels[1].dtype)
-    return lambda: run(x, kernels).block_until_ready()
+    run = jax.jit(lambda x, *kernels: jax.lax.fori_loop(0, steps, lambda _, x: step(x, *kernels), x))
+    x = jnp.ones((model.config.hidden_size, rows), head.dtype)
+    return lambda: run(x, layers, head).block_until_ready()
 
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
@@ -205,8 +208,8 @@ def main() -> None:
             candidates["pytorch"] = torch_sampler(theirs, prompts, new)
         seconds = measure(options.rounds, **candidates)
         report(f"sampling, {batch}x{new} new tokens after {PROMPT}", seconds)
-        if not config.is_moe:
-            alone = min(measure(options.rounds, products=products_alone(config, params, batch, new - 1))["products"])
+        if model.is_unrolled and not config.is_moe:
+            alone = min(measure(options.rounds, products=products_alone(model, params, batch, new - 1))["products"])
             print(
                 f"  {alone:.4f} s for its products with the weights alone, {alone / min(seconds['jaxgeom']):.0%} of it"
             )

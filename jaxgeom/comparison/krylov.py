@@ -27,7 +27,7 @@ def _unit_gram(matrix: Matrix) -> tuple[np.ndarray, float]:
 
 
 def leading_square(matrix: Matrix, *, tolerance: float = 1e-7) -> float:
-    """Largest squared singular value: Lanczos on the float32 Gram matrix, then a Rayleigh quotient of the matrix itself.
+    """Largest squared singular value: Lanczos on the float32 Gram matrix, then a Rayleigh quotient of the matrix.
 
     Args:
         matrix: the matrix.

@@ -15,22 +15,6 @@ Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [B,T,H,hd], k [B,T,KV,hd], v [B,T,KV,hd]) -> (out [B,T,H,hd], what the caller keeps, such as the cache)."""
 
 
-_FEW_ROWS = 32
-
-
-def multiply(x: Float[Array, "tokens dim"], kernel: Float[Array, "dim out"]) -> Float[Array, "tokens out"]:
-    """`x·kernel` in the dtype of both; in the way that suits few rows where a CPU decodes a few requests."""
-    if x.shape[0] > _FEW_ROWS or x.dtype != jnp.float32:
-        return x @ kernel
-    return jax.lax.platform_dependent(x, kernel, cpu=_multiply_few_rows, default=jnp.matmul)
-
-
-def _multiply_few_rows(x: Array, kernel: Array) -> Array:
-    # XLA on CPU gives plain products to a library that lays the whole kernel out anew in each call, for a few rows most
-    # of the time. Rows that come transposed it multiplies by Eigen; the barrier keeps it from turning them back.
-    return jax.lax.dot_general(jax.lax.optimization_barrier(x.T), kernel, (((0,), (0,)), ((), ())))
-
-
 def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], eps: float) -> Float[Array, "*batch dim"]:
     """`x / sqrt(mean(x²) + eps) · scale`, computed in float32 and returned in the dtype of `x`."""
     wide = x.astype(jnp.float32)
@@ -41,14 +25,14 @@ def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], eps: fl
 def feed_forward(x: Float[Array, "tokens dim"], mlp: Mapping[str, Any]) -> Float[Array, "tokens dim"]:
     """SwiGLU: `(silu(x·gate) ⊙ (x·up))·down`, on tokens flattened to one axis (faster than three axes on CPU)."""
     gate, up, down = (mlp[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
-    return multiply(jax.nn.silu(multiply(x, gate)) * multiply(x, up), down)
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
 
 
 def project_heads(x: Float[Array, "batch time dim"], weights: Mapping[str, Any]) -> Float[Array, "batch time heads hd"]:
     """`x·kernel (+ bias)` for a kernel `[dim, heads, head_dim]`."""
     kernel = weights["kernel"].astype(x.dtype)
     batch, time, dim = x.shape
-    y = multiply(x.reshape(batch * time, dim), kernel.reshape(dim, -1))
+    y = x.reshape(batch * time, dim) @ kernel.reshape(dim, -1)
     y = y.reshape(batch, time, *kernel.shape[1:])
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
@@ -86,7 +70,7 @@ def block(
     k = apply_rope(rms_norm(k, attention["k_norm"]["scale"], eps), cos, sin)
     mixed, kept = attend(q, k, v)
     out = attention["o"]["kernel"].astype(x.dtype).reshape(-1, dim)
-    flat = x.reshape(batch * time, dim) + _add_bias(multiply(mixed.reshape(batch * time, -1), out), attention["o"])
+    flat = x.reshape(batch * time, dim) + _add_bias(mixed.reshape(batch * time, -1) @ out, attention["o"])
     normed = rms_norm(flat, layer["post_norm"]["scale"], eps)
     if config.is_moe:
         update = mixture_of_experts(

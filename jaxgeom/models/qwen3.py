@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
+from jaxgeom.models.columns import column_block, norm_columns, turn_layer
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
@@ -17,6 +18,7 @@ Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
 
 _UNROLL_LIMIT = 12
+_COLUMNS_LIMIT = 32
 
 
 class Qwen3(nn.Module):
@@ -64,8 +66,7 @@ class Qwen3(nn.Module):
         self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"] | None = None
     ) -> Float[Array, "batch time dim"]:
         """The normed last hidden states, in the compute dtype: what `unembed` turns into logits."""
-        layers = split_layers(dict(self.layers)) if self.is_unrolled else dict(self.layers)
-        return self._run(tokens, valid, layers)[0]
+        return self._run(tokens, valid)[0]
 
     def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Logits of normed hidden states, float32."""
@@ -73,7 +74,7 @@ class Qwen3(nn.Module):
         return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def prefill(
-        self, tokens: Int[Array, "batch time"], layers: Any, *, valid: Bool[Array, "batch time"], room: int
+        self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"], room: int
     ) -> tuple[Float[Array, "batch dim"], Cache]:
         """Hidden state of the last column, and the keys and values of every layer with `room` empty slots behind them.
 
@@ -83,39 +84,50 @@ class Qwen3(nn.Module):
 
         Args:
             tokens: prompts, padded on their left.
-            layers: the parameters under `layers`; where the layers are unrolled, `split_layers` of them.
             valid: which tokens are real.
             room: slots to leave for what will be decoded.
         """
-        return self._run(tokens, valid, layers, room=room)
+        return self._run(tokens, valid, room=room)
+
+    def decoding_weights(self, batch: int) -> Any:
+        """The layers (and the head) as `decode` reads them for so many rows: made once, passed to every step."""
+        if not self.is_unrolled:
+            return dict(self.layers)
+        layers = split_layers(dict(self.layers))
+        if not self._decodes_in_columns(batch):
+            return layers
+        head = self.embed["embedding"] if self.config.tie_word_embeddings else self.head["kernel"].T
+        return {"layers": [turn_layer(self.config, layer) for layer in layers], "head": head}
 
     def decode(
         self,
         tokens: Int[Array, " batch"],
         cache: Cache,
-        layers: Any,
+        weights: Any,
         *,
         positions: Int[Array, " batch"],
         index: Int[Array, ""],
         visible: Bool[Array, "batch slots"],
-    ) -> tuple[Float[Array, "batch dim"], Cache]:
+    ) -> tuple[Float[Array, "batch vocab"], Cache]:
         """One token per row: writes its keys and values to slot `index`, attends to the `visible` slots.
 
         Args:
             tokens: the newest token of each row.
             cache: `k` and `v` as `prefill` returns them, with room for the new slots.
-            layers: as for `prefill`.
+            weights: as `decoding_weights` returns them.
             positions: rotary position of each row's token.
             index: the slot to write, the same for all rows.
             visible: which slots a row may attend to, the new one included.
         Returns:
-            Normed hidden states and the cache with the slot written.
+            Logits of the next token, float32, and the cache with the slot written.
         """
         config = self.config
         cos, sin = rope_tables(positions[:, None], *self._frequencies())
         x = self.embed["embedding"][tokens[:, None]].astype(self.dtype)
+        if self._decodes_in_columns(tokens.shape[0]):
+            return self._decode_columns(x[:, 0].T, cache, weights, cos[:, 0].T, sin[:, 0].T, index, visible)
         if self.is_unrolled:
-            return self._decode_unrolled(x, cache, layers, cos, sin, index, visible)
+            return self._decode_unrolled(x, cache, weights, cos, sin, index, visible)
 
         def step(carry, scanned):
             x, keys, values = carry
@@ -131,8 +143,8 @@ class Qwen3(nn.Module):
             return (x, keys, values), None
 
         numbers = jnp.arange(config.num_hidden_layers)
-        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (layers, numbers))
-        return self._final_norm(x)[:, 0], {"k": keys, "v": values}
+        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (weights, numbers))
+        return self.unembed(self._final_norm(x)[:, 0]), {"k": keys, "v": values}
 
     def _decode_unrolled(self, x, cache, layers, cos, sin, index, visible) -> tuple[Array, Cache]:
         written: dict[str, list[Array]] = {"k": [], "v": []}
@@ -146,7 +158,17 @@ class Qwen3(nn.Module):
             x, (keys, values) = block(self.config, layer, x, cos, sin, attend)
             written["k"].append(keys)
             written["v"].append(values)
-        return self._final_norm(x)[:, 0], written
+        return self.unembed(self._final_norm(x)[:, 0]), written
+
+    def _decode_columns(self, x, cache, weights, cos, sin, index, visible) -> tuple[Array, Cache]:
+        written: dict[str, list[Array]] = {"k": [], "v": []}
+        for layer, keys, values in zip(weights["layers"], cache["k"], cache["v"], strict=True):
+            x, keys, values = column_block(self.config, layer, x, cos, sin, keys, values, index, visible)
+            written["k"].append(keys)
+            written["v"].append(values)
+        hidden = norm_columns(x, self.norm["scale"], self.config.rms_norm_eps)
+        logits = jnp.matmul(weights["head"].astype(x.dtype), hidden, preferred_element_type=jnp.float32)
+        return jax.lax.optimization_barrier(logits).T, written  # turned inside the product it would cost double
 
     @property
     def is_unrolled(self) -> bool:
@@ -156,8 +178,12 @@ class Qwen3(nn.Module):
         small = self.config.num_hidden_layers <= _UNROLL_LIMIT
         return small and not self.remat and jax.default_backend() == "cpu"
 
-    def _run(self, tokens: Array, valid: Array | None, layers: Any, *, room: int | None = None) -> tuple[Array, Cache]:
+    def _decodes_in_columns(self, batch: int) -> bool:
+        return self.is_unrolled and batch <= _COLUMNS_LIMIT
+
+    def _run(self, tokens: Array, valid: Array | None, *, room: int | None = None) -> tuple[Array, Cache]:
         """Normed hidden states of all columns; with `room`, of the last one, and a cache with that many free slots."""
+        layers = split_layers(dict(self.layers)) if self.is_unrolled else dict(self.layers)
         time = tokens.shape[1]
         kind = resolve_attention(self.attention, dtype=self.dtype, time=time)
         positions, order = jnp.arange(time)[None], None

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from jaxgeom.data.buckets import bucket_length
 from jaxgeom.errors import UserError
-from jaxgeom.models.qwen3 import Qwen3, split_layers
+from jaxgeom.models.qwen3 import Qwen3
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
 from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
@@ -89,10 +89,9 @@ def sample(
         valid[row, width - len(prompt) :] = True
     row_seeds = np.zeros(padded_rows, np.uint32)
     row_seeds[:rows] = np.asarray(seeds, np.uint32)
-    # Cut apart once for both programs, and not in every step of the second.
-    layers = _split_layers(params["layers"]) if model.is_unrolled else params["layers"]
-    hidden, cache = _prefill(model, mesh, new, params, layers, tokens, valid)
-    answers, _ = _decode(model, settings, mesh, pad_id, params, layers, hidden, cache, valid, row_seeds)
+    logits, cache = _prefill(model, mesh, new, params, tokens, valid)
+    weights = _decoding_weights(model, padded_rows, params) if model.is_unrolled else params["layers"]
+    answers, _ = _decode(model, settings, mesh, pad_id, params, weights, logits, cache, valid, row_seeds)
     drawn, log_probs, answered = jax.device_get(answers)
     blank = np.zeros((rows, width))
     return Rollout(
@@ -130,27 +129,30 @@ def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.
     return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
 
-_split_layers = jax.jit(split_layers)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decoding_weights(model: Qwen3, rows: int, params: Any) -> Any:
+    return model.apply({"params": params}, rows, method="decoding_weights")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, layers: Any, tokens: jax.Array, valid: jax.Array) -> Any:
-    """The prompts' last hidden states, and a cache with room for `new` tokens more."""
+def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, tokens: jax.Array, valid: jax.Array) -> Any:
+    """Logits of the prompts' next tokens, and a cache with room for `new` tokens more."""
     tokens, valid = _constrain(tokens, mesh, BATCH_AXES), _constrain(valid, mesh, BATCH_AXES)
-    hidden, cache = cast(Any, model.apply({"params": params}, tokens, layers, valid=valid, room=new, method="prefill"))
+    hidden, cache = cast(Any, model.apply({"params": params}, tokens, valid=valid, room=new, method="prefill"))
+    logits = model.apply({"params": params}, hidden, method="unembed")
 
     def lay_out(x: jax.Array) -> jax.Array:
         stacked = [None] * (x.ndim - 4)
         heads = "tensor" if mesh is not None and x.shape[-3] % mesh.shape["tensor"] == 0 else None
         return _constrain(x, mesh, *stacked, BATCH_AXES, heads)
 
-    return hidden, jax.tree.map(lay_out, cache)
+    return logits, jax.tree.map(lay_out, cache)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _decode(
-    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, layers: Any,
-    hidden: jax.Array, cache: Any, valid: jax.Array, seeds: jax.Array,
+    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, weights: Any,
+    logits: jax.Array, cache: Any, valid: jax.Array, seeds: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:  # fmt: skip
     """Draw up to `max_new_tokens` per row; stops early when every row has stopped.
 
@@ -168,8 +170,7 @@ def _decode(
     slots = jnp.arange(width + new)
     in_prompt = jnp.pad(valid, ((0, 0), (0, new)))
 
-    def draw(hidden, step):
-        logits = cast(jax.Array, model.apply({"params": params}, hidden, method="unembed"))
+    def draw(logits, step):
         return choose_tokens(_constrain(logits, mesh, BATCH_AXES), uniforms[step], settings)
 
     def record(buffers, step, tokens, log_probs, active):
@@ -181,17 +182,17 @@ def _decode(
         active = active & ~jnp.any(tokens[:, None] == stop_tokens, axis=1)
         index = width + step - 1
         visible = in_prompt | ((slots >= width) & (slots <= index))
-        hidden, cache = model.apply(
+        logits, cache = model.apply(
             {"params": params},
             tokens,
             cache,
-            layers,
+            weights,
             positions=prompt_lengths + step - 1,
             index=index,
             visible=visible,
             method="decode",
         )
-        tokens, log_probs = draw(hidden, step)
+        tokens, log_probs = draw(logits, step)
         return step + 1, tokens, active, cache, record(buffers, step, tokens, log_probs, active)
 
     def unfinished(state):
@@ -199,7 +200,7 @@ def _decode(
         return (step < new) & jnp.any(active & ~jnp.any(tokens[:, None] == stop_tokens, axis=1))
 
     buffers = (jnp.full((new, batch), pad_id, jnp.int32), jnp.zeros((new, batch)), jnp.zeros((new, batch), bool))
-    tokens, log_probs = draw(hidden, jnp.int32(0))
+    tokens, log_probs = draw(logits, jnp.int32(0))
     state = (jnp.int32(1), tokens, active, cache, record(buffers, 0, tokens, log_probs, active))
     *_, cache, buffers = jax.lax.while_loop(unfinished, advance, state)
     drawn, log_probs, answered = (buffer.T for buffer in buffers)

@@ -12,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, hf_tensors, module_of, parameter_specs
 from jaxgeom.models.attention import attend_splash, causal_attention, resolve_attention
-from jaxgeom.models.layers import multiply
 from jaxgeom.models.load import load_model
 from jaxgeom.models.moe import mixture_of_experts
 from jaxgeom.models.save import save_model
@@ -175,18 +174,6 @@ def test_attention_form_is_chosen_by_backend_and_length():
     assert resolve_attention("splash", dtype=jnp.float32, time=4) == "splash"
     with pytest.raises(ValueError, match="attention='flash'"):
         resolve_attention("flash", dtype=jnp.float32, time=4)
-
-
-@pytest.mark.parametrize("rows", [1, 32, 33])
-def test_products_of_few_rows_and_their_gradients_equal_numpys(rows):
-    rng = np.random.default_rng(8)
-    x, kernel, weights = (rng.normal(size=size).astype(np.float32) for size in ((rows, 40), (40, 24), (rows, 24)))
-    run = jax.jit(jax.value_and_grad(lambda x, w: jnp.sum(weights * multiply(x, w)), argnums=(0, 1)))
-    value, (to_x, to_kernel) = run(x, kernel)
-    wide = [array.astype(np.float64) for array in (x, kernel, weights)]
-    np.testing.assert_allclose(value, np.sum(wide[2] * (wide[0] @ wide[1])), rtol=1e-5)
-    np.testing.assert_allclose(to_x, wide[2] @ wide[1].T, atol=1e-4)
-    np.testing.assert_allclose(to_kernel, wide[0].T @ wide[2], atol=1e-4)
 
 
 def test_every_token_reaches_its_experts_when_all_choose_the_same():

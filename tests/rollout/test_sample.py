@@ -1,5 +1,6 @@
 """The sampler: the log-probabilities of the scorer, independent requests, exact distributions, few compilations."""
 
+import dataclasses
 import functools
 
 import chex
@@ -53,6 +54,25 @@ def test_log_probs_are_the_scorers(actor):
     assert rollout.tokens.shape == rollout.log_probs.shape == (8, rollout.prompt_length + 10)
     np.testing.assert_allclose(rollout.log_probs, scored(actor, rollout, 0.7), atol=SCORER)
     assert (rollout.log_probs[rollout.response_mask] < 0).all()
+
+
+KINDS = {
+    "tied": {"tie_word_embeddings": True},
+    "bias": {"attention_bias": True},
+    "experts": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+}
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("tied", 33), ("bias", 32), ("experts", 5)])
+def test_every_kind_decodes_as_the_scorer_in_columns_and_in_rows(kind, rows):
+    model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), unroll=True)
+    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    rng = np.random.default_rng(6)
+    # Every parameter off its start: a scale or bias that decoding forgets would show.
+    params = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), params)
+    rollout = sample(model, params, prompts(rows), range(rows), SamplingSettings(7), pad_id=0)
+    assert rollout.response_mask.sum() == 7 * rows
+    np.testing.assert_allclose(rollout.log_probs, scored((model, params), rollout), atol=SCORER)
 
 
 def test_a_vocabulary_of_many_blocks_is_sampled_exactly():
