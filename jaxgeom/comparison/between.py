@@ -78,7 +78,10 @@ def between_runs(
     described = description({role: side.name for role, side in sides.items()}, measured)
     fingerprints = {role: side.fingerprint for role, side in sides.items()}
     key = settings_key(["between", described, fingerprints, version()])
-    journal = Journal(pathlib.Path(out) if out is not None else None, key, described=described, force=force)
+    journal = Journal(
+        pathlib.Path(out) if out is not None else None, key, described=described, force=force,
+        contents=lambda: {role: side.sha256() for role, side in sides.items()},
+    )  # fmt: skip
     pool = DevicePool(algebra)
     total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
 

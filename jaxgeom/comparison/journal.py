@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from jaxgeom.errors import UserError
@@ -35,6 +35,7 @@ class Journal:
         key: identifies inputs and settings; a journal with another key is another comparison's.
         final: the file that a finished comparison leaves.
         described: what a finished one says of itself when it is this one: names of inputs and settings.
+        contents: digests of the inputs as the finished one has them, computed where names and settings are the same.
         force: takes over a folder that holds another comparison.
         process: (index, number) where several processes share the folder: each appends to a file of its own and reads
             those of all, also of a run with another number of processes.
@@ -49,6 +50,7 @@ class Journal:
         key: str,
         *,
         described: dict[str, Any],
+        contents: Callable[[], dict[str, Any]] = dict,
         final: str = "report.json",
         force: bool = False,
         process: tuple[int, int] = (0, 1),
@@ -75,8 +77,8 @@ class Journal:
                 f"{directory}: holds an unfinished comparison of other inputs or settings; "
                 "give another --out or --force"
             )
-        if not self._files() and (directory / final).is_file() and not _is_same(directory / final, described):
-            raise UserError(f"{directory}: already holds {final} of another comparison; give another --out or --force")
+        if not self._files() and (directory / final).is_file():
+            _require_same(directory / final, described, contents)
         self.load()
 
     def _files(self) -> list[pathlib.Path]:
@@ -220,11 +222,24 @@ def description(inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, A
     return {"inputs": inputs, "settings": json.loads(json.dumps(settings))}
 
 
-def _is_same(path: pathlib.Path, described: dict[str, Any]) -> bool:
+def _require_same(path: pathlib.Path, described: dict[str, Any], contents: Callable[[], dict[str, Any]]) -> None:
+    """Refuses to write over what was measured of other inputs or with other settings."""
+    advice = "give another --out or --force"
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         names = {side: held["inputs"][side]["name"] for side in described["inputs"]}
         settings = {field: held["settings"][field] for field in described["settings"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return names == described["inputs"] and settings == described["settings"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        names = settings = None
+    if names != described["inputs"] or settings != described["settings"]:
+        raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {advice}")
+    if any(_digests(held["inputs"].get(side)) not in (None, digest) for side, digest in contents().items()):
+        raise UserError(f"{path.parent}: holds {path.name} of checkpoints whose content has changed since; {advice}")
+
+
+def _digests(held: Any) -> Any:
+    """The digest of an input, or of each of a list of them; None where it was not noted."""
+    if isinstance(held, list):
+        digests = [_digests(one) for one in held]
+        return None if None in digests else digests
+    return held.get("sha256") if isinstance(held, dict) else None

@@ -49,7 +49,7 @@ class Part:
     shape: tuple[int, ...]
     expert: int | None = None
     rows: tuple[int, int] | None = None
-    columns: tuple[int, int] | None = None
+    columns: tuple[int, ...] | None = None
     transposed: bool = False
     heads: int | None = None
     which: int = 0
@@ -175,14 +175,19 @@ def _half(tensor: Tensor, out: int) -> int:
 
 
 def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None, last: str) -> list[Part]:
-    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in, out]` where hidden size says so."""
+    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in, out]` where hidden size says so.
+
+    GPT-OSS stores `[expert, in, out]`, of a square one too, and takes gate and up from every other output.
+    """
     experts, rows, columns = tensor.shape
-    hidden = (config.get("text_config") or config).get("hidden_size")
+    text = config.get("text_config") or config
+    hidden, interleaved = text.get("hidden_size"), text.get("model_type") == "gpt_oss"
     is_pair = last.startswith("gate_up")
     into = hidden is not None and (columns if last.startswith("down") else rows) == hidden
-    swapped = into and not (hidden == (rows if last.startswith("down") else columns))
+    swapped = interleaved or (into and not (hidden == (rows if last.startswith("down") else columns)))
     out, in_ = (columns, rows) if swapped else (rows, columns)
     half = _half(tensor, out) if is_pair else 0
+    cuts = ((0, out, 2), (1, out, 2)) if interleaved else ((0, half), (half, out))
     parts = []
     for expert in range(experts):
         if not is_pair:
@@ -199,7 +204,7 @@ def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None,
             )
             parts.append(part)
             continue
-        for module, cut in (("gate", (0, half)), ("up", (half, out))):
+        for module, cut in zip(("gate", "up"), cuts, strict=True):
             where: dict[str, Any] = {"columns" if swapped else "rows": cut}
             name, shape = f"{tensor.name}[{expert},{module}]", (half, in_)
             parts.append(

@@ -1,5 +1,6 @@
 """The geometry of a run along its checkpoints."""
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.tensors import content_digest
 from jaxgeom.comparison.base import BaseCache
 from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
@@ -100,7 +102,10 @@ def trajectory_checkpoints(
     key = settings_key(["trajectory", described, steps, initial.name, fingerprints, version()])
     folder = pathlib.Path(out) if out is not None else None
     told = description({"initial": initial.name}, described)
-    journal = Journal(folder, key, described=told, final="trajectory.json", force=force)
+    journal = Journal(
+        folder, key, described=told, final="trajectory.json", force=force,
+        contents=lambda: _contents([_measured_digest(parts, side) for side in (initial, *readers)]),
+    )  # fmt: skip
     bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
     total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
 
@@ -111,14 +116,20 @@ def trajectory_checkpoints(
         return array
 
     def measure(part: Part, _: None) -> dict[str, Any]:
-        if part.is_matrix:
-            kept_bases = (part.name, bases) if spectra else None
-            with pool.borrow() as form:
-                return MatrixTrajectory(
-                    lambda index: read_step(part, index), len(steps), settings,
-                    rates=rates, spectra=kept_bases, form=form,
-                ).measure()  # fmt: skip
-        return _scan(part, initial, readers, settings)
+        if not part.is_matrix:
+            return _scan(part, initial, readers, settings)
+        digests: dict[int, str] = {}
+
+        def read(index: int) -> np.ndarray:
+            array = read_step(part, index)
+            if index not in digests:
+                digests[index] = content_digest(array.shape, array.dtype.name, [array])
+            return array
+
+        kept_bases = (part.name, bases) if spectra else None
+        with pool.borrow() as form:
+            row = MatrixTrajectory(read, len(steps), settings, rates=rates, spectra=kept_bases, form=form).measure()
+        return row | {"digests": [digests[index] for index in range(-1, len(steps))]}
 
     def finished(part: Part, row: dict[str, Any]) -> None:
         nonlocal done
@@ -131,11 +142,29 @@ def trajectory_checkpoints(
     with kept(journal, out or ""):
         todo = [part for part in parts if part.name not in journal.rows]
         measure_parts(todo, lambda part: None, measure, finished, devices=len(algebra.devices))
-        rows = [journal.rows[part.name] for part in parts]
-        result = _result(rows, steps, described, initial, readers, command)
+        result = _result(parts, journal.rows, steps, described, [initial, *readers], command)
         if out is not None:
             write_atomically(pathlib.Path(out) / "trajectory.json", to_json_text(result))
     return result
+
+
+def _contents(sides: list[Any]) -> dict[str, Any]:
+    """What is held per side of a trajectory, as its result names them."""
+    return {"initial": sides[0], "checkpoints": sides[1:]}
+
+
+def _joined(digests: list[str]) -> str:
+    """One digest of what was measured of a checkpoint; what was not is not read for its sake."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _measured_digest(parts: Sequence[Part], side: Reader) -> str:
+    digests = []
+    for part in parts:
+        array = part.read(side[part.tensor]) if part.is_matrix else None
+        known = None if array is None else content_digest(array.shape, array.dtype.name, [array])
+        digests.append(known or side[part.tensor].sha256())
+    return _joined(digests)
 
 
 def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: CompareSettings) -> dict[str, Any]:
@@ -149,7 +178,8 @@ def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: Comp
             require_finite(second, f"{reader.name}: {part.name}")
             totals.add(first, second, eta=settings.eta, rms=0.0)
         values.append(1 - totals.density)
-    return {"sparsity_bf16": values}
+    digests = [side[part.tensor].sha256() for side in (initial, *readers)]
+    return {"sparsity_bf16": values, "digests": digests}
 
 
 def _column(rows: Sequence[dict[str, Any]], key: str, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,11 +240,17 @@ def _mean_matrix(tables: Sequence[list[list[float | None]]], count: int) -> list
 
 
 def _result(
-    rows: Sequence[dict[str, Any]], steps: list[int], described: dict[str, Any], initial: Reader,
-    readers: Sequence[Reader], command: str,
+    parts: Sequence[Part], held_rows: dict[str, dict[str, Any]], steps: list[int], described: dict[str, Any],
+    sides: Sequence[Reader], command: str,
 ) -> dict[str, Any]:  # fmt: skip
+    rows = [held_rows[part.name] for part in parts]
+    inputs = [
+        {"name": side.name, "dtype": side.dtype, "sha256": _joined([row["digests"][place] for row in rows])}
+        for place, side in enumerate(sides)
+    ]
+    rows = [{name: value for name, value in row.items() if name != "digests"} for row in rows]
     matrices = [row for row in rows if row["group"] == "matrices"]
-    total = sum(initial[name].size for name in initial)
+    total = sum(sides[0][name].size for name in sides[0])
     coverage = {}
     for name in _measured(rows):
         held = [row for row in rows if any(value is not None for value in row.get(name) or [])]
@@ -229,10 +265,7 @@ def _result(
         "kind": "trajectory",
         "version": version(),
         "command": command,
-        "inputs": {
-            "initial": {"name": initial.name, "dtype": initial.dtype},
-            "checkpoints": [{"name": reader.name, "dtype": reader.dtype} for reader in readers],
-        },
+        "inputs": _contents(inputs),
         "steps": steps,
         "settings": described | {"null_forms": NULL_FORMS},
         "coverage": coverage,

@@ -183,7 +183,7 @@ class Qwen3(nn.Module):
 
     def _run(self, tokens: Array, valid: Array | None, *, room: int | None = None) -> tuple[Array, Cache]:
         """Normed hidden states of all columns; with `room`, of the last one, and a cache with that many free slots."""
-        layers = split_layers(dict(self.layers)) if self.is_unrolled else dict(self.layers)
+        layers: Any = split_layers(dict(self.layers)) if self.is_unrolled else dict(self.layers)
         time = tokens.shape[1]
         kind = resolve_attention(self.attention, dtype=self.dtype, time=time)
         positions, order = jnp.arange(time)[None], None

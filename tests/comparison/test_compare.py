@@ -296,6 +296,20 @@ def test_a_folder_of_another_comparison_is_left_alone(tmp_path):
     assert (out / "report.json").read_bytes() != before
 
 
+def test_a_report_of_files_that_have_changed_since_is_left_alone(tmp_path):
+    initial, out = disk.weights(), tmp_path / "out"
+    run(tmp_path, initial, disk.moved(initial, 1e-3), out=out)
+    before = (out / "report.json").read_bytes()
+    with pytest.raises(UserError, match=r"content has changed since.*--force"):
+        run(tmp_path, initial, disk.moved(initial, 3e-3), out=out)
+    assert (out / "report.json").read_bytes() == before
+    paths = [tmp_path / side for side in ("initial", "final")]
+    changed = compare_checkpoints(*map(open_checkpoint, paths), out=out, force=True)
+    assert (out / "report.json").read_bytes() != before
+    again = compare_checkpoints(*map(open_checkpoint, paths), out=out)
+    assert again.to_json() == changed.to_json()
+
+
 @pytest.mark.parametrize(
     "field, value", [("angle_k", 0), ("mask_fraction", 1.0), ("eta", -1.0), ("include", "("), ("hill_k", 1)]
 )

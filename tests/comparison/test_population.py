@@ -121,6 +121,17 @@ def test_stacked_experts_are_single_matrices(swapped):
         np.testing.assert_array_equal(part.read(down), stacked[part.expert].T if swapped else stacked[part.expert])
 
 
+def test_experts_of_gpt_oss_are_turned_and_their_gate_and_up_alternate():
+    config = {"model_type": "gpt_oss", "hidden_size": 8, "intermediate_size": 8}
+    source, array = tensor("model.layers.0.mlp.experts.gate_up_proj", 2, 8, 16)
+    parts = parts_of(source, config)
+    assert [part.module for part in parts] == ["gate", "up"] * 2 and {part.shape for part in parts} == {(8, 8)}
+    np.testing.assert_array_equal(parts[2].read(source), array[1, :, 0::2].T)
+    np.testing.assert_array_equal(parts[3].read(source), array[1, :, 1::2].T)
+    source, array = tensor("model.layers.0.mlp.experts.down_proj", 2, 8, 8)
+    np.testing.assert_array_equal(parts_of(source, config)[1].read(source), array[1].T)
+
+
 def test_attention_is_q_k_v_o_of_every_layer_fused_ones_too(tmp_path):
     rng = np.random.default_rng(0)
     fused = {

@@ -253,3 +253,21 @@ def test_trees_in_memory_give_what_files_give(tmp_path):
     assert report.parameters[0]["group"] == "norm"
     with pytest.raises(UserError, match="specs have no entry for norm.scale"):
         compare(*trees, {"layers": specs["layers"]}, settings)
+
+
+def test_a_trajectory_of_files_that_have_changed_since_is_left_alone(tmp_path):
+    initial, out = disk.weights(), tmp_path / "out"
+    start = open_checkpoint(disk.write(tmp_path / "initial", initial))
+
+    def measure(scale, **options):
+        later = disk.write(tmp_path / "later", disk.moved(initial, scale))
+        return trajectory_checkpoints(start, [(3, open_checkpoint(later))], out=out, **options)
+
+    first = measure(1e-3)
+    before = (out / "trajectory.json").read_bytes()
+    assert measure(1e-3) == first and (out / "trajectory.json").read_bytes() == before
+    with pytest.raises(UserError, match=r"content has changed since.*--force"):
+        measure(2e-3)
+    assert (out / "trajectory.json").read_bytes() == before
+    assert measure(2e-3, force=True)["inputs"]["initial"] == first["inputs"]["initial"]
+    assert (out / "trajectory.json").read_bytes() != before
