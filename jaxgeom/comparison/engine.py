@@ -39,7 +39,7 @@ NULL_FORMS = {
     "sparsity_bf16, overlap_*: _permutation": "closed: permutation null, the update's own entries in random places; "
     "matrices of the full suite",
     "stable_rank, participation_ratio: _permutation": "sampled: SVDs of permuted updates, permutation_draws of them",
-    "stable_rank, stable_rank_bf16": "closed: isotropic update of the shape, Tracy-Widom mean of the largest singular value",
+    "stable_rank, stable_rank_bf16": "closed: isotropic update of the shape, by the Tracy-Widom mean",
     "entropy_rank, participation_ratio, hill": "closed: Marchenko-Pastur; deviation from draws at reduced size",
     "nss": "closed: first and second order in an isotropic update of equal norm; none where it is too large",
     "angle_*": "sampled: first-order rotation by an isotropic update of equal norm, or SVDs (angle_null_form)",
