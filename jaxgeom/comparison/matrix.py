@@ -35,6 +35,9 @@ KINDS = ("joint", "left", "right")
 RESOLUTION = 1e-9
 """Gap between neighbouring singular values of W0, over the largest, below which nothing tells their vectors apart."""
 
+SINGLE_RESOLUTION = 1e-6
+"""The same for directions that come from a float32 Gram matrix."""
+
 
 def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
     """Sparsities and what else is counted entry by entry; the null is isotropic noise of the same norm, rounded."""
@@ -455,12 +458,16 @@ class MatrixMeasurement:
         if rank == min(shape) or (stored is not None and stored.values[rank] <= stored.errors[rank]):
             return magnitude_mask(self.a, take)  # nothing is left out: W0 itself, with its ties
         if stored is None:
-            short, long, values = leading_directions(matrix, rank)
-        elif _is_open(stored.values, rank):
+            short, long, values = leading_directions(matrix, rank + 1)
+            # Values below what a float32 Gram matrix resolves are no ties: W0 may end there.
+            is_open = values[rank] > 1e-3 * values[0] and _gap(values, rank) <= SINGLE_RESOLUTION * values[0]
+        else:
+            short, long, values = stored.short, stored.long, stored.values
+            is_open = _is_open(values, rank)
+        if is_open:
             self.row["overlap_note"] = f"ill-posed for the principal mask: no gap after singular value {rank}"
             return None
-        else:
-            short, long, values = stored.short[:, :rank], stored.long[:, :rank], stored.values[:rank]
+        short, long, values = short[:, :rank], long[:, :rank], values[:rank]
         left, right = (short, long) if matrix.is_wide else (long, short)
         return reconstruction_mask(left * values, right, take)
 

@@ -114,6 +114,19 @@ def test_directions_of_equal_singular_values_are_not_reported(tmp_path):
     assert rows["blocks"]["projection_joint"] == pytest.approx(0.5 * 10 / 30, abs=0.1)  # the gap after 10 is wide
 
 
+@pytest.mark.parametrize("size", [60, 1700])  # by a tridiagonal form, and by block Krylov iteration
+def test_the_fast_suite_sees_that_a_rank_is_open(tmp_path, size):
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((size, 40)))[0]
+    side = np.linalg.qr(np.random.default_rng(4).standard_normal((size, 40)))[0]
+    values = np.r_[np.full(10, 2.0), np.geomspace(1, 0.5, 30)]
+    initial = ((turn * values) @ side.T).astype(np.float32)
+    final = initial + 1e-3 * np.random.default_rng(5).standard_normal(initial.shape).astype(np.float32)
+    for rank, is_open in ((5, True), (10, False), (45, False)):  # beyond 40 there is nothing to leave open
+        row = rows_of(tmp_path / str(rank), {"w": (initial, final)}, CompareSettings(suite="fast", mask_rank=rank))["w"]
+        assert (row["overlap_principal"] is None) == is_open
+        assert ("no gap after singular value 5" in row.get("overlap_note", "")) == is_open
+
+
 def test_a_mask_of_full_rank_is_that_of_the_weights_with_its_ties(tmp_path):
     initial = RNG.integers(-3, 4, (40, 25)).astype(np.float32)
     low_rank = np.outer(RNG.integers(-2, 3, 40), RNG.integers(-2, 3, 25)).astype(np.float32)
