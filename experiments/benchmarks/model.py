@@ -152,7 +152,7 @@ def products_alone(model: Qwen3, params: Any, rows: int, steps: int) -> Callable
         for layer in layers:
             attention, mlp = ({n: w.get("kernel") for n, w in layer[part].items()} for part in ("attention", "mlp"))
             q, k, v = (multiply_columns(attention[name], x) for name in ("q", "k", "v"))
-            mixed = multiply_columns(attention["o"].reshape(x.shape[0], -1), q.reshape(-1, rows))
+            mixed = multiply_columns(attention["o"], q.reshape(-1, rows))
             gate, up = (multiply_columns(mlp[name], mixed) for name in ("gate", "up"))
             x = 0.1 * (multiply_columns(mlp["down"], gate * up) + jnp.sum(k + v, axis=(0, 1)))
         return x + jnp.max(multiply_columns(head, x), axis=0)

@@ -71,6 +71,11 @@ def content_digest(shape: tuple[int, ...], dtype: str, blocks: Iterator[np.ndarr
     return digest.hexdigest()
 
 
+def array_digest(array: np.ndarray) -> str:
+    """The digest of a tensor that is held whole."""
+    return content_digest(array.shape, array.dtype.name, [array])
+
+
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of one checkpoint by Hugging Face name; nothing but headers has been read.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgeom.checkpoints.tensors import content_digest
+from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.between_matrix import MASK_STATISTICS, STATISTICS, measure_pair
 from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
@@ -93,7 +93,7 @@ def between_runs(
         return arrays
 
     def measure(part: Part, arrays: list[np.ndarray]) -> dict[str, Any]:
-        digests = [content_digest(array.shape, array.dtype.name, [array]) for array in arrays]
+        digests = [array_digest(array) for array in arrays]
         with pool.borrow() as form:
             return measure_pair(arrays[0], arrays[1], arrays[2], settings, form) | {"digests": digests}
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Tensor, content_digest
+from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Tensor, array_digest
 from jaxgeom.comparison import lapack
 from jaxgeom.comparison.base import BaseCache
 from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
@@ -147,7 +147,7 @@ def _read_pair(part: Part, initial: Reader, final: Reader) -> _Pair:
         array = part.read(side[part.tensor])
         require_finite(array, f"{side.name}: {part.name}")
         arrays.append(array)
-    digests = [content_digest(array.shape, array.dtype.name, [array]) for array in arrays]
+    digests = [array_digest(array) for array in arrays]
     return _Pair(arrays[0], arrays[1], digests[0], digests[1])
 
 

@@ -13,6 +13,7 @@ from jaxgeom.errors import UserError
 
 _NAME = ".partial.jsonl"
 _ALL = ".partial*.jsonl"
+_ADVICE = "give another --out or --force"
 
 
 def settings_key(value: Any) -> str:
@@ -73,10 +74,7 @@ class Journal:
             self.load()
             return
         if any(self._foreign(path) for path in self._files()):
-            raise UserError(
-                f"{directory}: holds an unfinished comparison of other inputs or settings; "
-                "give another --out or --force"
-            )
+            raise UserError(f"{directory}: holds an unfinished comparison of other inputs or settings; {_ADVICE}")
         if not self._files() and (directory / final).is_file():
             _require_same(directory / final, described, contents)
         self.load()
@@ -224,7 +222,6 @@ def description(inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, A
 
 def _require_same(path: pathlib.Path, described: dict[str, Any], contents: Callable[[], dict[str, Any]]) -> None:
     """Refuses to write over what was measured of other inputs or with other settings."""
-    advice = "give another --out or --force"
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         names = {side: held["inputs"][side]["name"] for side in described["inputs"]}
@@ -232,9 +229,9 @@ def _require_same(path: pathlib.Path, described: dict[str, Any], contents: Calla
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         names = settings = None
     if names != described["inputs"] or settings != described["settings"]:
-        raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {advice}")
+        raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {_ADVICE}")
     if any(_digests(held["inputs"].get(side)) not in (None, digest) for side, digest in contents().items()):
-        raise UserError(f"{path.parent}: holds {path.name} of checkpoints whose content has changed since; {advice}")
+        raise UserError(f"{path.parent}: holds {path.name} of checkpoints whose content has changed since; {_ADVICE}")
 
 
 def _digests(held: Any) -> Any:

@@ -36,7 +36,7 @@ class Part:
         shape: shape of the piece, `[out, in]` for matrices.
         expert: index on the leading axis of a fused expert tensor.
         rows: rows of the (expert's) matrix that belong to it, None for all; before any transposition.
-        columns: columns likewise.
+        columns: columns likewise; with a step where gate and up alternate.
         transposed: the tensor stores `[in, out]`.
         heads: number of heads of an interleaved `[heads, 3, head_dim]` projection, with `which` of the three it is.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgeom.checkpoints.tensors import content_digest
+from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.base import BaseCache
 from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
@@ -116,20 +116,14 @@ def trajectory_checkpoints(
         return array
 
     def measure(part: Part, _: None) -> dict[str, Any]:
-        if not part.is_matrix:
-            return _scan(part, initial, readers, settings)
-        digests: dict[int, str] = {}
-
-        def read(index: int) -> np.ndarray:
-            array = read_step(part, index)
-            if index not in digests:
-                digests[index] = content_digest(array.shape, array.dtype.name, [array])
-            return array
-
-        kept_bases = (part.name, bases) if spectra else None
-        with pool.borrow() as form:
-            row = MatrixTrajectory(read, len(steps), settings, rates=rates, spectra=kept_bases, form=form).measure()
-        return row | {"digests": [digests[index] for index in range(-1, len(steps))]}
+        if part.is_matrix:
+            kept_bases = (part.name, bases) if spectra else None
+            with pool.borrow() as form:
+                return MatrixTrajectory(
+                    lambda index: read_step(part, index), len(steps), settings,
+                    rates=rates, spectra=kept_bases, form=form,
+                ).measure()  # fmt: skip
+        return _scan(part, initial, readers, settings)
 
     def finished(part: Part, row: dict[str, Any]) -> None:
         nonlocal done
@@ -142,7 +136,8 @@ def trajectory_checkpoints(
     with kept(journal, out or ""):
         todo = [part for part in parts if part.name not in journal.rows]
         measure_parts(todo, lambda part: None, measure, finished, devices=len(algebra.devices))
-        result = _result(parts, journal.rows, steps, described, [initial, *readers], command)
+        rows = [journal.rows[part.name] for part in parts]
+        result = _result(rows, steps, described, [initial, *readers], command)
         if out is not None:
             write_atomically(pathlib.Path(out) / "trajectory.json", to_json_text(result))
     return result
@@ -159,12 +154,8 @@ def _joined(digests: list[str]) -> str:
 
 
 def _measured_digest(parts: Sequence[Part], side: Reader) -> str:
-    digests = []
-    for part in parts:
-        array = part.read(side[part.tensor]) if part.is_matrix else None
-        known = None if array is None else content_digest(array.shape, array.dtype.name, [array])
-        digests.append(known or side[part.tensor].sha256())
-    return _joined(digests)
+    tensors = ((part, side[part.tensor]) for part in parts)
+    return _joined([array_digest(part.read(one)) if part.is_matrix else one.sha256() for part, one in tensors])
 
 
 def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: CompareSettings) -> dict[str, Any]:
@@ -240,10 +231,8 @@ def _mean_matrix(tables: Sequence[list[list[float | None]]], count: int) -> list
 
 
 def _result(
-    parts: Sequence[Part], held_rows: dict[str, dict[str, Any]], steps: list[int], described: dict[str, Any],
-    sides: Sequence[Reader], command: str,
-) -> dict[str, Any]:  # fmt: skip
-    rows = [held_rows[part.name] for part in parts]
+    rows: Sequence[dict[str, Any]], steps: list[int], described: dict[str, Any], sides: Sequence[Reader], command: str
+) -> dict[str, Any]:
     inputs = [
         {"name": side.name, "dtype": side.dtype, "sha256": _joined([row["digests"][place] for row in rows])}
         for place, side in enumerate(sides)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgeom.checkpoints.tensors import content_digest
+from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison import shape_nulls
 from jaxgeom.comparison.base import BaseCache, HeldBase
 from jaxgeom.comparison.krylov import leading_square
@@ -71,7 +71,10 @@ class MatrixTrajectory:
         self.name, self.bases = (spectra[0], HeldBase(spectra[1])) if spectra is not None else ("", None)
 
     def measure(self) -> dict[str, Any]:
-        """Lists per statistic, `_null`, `_excess` and `_z` beside those that have them, and the similarity matrices."""
+        """Lists per statistic, `_null`, `_excess` and `_z` beside those that have them, and the similarity matrices.
+
+        `digests` are those of the arrays, the initial one first.
+        """
         settings = self.settings
         origin = self.read(-1)
         last = self.read(self.count - 1)
@@ -83,9 +86,7 @@ class MatrixTrajectory:
         for name in names:
             for kind in ("null", "excess", "z") if name not in _WITHOUT_NULL else ():
                 self.row[f"{name}_{kind}"] = [None] * self.count
-        self.digest = ""
-        if self.bases is not None:
-            self.digest = content_digest(origin.shape, origin.dtype.name, [origin])
+        self.digests = [array_digest(origin)]
         self.final_square = inner(Matrix(self.z, self.a), Matrix(self.z, self.a))
         self.final_bf16 = None
         steps, increments = [], []
@@ -93,6 +94,7 @@ class MatrixTrajectory:
         for index in range(self.count):
             stored = last if index == self.count - 1 else self.read(index)
             now = widen(stored)
+            self.digests.append(array_digest(stored))
             steps.append(self._step(index, stored, now))
             increment = Matrix(now, before)
             increments.append(math.sqrt(inner(increment, increment)))
@@ -102,7 +104,7 @@ class MatrixTrajectory:
             older, before = before, now
         self._path(steps, np.array(increments))
         self._similarities(steps, np.array(increments))
-        self.row["subspace_k"] = self.k
+        self.row |= {"subspace_k": self.k, "digests": self.digests}
         return self.row
 
     def _put(self, name: str, index: int, value: float | None, null: Null | None = None) -> None:
@@ -149,7 +151,7 @@ class MatrixTrajectory:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
-        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digest, self.form)
+        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digests[0], self.form)
         found = pair.drift_and_rotation(totals)
         for name in SPECTRAL_STATISTICS:
             for key in (name, *(f"{name}_{kind}" for kind in ("null", "excess", "z"))):

@@ -9,25 +9,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.models.attention import attend_cache
 from jaxgeom.models.config import Qwen3Config
+from jaxgeom.models.layers import rms_norm
 from jaxgeom.models.moe import mixture_of_experts
+from jaxgeom.models.rope import rotate_pairs
 
 
 def turn_layer(config: Qwen3Config, layer: Mapping[str, Any]) -> dict[str, Any]:
     """One layer's parameters with kernels `[out…, in…]`.
 
-    Query, key and value kernels become `[heads, head_dim, dim]`, the output's `[dim, heads, head_dim]`; experts stay as
+    Query, key and value kernels become `[heads, head_dim, dim]`, the output's `[dim, heads·head_dim]`; experts stay as
     they are.
     """
     turned: dict[str, Any] = {name: dict(weights) for name, weights in layer.items()}
     for name, weights in turned["attention"].items():
         if "kernel" in weights:
-            axes = (2, 0, 1) if name == "o" else (1, 2, 0)
-            turned["attention"][name] = {**weights, "kernel": weights["kernel"].transpose(axes)}
+            kernel = weights["kernel"]
+            kernel = kernel.reshape(-1, kernel.shape[-1]).T if name == "o" else kernel.transpose(1, 2, 0)
+            turned["attention"][name] = {**weights, "kernel": kernel}
     if not config.is_moe:
         turned["mlp"] = {name: {"kernel": turned["mlp"][name]["kernel"].T} for name in ("gate", "up", "down")}
     return turned
@@ -39,24 +41,9 @@ def multiply_columns(kernel: Float[Array, "*out dim"], x: Float[Array, "dim batc
     return (rows @ x).reshape(*kernel.shape[: kernel.ndim - 1], x.shape[1])
 
 
-def norm_columns(
-    x: Float[Array, "*heads dim batch"], scale: Float[Array, " dim"], eps: float
-) -> Float[Array, "*heads dim batch"]:
-    """`rms_norm` of `layers` along the last axis but one."""
-    wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-2, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale.astype(x.dtype)[:, None]
-
-
 def _project(x: Array, weights: Mapping[str, Any]) -> Array:
     y = multiply_columns(weights["kernel"], x)
     return y + weights["bias"].astype(y.dtype)[..., None] if "bias" in weights else y
-
-
-def _rotate(x: Float[Array, "heads dim batch"], cos: Array, sin: Array) -> Array:
-    first, second = jnp.split(x, 2, axis=1)
-    cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
 
 
 def column_block(
@@ -84,17 +71,16 @@ def column_block(
         The residual stream and the cache with the slot written.
     """
     attention, eps = layer["attention"], config.rms_norm_eps
-    normed = norm_columns(x, layer["input_norm"]["scale"], eps)
+    normed = rms_norm(x, layer["input_norm"]["scale"], eps, axis=-2)
     q, k, v = (_project(normed, attention[name]) for name in ("q", "k", "v"))
-    q = _rotate(norm_columns(q, attention["q_norm"]["scale"], eps), cos, sin)
-    k = _rotate(norm_columns(k, attention["k_norm"]["scale"], eps), cos, sin)
+    q = rotate_pairs(rms_norm(q, attention["q_norm"]["scale"], eps, axis=-2), cos, sin, axis=-2)
+    k = rotate_pairs(rms_norm(k, attention["k_norm"]["scale"], eps, axis=-2), cos, sin, axis=-2)
     keys = jax.lax.dynamic_update_slice(keys, k.transpose(2, 0, 1)[..., None], (0, 0, 0, index))
     values = jax.lax.dynamic_update_slice(values, v.transpose(2, 0, 1)[:, :, None], (0, 0, index, 0))
     mixed = attend_cache(q.transpose(2, 0, 1)[:, None], keys, values, visible)
     mixed = jax.lax.optimization_barrier(mixed.reshape(x.shape[1], -1).T)  # not turned inside the product
-    update = multiply_columns(attention["o"]["kernel"].reshape(x.shape[0], -1), mixed)
-    x = x + (update + attention["o"]["bias"].astype(x.dtype)[:, None] if "bias" in attention["o"] else update)
-    normed = norm_columns(x, layer["post_norm"]["scale"], eps)
+    x = x + _project(mixed, attention["o"])
+    normed = rms_norm(x, layer["post_norm"]["scale"], eps, axis=-2)
     if config.is_moe:
         update = mixture_of_experts(
             normed.T, layer["mlp"], experts_per_token=config.num_experts_per_tok, normalize=config.norm_topk_prob

@@ -15,11 +15,18 @@ Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [B,T,H,hd], k [B,T,KV,hd], v [B,T,KV,hd]) -> (out [B,T,H,hd], what the caller keeps, such as the cache)."""
 
 
-def rms_norm(x: Float[Array, "*batch dim"], scale: Float[Array, " dim"], eps: float) -> Float[Array, "*batch dim"]:
-    """`x / sqrt(mean(x²) + eps) · scale`, computed in float32 and returned in the dtype of `x`."""
+def rms_norm(x: Float[Array, "*shape"], scale: Float[Array, " dim"], eps: float, *, axis: int = -1) -> Array:
+    """`x / sqrt(mean(x²) + eps) · scale` along `axis`, in float32, returned in the shape and dtype of `x`.
+
+    Args:
+        x: any shape with `dim` along `axis`.
+        scale: one factor per entry along it.
+        eps: added to the mean square.
+        axis: counted from the last, −1.
+    """
     wide = x.astype(jnp.float32)
-    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return normed.astype(x.dtype) * scale.astype(x.dtype)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=axis, keepdims=True) + eps)
+    return normed.astype(x.dtype) * scale.astype(x.dtype).reshape(-1, *(1,) * (-1 - axis))
 
 
 def feed_forward(x: Float[Array, "tokens dim"], mlp: Mapping[str, Any]) -> Float[Array, "tokens dim"]:

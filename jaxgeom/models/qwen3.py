@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
-from jaxgeom.models.columns import column_block, norm_columns, turn_layer
+from jaxgeom.models.columns import column_block, turn_layer
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
@@ -70,8 +70,7 @@ class Qwen3(nn.Module):
 
     def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Logits of normed hidden states, float32."""
-        kernel = self.embed["embedding"].T if self.config.tie_word_embeddings else self.head["kernel"]
-        return jnp.matmul(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(hidden, self._unembedding().astype(hidden.dtype), preferred_element_type=jnp.float32)
 
     def prefill(
         self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"], room: int
@@ -90,14 +89,11 @@ class Qwen3(nn.Module):
         return self._run(tokens, valid, room=room)
 
     def decoding_weights(self, batch: int) -> Any:
-        """The layers (and the head) as `decode` reads them for so many rows: made once, passed to every step."""
-        if not self.is_unrolled:
-            return dict(self.layers)
+        """The unrolled layers (and the head) as `decode` reads them for so many rows: made once for all steps."""
         layers = split_layers(dict(self.layers))
         if not self._decodes_in_columns(batch):
             return layers
-        head = self.embed["embedding"] if self.config.tie_word_embeddings else self.head["kernel"].T
-        return {"layers": [turn_layer(self.config, layer) for layer in layers], "head": head}
+        return {"layers": [turn_layer(self.config, layer) for layer in layers], "head": self._unembedding().T}
 
     def decode(
         self,
@@ -114,7 +110,7 @@ class Qwen3(nn.Module):
         Args:
             tokens: the newest token of each row.
             cache: `k` and `v` as `prefill` returns them, with room for the new slots.
-            weights: as `decoding_weights` returns them.
+            weights: the stacked layers; where they are unrolled, what `decoding_weights` returns.
             positions: rotary position of each row's token.
             index: the slot to write, the same for all rows.
             visible: which slots a row may attend to, the new one included.
@@ -166,7 +162,7 @@ class Qwen3(nn.Module):
             x, keys, values = column_block(self.config, layer, x, cos, sin, keys, values, index, visible)
             written["k"].append(keys)
             written["v"].append(values)
-        hidden = norm_columns(x, self.norm["scale"], self.config.rms_norm_eps)
+        hidden = rms_norm(x, self.norm["scale"], self.config.rms_norm_eps, axis=-2)
         logits = jnp.matmul(weights["head"].astype(x.dtype), hidden, preferred_element_type=jnp.float32)
         return jax.lax.optimization_barrier(logits).T, written  # turned inside the product it would cost double
 
@@ -232,6 +228,9 @@ class Qwen3(nn.Module):
             x, cache = jax.lax.scan(step, x, layers)
         x = _in_order(x, back)
         return self._final_norm(x if room is None else x[:, -1]), cache
+
+    def _unembedding(self) -> Array:
+        return self.embed["embedding"].T if self.config.tie_word_embeddings else self.head["kernel"]
 
     def _look_up(self, tokens: Array) -> Array:
         """The tokens' embeddings; none of the padding token's gradient, as PyTorch's embedding has it."""

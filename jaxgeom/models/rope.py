@@ -174,6 +174,11 @@ def apply_rope(
     sin: Float[Array, "#batch time half"],
 ) -> Float[Array, "batch time heads dim"]:
     """Rotate the pairs `(x_i, x_{i+d/2})` by their angles (the half-split layout of Hugging Face)."""
-    first, second = jnp.split(x, 2, axis=-1)
-    cos, sin = cos[:, :, None, :].astype(x.dtype), sin[:, :, None, :].astype(x.dtype)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotate_pairs(x, cos[:, :, None, :], sin[:, :, None, :], axis=-1)
+
+
+def rotate_pairs(x: Float[Array, "*shape"], cos: Array, sin: Array, *, axis: int) -> Array:
+    """`apply_rope` along any axis, by tables that broadcast against either half of `x`; in the dtype of `x`."""
+    first, second = jnp.split(x, 2, axis=axis)
+    cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=axis)
