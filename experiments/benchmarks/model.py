@@ -176,8 +176,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-torch", action="store_true", help="measure jaxgeom alone")
     options = parser.parse_args()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()  # as the commands that train do; PyTorch, in this process too, gains by it as well
+    keep_freed_memory()  # as the commands that train do; PyTorch, in this process too, gains by it as well
     config, (rows, length), batches = SHAPES[options.shape]
     dtype = jnp.dtype(options.dtype)
     model = Qwen3(config, dtype=dtype)

@@ -31,7 +31,7 @@ class Qwen3(nn.Module):
         config: architecture.
         dtype: compute dtype.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        attention: `auto` (by backend and length), `plain`, `chunked`, `cudnn` or `splash`.
+        attention: `auto` (by backend and length), `plain`, `blocked`, `chunked`, `cudnn` or `splash`.
         unroll: run the layers one after the other in place of a scan over them: no copies in and out of the stacked
             arrays, at the price of compile time per layer. None: on CPU for up to 12 layers without `remat`.
         mesh: devices that the parameters lie on, for kernels that see one device's rows and heads; None for one.

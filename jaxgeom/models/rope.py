@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -174,7 +175,22 @@ def apply_rope(
     sin: Float[Array, "#batch time half"],
 ) -> Float[Array, "batch time heads dim"]:
     """Rotate the pairs `(x_i, x_{i+d/2})` by their angles (the half-split layout of Hugging Face)."""
-    return rotate_pairs(x, cos[:, :, None, :], sin[:, :, None, :], axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return rotate_by_product(x, cos, sin) if jax.default_backend() == "cpu" else rotate_pairs(x, cos, sin, axis=-1)
+
+
+def rotate_by_product(x: Float[Array, "*shape dim"], cos: Array, sin: Array) -> Float[Array, "*shape dim"]:
+    """`rotate_pairs` along the last axis, with the halves exchanged by a product with a matrix of 0, 1 and −1.
+
+    The product is exact. A CPU takes a third of the time that it needs to cut and join rows of half a head.
+    """
+    half = x.shape[-1] // 2
+    exchange = np.zeros((2 * half, 2 * half), np.float32)
+    exchange[np.arange(half) + half, np.arange(half)] = -1
+    exchange[np.arange(half), np.arange(half) + half] = 1
+    exchanged = (x.reshape(-1, 2 * half) @ jnp.asarray(exchange, x.dtype)).reshape(x.shape)
+    cos, sin = (jnp.concatenate([table, table], axis=-1).astype(x.dtype) for table in (cos, sin))
+    return x * cos + exchanged * sin
 
 
 def rotate_pairs(x: Float[Array, "*shape"], cos: Array, sin: Array, *, axis: int) -> Array:

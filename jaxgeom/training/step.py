@@ -52,7 +52,9 @@ def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> Tr
     """Step 0: the optimizer's moments sharded as the parameters are, its scalars on their mesh."""
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.Mesh):
-        return TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params))
+        state = TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params))
+        # Bound to their device, as what the step returns is: else its second call would compile once more.
+        return jax.device_put(state, sharding) if isinstance(sharding, jax.sharding.SingleDeviceSharding) else state
     # Stated, not left to the compiler: zeros depend on no input, and would all lie on the first device.
     shardings = parameter_shardings(jax.eval_shape(optimizer.init, params), sharding.mesh)
     step = jax.device_put(jnp.int32(0), jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec()))

@@ -2,11 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, RopeScaling, load_model
-from jaxgeom.models.rope import rope_frequencies
+from jaxgeom.models.rope import rope_frequencies, rotate_by_product, rotate_pairs
 
 QWEN3_0_6B = {
     "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
@@ -165,3 +167,13 @@ def test_unreadable_directories_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     with pytest.raises(UserError, match="model.safetensors"):
         load_model(tmp_path)
+
+
+def test_both_rotations_turn_pairs_as_complex_numbers():
+    rng = np.random.default_rng(0)
+    x, angles = rng.normal(size=(2, 5, 3, 16)), rng.normal(size=(2, 5, 1, 8))
+    turned = (x[..., :8] + 1j * x[..., 8:]) * np.exp(1j * angles)
+    want = np.concatenate([turned.real, turned.imag], axis=-1)
+    x, cos, sin = (jnp.asarray(array, jnp.float32) for array in (x, np.cos(angles), np.sin(angles)))
+    np.testing.assert_allclose(rotate_by_product(x, cos, sin), want, atol=1e-6)
+    np.testing.assert_allclose(rotate_pairs(x, cos, sin, axis=-1), want, atol=1e-6)

@@ -1,0 +1,38 @@
+"""The allocator's settings, seen from outside: the pages that the kernel hands out while a program runs again."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from jaxgeom.host_memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+import jax, jax.numpy as jnp
+
+@jax.jit
+def products(x):  # an intermediate of 128 MiB
+    return (x @ x.T) @ x
+
+x = jnp.full((5792, 128), 1e-3)
+for _ in range(3):
+    products(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    products(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+def test_scratch_memory_is_not_asked_for_again():
+    def faults(mode: str) -> int:
+        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    pages = 4 * 2**27 // 4096
+    assert faults("kept") < pages / 20
+    # What the settings are for: without them every call is handed its pages anew.
+    assert faults("default") > pages / 2
