@@ -1,5 +1,6 @@
 """The allocator's settings, seen from outside: the pages that the kernel hands out while a program runs again."""
 
+import os
 import subprocess
 import sys
 
@@ -29,10 +30,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
 def test_scratch_memory_is_not_asked_for_again():
     def faults(mode: str) -> int:
-        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True, env=one_device
+        )
         return int(done.stdout)
 
     pages = 4 * 2**27 // 4096
-    assert faults("kept") < pages / 20
-    # What the settings are for: without them every call is handed its pages anew.
-    assert faults("default") > pages / 2
+    # The heap may grow once more, by one call's scratch in four; without the settings every call gets its pages anew.
+    assert faults("kept") < pages / 2 < faults("default")
