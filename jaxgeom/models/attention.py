@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.sharding import BATCH_AXES
 
@@ -17,8 +17,10 @@ _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 # Up to this many columns the scores are held whole.
 _PLAIN_LIMIT = 1024
 _CHUNK = 256
-# Queries are taken in so many blocks, of so many columns at the least: n blocks compute (n + 1) / 2n of the square.
+# Queries are taken in so many blocks, of so many columns at the least: n blocks compute (n + 1) / 2n of the square. Of
+# chunks fewer: each more block adds a tenth to the gradient's scratch, and long sequences are chunked for their memory.
 _BLOCKS = 4
+_BLOCKS_OF_CHUNKS = 3
 _BLOCK_FLOOR = 64
 # The splash kernel works on tiles of lanes.
 _LANES = 128
@@ -72,8 +74,15 @@ def causal_attention(
     if kind == "blocked":
         return attend_blocked(q, k, v, valid)
     time = q.shape[1]
-    visible = jnp.tril(jnp.ones((time, time), bool))[None]
-    return attend_plain(q, k, v, visible if valid is None else visible & valid[:, None, :])
+    return attend_plain(q, k, v, _visible(jnp.arange(time), time, valid))
+
+
+def _visible(
+    columns: Int[Array, " queries"], keys: int, valid: Bool[Array, "batch time"] | None
+) -> Bool[Array, "#batch queries keys"]:
+    """Which of the first `keys` keys the queries of these columns see."""
+    visible = (jnp.arange(keys) <= columns[:, None])[None]
+    return visible if valid is None else visible & valid[:, None, :keys]
 
 
 def attend_plain(
@@ -98,9 +107,9 @@ def attend_plain(
     return mixed.astype(q.dtype).swapaxes(1, 2).reshape(batch, time, heads, hd)
 
 
-def _blocks(time: int, multiple: int) -> list[tuple[int, int]]:
-    """First and last column, exclusive, of each block of queries; their lengths are multiples of `multiple`."""
-    size = multiple * -(-time // (_BLOCKS * multiple))
+def _blocks(time: int, count: int, multiple: int) -> list[tuple[int, int]]:
+    """First and last column, exclusive, of at most `count` blocks of queries; their lengths are multiples."""
+    size = multiple * -(-time // (count * multiple))
     return [(first, min(first + size, time)) for first in range(0, time, size)]
 
 
@@ -112,10 +121,8 @@ def attend_blocked(
 ) -> Float[Array, "batch time heads hd"]:
     """`attend_plain` block by block, each with the keys up to its own end: 5/8 of the scores from 4 blocks on."""
     parts = []
-    for first, end in _blocks(q.shape[1], _BLOCK_FLOOR):
-        visible = (jnp.arange(end) <= jnp.arange(first, end)[:, None])[None]
-        if valid is not None:
-            visible = visible & valid[:, None, :end]
+    for first, end in _blocks(q.shape[1], _BLOCKS, _BLOCK_FLOOR):
+        visible = _visible(jnp.arange(first, end), end, valid)
         parts.append(attend_plain(q[:, first:end], k[:, :end], v[:, :end], visible))
     return jnp.concatenate(parts, axis=1)
 
@@ -133,16 +140,12 @@ def attend_chunked(
     The scores in memory are `[batch, heads, chunk, time]`, never `[batch, heads, time, time]`; those of a block's
     chunks stop at the block's end, as in `attend_blocked`.
     """
-    time = q.shape[1]
     # Cast inside, so that the gradients of keys and values are summed over the chunks in float32.
     wide_keys, wide_values = k.astype(jnp.float32), v.astype(jnp.float32)
 
     @jax.checkpoint
     def one(q_chunk: Array, start: Array, keys: Array, values: Array) -> Array:
-        end = keys.shape[1]
-        visible = (jnp.arange(end) <= start + jnp.arange(chunk)[:, None])[None]
-        if valid is not None:
-            visible = visible & valid[:, None, :end]
+        visible = _visible(start + jnp.arange(chunk), keys.shape[1], valid)
         return attend_plain(q_chunk, keys.astype(q.dtype), values.astype(q.dtype), visible)
 
     def block(first: int, end: int) -> Array:
@@ -154,7 +157,7 @@ def attend_chunked(
         _, out = jax.lax.scan(lambda carry, xs: (carry, one(*xs, keys, values)), None, (chunks, starts))
         return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], count * chunk, *q.shape[2:])[:, : end - first]
 
-    return jnp.concatenate([block(*edges) for edges in _blocks(time, chunk)], axis=1)
+    return jnp.concatenate([block(*edges) for edges in _blocks(q.shape[1], _BLOCKS_OF_CHUNKS, chunk)], axis=1)
 
 
 def attend_splash(

@@ -188,9 +188,8 @@ def rotate_by_product(x: Float[Array, "*shape dim"], cos: Array, sin: Array) -> 
     exchange = np.zeros((2 * half, 2 * half), np.float32)
     exchange[np.arange(half) + half, np.arange(half)] = -1
     exchange[np.arange(half), np.arange(half) + half] = 1
-    exchanged = (x.reshape(-1, 2 * half) @ jnp.asarray(exchange, x.dtype)).reshape(x.shape)
     cos, sin = (jnp.concatenate([table, table], axis=-1).astype(x.dtype) for table in (cos, sin))
-    return x * cos + exchanged * sin
+    return x * cos + (x @ jnp.asarray(exchange, x.dtype)) * sin
 
 
 def rotate_pairs(x: Float[Array, "*shape"], cos: Array, sin: Array, *, axis: int) -> Array:
