@@ -150,12 +150,12 @@ def products_alone(model: Qwen3, params: Any, rows: int, steps: int) -> Callable
 
     def step(x: jax.Array, layers: Any, head: jax.Array) -> jax.Array:
         for layer in layers:
-            attention, mlp = ({n: w.get("kernel") for n, w in layer[part].items()} for part in ("attention", "mlp"))
-            q, k, v = (multiply_columns(attention[name], x) for name in ("q", "k", "v"))
-            mixed = multiply_columns(attention["o"], q.reshape(-1, rows))
-            gate, up = (multiply_columns(mlp[name], mixed) for name in ("gate", "up"))
-            x = 0.1 * (multiply_columns(mlp["down"], gate * up) + jnp.sum(k + v, axis=(0, 1)))
-        return x + jnp.max(multiply_columns(head, x), axis=0)
+            attention, mlp = layer["attention"], layer["mlp"]
+            q, kv = jnp.split(multiply_columns(attention["qkv"], x), [attention["o"]["kernel"].shape[1]])
+            mixed = multiply_columns(attention["o"], q)
+            gate, up = jnp.split(multiply_columns(mlp["gate_up"], mixed), 2)
+            x = 0.1 * (multiply_columns(mlp["down"], gate * up) + jnp.sum(kv, axis=0))
+        return x + jnp.max(multiply_columns({"kernel": head}, x), axis=0)
 
     run = jax.jit(lambda x, *kernels: jax.lax.fori_loop(0, steps, lambda _, x: step(x, *kernels), x))
     x = jnp.ones((model.config.hidden_size, rows), head.dtype)

@@ -23,6 +23,7 @@ from jaxgeom.comparison.report import Report
 from jaxgeom.comparison.scan import ElementTotals, require_finite, root_mean_square
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.summary import coverage_of, groups_of, summary_of
+from jaxgeom.cores import usable_cores
 from jaxgeom.errors import UserError
 
 Progress = Callable[[int, int, str], None]
@@ -130,8 +131,7 @@ def _order(part: Part) -> tuple[int, int, int, list[tuple[int, str]]]:
 
 def worker_count(devices: int = 0) -> int:
     """Matrices measured side by side: one per core that this process may use, at most 8, or two for each device."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, max(8, 2 * devices)))
+    return min(usable_cores(), max(8, 2 * devices))
 
 
 class _Pair(NamedTuple):

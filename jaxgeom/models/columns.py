@@ -5,10 +5,11 @@ that to the right operand of every product; with `[out, in]` kernels on the left
 laid out. At 8 and 16 requests that takes half the time, from 64 on it makes no difference.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.models.attention import attend_cache
@@ -19,31 +20,34 @@ from jaxgeom.models.rope import rotate_pairs
 
 
 def turn_layer(config: Qwen3Config, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """One layer's parameters with kernels `[out…, in…]`.
+    """One layer's parameters with kernels `[out, in]`, those that share an input joined to one.
 
-    Query, key and value kernels become `[heads, head_dim, dim]`, the output's `[dim, heads·head_dim]`; experts stay as
-    they are.
+    Query, key and value kernels become `qkv`, `[(heads + 2·kv)·head_dim, dim]`, gate and up `gate_up`,
+    `[2·inner, dim]`; experts stay as they are.
     """
-    turned: dict[str, Any] = {name: dict(weights) for name, weights in layer.items()}
-    for name, weights in turned["attention"].items():
-        if "kernel" in weights:
-            kernel = weights["kernel"]
-            kernel = kernel.reshape(-1, kernel.shape[-1]).T if name == "o" else kernel.transpose(1, 2, 0)
-            turned["attention"][name] = {**weights, "kernel": kernel}
+    attention, mlp = layer["attention"], layer["mlp"]
+    parts = [attention[name] for name in ("q", "k", "v")]
+    dim = config.hidden_size
+    turned: dict[str, Any] = {**attention, "qkv": {"kernel": _join(part["kernel"].reshape(dim, -1) for part in parts)}}
+    for name in ("q", "k", "v"):
+        del turned[name]
+    if "bias" in parts[0]:
+        turned["qkv"]["bias"] = jnp.concatenate([part["bias"].reshape(-1) for part in parts])
+    turned["o"] = {**attention["o"], "kernel": attention["o"]["kernel"].reshape(-1, dim).T}
     if not config.is_moe:
-        turned["mlp"] = {name: {"kernel": turned["mlp"][name]["kernel"].T} for name in ("gate", "up", "down")}
-    return turned
+        gate_up = _join(mlp[name]["kernel"] for name in ("gate", "up"))
+        mlp = {"gate_up": {"kernel": gate_up}, "down": {"kernel": mlp["down"]["kernel"].T}}
+    return {**layer, "attention": turned, "mlp": mlp}
 
 
-def multiply_columns(kernel: Float[Array, "*out dim"], x: Float[Array, "dim batch"]) -> Float[Array, "*out batch"]:
-    """`kernel·x` in the dtype of `x`."""
-    rows = kernel.astype(x.dtype).reshape(-1, x.shape[0])
-    return (rows @ x).reshape(*kernel.shape[: kernel.ndim - 1], x.shape[1])
+def _join(kernels: Iterable[Float[Array, "dim _"]]) -> Float[Array, "out dim"]:
+    return jnp.concatenate([kernel.T for kernel in kernels])
 
 
-def _project(x: Array, weights: Mapping[str, Any]) -> Array:
-    y = multiply_columns(weights["kernel"], x)
-    return y + weights["bias"].astype(y.dtype)[..., None] if "bias" in weights else y
+def multiply_columns(weights: Mapping[str, Any], x: Float[Array, "dim batch"]) -> Float[Array, "out batch"]:
+    """`kernel·x (+ bias)` in the dtype of `x`."""
+    y = weights["kernel"].astype(x.dtype) @ x
+    return y + weights["bias"].astype(y.dtype)[:, None] if "bias" in weights else y
 
 
 def column_block(
@@ -72,20 +76,22 @@ def column_block(
     """
     attention, eps = layer["attention"], config.rms_norm_eps
     normed = rms_norm(x, layer["input_norm"]["scale"], eps, axis=-2)
-    q, k, v = (_project(normed, attention[name]) for name in ("q", "k", "v"))
+    heads, kv, hd = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    qkv = multiply_columns(attention["qkv"], normed).reshape(-1, hd, x.shape[1])
+    q, k, v = jnp.split(qkv, [heads, heads + kv])
     q = rotate_pairs(rms_norm(q, attention["q_norm"]["scale"], eps, axis=-2), cos, sin, axis=-2)
     k = rotate_pairs(rms_norm(k, attention["k_norm"]["scale"], eps, axis=-2), cos, sin, axis=-2)
     keys = jax.lax.dynamic_update_slice(keys, k.transpose(2, 0, 1)[..., None], (0, 0, 0, index))
     values = jax.lax.dynamic_update_slice(values, v.transpose(2, 0, 1)[:, :, None], (0, 0, index, 0))
     mixed = attend_cache(q.transpose(2, 0, 1)[:, None], keys, values, visible)
     mixed = jax.lax.optimization_barrier(mixed.reshape(x.shape[1], -1).T)  # not turned inside the product
-    x = x + _project(mixed, attention["o"])
+    x = x + multiply_columns(attention["o"], mixed)
     normed = rms_norm(x, layer["post_norm"]["scale"], eps, axis=-2)
     if config.is_moe:
         update = mixture_of_experts(
             normed.T, layer["mlp"], experts_per_token=config.num_experts_per_tok, normalize=config.norm_topk_prob
         ).T
     else:
-        gate, up = (multiply_columns(layer["mlp"][name]["kernel"], normed) for name in ("gate", "up"))
-        update = multiply_columns(layer["mlp"]["down"]["kernel"], jax.nn.silu(gate) * up)
+        gate, up = jnp.split(multiply_columns(layer["mlp"]["gate_up"], normed), 2)
+        update = multiply_columns(layer["mlp"]["down"], jax.nn.silu(gate) * up)
     return x + update, keys, values

@@ -9,8 +9,10 @@ import sys
 import threading
 from pathlib import Path
 
+from jaxgeom.cores import usable_cores
+
 DEFAULT_TIMEOUT = 10.0
-CHECKERS = max(1, min(8, (os.cpu_count() or 1)))
+CHECKERS = min(8, usable_cores())
 _START_TIMEOUT = 120.0
 _WALL_FACTOR = 20.0
 _MEMORY_BYTES = 2 * 2**30

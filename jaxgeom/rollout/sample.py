@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import flax.struct
@@ -10,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from jaxgeom.cores import usable_cores
 from jaxgeom.data.buckets import bucket_length
 from jaxgeom.errors import UserError
 from jaxgeom.models.qwen3 import Qwen3
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
 from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
+
+_ROWS_OF_A_PART = 32
 
 
 @flax.struct.dataclass
@@ -89,10 +93,19 @@ def sample(
         valid[row, width - len(prompt) :] = True
     row_seeds = np.zeros(padded_rows, np.uint32)
     row_seeds[:rows] = np.asarray(seeds, np.uint32)
-    logits, cache = _prefill(model, mesh, new, params, tokens, valid)
-    weights = _decoding_weights(model, padded_rows, params) if model.is_unrolled else params["layers"]
-    answers, _ = _decode(model, settings, mesh, pad_id, params, weights, logits, cache, valid, row_seeds)
-    drawn, log_probs, answered = jax.device_get(answers)
+    parts = _parts(padded_rows, mesh)
+    weights = _decoding_weights(model, padded_rows // parts, params) if model.is_unrolled else params["layers"]
+
+    def answer(tokens: np.ndarray, valid: np.ndarray, row_seeds: np.ndarray) -> tuple[np.ndarray, ...]:
+        logits, cache = _prefill(model, mesh, new, params, tokens, valid)
+        answers, _ = _decode(model, settings, mesh, pad_id, params, weights, logits, cache, valid, row_seeds)
+        return jax.device_get(answers)
+
+    first, *others = zip(*(np.split(x, parts) for x in (tokens, valid, row_seeds)), strict=True)
+    with ThreadPoolExecutor(parts) as threads:
+        pending = [threads.submit(answer, *part) for part in others]
+        answers = [answer(*first), *(part.result() for part in pending)]
+    drawn, log_probs, answered = (np.concatenate(x) for x in zip(*answers, strict=True))
     blank = np.zeros((rows, width))
     return Rollout(
         tokens=np.concatenate([tokens[:rows], drawn[:rows]], axis=1),
@@ -121,6 +134,18 @@ def _bucket_rows(rows: int, divisor: int) -> int:
     """The next power of two that is a multiple of `divisor`, or the next multiple where it has none."""
     size = 1 << (rows - 1).bit_length()
     return -(-size // divisor) * divisor
+
+
+def _parts(rows: int, mesh: jax.sharding.Mesh | None) -> int:
+    """How many parts of the batch are sampled side by side, each on a thread of its own.
+
+    On CPU, XLA runs a small operation on one thread: products of less than about 30 MFLOP, and all of attention. Two
+    halves of 256 rows take three quarters of the time of 512 rows in one program.
+    """
+    if jax.default_backend() != "cpu" or (mesh is not None and mesh.size > 1):
+        return 1
+    parts = min(usable_cores(), rows // _ROWS_OF_A_PART)
+    return 1 << max(parts.bit_length() - 1, 0)  # divides the rows, a power of two on one device
 
 
 def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.Array:

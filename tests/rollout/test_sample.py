@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import sys
+import threading
 
 import chex
 import jax
@@ -63,8 +65,15 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("tied", 33), ("bias", 32), ("experts", 5)])
-def test_every_kind_decodes_as_the_scorer_in_columns_and_in_rows(kind, rows):
+@pytest.fixture
+def cores(monkeypatch):
+    """Sets how many cores the sampler sees."""
+    return lambda count: monkeypatch.setattr(sys.modules[_decode.__module__], "usable_cores", lambda: count)
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("tied", 33), ("bias", 32), ("bias", 40), ("experts", 5)])
+def test_every_kind_decodes_as_the_scorer_in_columns_and_in_rows(kind, rows, cores):
+    cores(1)
     model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), unroll=True)
     params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
     rng = np.random.default_rng(6)
@@ -171,6 +180,25 @@ def test_uniforms_of_a_request_are_uniform():
     assert abs(values.mean() - 0.5) < 0.01 and abs(values.var() - 1 / 12) < 0.003
     assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.03
     assert len(np.unique(values)) > 9_900
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), (3, 2), (64, 4)])
+def test_parts_of_a_large_batch_are_sampled_as_the_whole(actor, cores, monkeypatch, count, parts):
+    requests, settings, sampled = prompts(100), SamplingSettings(6, stop_tokens=(3, 5)), []
+
+    def watched(*arguments):
+        sampled.append((threading.get_ident(), arguments[4].shape[0]))
+        return _prefill(*arguments)
+
+    cores(count), monkeypatch.setattr(sys.modules[_decode.__module__], "_prefill", watched)
+    rollout = sample(*actor, requests, range(100), settings, pad_id=0)
+    threads, rows = zip(*sampled, strict=True)
+    # A thread that is done may take another part.
+    assert rows == (128 // parts,) * parts and min(parts, 2) <= len(set(threads)) <= parts
+    np.testing.assert_allclose(rollout.log_probs, scored(actor, rollout), atol=SCORER)
+    for first in range(0, 100, 30):
+        alone = sample(*actor, requests[first : first + 5], range(first, first + 5), settings, pad_id=0).responses()
+        assert rollout.responses()[first : first + 5] == alone
 
 
 def test_few_compilations_for_any_mix_of_lengths(actor):
