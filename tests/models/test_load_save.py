@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config, load_model, save_model
+from jaxgeom.models.load import _put_slice
 from jaxgeom.sharding import make_mesh
 
 CONFIG = Qwen3Config(
@@ -80,6 +81,19 @@ def test_host_memory_stays_at_a_few_tensors(tmp_path):
     largest = 2048 * 256 * 4
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > 30 * largest
     assert peak < 3 * largest
+
+
+def test_placing_an_expert_gathers_no_leaf():
+    mesh = make_mesh(fsdp=2, expert=4)
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "expert", "fsdp", None))
+    one = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, "fsdp", None))
+    leaf = jax.ShapeDtypeStruct((4, 16, 128, 256), jnp.float32, sharding=whole)
+    part = jax.ShapeDtypeStruct((1, 1, 128, 256), jnp.float32, sharding=one)
+    compiled = _put_slice.lower(leaf, part, jax.ShapeDtypeStruct((4,), jnp.int32)).compile()
+    used = compiled.memory_analysis()
+    shard = 4 * 4 * 64 * 256 * 4
+    assert used.alias_size_in_bytes == shard and used.temp_size_in_bytes < shard / 4
+    assert "all-gather" not in compiled.as_text()
 
 
 def damaged(directory, target, change):
