@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from jaxgeom.progress import Reporter
@@ -29,7 +29,9 @@ def validate(
     def run(command: str) -> int:
         reporter = Reporter()
         checks = validate_model(model, dtype=dtype, seed=seed, length=length, progress=reporter.say)
-        table = Table("check", "error", "tolerance", "holds", "where")
+        # Names break over lines rather than be cut short on a narrow screen.
+        name, where = (Column(title, overflow="fold") for title in ("check", "where"))
+        table = Table(name, "error", "tolerance", "holds", where)
         for check in checks:
             table.add_row(
                 check.name, f"{check.error:.3g}", f"{check.tolerance:.3g}", "yes" if check.ok else "NO", check.detail
@@ -38,8 +40,8 @@ def validate(
         failed = first_failure(checks)
         if failed is None:
             return 0
-        where = f" ({failed.detail})" if failed.detail else ""
-        reporter.say(f"does not hold: {failed.name}: error {failed.error:.3g} above {failed.tolerance:.3g}{where}")
+        place = f" ({failed.detail})" if failed.detail else ""
+        reporter.say(f"does not hold: {failed.name}: error {failed.error:.3g} above {failed.tolerance:.3g}{place}")
         return 1
 
     return run

@@ -124,6 +124,17 @@ def test_the_command_says_which_check_failed_and_exits_1(tmp_path, monkeypatch, 
     assert "does not hold: logits, whole: error" in capsys.readouterr().out
 
 
+def test_the_table_cuts_no_name_short_on_a_narrow_screen(tmp_path, monkeypatch, capsys):
+    name = "model.layers.12.mlp.experts.127.down_proj.weight"
+    checks = [Check("diagnostics, normalized_spectral_shift", 0.0, 1e-6, name)]
+    monkeypatch.setattr("jaxgeom.commands.validate.validate_model", lambda *_, **__: checks)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["validate", str(tmp_path)]) == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    first, *_, last = ("".join(cell.strip() for cell in column) for column in zip(*rows, strict=True))
+    assert last == name and first.replace(" ", "") == checks[0].name.replace(" ", "")
+
+
 def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch, capsys):
     path = write(tmp_path / "model")
     monkeypatch.setitem(sys.modules, "torch", None)
