@@ -49,6 +49,7 @@ def _as_float32(tree):
     return {k: _as_float32(v) if isinstance(v, dict) else np.asarray(v, np.float32) for k, v in tree.items()}
 
 
+@pytest.mark.slow
 def test_the_regularised_run_has_the_lower_stable_rank_at_a_comparable_loss(example):
     plain, regularised = example.run([0.0, 0.03], steps=12, batch_size=8)
     assert plain.steps == regularised.steps == [3, 6, 9, 12]

@@ -79,6 +79,7 @@ def test_matched_comparisons_are_at_a_shared_place(study):
     assert found and all(math.isclose(norm, target, rel_tol=1e-9) for norm in found)
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_as_an_undisturbed_one(models, study, tmp_path):
     out = tmp_path / "out"
     line, environment = command(models, "study", EXPERIMENT, "--out", out)

@@ -70,7 +70,7 @@ def test_the_sft_step_is_adamw_on_the_mean_cross_entropy(model, params):
         mask = batch.loss_mask[:, 1:].astype(jnp.float32)
         return -jnp.sum(picked * mask) / jnp.sum(mask)
 
-    value, grads = jax.value_and_grad(loss)(params)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
     # At the first step Adam's bias-corrected moments are g and g²: the update has a closed form.
     wanted = jax.tree.map(lambda w, g: w - 1e-2 * (g / (jnp.abs(g) + OPTIMIZER.eps) + 0.1 * w), params, grads)
     state, metrics = step(state, batch)
