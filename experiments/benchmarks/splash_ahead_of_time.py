@@ -8,14 +8,16 @@ Nothing is run.
 """
 
 import argparse
+import dataclasses
 import time
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
+from model import SHAPES
 
-from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models import Qwen3
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings
 
@@ -29,10 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     devices: Any = topologies.get_topology_desc(options.topology, "tpu").devices
     mesh = make_mesh(data=1, fsdp=-1, tensor=2, devices=devices)
-    config = Qwen3Config(
-        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=options.layers,
-        num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-    )  # fmt: skip
+    config = dataclasses.replace(SHAPES["qwen3-0.6b"][0], num_hidden_layers=options.layers)
     model = Qwen3(config, dtype=jnp.bfloat16, remat=True, attention="splash", mesh=mesh, unroll=False)
     shapes = abstract_parameters(model)
     params = jax.tree.map(

@@ -108,7 +108,7 @@ def attend_plain(
 
 
 def _blocks(time: int, count: int, multiple: int) -> list[tuple[int, int]]:
-    """First and last column, exclusive, of at most `count` blocks of queries; their lengths are multiples."""
+    """First and last column, exclusive, of up to `count` blocks of queries, all but the last of whole multiples."""
     size = multiple * -(-time // (count * multiple))
     return [(first, min(first + size, time)) for first in range(0, time, size)]
 

@@ -28,16 +28,15 @@ def turn_layer(config: Qwen3Config, layer: Mapping[str, Any]) -> dict[str, Any]:
     attention, mlp = layer["attention"], layer["mlp"]
     parts = [attention[name] for name in ("q", "k", "v")]
     dim = config.hidden_size
-    turned: dict[str, Any] = {**attention, "qkv": {"kernel": _join(part["kernel"].reshape(dim, -1) for part in parts)}}
-    for name in ("q", "k", "v"):
-        del turned[name]
+    qkv = {"kernel": _join(part["kernel"].reshape(dim, -1) for part in parts)}
     if "bias" in parts[0]:
-        turned["qkv"]["bias"] = jnp.concatenate([part["bias"].reshape(-1) for part in parts])
-    turned["o"] = {**attention["o"], "kernel": attention["o"]["kernel"].reshape(-1, dim).T}
+        qkv["bias"] = jnp.concatenate([part["bias"].reshape(-1) for part in parts])
+    o = {**attention["o"], "kernel": attention["o"]["kernel"].reshape(-1, dim).T}
+    norms = {name: attention[name] for name in ("q_norm", "k_norm")}
     if not config.is_moe:
         gate_up = _join(mlp[name]["kernel"] for name in ("gate", "up"))
         mlp = {"gate_up": {"kernel": gate_up}, "down": {"kernel": mlp["down"]["kernel"].T}}
-    return {**layer, "attention": turned, "mlp": mlp}
+    return {**layer, "attention": {"qkv": qkv, "o": o, **norms}, "mlp": mlp}
 
 
 def _join(kernels: Iterable[Float[Array, "dim _"]]) -> Float[Array, "out dim"]:
