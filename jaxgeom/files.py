@@ -16,6 +16,6 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # an interrupt too leaves no half of a file; it is raised again
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise

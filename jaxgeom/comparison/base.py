@@ -98,7 +98,7 @@ class BaseCache:
             handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
             try:
                 with os.fdopen(handle, "wb") as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    np.savez(file, **arrays)  # type: ignore[arg-type]  (allow_pickle, a bool, is its one other keyword)
                 os.replace(temporary, path)
             except OSError:
                 pathlib.Path(temporary).unlink(missing_ok=True)

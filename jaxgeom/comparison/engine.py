@@ -231,7 +231,7 @@ def measure_parts(
                 while pending:
                     first, future = pending.pop(0)
                     finished(first, future.result())
-            except BaseException:
+            except BaseException:  # an interrupt too: leaving the pools would wait for all that is queued
                 reader.shutdown(cancel_futures=True)
                 pool.shutdown(cancel_futures=True)
                 raise

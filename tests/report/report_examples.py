@@ -38,6 +38,10 @@ def matrix_rows(method: str, *, layers: int = 4, experts: int = 0, seed: int = 0
     rng = np.random.default_rng(seed)
     sparsity, norm, low, low_null, top, top_null, angle, angle_null, nss, nss_null = LEVELS[method]
     rows = []
+
+    def jitter(scale: float = 0.06) -> float:
+        return float(np.exp(scale * rng.standard_normal()))
+
     for layer in range(layers):
         for module, shape in MODULES.items():
             part = PARTS.get(module, f"mlp.{module}_proj")
@@ -45,7 +49,6 @@ def matrix_rows(method: str, *, layers: int = 4, experts: int = 0, seed: int = 0
             if experts and module in ("gate", "up", "down"):
                 names = [f"model.layers.{layer}.mlp.experts.{module}_proj[{e}]" for e in range(experts)]
             for name in names:
-                jitter = lambda scale=0.06: float(np.exp(scale * rng.standard_normal()))  # noqa: E731
                 row: dict[str, Any] = {"name": name, "shape": list(shape), "layer": layer, "module": module}
                 unchanged = layer == 0 and module == "v"
                 row["sparsity_bf16"] = 1.0 if unchanged else min(1.0, sparsity * jitter())
