@@ -19,11 +19,13 @@ class Name(NamedTuple):
 
     Attributes:
         name: as its package exports it.
-        module: the module that defines it, `jaxgeom.diagnostics.spectrum`.
+        room: the module that its package takes it from, `jaxgeom.diagnostics.spectrum`.
+        module: the module that defines it, the same or one below.
         summary: the first line of its docstring.
     """
 
     name: str
+    room: str
     module: str
     summary: str
 
@@ -78,12 +80,13 @@ def public_names(package: str) -> list[Name]:
         if alias.asname and not alias.asname.startswith("_")
     }
     names = []
-    for name, (module, original) in _imports(package).items():
+    for name, (room, original) in _imports(package).items():
+        module = room
         if name not in exported or (ROOT.joinpath(*module.split("."), original) / "__init__.py").exists():
             continue
         while original in _imports(module):  # not defined there, but taken from elsewhere
             module, original = _imports(module)[original]
-        names.append(Name(name, module, _summary(module, original)))
+        names.append(Name(name, room, module, _summary(module, original)))
     return names
 
 
@@ -93,10 +96,10 @@ def packages() -> list[str]:
     return [package for package in found if public_names(package)]
 
 
-def _by_module(names: list[Name]) -> dict[str, list[Name]]:
+def _by_room(names: list[Name]) -> dict[str, list[Name]]:
     grouped: dict[str, list[Name]] = {}
     for name in names:
-        grouped.setdefault(name.module, []).append(name)
+        grouped.setdefault(name.room, []).append(name)
     return grouped
 
 
@@ -116,11 +119,11 @@ def _package_pages(package: str) -> dict[str, str]:
     if len(names) <= SPLIT_ABOVE:
         return {f"api/{short}.md": f"{head}{_table([(package, n) for n in names])}\n\n{_documented(package, names)}\n"}
     pages, parts = {}, []
-    for module, group in _by_module(names).items():
-        title = module.split(".")[-1].lstrip("_").replace("_", " ")
-        file, about = title.replace(" ", "-"), ast.get_docstring(_tree(module)) or ""
+    for room, group in _by_room(names).items():
+        title = room.split(".")[-1].lstrip("_").replace("_", " ")
+        file, about = title.replace(" ", "-"), ast.get_docstring(_tree(room)) or ""
         table = _table([(package, n) for n in group])
-        parts.append(f"## [{title}]({file}.md)\n\n{_first_line(_tree(module))}\n\n{table}")
+        parts.append(f"## [{title}]({file}.md)\n\n{_first_line(_tree(room))}\n\n{table}")
         pages[f"api/{short}/{file}.md"] = f"# {short}: {title}\n\n{about}\n\n{_documented(package, group)}\n"
     return {f"api/{short}/index.md": head + "\n\n".join(parts) + "\n"} | pages
 

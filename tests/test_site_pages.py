@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from jaxgeom.diagnostics import SOURCES
+
 ROOT = Path(__file__).resolve().parent.parent
 ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
 
@@ -70,6 +72,9 @@ def test_every_cited_paper_is_in_the_bibliography() -> None:
     bibliography = (ROOT / "docs/bibliography.md").read_text()
     assert len(cited) > 10
     assert cited <= set(ARXIV.findall(bibliography))
+    for source in SOURCES.values():
+        assert source.title in bibliography
+        assert source.link in bibliography
 
 
 def test_the_readme_has_the_sections_that_the_site_shows(site: ModuleType) -> None:
