@@ -162,9 +162,7 @@ class RLVRSettings(OnPolicySettings):
 
 @dataclass(frozen=True, kw_only=True)
 class OPDSettings(OnPolicySettings):
-    """On-policy distillation by the sampled-token reverse KL.
-
-    Its controls are those of *On the Geometry of On-Policy Distillation*, section 5 (arXiv 2606.07082).
+    """On-policy distillation by the sampled-token reverse KL, with the controls of A's section 5.
 
     Attributes:
         keep_tokens: Fraction ρ of response tokens that keep their advantage.
