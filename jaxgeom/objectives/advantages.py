@@ -23,7 +23,8 @@ def grpo_advantages(
     Args:
         rewards: `[groups, samples]`, the rewards of the samples of each prompt.
         epsilon: added to the standard deviation.
-        normalize: False leaves out the division (Dr. GRPO, arXiv 2503.20783).
+        normalize: False leaves out the division, as Dr. GRPO does: Understanding R1-Zero-Like Training: A Critical
+            Perspective (arXiv 2503.20783).
 
     Returns:
         float32 `[groups, samples]`.
@@ -31,7 +32,7 @@ def grpo_advantages(
     Raises:
         ValueError: rewards are not two-dimensional.
 
-    Reference: arXiv 2402.03300 (GRPO).
+    Reference: DeepSeekMath (GRPO, arXiv 2402.03300).
 
     >>> import jax.numpy as jnp
     >>> grpo_advantages(jnp.array([[1.0, 0.0, 0.0, 1.0]])).round(3).tolist()
@@ -55,7 +56,7 @@ def informative_groups(rewards: Float[Array, "groups samples"]) -> Bool[Array, "
     Returns:
         bool `[groups]`; to drop the others from a loss, multiply it into the loss mask.
 
-    Reference: arXiv 2503.14476 (DAPO).
+    Reference: DAPO: An Open-Source LLM Reinforcement Learning System at Scale (arXiv 2503.14476).
     """
     return jnp.max(rewards, axis=1) > jnp.min(rewards, axis=1)
 
@@ -179,7 +180,7 @@ def sparsify_tokens(
     Raises:
         ValueError: fraction outside (0, 1], an unknown method, or "random" without a key.
 
-    Reference: arXiv 2606.07082, section 5.1.
+    Reference: On the Geometry of On-Policy Distillation (arXiv 2606.07082), section 5.1.
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"sparsify_tokens: fraction is {fraction}; a number in (0, 1] is needed")

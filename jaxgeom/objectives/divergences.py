@@ -75,7 +75,7 @@ def forward_kl(
 ) -> Float[Array, "batch time"]:
     """Exact `KL(π_T‖π_θ)` at every position: `Σ_v π_T(v) (log π_T(v) - log π_θ(v))`.
 
-    Also science.md's functional distance `KL(π_0‖π)`, with the initial model in the teacher's place.
+    With the initial model in the teacher's place it is the functional distance `KL(π_0‖π)` of a trained model.
     Arguments, result and errors as in `reverse_kl`.
     """
 
@@ -117,7 +117,7 @@ def generalized_jsd(
     Raises:
         ValueError: beta outside (0, 1), or shapes that do not fit.
 
-    Reference: arXiv 2306.13649 (GKD).
+    Reference: On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes (GKD, arXiv 2306.13649).
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(f"generalized_jsd: beta is {beta}; a number strictly between 0 and 1 is needed")

@@ -63,7 +63,7 @@ def sft_loss(
     2.0
     """
     weight = mask.astype(jnp.float32)
-    return -_divide(jnp.sum(_masked(log_probs, weight)), jnp.sum(weight) if denominator is None else denominator)
+    return -divide(jnp.sum(_masked(log_probs, weight)), jnp.sum(weight) if denominator is None else denominator)
 
 
 def k3_kl(
@@ -123,7 +123,7 @@ def policy_gradient_loss(
 
     Returns:
         `(loss, metrics)`. Metrics are float32 scalars without gradient: "tokens" (the sum of the mask) and means over
-        the masked tokens of this call, to be averaged over micro-batches with "tokens" as weights: "ratio_mean",
+        the masked tokens of this call, which `token_sums` and `token_means` join over micro-batches: "ratio_mean",
         "clip_fraction" (the share of tokens where the clipped branch is the smaller: their gradient is 0),
         "clip_fraction_low", "clip_fraction_high", "approx_kl" (k3 estimate of KL(old‖new)), "advantage_mean", and
         where given "entropy" and "reference_kl".
@@ -132,7 +132,9 @@ def policy_gradient_loss(
         ValueError: advantages of another shape, a negative clip range, an unknown aggregate, a missing constant, or a
             KL coefficient without reference.
 
-    References: arXiv 1707.06347 (PPO), 2402.03300 (GRPO), 2503.14476 (DAPO), 2503.20783 (Dr. GRPO).
+    References: Proximal Policy Optimization Algorithms (arXiv 1707.06347); DeepSeekMath (GRPO, arXiv 2402.03300); DAPO:
+        An Open-Source LLM Reinforcement Learning System at Scale (arXiv 2503.14476); Understanding R1-Zero-Like
+        Training: A Critical Perspective (Dr. GRPO, arXiv 2503.20783).
     """
     if advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
         raise ValueError(
@@ -167,7 +169,7 @@ def policy_gradient_loss(
     tokens = jnp.sum(weight)
 
     def token_mean(values: Array) -> Array:
-        return jax.lax.stop_gradient(_divide(jnp.sum(_masked(values.astype(jnp.float32), weight)), tokens))
+        return jax.lax.stop_gradient(divide(jnp.sum(_masked(values.astype(jnp.float32), weight)), tokens))
 
     if reference_log_probs is not None:
         reference_kl = _masked(k3_kl(_masked(log_probs, weight, 0), _masked(reference_log_probs, weight, 0)), weight, 0)
@@ -175,7 +177,7 @@ def policy_gradient_loss(
         metrics["reference_kl"] = token_mean(reference_kl)
     per_token = _masked(token_loss, weight)
     if aggregate == "sequence":
-        total = jnp.sum(_divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
+        total = jnp.sum(divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
     else:
         total = jnp.sum(per_token)
 
@@ -191,7 +193,7 @@ def policy_gradient_loss(
     }
     if entropy is not None:
         metrics["entropy"] = token_mean(entropy)
-    return _divide(total, denominator), metrics
+    return divide(total, denominator), metrics
 
 
 def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
@@ -199,7 +201,7 @@ def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
     return jnp.where(weight > 0, values.astype(jnp.float32) * weight if times else values, 0.0)
 
 
-def _divide(total: Array, count: Array) -> Array:
-    """`total / count`, and 0 where the count is 0."""
+def divide(total: Array, count: Array) -> Array:
+    """`total / count` elementwise in float32, and 0 where the count is 0."""
     count = count.astype(jnp.float32)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)
