@@ -103,6 +103,11 @@ from .spectrum import relative_norm as relative_norm
 from .spectrum import singular_values as singular_values
 from .spectrum import stable_rank as stable_rank
 from .spectrum import stable_rank_from_singular_values as stable_rank_from_singular_values
+from .statistics import CHEAP as CHEAP
+from .statistics import SOURCES as SOURCES
+from .statistics import STATISTICS as STATISTICS
+from .statistics import Statistic as Statistic
+from .statistics import statistic as statistic
 from .subspaces import ProjectionEnergy as ProjectionEnergy
 from .subspaces import TopSubspaces as TopSubspaces
 from .subspaces import projection_energy as projection_energy
