@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .null_rounding import NullMoments
+from .moments import NullMoments
 from .precision import widen
 from .subspaces import ProjectionEnergy
 

@@ -17,7 +17,7 @@ from jaxgeom.comparison.algebra.krylov import leading_and_fourth
 from jaxgeom.comparison.algebra.matrix import Matrix
 from jaxgeom.comparison.one_matrix.rounding import RoundingNull, classes
 from jaxgeom.comparison.one_matrix.rows import Row, put_null
-from jaxgeom.comparison.one_matrix.scan import ElementTotals
+from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.update_cells import MASKS, UpdateCells, count_cells, pattern_classes
 
 Moments = tuple[float, float]
@@ -32,7 +32,7 @@ def put_update_nulls(
     a: np.ndarray,
     b: np.ndarray,
     *,
-    totals: ElementTotals,
+    totals: EntrySums,
     masks: dict[str, np.ndarray],
     eta: float,
 ) -> None:
