@@ -17,13 +17,14 @@ from .rounding_cells import (  # fmt: skip
     RoundingCells,
     cells_of,
     changed_law,
-    class_counts,
+    decay_law,
     moments_of_share,
     overlap_law,
     scale_for_density,
     scale_for_norm,
     select,
 )
+from .stored_noise import sum_by_class
 
 OVERLAPS = ("overlap_principal", "overlap_low")
 """Overlaps of the changed entries with a mask of W0, by the keys of a report."""
@@ -85,6 +86,21 @@ def sparsity_moments(counts: EntryCounts, *, eta: float) -> NullMoments:
     return NullMoments(mean, select(counts.is_coarser, lambda: lost, lambda: moments.std))
 
 
+def decay_moments(counts: EntryCounts, *, eta: float) -> NullMoments:
+    """Decay component of an isotropic Gaussian update of equal Frobenius norm, after storage where storage rounds.
+
+    Args:
+      counts: of the pair, with histograms.
+      eta: relative tolerance η of the unchanged test.
+
+    Returns:
+      `NullMoments` of `[...]`; NaN where W0 is zero.
+    """
+    cells = cells_of(counts, eta)
+    scale = scale_for_norm(cells, namespace(cells.counts).asarray(counts.delta_norm))
+    return NullMoments(*decay_law(cells, scale, counts.initial_norm))
+
+
 def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> dict[str, Any]:
     """Sparsities, norms of the update and its decay component.
 
@@ -113,7 +129,8 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
     found["share_beyond_half_ulp"] = counts.beyond_half_ulp / size
     relative = divide(counts.delta_norm, counts.initial_norm)
     found |= {"fro_norm": xp.asarray(counts.delta_norm), "relative_norm": relative}
-    return found | triple("decay", counts.decay, NullMoments(0 * relative, relative / xp.sqrt(size)))
+    isotropic = NullMoments(0 * relative, relative / xp.sqrt(size))
+    return found | triple("decay", counts.decay, decay_moments(counts, eta=eta) if nulls else isotropic)
 
 
 def decile_of_bins(histogram: Any) -> Any:
@@ -191,7 +208,7 @@ def overlap_statistics(counts: EntryCounts, masks: Mapping[str, MaskCounts | Non
             lost = xp.full_like(scale, np.nan)
             found |= triple(name, lost, NullMoments(lost, lost)) | {f"{name}_enrichment": lost}
             continue
-        inside = class_counts(mask.histogram, cells.storage, eta)[..., cells.kept]
+        inside = sum_by_class(mask.histogram, cells.storage, eta)[..., cells.kept]
         mean, variance = overlap_law(cells, inside, usable)
         null = moments_of_share(mean, variance, changed)
         null = NullMoments(*(xp.where(xp.isnan(scale), xp.full_like(scale, np.nan), part) for part in null))

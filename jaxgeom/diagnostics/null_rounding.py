@@ -18,9 +18,10 @@ from .entry_counts import entry_counts, magnitude_histogram, storage_of
 from .entry_statistics import DECILES, decile_of_bins, sparsity_moments
 from .moments import NullMoments
 from .precision import bf16_bits, bf16_view, grid_bits, require_matrix, widen
-from .rounding_cells import change, class_counts, moments_of_share, origin_cells, overlap_law, scale_for_density
+from .rounding_cells import change, moments_of_share, origin_cells, overlap_law, scale_for_density
 from .rounding_response import change_at_place
 from .storage_grids import grid_classes
+from .stored_noise import sum_by_class
 
 
 def visibility_probability(w0: Float[ArrayLike, "..."], scale: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -92,7 +93,7 @@ def rounding_null(
     cells = origin_cells(w0, eta)
     changed = jnp.asarray(density).astype(cells.counts.dtype) * cells.counts.sum(-1)
     scale = scale_for_density(cells, changed / cells.counts.sum(-1))
-    inside = class_counts(magnitude_histogram(grid_bits(w0), reference), cells.storage, eta)
+    inside = sum_by_class(magnitude_histogram(grid_bits(w0), reference), cells.storage, eta)
     mean, variance = overlap_law(cells, inside, jnp.where(jnp.isnan(scale), jnp.ones_like(scale), scale))
     known = ~jnp.isnan(scale)
     return NullMoments(*(jnp.where(known, part, jnp.nan) for part in moments_of_share(mean, variance, changed)))

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._namespace import as_real, divide, increasing_root, namespace, real
+from ._namespace import as_real, divide, increasing_root, namespace
 from .entry_counts import EntryCounts, is_on_bf16_grid, magnitude_histogram, storage_of
 from .moments import NullMoments
 from .precision import grid_bits
 from .rounding_response import Change, change_at_place, change_in_cell
 from .storage_grids import grid_classes
-from .stored_noise import LeftNoise, left_on_bf16_grid, left_on_classes
+from .stored_noise import LeftNoise, left_on_bf16_grid, left_on_classes, sum_by_class
 
 _NODES = 64
 
@@ -69,16 +69,6 @@ def select(flag: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     return jax.tree.map(choose, yes(), no())
 
 
-def class_counts(histogram: Any, storage: str, eta: float) -> Any:
-    """A histogram over magnitudes `[..., 2¹⁵]` as one over classes `[..., classes]`, floating."""
-    table = grid_classes(storage, eta)
-    xp = namespace(histogram)
-    if xp is np:
-        return np.bincount(table.of, histogram, minlength=table.low.size)
-    empty = xp.zeros((*histogram.shape[:-1], table.low.size), real(xp))
-    return empty.at[..., table.of].add(as_real(histogram, xp))
-
-
 def rounding_cells(histogram: Any, storage: str, eta: float, *, is_open: Any, is_rounded: Any) -> RoundingCells:
     """Groups a histogram; NumPy keeps the occupied classes alone.
 
@@ -90,7 +80,7 @@ def rounding_cells(histogram: Any, storage: str, eta: float, *, is_open: Any, is
       is_rounded: whether the final weights lie on the format's grid.
     """
     xp, table = namespace(histogram), grid_classes(storage, eta)
-    counts = class_counts(histogram, storage, eta)
+    counts = sum_by_class(histogram, storage, eta)
     kept = np.flatnonzero(counts) if xp is np else np.arange(table.low.size)
     ends = [as_real(end[kept], xp) for end in (table.low, table.high, table.cell_low, table.cell_high)]
     stored = [as_real(end[kept], xp) for end in (table.stored_low, table.stored_high)]
@@ -261,6 +251,31 @@ def changed_law(cells: RoundingCells, scale: Any) -> tuple[Any, Any]:
     zero = xp.zeros_like(size)
     expected = xp.where(moved, mean(found.probability), zero)
     return expected, xp.where(moved, xp.maximum(variance, zero), zero)
+
+
+def decay_law(cells: RoundingCells, scale: Any, initial_norm: Any) -> tuple[Any, Any]:
+    """Expectation and deviation of the decay component `⟨δ, W0⟩/‖W0‖²` of noise of a scale.
+
+    Noise that is not rounded has none of its own, `s/‖W0‖` of chance. Rounding hides the noise of large weights, and
+    rounds powers of two towards zero sooner than away from it.
+
+    Args:
+      cells: the matrix.
+      scale: from `scale_for_norm`, `[...]`.
+      initial_norm: `‖W0‖_F`, `[...]`.
+
+    Returns:
+      Expectation and deviation, `[...]`; NaN where W0 is zero, 0 for a scale of 0.
+    """
+    xp = namespace(cells.counts, scale)
+    ratio = divide(scale, initial_norm)
+    safe = xp.where(scale > 0, scale, xp.ones_like(scale))
+
+    def rounded() -> Any:
+        left = left_noise(cells, safe)
+        return left.along * ratio**2, xp.sqrt(xp.maximum(left.across, 0.0)) * ratio**2
+
+    return select(cells.is_rounded, rounded, lambda: (0 * ratio, ratio))
 
 
 def overlap_law(cells: RoundingCells, inside: Any, scale: Any) -> tuple[Any, Any]:
