@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..comparison.report import to_csv_text
+from ..comparison.files.report import to_csv_text
 from ..files import write_atomically
 from .between_findings import between_findings, between_lead
 from .catalogue import FURTHER_NULLS_SAY, MODULES, format_count, format_value, statistic
@@ -35,7 +35,7 @@ _COLUMN_KINDS = {"null": "nulls", "rounding null": "rounding nulls", "ratio": "r
 
 
 def write_report(directory: Path) -> Path:
-    """Write DIR/figures/*.svg, DIR/figures/*.png and DIR/report.html from DIR/report.json and DIR/trajectory.json.
+    """Write `DIR/figures/*.svg`, `*.png` and `DIR/report.html` from `DIR/report.json` and `DIR/trajectory.json`.
 
     The page is one file: figures, styles, script and the per-matrix rows are inside it, and it asks for nothing from
     outside. The same input gives the same bytes.
