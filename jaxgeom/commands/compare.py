@@ -12,8 +12,8 @@ from tyro.conf import Positional
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
-from jaxgeom.comparison.engine import check_pair
-from jaxgeom.comparison.processes import initialize
+from jaxgeom.comparison.run.plan import check_pair
+from jaxgeom.comparison.run.processes import initialize
 from jaxgeom.errors import UserError
 from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter

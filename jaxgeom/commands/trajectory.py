@@ -8,9 +8,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
-from jaxgeom.comparison.learning_rates import LearningRates
 from jaxgeom.errors import UserError
 from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter

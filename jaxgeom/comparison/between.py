@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
-from jaxgeom.comparison.between_matrix import measure_pair
-from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
-from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
-from jaxgeom.comparison.journal import Journal, description, kept, settings_key
-from jaxgeom.comparison.population import Part
-from jaxgeom.comparison.report import SCHEMA, to_csv_text, to_json_text
-from jaxgeom.comparison.scan import require_finite
+from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
+from jaxgeom.comparison.files.population import Part
+from jaxgeom.comparison.files.report import SCHEMA, to_csv_text, to_json_text, version
+from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
+from jaxgeom.comparison.one_matrix.scan import require_finite
+from jaxgeom.comparison.one_matrix.two_runs import measure_pair
+from jaxgeom.comparison.run.journal import Journal, description, kept, settings_key
+from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
+from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.comparison.summary import coverage_of, groups_of, summary_of
 from jaxgeom.diagnostics.statistics import FURTHER, null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically

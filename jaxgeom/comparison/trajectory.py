@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.checkpoints.tensors import array_digest
-from jaxgeom.comparison.base import BaseCache
-from jaxgeom.comparison.device import Algebra, DevicePool, choose_algebra
-from jaxgeom.comparison.engine import Progress, Reader, check_pair, measure_parts, plan_parts, version
-from jaxgeom.comparison.journal import Journal, description, kept, settings_key
-from jaxgeom.comparison.learning_rates import LearningRates
-from jaxgeom.comparison.population import Part
-from jaxgeom.comparison.report import to_json_text
-from jaxgeom.comparison.scan import ElementTotals, require_finite
+from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
+from jaxgeom.comparison.files.population import Part
+from jaxgeom.comparison.files.report import to_json_text, version
+from jaxgeom.comparison.files.summary import curve_coverage, curves_of, similarity_of
+from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
+from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
+from jaxgeom.comparison.one_matrix.scan import ElementTotals, require_finite
+from jaxgeom.comparison.run.journal import Journal, description, kept, settings_key
+from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
+from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.comparison.summary import curve_coverage, curves_of, similarity_of
-from jaxgeom.comparison.trajectory_matrix import MatrixTrajectory
 from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically

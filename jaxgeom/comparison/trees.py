@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
-from jaxgeom.comparison.engine import admitted, check_pair, compare_parts
-from jaxgeom.comparison.population import MODULES, Part
-from jaxgeom.comparison.report import Report
+from jaxgeom.comparison.files.population import MODULES, Part
+from jaxgeom.comparison.files.report import Report
+from jaxgeom.comparison.run.plan import admitted, check_pair
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.comparison.two_checkpoints import compare_parts
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
 

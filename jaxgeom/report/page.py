@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..comparison.report import to_csv_text
+from ..comparison.files.report import to_csv_text
 from ..files import write_atomically
 from .between_findings import between_findings, between_lead
 from .catalogue import FURTHER_NULLS_SAY, MODULES, format_count, format_value, statistic

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgeom.comparison.learning_rates import LearningRates
+from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.run_directory import read_json_lines
