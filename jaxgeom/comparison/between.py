@@ -18,11 +18,9 @@ from jaxgeom.comparison.run.journal import Journal, description, kept, settings_
 from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
 from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.statistics import FURTHER, null_forms
+from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-
-_TRIPLE = ("mean", "null", "excess", "count")
 
 
 def between_runs(
@@ -135,13 +133,3 @@ def _report(
         "groups": {by: groups[by] for by in ("module", "layer")},
         "matrices": rows,
     }
-
-
-def flat_summary(summary: dict[str, Any]) -> dict[str, float | None]:
-    """A summary with one number per key: the mean as `NAME`, the rest as `NAME_null`, `NAME_rounding_mean` …"""
-    kept = ("null", "excess", "count", "of", *(f"{kind}_{name}" for kind in FURTHER for name in _TRIPLE))
-    flat: dict[str, float | None] = {}
-    for name, entry in summary.items():
-        flat[name] = entry["mean"]
-        flat |= {f"{name}_{key}": entry[key] for key in kept if entry.get(key) is not None}
-    return flat

@@ -15,6 +15,8 @@ from jaxgeom.diagnostics.statistics import FURTHER, STATISTICS, is_counted, spli
 
 Row = dict[str, Any]
 
+_TRIPLE = ("mean", "null", "excess", "count")
+
 LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters")
 """What a row says of its matrix, beside what was measured."""
 
@@ -173,7 +175,9 @@ def curves_of(rows: Sequence[Row], count: int) -> dict[str, Any]:
         over = [[row for row in step if counted or row["group"] == "matrices"] for step in steps]
         found = [summarize(step, key) for step in over]
         z = [mean_of(population(step, key), f"{key}_z", weighted=False) for step in over]
-        lists = {name: [entry[name] for entry in found] for name in ("mean", "median", "count", "null", "excess")}
+        lists: dict[str, Any] = {
+            name: [entry[name] for entry in found] for name in ("mean", "median", "count", "null", "excess")
+        }
         lists["z"] = z
         for name in ("null", "excess", "z"):
             if all(value is None for value in lists[name]):
@@ -222,3 +226,13 @@ def _means(values: np.ndarray, over: np.ndarray) -> list[list[float | None]]:
         [float(total / n) if n else None for total, n in zip(*line, strict=True)]
         for line in zip(sums, counts, strict=True)
     ]
+
+
+def flat_summary(summary: dict[str, Any]) -> dict[str, float | None]:
+    """A summary with one number per key: the mean as `NAME`, the rest as `NAME_null`, `NAME_rounding_mean` …"""
+    kept = ("null", "excess", "count", "of", *(f"{kind}_{name}" for kind in FURTHER for name in _TRIPLE))
+    flat: dict[str, float | None] = {}
+    for name, entry in summary.items():
+        flat[name] = entry["mean"]
+        flat |= {f"{name}_{key}": entry[key] for key in kept if entry.get(key) is not None}
+    return flat
