@@ -27,8 +27,16 @@ CHEAP: tuple[str, ...] = tuple(entry.key for entry in STATISTICS.values() if ent
 FURTHER: tuple[str, ...] = tuple(dict.fromkeys(kind for entry in STATISTICS.values() for kind in entry.further))
 """Kinds of nulls beside the first one: `<name>_<kind>_null`, `_excess`, `_z`."""
 
+KIND_LABELS = {"profile": "scale profile", "permutation": "permuted", "rounding": "rounding null"}
+"""What tables call the nulls beside the first one."""
+
 COMPARED: tuple[str, ...] = tuple(entry.key for entry in STATISTICS.values() if entry.compared)
 """Statistics by which methods are compared."""
+
+HEADLINE: tuple[str, ...] = ("relative_norm", *(
+    entry.key for entry in STATISTICS.values() if entry.headline and entry.key != "relative_norm"
+))  # fmt: skip
+"""Statistics that tables show before every other one: first the size of the update, which the others follow."""
 
 _PART = re.compile(r"[A-Z]{3,}|(?<=_)K$")
 _FAMILIES = {
