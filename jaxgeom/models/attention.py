@@ -173,7 +173,8 @@ def attend_splash(
     The compiler cannot split a kernel; without a mesh every device would work on the whole batch.
 
     Reference:
-        FlashAttention arXiv:2205.14135; `jax.experimental.pallas.ops.tpu.splash_attention`.
+        FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness (arXiv 2205.14135);
+        `jax.experimental.pallas.ops.tpu.splash_attention`.
     """
     time = q.shape[1]
     # Causality hides the padding at the end.

@@ -114,7 +114,8 @@ def rope_frequencies(
     Returns:
         Frequencies, float32 `[head_dim / 2]` in radians per position, and the attention factor (1 but for YaRN).
     Reference:
-        RoPE arXiv:2104.09864; YaRN arXiv:2309.00071.
+        RoFormer: Enhanced Transformer with Rotary Position Embedding (arXiv 2104.09864);
+        YaRN: Efficient Context Window Extension of Large Language Models (arXiv 2309.00071).
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain = (1.0 / np.float32(theta) ** exponents).astype(np.float32)

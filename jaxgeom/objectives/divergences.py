@@ -35,7 +35,7 @@ def reverse_kl(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""Exact `KL(π_θ‖π_T)` at every position: `Σ_v π_θ(v) (log π_θ(v) - log π_T(v))`.
+    """Exact `KL(π_θ‖π_T)` at every position: `Σ_v π_θ(v) (log π_θ(v) - log π_T(v))`.
 
     The student's arguments may be differentiated through; the teacher is detached, as in every function here. The
     gradient is that of the exact sum: it has no sampling noise, unlike the policy gradient of `opd_advantages`.
@@ -73,9 +73,9 @@ def forward_kl(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""Exact `KL(π_T‖π_θ)` at every position: `Σ_v π_T(v) (log π_T(v) - log π_θ(v))`.
+    """Exact `KL(π_T‖π_θ)` at every position: `Σ_v π_T(v) (log π_T(v) - log π_θ(v))`.
 
-    Also science.md's functional distance `KL(π_0‖π)`, with the initial model in the teacher's place.
+    With the initial model in the teacher's place it is the functional distance `KL(π_0‖π)` of a trained model.
     Arguments, result and errors as in `reverse_kl`.
     """
 
@@ -97,9 +97,9 @@ def generalized_jsd(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""Generalized Jensen-Shannon divergence of GKD at every position.
+    """Generalized Jensen-Shannon divergence of GKD at every position.
 
-    .. math:: \beta\,KL(\pi_T\|M) + (1-\beta)\,KL(\pi_\theta\|M), \qquad M = \beta\,\pi_T + (1-\beta)\,\pi_\theta
+        β·KL(π_T‖M) + (1 − β)·KL(π_θ‖M),  M = β·π_T + (1 − β)·π_θ
 
     At β → 0 it is β times the forward KL, at β → 1 it is (1-β) times the reverse KL; at 0.5 the Jensen-Shannon
     divergence, at most log 2. Other arguments and the result as in `reverse_kl`.
@@ -117,7 +117,7 @@ def generalized_jsd(
     Raises:
         ValueError: beta outside (0, 1), or shapes that do not fit.
 
-    Reference: arXiv 2306.13649 (GKD).
+    Reference: On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes (GKD, arXiv 2306.13649).
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(f"generalized_jsd: beta is {beta}; a number strictly between 0 and 1 is needed")
@@ -144,9 +144,9 @@ def teacher_top_k_kl(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""KL between student and teacher on the teacher's k likeliest tokens, both renormalised to them.
+    """KL between student and teacher on the teacher's k likeliest tokens, both renormalised to them.
 
-    .. math:: \tilde\pi(v) = \pi(v) / \sum_{u \in S}\pi(u), \quad S = \text{top-}k(\pi_T)
+        π̃(v) = π(v) / Σ_{u ∈ S} π(u),  S = top-k(π_T)
 
     Mass that the student has outside S is neither seen nor penalised. With k the vocabulary it is the full KL. Other
     arguments and the result as in `reverse_kl`.

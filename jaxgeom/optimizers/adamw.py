@@ -26,8 +26,11 @@ class AdamWSettings:
         b1, b2, eps: Adam's.
         weight_decay: decoupled; multiplied by the learning rate.
         decay: what is decayed: "all" parameters, as PyTorch's default does, or "matrices" only (no norm scales, no
-            biases). A does not say which.
-        clip_norm: the gradient's global norm is clipped to it; None leaves it. A does not say.
+            biases).
+        clip_norm: the gradient's global norm is clipped to it; None leaves it.
+
+    The study that this package reimplements, "On the Geometry of On-Policy Distillation" (arXiv 2606.07082), states
+    neither what it decays nor whether it clips.
 
     Raises:
         UserError: naming the field and its value.
@@ -132,7 +135,7 @@ def adamw(settings: AdamWSettings, steps: int, *, matrices: Any = None) -> optax
     Raises:
         ValueError: steps below 1.
 
-    Reference: arXiv 1711.05101.
+    Reference: Decoupled Weight Decay Regularization (arXiv 1711.05101).
     """
     mask = (matrices if matrices is not None else decayed_by_name) if settings.decay == "matrices" else None
     transform = optax.adamw(

@@ -36,7 +36,8 @@ def project_gradients(bases: Any, side: Side = "right", *, specs: Any = None) ->
     Raises:
         ValueError: at `init`, naming the leaf, where trees or shapes do not fit.
 
-    Reference: arXiv 2606.07082, section 5 (K = 16, right side, V from ΔW at about 20 % of training).
+    Reference: On the Geometry of On-Policy Distillation (arXiv 2606.07082), section 5 (K = 16, right side, V from ΔW at
+        about 20 % of training).
     """
     return _projection(bases, side, specs)
 
@@ -67,9 +68,9 @@ def _projection(bases: Any, side: Side, specs: Any) -> optax.GradientTransformat
         return ProjectionState(own_copy(bases))
 
     def project(leaf: Leaf) -> Array:
-        if leaf.note is None:
+        if leaf.companion is None:
             return leaf.value
-        inside = from_coordinates(to_coordinates(leaf.matrix(), leaf.note, side), leaf.note, side)
+        inside = from_coordinates(to_coordinates(leaf.matrix(), leaf.companion, side), leaf.companion, side)
         return leaf.restore(inside).astype(leaf.value.dtype)
 
     def update(
@@ -121,7 +122,7 @@ def tree_leakage(delta: Any, bases: Any, *, specs: Any = None, side: Side = "rig
     """
 
     def one(leaf: Leaf) -> Array | None:
-        return None if leaf.note is None else leakage(leaf.matrix(), leaf.note, side=side)
+        return None if leaf.companion is None else leakage(leaf.matrix(), leaf.companion, side=side)
 
     return map_leaves(one, delta, bases, specs, name="bases")
 

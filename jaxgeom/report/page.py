@@ -35,7 +35,7 @@ _COLUMN_KINDS = {"null": "nulls", "z": "z-scores"}
 
 
 def write_report(directory: Path) -> Path:
-    """Write DIR/figures/*.svg, DIR/figures/*.png and DIR/report.html from DIR/report.json and DIR/trajectory.json.
+    """Write `DIR/figures/*.svg`, `*.png` and `DIR/report.html` from `DIR/report.json` and `DIR/trajectory.json`.
 
     The page is one file: figures, styles, script and the per-matrix rows are inside it, and it asks for nothing from
     outside. The same input gives the same bytes.

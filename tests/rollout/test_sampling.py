@@ -14,7 +14,7 @@ import pytest
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.rollout.choose import choose_tokens
-from jaxgeom.rollout.sample import _decode, _prefill, bucket_length
+from jaxgeom.rollout.sampling import _decode, _prefill, bucket_length
 
 CONFIG = Qwen3Config(
     vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -174,7 +174,7 @@ def test_draws_follow_the_distribution_exactly(settings):
 
 
 def test_uniforms_of_a_request_are_uniform():
-    from jaxgeom.rollout.sample import _uniforms
+    from jaxgeom.rollout.sampling import _uniforms
 
     values = np.asarray(_uniforms(jnp.arange(200, dtype=jnp.uint32), 50, False))
     assert abs(values.mean() - 0.5) < 0.01 and abs(values.var() - 1 / 12) < 0.003
