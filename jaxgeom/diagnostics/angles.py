@@ -9,7 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from ._layout import gather_matrix, matmul, qr, svd_values, transpose
+from ._decompositions import qr, svd_values
+from ._layout import gather_matrix, matmul, transpose
 from .precision import widen_pair
 from .spectrum import namespace
 from .subspaces import top_subspaces

@@ -13,7 +13,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, svd_values, transpose
+from ._decompositions import svd_values
+from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, transpose
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
 
