@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._decompositions import qr, svd
+from ._sequential import qr, svd
 from ._layout import gather_matrix, matmul, transpose
 from .precision import require_matrix, widen
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ._decompositions import eigh
+from ._sequential import eigh
 from .leaf_matrix import LeafMatrix, block_combine, block_inner, block_squares, spread_columns
 
 GUARD = 8
