@@ -18,7 +18,7 @@ import numpy as np
 
 from ._namespace import as_real, divide, namespace
 from .moments import NullMoments, triple
-from .rounding_cells import RoundingCells, change, moments_of_share, scale_for_density, select
+from .rounding_cells import RoundingCells, change, left_noise, moments_of_share, scale_for_density, select
 from .scale_profile import (  # fmt: skip
     STEPS_PER_OCTAVE,
     ScaleProfile,
@@ -28,6 +28,11 @@ from .scale_profile import (  # fmt: skip
     rounding_table,
 )
 from .storage_grids import BINS
+
+FEW = 3.0
+"""A rounded row with fewer expected changes is often left as it was: its scale has no normal estimate."""
+
+_THIN = 0.1
 
 _SWEEPS = 30
 """Alternations that solve for λ; each takes off at least half of the error."""
@@ -42,6 +47,7 @@ class ProfileCells(NamedTuple):
       drift: bias of the fitted log scale there.
       noise: variance of the fitted log scale.
       fitted: what of the variance of the number of changes is fitted away, `Σ 2λ·Cov − λ²·W`.
+      thin: share of the expected changes that lie in rows, or in columns, with fewer than `FEW` of them.
       size: entries, those without noise too.
       masks: entries of each mask by statistic, `[cells]`.
     """
@@ -51,6 +57,7 @@ class ProfileCells(NamedTuple):
     drift: Any
     noise: Any
     fitted: Any
+    thin: Any
     size: Any
     masks: Mapping[str, Any]
 
@@ -59,6 +66,7 @@ class Levels(NamedTuple):
     """Functions of the noise level averaged over W0's entries, by whole steps above `base`, `[levels]`."""
 
     base: Any
+    chance: Any
     slope: Any
     h: Any
     k: Any
@@ -80,7 +88,7 @@ def averages(cells: RoundingCells, base: Any, count: int, unit: Any) -> Levels:
     scale = xp.ldexp(xp.exp2(as_real(steps, xp) / STEPS_PER_OCTAVE), unit)
     size = cells.counts.sum(-1)
     response = change(cells, scale[:, None])
-    slope = (cells.counts * response.slope).sum(-1) / size
+    chance, slope = ((cells.counts * part).sum(-1) / size for part in (response.probability, response.slope))
 
     def plain() -> Any:
         one = xp.ones_like(slope)
@@ -102,9 +110,17 @@ def averages(cells: RoundingCells, base: Any, count: int, unit: Any) -> Levels:
         for part in (table.slope, bend, table.variance, table.together):
             by_exponent = as_real(part, xp) @ weights.T
             found.append(xp.take_along_axis(by_exponent, place, axis=0).sum(1) / size)
+        if cells.storage == "float16":  # which of its changes are visible depends on the place in the bfloat16 cell
+            found[3] = _in_turn(lambda s: left_noise(cells, s).together, scale) / size
         return tuple(found)
 
-    return Levels(base, slope, *select(cells.is_rounded, rounded, plain))
+    return Levels(base, chance, slope, *select(cells.is_rounded, rounded, plain))
+
+
+def _in_turn(function: Any, values: Any) -> Any:
+    if namespace(values) is np:
+        return np.array([function(value) for value in values])
+    return lax.map(function, values)
 
 
 def _dual(h: Any, row_target: Any, column_target: Any, rows: Any, columns: Any) -> tuple[Any, Any]:
@@ -123,7 +139,9 @@ def _over(a: Any, b: Any) -> Any:
     return xp.where(b > 0, a / xp.where(b > 0, b, xp.ones_like(b)), xp.zeros_like(a))
 
 
-def estimation(levels: Levels, rows: Any, columns: Any, row_counts: Any, column_counts: Any) -> tuple[Any, Any, Any]:
+def estimation(
+    levels: Levels, rows: Any, columns: Any, row_counts: Any, column_counts: Any
+) -> tuple[Any, Any, Any, Any]:
     """Drift and noise of the fitted log scales per level, and what of the variance is fitted away.
 
     Args:
@@ -132,7 +150,7 @@ def estimation(levels: Levels, rows: Any, columns: Any, row_counts: Any, column_
       row_counts, column_counts: how many each stands for; 0 for those without noise.
 
     Returns:
-      `drift`, `noise` `[levels]`, `fitted` `[]`.
+      `drift`, `noise` `[levels]`, `fitted`, `thin` `[]`.
     """
     xp, count = namespace(levels.slope, rows), levels.slope.shape[0]
     place = xp.clip(rows[:, None] + columns[None, :] - levels.base, 0, count - 1)
@@ -159,7 +177,13 @@ def estimation(levels: Levels, rows: Any, columns: Any, row_counts: Any, column_
     drift = _over(per_level(pairs * (row_drift[:, None] + column_drift[None, :])), held)
     alpha, beta = _dual(h, slope @ column_counts, row_counts @ slope, row_counts, column_counts)
     share = alpha[:, None] + beta[None, :]
-    return drift, noise, (pairs * (2 * share * together - share * share * variance)).sum()
+    fitted = (pairs * (2 * share * together - share * share * variance)).sum()
+    changes = levels.chance[place]
+    thin = []
+    for expected, counts in ((changes @ column_counts, row_counts), (row_counts @ changes, column_counts)):
+        few = xp.where(expected < FEW, expected, xp.zeros_like(expected))
+        thin.append(_over((counts * few).sum(), (counts * expected).sum()))
+    return drift, noise, fitted, xp.maximum(*thin)
 
 
 def profile_statistics(cells: ProfileCells, values: Mapping[str, Any], changed: Any) -> dict[str, Any]:
@@ -177,6 +201,8 @@ def profile_statistics(cells: ProfileCells, values: Mapping[str, Any], changed: 
     found: dict[str, Any] = {}
     expected, variance = _changes(cells)
     null = moments_of_share(1 - expected / cells.size, variance, cells.size)
+    guessed = select(cells.cells.is_rounded, lambda: cells.thin > _THIN, lambda: cells.thin < 0)
+    null = null._replace(std=xp.where(guessed, np.nan, null.std))
     for name, value in values.items():
         if name != "sparsity_bf16":
             null = _overlap(cells, cells.masks[name], xp.asarray(changed))

@@ -152,7 +152,7 @@ def count_cells(
     )  # fmt: skip
 
     isotropic = cells_of(counts, eta)
-    drift, noise, fitted = _estimation(isotropic, own, other, sum(lowest), levels, update.unit)
+    drift, noise, fitted, thin = _estimation(isotropic, own, other, sum(lowest), levels, update.unit)
     table = pattern_classes(counts.storage, eta)
     classes, place = np.unique(table.magnitude[members], return_inverse=True)
     merged = np.zeros((classes.size, levels, found.shape[-1]), np.int64)
@@ -166,7 +166,7 @@ def count_cells(
     )  # fmt: skip
     scale = np.ldexp(np.exp2((sum(lowest) + level) / STEPS_PER_OCTAVE), update.unit)
     inside = {name: entries[:, of].sum(-1) for name, of in bits.items()}
-    return ProfileCells(cells, scale, drift[level], noise[level], fitted, np.float64(a.size), inside), permutation
+    return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, np.float64(a.size), inside), permutation
 
 
 def _ends(table: "np.ndarray | tuple") -> tuple:
@@ -181,8 +181,8 @@ def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
 
 def _estimation(
     isotropic: RoundingCells, own: np.ndarray, other: np.ndarray, base: int, levels: int, unit: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Bias and variance of the fitted log scales by level, and what is fitted away; rows of equal level are one."""
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Bias and variance of the fitted log scales by level, and so on; rows of equal level are one."""
     groups = [np.unique(side, return_counts=True) for side in (own, other)]
     steps = [side for side, _ in groups]
     sizes = [np.where(side < levels, held, 0).astype(np.float64) for side, held in groups]
