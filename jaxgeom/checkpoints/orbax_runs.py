@@ -13,7 +13,14 @@ from jaxgeom.errors import UserError
 
 
 def saved_steps(checkpoints: pathlib.Path) -> list[int]:
-    """The steps that a run's `checkpoints` folder holds, ascending."""
+    """The steps that a run's `checkpoints` folder holds, ascending.
+
+    Args:
+        checkpoints: the folder; it need not exist.
+
+    Returns:
+        Steps whose parameters are there.
+    """
     if not checkpoints.is_dir():
         return []
     return sorted(
