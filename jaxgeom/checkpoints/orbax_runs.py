@@ -13,14 +13,7 @@ from jaxgeom.errors import UserError
 
 
 def saved_steps(checkpoints: pathlib.Path) -> list[int]:
-    """The steps that a run's `checkpoints` folder holds, ascending.
-
-    Args:
-        checkpoints: the folder; it need not exist.
-
-    Returns:
-        Steps whose parameters are there.
-    """
+    """The steps that a run's `checkpoints` folder holds, ascending."""
     if not checkpoints.is_dir():
         return []
     return sorted(
