@@ -14,8 +14,8 @@ from jaxgeom.commands.entries import entry_progress
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.comparison.engine import check_pair
 from jaxgeom.comparison.processes import initialize
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
-from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 from jaxgeom.training.functional_distance import NULL, functional_distance
@@ -51,9 +51,9 @@ def compare(
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
         team = initialize() if distributed else None  # before anything touches a device
+        keep_freed_memory(settings.device)
         with team.telling(out) if team is not None else contextlib.nullcontext():
             first, second = open_checkpoint(initial), open_checkpoint(final)
             held = _finished(out)

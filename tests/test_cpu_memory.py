@@ -9,7 +9,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from jaxgeom.host_memory import keep_freed_memory
+from jaxgeom.cpu_memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 import jax, jax.numpy as jnp
