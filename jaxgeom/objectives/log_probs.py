@@ -137,9 +137,9 @@ def token_log_probs(
     return_entropy: bool = False,
     remat: bool = True,
 ) -> Float[Array, "batch time"] | tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
-    r"""Log-probability of every token given those before it, in nats.
+    """Log-probability of every token given those before it, in nats.
 
-    .. math:: \log p(y_t | y_{<t}) = z_{t-1, y_t} - \log \sum_v \exp z_{t-1, v}, \qquad z = h W / \tau
+        log p(y_t | y_{<t}) = z[t − 1, y_t] − log Σ_v exp z[t − 1, v],  z = h W / τ
 
     Computed chunk by chunk along time, each chunk recomputed in the backward pass: the largest intermediate is
     `[batch, chunk, vocab]` in float32, forward and backward. The product is taken in hidden's dtype and accumulated

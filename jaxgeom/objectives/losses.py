@@ -45,9 +45,9 @@ def sft_loss(
     *,
     denominator: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    r"""Cross-entropy over the masked tokens, in nats a token.
+    """Cross-entropy over the masked tokens, in nats a token.
 
-    .. math:: L = -\sum_{b,t} m_{bt} \log p_\theta(y_{bt}) / \sum_{b,t} m_{bt}
+        L = −Σ_{b,t} m_bt log p_θ(y_bt) / Σ_{b,t} m_bt
 
     Args:
         log_probs: `[batch, time]`, of the demonstration's tokens.
@@ -69,7 +69,7 @@ def sft_loss(
 def k3_kl(
     log_probs: Float[Array, "batch time"], reference_log_probs: Float[Array, "batch time"]
 ) -> Float[Array, "batch time"]:
-    r"""Schulman's k3 estimate of `KL(π_θ‖π_ref)` at the sampled tokens: `e^d - d - 1`, `d = log π_ref - log π_θ`.
+    """Schulman's k3 estimate of `KL(π_θ‖π_ref)` at the sampled tokens: `e^d - d - 1`, `d = log π_ref - log π_θ`.
 
     Unbiased for samples of π_θ, never negative, and 0 where the two agree.
 
@@ -99,10 +99,9 @@ def policy_gradient_loss(
     reference_log_probs: Float[Array, "batch time"] | None = None,
     kl_coefficient: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    r"""Clipped policy gradient over the masked tokens.
+    """Clipped policy gradient over the masked tokens.
 
-    .. math:: \rho_t = \pi_\theta(y_t)/\pi_{old}(y_t), \qquad
-              \ell_t = -\min(\rho_t A_t,\ \mathrm{clip}(\rho_t, 1-\epsilon_{low}, 1+\epsilon_{high}) A_t)
+        ρ_t = π_θ(y_t) / π_old(y_t),  ℓ_t = −min(ρ_t·A_t, clip(ρ_t, 1 − ε_low, 1 + ε_high)·A_t)
 
     and `L = Σ m·ℓ / Σ m` ("token", DAPO), the mean over sequences of each one's token mean ("sequence", GRPO's
     paper), or `Σ m·ℓ / (sequences · constant)` ("constant", Dr. GRPO).

@@ -56,10 +56,9 @@ def subspace_adamw(
     decay_mask: Any = None,
     gradients_in_coordinates: bool = False,
 ) -> optax.GradientTransformation:
-    r"""AdamW in the coordinates of a subspace, per matrix.
+    """AdamW in the coordinates of a subspace, per matrix.
 
-    .. math:: c = g V, \quad m, v = \text{moments of } c\ [out, K], \quad
-              W \leftarrow W - \eta\,\bigl(\hat m/(\sqrt{\hat v} + \epsilon) + \lambda\, W V\bigr) V^\top
+        c = g V,  m, v = moments of c [out, K],  W ← W − η·(m̂ / (√v̂ + ε) + λ·W V) Vᵀ
 
     Every update is a matrix times `Vᵀ`, weight decay included, so `ΔW (I - VVᵀ) = 0` to the rounding of W itself.
     Moments take K/in of AdamW's memory. The step depends on the choice of basis of the same subspace, as Adam's

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from jaxgeom.checkpoints import Checkpoint, open_checkpoint
-from jaxgeom.comparison.device import choose_algebra
-from jaxgeom.comparison.scan import require_finite
+from jaxgeom.comparison.algebra.devices import choose_algebra
+from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
 from jaxgeom.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgeom.comparison.learning_rates import LearningRates
+from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.run_directory import read_json_lines
@@ -20,6 +20,9 @@ def run_learning_rates(run: Path, *, initial_step: int = 0) -> LearningRates:
     Args:
         run: The run directory.
         initial_step: The step of the run from which updates are taken.
+
+    Returns:
+        The rates, by step, and where they were found.
 
     Raises:
         UserError: the directory tells neither.

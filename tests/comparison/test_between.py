@@ -9,7 +9,7 @@ from scipy import stats
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs
-from jaxgeom.comparison.between_matrix import independence_nulls, measure_pair
+from jaxgeom.comparison.one_matrix.two_runs import independence_nulls, measure_pair
 from jaxgeom.errors import UserError
 from tests.comparison import disk
 

@@ -87,7 +87,7 @@ def test_a_tiny_rotation_is_measured_to_a_ten_thousandth_of_a_degree(tmp_path):
     angle = np.radians(1e-4)
     turn[np.ix_([2, 40], [2, 40])] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     w1 = q @ turn @ q.T @ w0
-    from jaxgeom.comparison.rotation import angles_from_bases
+    from jaxgeom.comparison.one_matrix.rotation import angles_from_bases
 
     left0, left1 = np.linalg.svd(w0)[0][:, :8], np.linalg.svd(w1)[0][:, :8]
     angles = np.degrees(angles_from_bases(np.asfortranarray(left0), np.asfortranarray(left1)))

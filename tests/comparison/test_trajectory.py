@@ -9,9 +9,9 @@ import pytest
 
 from jaxgeom import diagnostics
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.comparison import CompareSettings, compare, compare_checkpoints, trajectory_checkpoints
-from jaxgeom.comparison import matrix as matrix_module
-from jaxgeom.comparison.learning_rates import LearningRates
+from jaxgeom.comparison.one_matrix import pair as matrix_module
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
 from tests.comparison import disk

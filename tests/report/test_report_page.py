@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import report_examples as examples
 
-from jaxgeom.comparison.report import to_csv_text
+from jaxgeom.comparison.files.report import to_csv_text
 from jaxgeom.errors import UserError
 from jaxgeom.report import page as page_module
 from jaxgeom.report import write_report

@@ -1,0 +1,344 @@
+"""The LAPACK and BLAS routines that SciPy ships, called without the interpreter lock.
+
+SciPy exposes its LAPACK through `scipy.linalg.cython_lapack`, a public C interface that covers routines which
+`scipy.linalg.lapack` does not (`dstedc`, `dormtr`) and that a thread may call while another one runs Python: two
+matrices can be measured side by side. Matrices are Fortran-ordered; functions work in place where they say so.
+"""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import scipy.linalg.cython_blas
+import scipy.linalg.cython_lapack
+
+_capsule_name = ctypes.pythonapi.PyCapsule_GetName
+_capsule_name.restype = ctypes.c_char_p
+_capsule_name.argtypes = [ctypes.py_object]
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+def _routine(module: Any, name: str, argument_count: int) -> Any:
+    capsule = module.__pyx_capi__[name]
+    address = _capsule_pointer(capsule, _capsule_name(capsule))
+    return ctypes.CFUNCTYPE(None, *([ctypes.c_void_p] * argument_count))(address)
+
+
+_dsyrk = _routine(scipy.linalg.cython_blas, "dsyrk", 10)
+_ssyrk = _routine(scipy.linalg.cython_blas, "ssyrk", 10)
+_dgemm = _routine(scipy.linalg.cython_blas, "dgemm", 13)
+_sgemm = _routine(scipy.linalg.cython_blas, "sgemm", 13)
+_ssymm = _routine(scipy.linalg.cython_blas, "ssymm", 12)
+_ssymv = _routine(scipy.linalg.cython_blas, "ssymv", 10)
+_dsytrd = _routine(scipy.linalg.cython_lapack, "dsytrd", 10)
+_ssytrd = _routine(scipy.linalg.cython_lapack, "ssytrd", 10)
+_dsterf = _routine(scipy.linalg.cython_lapack, "dsterf", 4)
+_ssterf = _routine(scipy.linalg.cython_lapack, "ssterf", 4)
+_dstedc = _routine(scipy.linalg.cython_lapack, "dstedc", 11)
+_dstemr = _routine(scipy.linalg.cython_lapack, "dstemr", 21)
+_dstebz = _routine(scipy.linalg.cython_lapack, "dstebz", 18)
+_dstein = _routine(scipy.linalg.cython_lapack, "dstein", 13)
+_dormtr = _routine(scipy.linalg.cython_lapack, "dormtr", 13)
+_sormtr = _routine(scipy.linalg.cython_lapack, "sormtr", 13)
+_dgesdd = _routine(scipy.linalg.cython_lapack, "dgesdd", 14)
+
+
+def _int(value: int) -> Any:
+    return ctypes.byref(ctypes.c_int(value))
+
+
+def _char(value: str) -> Any:
+    return ctypes.byref(ctypes.c_char(value.encode()))
+
+
+def _check(name: str, info: ctypes.c_int) -> None:
+    if info.value != 0:
+        raise ArithmeticError(f"LAPACK {name} reports info = {info.value}")
+
+
+def add_gram(gram: np.ndarray, rows: np.ndarray) -> None:
+    """`gram += rowsᵀ rows`, upper triangle of the Fortran-ordered `gram [p, p]` only; `rows [r, p]` in either order."""
+    count, size = rows.shape
+    real, routine = (ctypes.c_double, _dsyrk) if gram.dtype == np.float64 else (ctypes.c_float, _ssyrk)
+    if rows.dtype != gram.dtype:
+        raise ValueError(f"rows of dtype {rows.dtype} do not add to a Gram matrix of dtype {gram.dtype}")
+    one = ctypes.byref(real(1.0))
+    if rows.flags.c_contiguous:
+        form, step = _char("N"), size
+    elif rows.flags.f_contiguous:
+        form, step = _char("T"), count
+    else:
+        rows, form, step = np.ascontiguousarray(rows), _char("N"), size
+    size_, count_ = _int(size), _int(count)
+    routine(_char("U"), form, size_, count_, one, rows.ctypes.data, _int(step), one, gram.ctypes.data, size_)
+
+
+def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`left @ right` for two matrices of one dtype, each C- or Fortran-ordered; the result is Fortran-ordered."""
+    (rows, inner), columns = left.shape, right.shape[1]
+    out = np.empty((rows, columns), left.dtype, order="F")
+    if 0 in (rows, inner, columns):
+        out[:] = 0
+        return out
+    real, routine = (ctypes.c_double, _dgemm) if left.dtype == np.float64 else (ctypes.c_float, _sgemm)
+
+    def form(array: np.ndarray) -> tuple[np.ndarray, Any, Any]:
+        if array.flags.f_contiguous:
+            return array, _char("N"), _int(max(1, array.shape[0]))
+        array = np.ascontiguousarray(array)
+        return array, _char("T"), _int(max(1, array.shape[1]))
+
+    left, left_form, left_step = form(left)
+    right, right_form, right_step = form(right)
+    routine(
+        left_form,
+        right_form,
+        _int(rows),
+        _int(columns),
+        _int(inner),
+        ctypes.byref(real(1.0)),
+        left.ctypes.data,
+        left_step,
+        right.ctypes.data,
+        right_step,
+        ctypes.byref(real(0.0)),
+        out.ctypes.data,
+        _int(rows),
+    )
+    return out
+
+
+def symmetric_multiply(upper: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Product of a symmetric float32 matrix with `[p]` or `[p, k]`; its upper triangle is read (Fortran-ordered)."""
+    size, one, zero, step = upper.shape[0], ctypes.byref(ctypes.c_float(1)), ctypes.byref(ctypes.c_float(0)), _int(1)
+    vectors = np.asfortranarray(vectors, np.float32)
+    out, rows, data = np.empty_like(vectors), _int(size), upper.ctypes.data
+    if vectors.ndim == 1:
+        _ssymv(_char("U"), rows, one, data, rows, vectors.ctypes.data, step, zero, out.ctypes.data, step)
+        return out
+    _ssymm(
+        _char("L"), _char("U"), rows, _int(vectors.shape[1]), one, data, rows, vectors.ctypes.data, rows, zero,
+        out.ctypes.data, rows,
+    )  # fmt: skip
+    return out
+
+
+def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Householder form of a symmetric matrix (upper triangle, overwritten), float64 or float32.
+
+    Diagonal, off-diagonal, reflector scales, in its dtype.
+    """
+    size, dtype = matrix.shape[0], matrix.dtype
+    name, routine = ("dsytrd", _dsytrd) if dtype == np.float64 else ("ssytrd", _ssytrd)
+    diagonal, off, tau = np.empty(size, dtype), np.empty(max(size - 1, 1), dtype), np.empty(max(size - 1, 1), dtype)
+    work = np.empty(max(1, size * 64), dtype)
+    info = ctypes.c_int()
+    routine(
+        _char("U"),
+        _int(size),
+        matrix.ctypes.data,
+        _int(size),
+        diagonal.ctypes.data,
+        off.ctypes.data,
+        tau.ctypes.data,
+        work.ctypes.data,
+        _int(work.size),
+        ctypes.byref(info),
+    )
+    _check(name, info)
+    return diagonal, off, tau
+
+
+def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
+    """All eigenvalues, ascending, of a symmetric tridiagonal matrix, in its dtype."""
+    values, off = diagonal.copy(), off.copy()
+    name, routine = ("dsterf", _dsterf) if values.dtype == np.float64 else ("ssterf", _ssterf)
+    info = ctypes.c_int()
+    routine(_int(values.size), values.ctypes.data, off.ctypes.data, ctypes.byref(info))
+    _check(name, info)
+    return values
+
+
+def symmetric_values(matrix: np.ndarray) -> np.ndarray:
+    """All eigenvalues, ascending, of a symmetric matrix, float64 or float32.
+
+    Its upper triangle is read (Fortran-ordered); the matrix is overwritten.
+    """
+    diagonal, off, _ = tridiagonalize(matrix)
+    return tridiagonal_values(diagonal, off)
+
+
+def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and vectors `[p, count]` of the `count` largest, ascending; all eigenvalues where they come along.
+
+    Divide and conquer when a good part is asked for, else relatively robust representations on the wanted part.
+    """
+    size = diagonal.size
+    info = ctypes.c_int()
+    if count * 6 >= size or size < 64:
+        values, scratch = diagonal.copy(), np.append(off[: size - 1], 0.0)
+        vectors = np.empty((size, size), order="F")
+        work = np.empty(1 + 4 * size + size * size)
+        integers = np.empty(3 + 5 * size, np.intc)
+        _dstedc(
+            _char("I"),
+            _int(size),
+            values.ctypes.data,
+            scratch.ctypes.data,
+            vectors.ctypes.data,
+            _int(size),
+            work.ctypes.data,
+            _int(work.size),
+            integers.ctypes.data,
+            _int(integers.size),
+            ctypes.byref(info),
+        )
+        _check("dstedc", info)
+        return values, vectors[:, size - count :]
+    scratch_diagonal, scratch_off = diagonal.copy(), np.append(off[: size - 1], 0.0)
+    found, wanted = ctypes.c_int(), np.empty(size)
+    vectors = np.empty((size, count), order="F")
+    support = np.empty(2 * count, np.intc)
+    work, integers = np.empty(18 * size), np.empty(10 * size, np.intc)
+    zero = ctypes.byref(ctypes.c_double(0.0))
+    _dstemr(
+        _char("V"),
+        _char("I"),
+        _int(size),
+        scratch_diagonal.ctypes.data,
+        scratch_off.ctypes.data,
+        zero,
+        zero,
+        _int(size - count + 1),
+        _int(size),
+        ctypes.byref(found),
+        wanted.ctypes.data,
+        vectors.ctypes.data,
+        _int(size),
+        _int(count),
+        support.ctypes.data,
+        ctypes.byref(ctypes.c_int(1)),
+        work.ctypes.data,
+        _int(work.size),
+        integers.ctypes.data,
+        _int(integers.size),
+        ctypes.byref(info),
+    )
+    _check("dstemr", info)
+    return wanted[:count], vectors
+
+
+def tridiagonal_few_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` largest eigenvalues, ascending, and their vectors `[p, count]`, for a tridiagonal matrix (float64)
+    whose entries have single precision: bisection to 1e-10 of the largest value, then inverse iteration.
+    """
+    if count * 6 >= diagonal.size or diagonal.size < 64:
+        values, vectors = tridiagonal_top_vectors(diagonal, off, count)
+        return values[-count:], vectors
+    size, info, real = diagonal.size, ctypes.c_int(), ctypes.c_double
+    off = np.append(off[: size - 1], 0.0)
+    reach = float(np.abs(diagonal).max(initial=0.0) + 2 * np.abs(off).max(initial=0.0))
+    values, work, zero = np.empty(size), np.empty(5 * size), ctypes.byref(real(0.0))
+    found, blocks, integers = ctypes.c_int(), ctypes.c_int(), np.empty(3 * size, np.intc)
+    block, split = np.empty(size, np.intc), np.empty(size, np.intc)
+    _dstebz(
+        _char("I"),
+        _char("B"),
+        _int(size),
+        zero,
+        zero,
+        _int(size - count + 1),
+        _int(size),
+        ctypes.byref(real(1e-10 * reach)),
+        diagonal.ctypes.data,
+        off.ctypes.data,
+        ctypes.byref(found),
+        ctypes.byref(blocks),
+        values.ctypes.data,
+        block.ctypes.data,
+        split.ctypes.data,
+        work.ctypes.data,
+        integers.ctypes.data,
+        ctypes.byref(info),
+    )
+    _check("dstebz", info)
+    vectors, failed = np.empty((size, found.value), order="F"), np.empty(size, np.intc)
+    _dstein(
+        _int(size),
+        diagonal.ctypes.data,
+        off.ctypes.data,
+        _int(found.value),
+        values.ctypes.data,
+        block.ctypes.data,
+        split.ctypes.data,
+        vectors.ctypes.data,
+        _int(size),
+        work.ctypes.data,
+        integers.ctypes.data,
+        failed.ctypes.data,
+        ctypes.byref(info),
+    )
+    _check("dstein", info)
+    order = np.argsort(values[: found.value], kind="stable")
+    return values[order], vectors[:, order]
+
+
+def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Vectors of the tridiagonal form turned into those of the original matrix (in place; Fortran-ordered `[p, k]`).
+
+    In the dtype of the reflectors.
+    """
+    vectors = np.asfortranarray(vectors, reflectors.dtype)
+    name, routine = ("dormtr", _dormtr) if vectors.dtype == np.float64 else ("sormtr", _sormtr)
+    size, count = vectors.shape
+    work = np.empty(max(1, count * 64) + 64 * 65, vectors.dtype)
+    info = ctypes.c_int()
+    routine(
+        _char("L"),
+        _char("U"),
+        _char("N"),
+        _int(size),
+        _int(count),
+        reflectors.ctypes.data,
+        _int(size),
+        tau.ctypes.data,
+        vectors.ctypes.data,
+        _int(size),
+        work.ctypes.data,
+        _int(work.size),
+        ctypes.byref(info),
+    )
+    _check(name, info)
+    return vectors
+
+
+def singular_values(matrix: np.ndarray) -> np.ndarray:
+    """All singular values, descending, by the bidiagonal route (`dgesdd`), which keeps those near `eps·σ₁`."""
+    matrix = np.array(matrix, np.float64, order="F")
+    rows, columns = matrix.shape
+    values = np.empty(min(rows, columns))
+    smaller, larger = min(rows, columns), max(rows, columns)
+    work = np.empty(3 * smaller + max(larger, 7 * smaller) + 64 * (rows + columns))
+    integers = np.empty(8 * smaller, np.intc)
+    info = ctypes.c_int()
+    unused = np.empty(1)
+    _dgesdd(
+        _char("N"),
+        _int(rows),
+        _int(columns),
+        matrix.ctypes.data,
+        _int(rows),
+        values.ctypes.data,
+        unused.ctypes.data,
+        _int(1),
+        unused.ctypes.data,
+        _int(1),
+        work.ctypes.data,
+        _int(work.size),
+        integers.ctypes.data,
+        ctypes.byref(info),
+    )
+    _check("dgesdd", info)
+    return values

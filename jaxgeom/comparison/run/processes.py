@@ -1,0 +1,199 @@
+"""Several processes at one comparison: who measures what, and how they meet again.
+
+They share the output folder. Each process measures its share and appends the rows to a journal of its own; when all
+have finished, each reads all journals and has the whole report, which process 0 writes. They meet by small status files
+in that folder rather than by a collective: a process may be done hours before another, collectives time out earlier
+than that, and a file carries the message of a process that failed to all the others.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxgeom.comparison.files.population import Part
+from jaxgeom.comparison.run.journal import ProcessFailed, is_resumable
+from jaxgeom.errors import UserError
+from jaxgeom.files import write_atomically
+
+PATIENCE = 3600.0
+"""Seconds without a sign of any other process after which waiting ends with an error."""
+
+_INTERVAL = 0.2
+_LAG = 60.0
+_SPREAD = 1 << 30
+
+
+def share(parts: Sequence[Part], index: int, count: int) -> list[Part]:
+    """The parts that process `index` of `count` measures, in their order.
+
+    The costliest part left goes to the process with the least to do. The division depends on the parts alone, not on
+    what a journal holds: processes that read a shared folder at different moments must not disagree.
+    """
+    cost = [part.size * (min(part.shape) if part.is_matrix else 1) for part in parts]
+    load, mine = [0] * count, set()
+    for place in sorted(range(len(parts)), key=lambda i: (-cost[i], i)):
+        process = load.index(min(load))
+        load[process] += cost[place]
+        if process == index:
+            mine.add(place)
+    return [part for place, part in enumerate(parts) if place in mine]
+
+
+def initialize() -> "Team | None":
+    """Joins the other processes by `jax.distributed`, to be called before anything that touches a device.
+
+    TPU pods, SLURM, MPI and Kubernetes are detected; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say who is who.
+
+    Returns:
+        The team, or None where this is the only process.
+
+    Raises:
+        UserError: the other processes could not be found.
+    """
+    if not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"--distributed: {error} (start on a TPU pod, under SLURM or MPI, or set JAX_COORDINATOR_ADDRESS, "
+                "JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
+            ) from error
+    return Team.here() if jax.process_count() > 1 else None
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    return int(value) if value else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Team:
+    """The processes of one run of a comparison.
+
+    Attributes:
+        index: this process.
+        count: number of processes.
+        run: a number that tells this run's status files from those of an earlier one.
+        patience: seconds without a sign of the others after which waiting ends.
+    """
+
+    index: int
+    count: int
+    run: int
+    patience: float = PATIENCE
+
+    @staticmethod
+    def here(*, patience: float = PATIENCE) -> "Team":
+        """The processes that `jax.distributed` has joined; called by all of them."""
+        run = multihost_utils.broadcast_one_to_all(np.int32(secrets.randbelow(_SPREAD)))
+        return Team(jax.process_index(), jax.process_count(), int(run), patience)
+
+    def share(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts that this process measures."""
+        return share(parts, self.index, self.count)
+
+    def tell(self, folder: pathlib.Path, state: str, **more: Any) -> None:
+        """Writes this process's status: `measuring`, `finished`, `gathered` or `failed`."""
+        write_atomically(self._path(folder, self.index), json.dumps({"run": self.run, "state": state, **more}))
+
+    @contextlib.contextmanager
+    def telling(self, folder: pathlib.Path) -> Iterator[None]:
+        """Within it an error of this process reaches the others, who then stop too."""
+        try:
+            yield
+        except ProcessFailed:
+            raise
+        except BaseException as error:
+            keep = is_resumable(error)
+            with contextlib.suppress(OSError):  # on a full disk the others notice by their patience
+                self.tell(folder, "failed", message=str(error) or type(error).__name__, keep=keep)
+            raise
+
+    def check(self, folder: pathlib.Path) -> None:
+        """Raises ProcessFailed where another process has failed."""
+        for index in range(self.count):
+            status = self._status(folder, index)
+            if index != self.index and status.get("state") == "failed":
+                raise ProcessFailed(f"process {index} failed: {status['message']}", status["keep"])
+
+    def wait(self, folder: pathlib.Path, *states: str) -> None:
+        """Waits until every process is in one of the states.
+
+        Raises:
+            ProcessFailed: one failed, or for `patience` seconds no process gave a sign.
+        """
+        seen, since = None, time.monotonic()
+        while True:
+            self.check(folder)
+            late = [i for i in range(self.count) if self._status(folder, i).get("state") not in states]
+            if not late:
+                return
+            signs = _signs(folder)
+            if signs != seen:
+                seen, since = signs, time.monotonic()
+            elif time.monotonic() - since > self.patience:
+                raise ProcessFailed(
+                    f"{folder}: no sign of process {', '.join(map(str, late))} for {self.patience:g} s; do all "
+                    "processes share this directory? What was measured is kept, the same command goes on",
+                    keep=True,
+                )
+            time.sleep(_INTERVAL)
+
+    def until_complete(self, folder: pathlib.Path, load: Callable[[], Any], missing: Callable[[], list[str]]) -> None:
+        """Reads the journals until they hold every part; a network file system may show the last rows late.
+
+        Raises:
+            ProcessFailed: rows are missing after a minute.
+        """
+        start = time.monotonic()
+        while True:
+            load()
+            names = missing()
+            if not names:
+                return
+            if time.monotonic() - start > min(_LAG, self.patience):
+                raise ProcessFailed(
+                    f"{folder}: all processes have finished, but {len(names)} rows ({names[0]}, …) are not there; "
+                    "is the directory shared?",
+                    keep=True,
+                )
+            time.sleep(_INTERVAL)
+
+    def tidy(self, folder: pathlib.Path) -> None:
+        """Removes the status files of all processes."""
+        for path in folder.glob(".process.*.json"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, folder: pathlib.Path, index: int) -> pathlib.Path:
+        return folder / f".process.{index}.json"
+
+    def _status(self, folder: pathlib.Path, index: int) -> dict[str, Any]:
+        """Status of a process in this run, empty where it has not told any."""
+        try:
+            status = json.loads(self._path(folder, index).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return status if status.get("run") == self.run else {}
+
+
+def _signs(folder: pathlib.Path) -> list[tuple[str, int, int]]:
+    """What changes in the folder while anybody works."""
+    found = []
+    for path in sorted([*folder.glob(".partial*.jsonl"), *folder.glob(".process.*.json")]):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        found.append((path.name, stat.st_size, stat.st_mtime_ns))
+    return found

@@ -1,0 +1,78 @@
+"""A statistic beside its null: mean and deviation there, the excess over the mean, the excess in deviations."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._namespace import namespace
+
+
+class NullMoments(NamedTuple):
+    """A statistic under its null.
+
+    Attributes:
+      mean: expectation.
+      std: standard deviation; NaN where it is not known.
+    """
+
+    mean: Any
+    std: Any
+
+
+def excess(value: Any, null: NullMoments) -> Any:
+    """Observed value minus its expectation under the null.
+
+    Args:
+      value: the statistic, any shape.
+      null: its moments, same shape.
+
+    Returns:
+      Array of that shape, of the namespace of the arguments.
+    """
+    xp = namespace(value, null)
+    return xp.asarray(value) - xp.asarray(null.mean)
+
+
+def z_score(value: Any, null: NullMoments) -> Any:
+    """Excess in standard deviations of the null.
+
+    Args:
+      value: the statistic, any shape.
+      null: its moments, same shape.
+
+    Returns:
+      Array of that shape. Where the null is a point (std 0) it is 0 at that point and NaN elsewhere; NaN where the
+      deviation is not known.
+
+    >>> z_score(np.array([0.7, 0.5, 0.7]), NullMoments(np.array([0.5, 0.5, 0.5]), np.array([0.1, 0.0, 0.0]))).round(9)
+    array([ 2.,  0., nan])
+    """
+    xp = namespace(value, null)
+    beyond, std = excess(value, null), xp.asarray(null.std)
+    spread = xp.where(std > 0, std, xp.ones_like(std))
+    at_point = xp.where((std == 0) & (beyond == 0), xp.zeros_like(beyond), xp.full_like(beyond, np.nan))
+    return xp.where((std > 0) & (std < np.inf), beyond / spread, at_point)
+
+
+def triple(key: str, value: Any, null: NullMoments, kind: str = "") -> dict[str, Any]:
+    """A statistic with what is reported beside it.
+
+    Args:
+      key: name of the statistic.
+      value: the statistic, any shape; NaN where it is undefined.
+      null: its moments, same shape; NaN where there are none.
+      kind: tells further nulls of one statistic apart from its first, such as `_profile`.
+
+    Returns:
+      `{key, key + kind + "_null", key + kind + "_excess", key + kind + "_z"}`; the excess is value − null exactly.
+
+    >>> triple("x", 3.0, NullMoments(1.0, 2.0), "_profile")["x_profile_z"].item()
+    1.0
+    """
+    xp = namespace(value, null)
+    return {
+        key: xp.asarray(value),
+        f"{key}{kind}_null": xp.asarray(null.mean),
+        f"{key}{kind}_excess": excess(value, null),
+        f"{key}{kind}_z": z_score(value, null),
+    }
