@@ -1,41 +1,85 @@
-"""The allocator's settings, seen from outside: the pages that the kernel hands out while a program runs again."""
+"""The allocator's settings: on CPU runs alone, and what they do to memory that is given back."""
 
-import os
-import statistics
+import ctypes
 import subprocess
 import sys
 
+import jax
 import pytest
 
-PROGRAM = """
-import resource, sys
+from jaxgeom import cpu_memory
 from jaxgeom.cpu_memory import keep_freed_memory
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
-import jax, jax.numpy as jnp
 
-@jax.jit
-def products(x):  # an intermediate of 128 MiB
-    return (x @ x.T) @ x
+PROGRAM = """
+import ctypes
+from jaxgeom.cpu_memory import keep_freed_memory
 
-x = jnp.full((5792, 128), 1e-3)
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    before = faults()
-    products(x).block_until_ready()
-    print(faults() - before)
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def still_held(size=64 << 20):
+    before, block = resident(), libc.malloc(size)
+    libc.memset(block, 1, size)
+    libc.free(block)
+    return (resident() - before) >> 20
+
+print(still_held())
+assert keep_freed_memory("cpu")
+print(still_held())
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
-def test_scratch_memory_is_not_asked_for_again():
-    def faults(mode: str) -> list[int]:
-        one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True, env=one_device
-        )
-        return [int(line) for line in done.stdout.split()]
+def test_a_freed_block_stays_with_the_process():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    given_back, kept = map(int, done.stdout.split())
+    assert given_back < 8 and kept > 56  # MiB, of a block of 64
 
-    pages = 2**27 // 4096
-    # The heap grows in the first calls, up to seven of them; without the settings every call gets its pages anew.
-    assert statistics.median(faults("kept")[10:]) < pages / 20 and min(faults("default")) > pages / 2
+
+class Allocator:
+    """Stands for the C library: takes every setting and notes it."""
+
+    def __init__(self) -> None:
+        self.settings: dict[int, int] = {}
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        self.settings[parameter] = value
+        return 1
+
+
+@pytest.fixture
+def allocator(monkeypatch):
+    found = Allocator()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: found)
+    monkeypatch.setattr(sys, "platform", "linux")
+    dispatch = jax.config.jax_cpu_enable_async_dispatch  # pyright: ignore[reportAttributeAccessIssue]
+    yield found
+    jax.config.update("jax_cpu_enable_async_dispatch", dispatch)
+
+
+@pytest.mark.parametrize(
+    ("device", "platform", "kept"),
+    [
+        ("auto", "cpu", True),
+        ("auto", "gpu", False),
+        ("auto", "tpu", False),
+        ("cpu", "gpu", True),
+        ("gpu", "cpu", False),
+    ],
+)
+def test_memory_is_kept_on_cpu_runs_alone(allocator, monkeypatch, device, platform, kept):
+    monkeypatch.setattr(cpu_memory, "platform_of", lambda place: platform)
+    assert keep_freed_memory(device) is kept
+    assert bool(allocator.settings) is kept
+    if kept:  # no mapping of its own for a large block, nothing trimmed
+        assert allocator.settings[-4] == 0 and allocator.settings[-1] == -1
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_freed_memory("cpu")

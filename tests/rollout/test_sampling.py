@@ -16,6 +16,7 @@ from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.rollout import SamplingSettings, cpu_parts, sample, sampling
 from jaxgeom.rollout.choose import choose_tokens
 from jaxgeom.rollout.sampling import _decode, _prefill, _uniforms, bucket_length
+from tests.tiny import tiny_params
 
 CONFIG = Qwen3Config(
     vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -29,9 +30,7 @@ SCORER = 1e-4
 
 @pytest.fixture(scope="module")
 def params():
-    model = Qwen3(CONFIG)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)
+    return jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, tiny_params(CONFIG))
 
 
 @pytest.fixture(scope="module", params=[None, "cpu"], ids=["general", "cpu"])
@@ -80,7 +79,7 @@ KINDS = {
 @pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("bias", 3), ("experts", 4)])
 def test_every_kind_decodes_in_columns_as_the_scorer(kind, rows):
     model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), platform="cpu")
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = tiny_params(model.config, seed=1)
     rng = np.random.default_rng(6)
     # Every parameter off its start: a scale or bias that decoding forgets would show.
     params = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), params)
