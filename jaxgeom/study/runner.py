@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxgeom import __version__
-from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.between import flat_summary
 from jaxgeom.data import arithmetic
@@ -26,7 +26,7 @@ from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.study.matched import at_relative_norm, at_step
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.seeds import mean_interval, over_seeds
-from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, saved_steps, train, wilson_interval
+from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, train, wilson_interval
 from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines
 from jaxgeom.training.settings import to_json
 
