@@ -10,26 +10,19 @@ import numpy as np
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.devices import Algebra
 from jaxgeom.comparison.algebra.matrix import MatrixForm
-from jaxgeom.comparison.files.population import MODULES, Part
+from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import SCHEMA, to_csv_text, to_json_text, version
-from jaxgeom.comparison.files.summary import summarize
+from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
-from jaxgeom.comparison.one_matrix.two_runs import MASK_STATISTICS, STATISTICS, measure_pair
+from jaxgeom.comparison.one_matrix.two_runs import measure_pair
 from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-
-NULL_FORMS = {
-    "<overlap>_null": "closed: masks of the observed sizes laid at random (hypergeometric)",
-    "<overlap>_rounding_null": "closed: two independent rounded Gaussian updates of the observed densities",
-    "<overlap>_excess, <overlap>_z": "over the rounding null; over independence where a density of 0 or 1 leaves none",
-    "orthogonal_share": "closed: 1 - 1/(mn)",
-    "subspace_similarity": "closed: K/n",
-}
 
 
 def between_runs(
@@ -64,9 +57,9 @@ def between_runs(
             they share, and process 0 writes the report there.
 
     Returns:
-        The content of `report.json`: per statistic mean, median, count, `null` (independence), for masks
-        `rounding_null`, and `excess` in `summary` and in `groups` per module and layer; `coverage`, `settings`, and the
-        rows in `matrices`.
+        The content of `report.json`: per statistic mean, median, `null` (for masks, of independence), `excess` and
+        count, for masks also `rounding_mean`, `rounding_null`, `rounding_excess` and `rounding_count`, in `summary` and
+        in `groups` per module and layer; `coverage`, `settings`, and the rows in `matrices`.
 
     Raises:
         UserError: mismatched or non-finite weights, no matrix to measure, a folder that holds something else,
@@ -103,45 +96,16 @@ def _report(
     rows: Sequence[dict[str, Any]], origin: Reader, inputs: dict[str, Any], measured: dict[str, Any], command: str
 ) -> dict[str, Any]:
     everything = sum(origin[name].size for name in origin)
-    coverage = {}
-    for name in STATISTICS:
-        defined = [row for row in rows if row[name] is not None]
-        share = sum(row["parameters"] for row in defined) / everything
-        coverage[name] = {"parameters": share, "matrices": len(defined)}
-    modules = sorted({row["module"] for row in rows}, key=lambda m: MODULES.index(m) if m in MODULES else len(MODULES))
-    layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
+    groups = groups_of(rows)
     return {
         "schema": SCHEMA,
         "kind": "between",
         "version": version(),
         "command": command,
         "inputs": inputs,
-        "settings": measured | {"null_forms": NULL_FORMS},
-        "coverage": coverage,
-        "summary": _summary(rows),
-        "groups": {
-            "module": {module: _summary([row for row in rows if row["module"] == module]) for module in modules},
-            "layer": {str(layer): _summary([row for row in rows if row["layer"] == layer]) for layer in layers},
-        },
+        "settings": measured | {"null_forms": null_forms("between", measured["suite"])},
+        "coverage": coverage_of(rows, (), everything),
+        "summary": summary_of(rows),
+        "groups": {by: groups[by] for by in ("module", "layer")},
         "matrices": rows,
     }
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    table = {}
-    for name in ("density_a", "density_b", *STATISTICS):
-        table[name] = summarize(rows, name, weighted=False)
-        if name in MASK_STATISTICS:
-            table[name]["rounding_null"] = summarize(rows, f"{name}_rounding_null", weighted=False)["mean"]
-    return table
-
-
-def flat_summary(summary: dict[str, Any]) -> dict[str, float | None]:
-    """A summary with one number per key: the mean as `NAME`, then `NAME_null`, `NAME_rounding_null`, `NAME_excess`."""
-    flat: dict[str, float | None] = {}
-    for name, entry in summary.items():
-        flat[name] = entry["mean"]
-        flat |= {
-            f"{name}_{key}": entry[key] for key in ("null", "rounding_null", "excess") if entry.get(key) is not None
-        }
-    return flat

@@ -11,7 +11,8 @@ from jaxgeom.comparison.algebra.devices import Algebra
 from jaxgeom.comparison.algebra.matrix import MatrixForm
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import to_json_text, version
-from jaxgeom.comparison.one_matrix.along_run import RATE_STATISTICS, SPECTRAL_STATISTICS, STATISTICS, MatrixTrajectory
+from jaxgeom.comparison.files.summary import curve_coverage, curves_of, similarity_of
+from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.scan import ElementTotals, require_finite
 from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
@@ -19,22 +20,9 @@ from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-
-NULL_FORMS = {
-    "stable_rank, hill": "closed: isotropic update of the same shape",
-    "stable_rank_bf16, sim_to_final_bf16": "precision null: the final direction at each norm, in bfloat16",
-    "sim_to_final": "random walk of independent increments of the observed norms (sampled once per shape)",
-    "sim_disjoint": "closed: K/n",
-    "sparsity_bf16": "closed: isotropic update of equal norm, rounded",
-    "drift_ratio": "closed: 1, independent increments",
-    "path_cosine, cosine_to_rest": "closed: 0",
-    "lr_diffusion_ratio": "1 by definition: steps of size lr per entry that add up at random, lr·√T",
-    "lr_drift_ratio": "1 by definition: steps of size lr per entry, all one way, lr·T",
-    "nss, angle_*_mean_deg": "those of a comparison of W_t with W0",
-    "<name>_z": "excess over the null's standard deviation; none for precision nulls, lr ratios and one increment",
-}
 
 
 def trajectory_checkpoints(
@@ -135,78 +123,12 @@ def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: Comp
     return {"sparsity_bf16": values, "digests": digests}
 
 
-def _column(rows: Sequence[dict[str, Any]], key: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    held = [(row[key][index], row["parameters"]) for row in rows if row.get(key) and row[key][index] is not None]
-    return np.array([value for value, _ in held], float), np.array([weight for _, weight in held], float)
-
-
-def _curve(
-    rows: Sequence[dict[str, Any]], key: str, count: int, *, weighted: bool, median: bool = False
-) -> list[float | None]:
-    result: list[float | None] = []
-    for index in range(count):
-        values, weights = _column(rows, key, index)
-        if not values.size:
-            result.append(None)
-        elif median:
-            result.append(float(np.median(values)))
-        else:
-            result.append(float(np.average(values, weights=weights if weighted else None)))
-    return result
-
-
-def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The statistics that were measured, in order: those along every trajectory, then what was asked for beyond."""
-    beyond = [name for name in (*RATE_STATISTICS, *SPECTRAL_STATISTICS) if any(name in row for row in rows)]
-    return [*STATISTICS, *beyond]
-
-
-def _summary(rows: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
-    matrices = [row for row in rows if row["group"] == "matrices"]
-    table = {}
-    for name in _measured(rows):
-        counted = name.startswith("sparsity")
-        over = rows if counted else matrices
-        mean, null = _curve(over, name, count, weighted=counted), _curve(over, f"{name}_null", count, weighted=counted)
-        both = [row for row in over if row.get(f"{name}_null")]
-        own = _curve(both, name, count, weighted=counted)
-        excess = [None if a is None or b is None else a - b for a, b in zip(own, null, strict=True)]
-        z = _curve(over, f"{name}_z", count, weighted=False)
-        has_null = any(value is not None for value in null)
-        table[name] = {
-            "mean": mean,
-            "median": _curve(over, name, count, weighted=False, median=True),
-            "null": null if has_null else None,
-            "excess": excess if has_null else None,
-            "z": z if any(value is not None for value in z) else None,
-        }
-    return table
-
-
-def _mean_matrix(tables: Sequence[list[list[float | None]]], count: int) -> list[list[float | None]]:
-    mean: list[list[float | None]] = [[None] * count for _ in range(count)]
-    for s in range(count):
-        for t in range(count):
-            values = [value for table in tables if (value := table[s][t]) is not None]
-            mean[s][t] = float(np.mean(values)) if values else None
-    return mean
-
-
 def _result(
     rows: Sequence[dict[str, Any]], initial: Reader, steps: list[int], inputs: dict[str, Any],
     described: dict[str, Any], command: str,
 ) -> dict[str, Any]:  # fmt: skip
     matrices = [row for row in rows if row["group"] == "matrices"]
     total = sum(initial[name].size for name in initial)
-    coverage = {}
-    for name in _measured(rows):
-        held = [row for row in rows if any(value is not None for value in row.get(name) or [])]
-        share = sum(row["parameters"] for row in held) / total if total else 0.0
-        coverage[name] = {"parameters": share, "matrices": sum(1 for row in held if row["group"] == "matrices")}
-    similarity = {
-        kind: _mean_matrix([row["similarity"][kind] for row in matrices], len(steps))
-        for kind in ("full", "full_null", "disjoint", "disjoint_null")
-    }
     return {
         "schema": 1,
         "kind": "trajectory",
@@ -214,9 +136,10 @@ def _result(
         "command": command,
         "inputs": inputs,
         "steps": steps,
-        "settings": described | {"null_forms": NULL_FORMS},
-        "coverage": coverage,
-        "summary": _summary(rows, len(steps)),
-        "similarity": similarity,
+        "settings": described | {"null_forms": null_forms("trajectory", described["suite"])},
+        "coverage": curve_coverage(rows, len(steps), total),
+        "summary": curves_of(rows, len(steps)),
+        "similarity": similarity_of([row["similarity"] for row in matrices], len(steps)),
         "matrices": [{name: value for name, value in row.items() if name != "similarity"} for row in matrices],
+        "parameters": [row for row in rows if row["group"] != "matrices"],
     }

@@ -20,24 +20,9 @@ from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.statistics import null_forms
 
 _BLOCK_ENTRIES = 1 << 24
-
-NULL_FORMS = {
-    "sparsity_bf16, density_bf16": "closed: isotropic Gaussian update of equal norm, rounded to bfloat16",
-    "overlap_principal, overlap_low": "closed: rounding null, Gaussian update whose scale gives the observed density",
-    "sparsity_bf16, overlap_*: _profile": "closed: scale-profile null, the same with row and column RMS of the real "
-    "update (those before rounding, fitted, where both sides are stored in bfloat16); matrices of the full suite",
-    "sparsity_bf16, overlap_*: _permutation": "closed: permutation null, the update's own entries in random places; "
-    "matrices of the full suite",
-    "stable_rank, participation_ratio: _permutation": "sampled: SVDs of permuted updates, permutation_draws of them",
-    "stable_rank, stable_rank_bf16": "closed: isotropic update of the shape, by the Tracy-Widom mean",
-    "entropy_rank, participation_ratio, hill": "closed: Marchenko-Pastur; deviation from draws at reduced size",
-    "nss": "closed: first and second order in an isotropic update of equal norm; none where it is too large",
-    "angle_*": "sampled: first-order rotation by an isotropic update of equal norm, or SVDs (angle_null_form)",
-    "projection_*": "closed: isotropic update, Beta distribution",
-    "decay": "closed: zero, deviation of an isotropic update of equal norm",
-}
 
 
 def _scan_parameter(part: Part, initial: Reader, final: Reader, settings: CompareSettings) -> dict[str, Any]:
@@ -141,7 +126,7 @@ def _report(
     parameters = [row for row in rows if row["group"] != "matrices"]
     total = sum(initial[name].size for name in initial)
     same_view = all(checkpoint.dtype == "bfloat16" for checkpoint in (initial, final))
-    described = settings | {"null_forms": NULL_FORMS, "views_coincide": same_view}
+    described = settings | {"null_forms": null_forms("compare", settings["suite"]), "views_coincide": same_view}
     described["orientation"] = "[out, in]; left singular vectors on the output side"
     return Report(
         command=command,

@@ -210,7 +210,7 @@ def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """All eigenvalues `[p]`, ascending, of a symmetric tridiagonal matrix (diagonal `[p]`, `off` beside it), its dtype."""
+    """All eigenvalues `[p]`, ascending, of a symmetric tridiagonal matrix: diagonal `[p]`, p − 1 entries beside it."""
     _require_tridiagonal(diagonal, off, _REAL)
     values, off = diagonal.copy(), off.copy()
     name, routine = ("dsterf", _dsterf) if values.dtype == np.float64 else ("ssterf", _ssterf)
