@@ -1,17 +1,16 @@
 """Principal angles between the top-k singular subspaces of two matrices, exact down to tiny rotations."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from ._layout import gather_matrix, matmul, qr, svd_values, transpose
+from ._decompose import matmul, svd_values, symmetric_values, transpose, triangle
+from ._layout import gather_matrix
+from ._namespace import namespace
 from .precision import widen_pair
-from .spectrum import namespace
 from .subspaces import top_subspaces
 
 
@@ -27,49 +26,23 @@ class PrincipalAngles(NamedTuple):
     right: jax.Array
 
 
-def capped_rank(k: int, shape: tuple[int, ...]) -> int:
-    """k capped at `min(m, n) − 1` (at least 1), so that the gap `σ_k − σ_{k+1}` exists.
-
-    Args:
-      k: wanted dimension.
-      shape: `[..., m, n]`.
-
-    Returns:
-      The dimension to use and to report.
-
-    >>> capped_rank(512, (256, 1024))
-    255
-    """
-    return max(1, min(k, min(shape[-2:]) - 1))
+def _by_branch(sines: Any, cosines: Any) -> Any:
+    """Angles from ascending sines and descending cosines: below 45° by the sine, where the cosine has lost digits."""
+    xp = namespace(sines, cosines)
+    sines, cosines = xp.clip(sines, 0.0, 1.0), xp.clip(cosines, 0.0, 1.0)
+    return xp.where(sines * sines < 0.5, xp.arcsin(sines), xp.arccos(cosines))
 
 
-def spectral_gap(sigma: Any, *, k: int) -> Any:
-    """The gap `γ_k = σ_k − σ_{k+1}` of a descending spectrum; an update whose norm exceeds it makes angles ill-posed.
+def angles_from_bases(u0: Any, u1: Any, *, product: Callable[[Any, Any], Any] = matmul) -> Any:
+    """Principal angles between two subspaces given by orthonormal bases, exact for rotations of any smallness.
 
-    Args:
-      sigma: `[..., r]`, numpy or JAX.
-      k: 1 ≤ k < r.
-
-    Returns:
-      One gap per spectrum, same namespace and dtype.
-
-    Raises:
-      ValueError: where k is out of range.
-    """
-    if not 1 <= k < sigma.shape[-1]:
-        raise ValueError(f"k is {k}; between 1 and {sigma.shape[-1] - 1} is needed for a gap")
-    return sigma[..., k - 1] - sigma[..., k]
-
-
-def angles_from_bases(u0: Any, u1: Any) -> Any:
-    """Principal angles between two subspaces given by orthonormal bases.
-
-    `cos θ_i = σ_i(U0ᵀU1)` for angles above 45°, and the sine branch `sin θ_i = σ_i((I − U0U0ᵀ)U1)` below, where the
-    arccosine has lost its digits.
+    `cos θ_i = σ_i(U0ᵀU1)` for angles above 45°, and `sin θ_i = σ_i((I − U0U0ᵀ)U1)` below, where the arccosine has lost
+    its digits.
 
     Args:
       u0: orthonormal columns `[..., n, k]`, numpy or JAX.
       u1: orthonormal columns, same shape.
+      product: multiplies two arrays where it is cheap; they come from and go to the namespace of the bases.
 
     Returns:
       `[..., k]` radians, ascending, same namespace and dtype.
@@ -77,21 +50,34 @@ def angles_from_bases(u0: Any, u1: Any) -> Any:
     Reference:
       Björck and Golub, *Numerical methods for computing angles between linear subspaces*, 1973.
     """
-    xp = namespace(u0)
-    if xp is jnp:
+    if namespace(u0, u1) is jax.numpy:
         u0, u1 = (gather_matrix(u) for u in widen_pair(u0, u1, ("u0", "u1")))
-        product, flip, values, triangular = matmul, transpose, svd_values, lambda a: qr(a)[1]
-    else:
-        product, flip = xp.matmul, lambda a: xp.swapaxes(a, -1, -2)
-        values, triangular = partial(np.linalg.svd, compute_uv=False), partial(np.linalg.qr, mode="r")
-    cross = product(flip(u0), u1)
+    cross = product(transpose(u0), u1)
     residual = u1 - product(u0, cross)
+    residual = residual - product(u0, product(transpose(u0), residual))
     # Singular values of the residual are those of its triangular factor: a k × k problem instead of n × k.
-    triangle: Any = triangular(residual)
-    sines = xp.flip(values(triangle), axis=-1)
-    cosines = values(cross)
-    sines, cosines = xp.clip(sines, 0.0, 1.0), xp.clip(cosines, 0.0, 1.0)
-    return xp.where(sines * sines < 0.5, xp.arcsin(sines), xp.arccos(cosines))
+    sines = namespace(u0).flip(svd_values(triangle(residual)), axis=-1)
+    return _by_branch(sines, svd_values(cross))
+
+
+def angles_from_cosines(cosines: Any, *, gram: Callable[[Any], Any] | None = None) -> Any:
+    """Principal angles from `U0ᵀU1` alone, by the eigenvalues of `I − CᵀC` and `CᵀC`.
+
+    An angle θ carries an absolute error of about `ε/θ`, ε of the dtype: 1e-11 at 1e-5 radians in float64. Half the
+    price of `angles_from_bases`, and no basis is needed.
+
+    Args:
+      cosines: `[..., k, k]`, numpy or JAX.
+      gram: gives `CᵀC` of C; a product where it is not given.
+
+    Returns:
+      `[..., k]` radians, ascending, same namespace and dtype.
+    """
+    xp = namespace(cosines)
+    shared = matmul(transpose(cosines), cosines) if gram is None else gram(cosines)
+    sines = symmetric_values(xp.eye(shared.shape[-1], dtype=shared.dtype) - shared)
+    closeness = xp.flip(symmetric_values(shared), axis=-1)
+    return _by_branch(xp.sqrt(xp.clip(sines, 0.0, 1.0)), xp.sqrt(xp.clip(closeness, 0.0, 1.0)))
 
 
 def principal_angles(

@@ -67,7 +67,7 @@ def _rms(delta: ArrayLike) -> Array:
     return frobenius_norm(delta) / (float(delta.shape[-2]) * float(delta.shape[-1])) ** 0.5
 
 
-def diffusion_ratio(
+def lr_diffusion_ratio(
     delta: Float[ArrayLike, "*batch out in"], *, learning_rate: float, steps: float | int
 ) -> Float[Array, "*batch"]:
     """`‖ΔW‖_rms / (lr·√T)`: about 1 for pure diffusion under Adam, whose steps have size lr per entry.
@@ -83,7 +83,7 @@ def diffusion_ratio(
     return _rms(delta) / (learning_rate * steps**0.5)
 
 
-def drift_ratio(
+def lr_drift_ratio(
     delta: Float[ArrayLike, "*batch out in"], *, learning_rate: float, steps: float | int
 ) -> Float[Array, "*batch"]:
     """`‖ΔW‖_rms / (lr·T)`: about 1 for pure drift under Adam, whose steps have size lr per entry.

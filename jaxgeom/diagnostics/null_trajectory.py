@@ -1,114 +1,124 @@
-"""Trajectory nulls: how similar the top subspaces of a run's cumulative updates are by chance.
+"""Trajectory nulls: what a random walk with the observed steps gives for subspaces, distance and direction.
 
-A random walk with the observed increment norms has Gaussian cumulative updates whose correlation between steps s < t
-is `ρ = c_s/c_t`, `c_t² = Σ_{τ≤t} a_τ²`. The similarity of their top-K subspaces depends on ρ and the shape alone: one
-curve, sampled once per shape, serves every matrix of that shape and every sequence of norms. The disjoint similarity
-(`ΔW_{0→t}` against `ΔW_{t→T}`) of independent increments is K/n exactly.
+Independent isotropic increments have Gaussian cumulative updates whose correlation between steps s < t is
+`ρ = c_s/c_t`, `c_t² = Σ_{τ≤t} a_τ²`. The similarity of their top-K subspaces depends on ρ and the shape alone: one
+curve, sampled once per shape in float64 NumPy, serves every matrix of that shape and every sequence of norms, and is a
+constant inside a jitted program. The disjoint similarity (`ΔW_{0→t}` against `ΔW_{t→T}`) of independent increments is
+K/n exactly.
 """
 
+import functools
 import math
-from typing import NamedTuple
+import threading
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+import numpy as np
+import scipy.linalg
 
-from ._layout import matmul, transpose
-from .precision import widen
+from ._namespace import as_real, divide, namespace
+from .moments import NullMoments
 
 GRID = 13
+_ENTRIES = 1 << 16
+"""Entries of a sampled matrix up to which more draws than the least are taken."""
 
 
 class SimilarityCurve(NamedTuple):
-    """Expected Sim_K of the right top-K subspaces of two isotropic updates, by their correlation.
+    """Sim_K of the right top-K subspaces of two isotropic updates, by their correlation ρ; float64 NumPy.
 
     Attributes:
       decorrelation: `√(1 − ρ²)`, ascending from 0 to 1, `[13]`.
       mean: expected similarity there, from 1 down to K/n.
-      std: standard deviation of one pair's similarity there.
+      std: standard deviation of one pair's similarity about that mean, the mean's own error included.
     """
 
-    decorrelation: jax.Array
-    mean: jax.Array
-    std: jax.Array
+    decorrelation: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+
+_lock = threading.Lock()
 
 
 def similarity_curve(
-    key: Array, *, shape: tuple[int, ...], k: int, draws: int = 4, size_limit: int = 512
+    shape: tuple[int, ...], *, k: int, seed: int = 0, draws: int = 12, size_limit: int = 256
 ) -> SimilarityCurve:
-    """Samples the similarity curve of a shape.
+    """The similarity curve of a shape, sampled once.
 
     Shapes above `size_limit` are sampled at that size with the same aspect ratio: at the edge of the spectrum
     subspaces decorrelate on the scale `√(1−ρ²) ∼ n^{−1/6}`, so `√(1−ρ²)/ρ` is rescaled by that factor, and the excess
-    over chance K/n carried over.
+    over chance K/n carried over. The variance is smoothed over neighbouring points, since a dozen draws tell it to
+    about a fifth only; at full decorrelation it is known exactly.
 
     Args:
-      key: random key.
       shape: `[..., m, n]`.
       k: K, at most min(m, n).
-      draws: pairs sampled per point.
+      seed: of the draws.
+      draws: pairs sampled per point at least; small shapes take up to eight times as many.
       size_limit: largest side that is sampled as it is.
 
     Returns:
       `SimilarityCurve`.
     """
-    rows, columns = shape[-2:]
+    with _lock:  # the threads of a comparison wait for one of them
+        return _curve(*shape[-2:], k, seed, draws, size_limit)
+
+
+@functools.lru_cache(maxsize=64)
+def _curve(rows: int, columns: int, k: int, seed: int, draws: int, size_limit: int) -> SimilarityCurve:
     shrink = min(1.0, size_limit / max(rows, columns))
-    sample_rows, sample_columns = (max(k, round(side * shrink)) for side in (rows, columns))
-    grid = jnp.linspace(0.0, 1.0, GRID) ** 2  # dense near 0, where the curve falls
+    size = tuple(max(k, round(side * shrink)) for side in (rows, columns))
+    draws = draws * max(1, min(8, _ENTRIES // (size[0] * size[1])))
+    grid = np.linspace(0.0, 1.0, GRID) ** 2  # dense near 0, where the curve falls
     # tan = d/ρ of the real matrix is tan·(n/n')^{1/6} of the sampled one: right at both ends.
-    stretch = (min(rows, columns) / min(sample_rows, sample_columns)) ** (1 / 6)
-    tangent = stretch * grid
-    sampled = tangent / jnp.sqrt(1 - jnp.square(grid) + jnp.square(tangent))
-    wide = sample_columns > sample_rows
-
-    def top(x: jax.Array) -> jax.Array:
-        if wide:  # right vectors from the smaller Gram matrix: V = Xᵀ U / σ
-            values, vectors = jnp.linalg.eigh(matmul(x, transpose(x)))
-            return matmul(transpose(x), vectors[:, -k:]) / jnp.sqrt(values[-k:])
-        return jnp.linalg.eigh(matmul(transpose(x), x))[1][:, -k:]
-
-    def draw(one: Array) -> jax.Array:
-        first, second = jax.random.normal(one, (2, sample_rows, sample_columns))
-        base = top(first)
-
-        def at(d: jax.Array) -> jax.Array:
-            moved = top(jnp.sqrt(1 - jnp.square(d)) * first + d * second)
-            return jnp.sum(jnp.square(matmul(transpose(base), moved))) / k
-
-        return jax.lax.map(at, sampled)
-
-    values = jax.lax.map(draw, jax.random.split(key, draws))
-    chance, sampled_chance = k / columns, k / sample_columns
-    mean = jnp.clip((jnp.mean(values, axis=0) - sampled_chance) / max(1 - sampled_chance, 1e-9), 0.0, 1.0)
+    tangent = (min(rows, columns) / min(size)) ** (1 / 6) * grid
+    sampled = tangent / np.sqrt(1 - np.square(grid) + np.square(tangent))
+    rng, values = np.random.default_rng([seed, rows, columns, k]), np.empty((draws, GRID))
+    for row in values:
+        first, second = rng.standard_normal((2, *size))
+        base = _right_subspace(first, k)
+        for place, apart in enumerate(sampled):
+            moved = _right_subspace(math.sqrt(1 - apart**2) * first + apart * second, k) if place else base
+            row[place] = np.square(base.T @ moved).sum() / k
+    chance, sampled_chance = min(1.0, k / columns), min(1.0, k / size[1])
+    mean = np.clip((values.mean(0) - sampled_chance) / max(1 - sampled_chance, 1e-9), 0.0, 1.0)
     mean = chance + (1 - chance) * mean
-    mean = mean.at[-1].set(chance)  # independent updates: known exactly
-    std = jnp.std(values, axis=0, ddof=1) if draws > 1 else jnp.full_like(mean, jnp.nan)
-    return SimilarityCurve(grid, mean, std)
+    mean[0], mean[-1] = 1.0, chance  # an update against itself, and independent ones: known exactly
+    variance = values.var(0, ddof=1) * (1 + 1 / draws)
+    padded = np.pad(variance[1:], 1, mode="edge")
+    variance[1:] = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    variance[0], variance[-1] = 0.0, disjoint_similarity_std((rows, columns), k=k) ** 2
+    return SimilarityCurve(grid, mean, np.sqrt(variance))
 
 
-def random_walk_similarity(
-    curve: SimilarityCurve, increment_norms: Float[ArrayLike, "*batch steps"]
-) -> Float[Array, "*batch steps steps"]:
+def _right_subspace(matrix: np.ndarray, k: int) -> np.ndarray:
+    """Leading right singular vectors `[n, k]` by the Gram matrix of the smaller side."""
+    wide = matrix.shape[1] > matrix.shape[0]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    size = gram.shape[0]
+    values, vectors = scipy.linalg.eigh(gram, subset_by_index=(size - k, size - 1))
+    return matrix.T @ vectors / np.sqrt(values) if wide else vectors
+
+
+def random_walk_similarity(curve: SimilarityCurve, increment_norms: Any) -> NullMoments:
     """Sim_K between the cumulative updates of a random walk with the observed increment norms.
 
     Args:
       curve: `similarity_curve` of the shape and K.
-      increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`.
+      increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
 
     Returns:
-      `[..., T, T]` expected similarities, 1 on the diagonal; NaN against a step where nothing has moved yet.
+      Mean and deviation, `[..., T, T]` each; no deviation (NaN) where the two updates are one, neither of the two
+      against a step where nothing has moved yet.
     """
-    norms = widen(increment_norms, "increment_norms")
-    energy = jnp.cumsum(jnp.square(norms), axis=-1)
-    early = jnp.minimum(energy[..., :, None], energy[..., None, :])
-    late = jnp.maximum(energy[..., :, None], energy[..., None, :])
-    share = jnp.where(early > 0, early / jnp.where(late > 0, late, 1.0), jnp.nan)
-    dtype = norms.dtype
-    return jnp.interp(
-        jnp.sqrt(jnp.clip(1 - share, 0.0, 1.0)), curve.decorrelation.astype(dtype), curve.mean.astype(dtype)
-    )
+    xp = namespace(increment_norms)
+    energy = xp.cumsum(xp.square(as_real(increment_norms, xp)), axis=-1)
+    early = xp.minimum(energy[..., :, None], energy[..., None, :])
+    late = xp.maximum(energy[..., :, None], energy[..., None, :])
+    share = xp.where(early > 0, divide(early, late), xp.nan)
+    apart = xp.sqrt(xp.clip(1 - share, 0.0, 1.0))
+    grid, mean, std = (as_real(x, xp) for x in curve)
+    return NullMoments(xp.interp(apart, grid, mean), xp.where(apart > 0, xp.interp(apart, grid, std), xp.nan))
 
 
 def disjoint_similarity(shape: tuple[int, ...], *, k: int) -> float:
@@ -143,3 +153,36 @@ def disjoint_similarity_std(shape: tuple[int, ...], *, k: int) -> float:
     if k >= n or n < 2:
         return 0.0
     return math.sqrt(2.0 * (n - k) ** 2 / (n * n * (n - 1) * (n + 2)))
+
+
+def walked_distance(increment_norms: Any, cosine_stds: Any) -> tuple[Any, Any]:
+    """`√Σ‖increments‖²` up to each step, and the deviation of `‖ΔW_t‖` over it for independent increments.
+
+    `‖ΔW‖² = Σa_i² + 2Σ_{i<j} a_i a_j c_ij` with cosines c_ij of mean 0, so that to first order the ratio is 1 with
+    variance `Σ_{i<j} a_i²a_j²·Var(c)/(Σa²)²`; no deviation (NaN) after a single increment.
+
+    Args:
+      increment_norms: norms a_i of the increments `[..., T]`, numpy or JAX.
+      cosine_stds: deviation of the cosine of two increments, `[...]`: `1/√(mn)` for isotropic ones.
+
+    Returns:
+      Distances and deviations, `[..., T]` each.
+    """
+    xp = namespace(increment_norms, cosine_stds)
+    squares = xp.square(as_real(increment_norms, xp))
+    energy = xp.cumsum(squares, axis=-1)
+    pairs = xp.maximum(xp.square(energy) - xp.cumsum(xp.square(squares), axis=-1), 0.0) / 2
+    pairs = xp.where(xp.cumsum(squares > 0, axis=-1) <= 1, xp.nan, pairs)
+    return xp.sqrt(energy), divide(xp.sqrt(pairs) * xp.asarray(cosine_stds)[..., None], energy)
+
+
+def cosine_std(shape: tuple[int, ...]) -> float:
+    """Standard deviation of the cosine between two independent isotropic updates, `1/√(mn)`.
+
+    Args:
+      shape: `[..., m, n]`.
+
+    Returns:
+      A Python number.
+    """
+    return 1 / math.sqrt(float(shape[-2]) * float(shape[-1]))

@@ -1,31 +1,21 @@
-"""Numbers made of singular values alone.
-
-Every `*_from_singular_values` takes spectra that were computed elsewhere, in the namespace they come in: a float64
-numpy spectrum gives a float64 numpy result whatever JAX's x64 flag says. Spectra are descending, `[..., r]`.
-"""
-
-import math
-from typing import Any
+"""Norms, ranks and shifts of matrices: each decomposes its arrays and reads the number off the singular values."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, svd_values, transpose
+from ._sequential import svd_values
+from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, transpose
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
-
-
-def namespace(x: Any) -> Any:
-    """numpy for numpy arrays, `jax.numpy` for everything else."""
-    return np if isinstance(x, np.ndarray | np.generic) else jnp
-
-
-def _divide(xp: Any, numerator: Any, denominator: Any) -> Any:
-    defined = denominator != 0
-    return xp.where(defined, numerator / xp.where(defined, denominator, xp.ones_like(denominator)), xp.nan)
+from .singular_values import (
+    default_hill_k,
+    energy_share_from_singular_values,
+    entropy_rank_from_singular_values,
+    hill_from_singular_values,
+    nss_from_singular_values,
+)
 
 
 def singular_values(matrix: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch r"]:
@@ -75,6 +65,25 @@ def relative_norm(
     """
     a, b = widen_pair(w0, w1)
     return safe_divide(frobenius_norm(b - a), frobenius_norm(a))
+
+
+def entry_kurtosis(matrix: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch"]:
+    """Kurtosis of the entries about zero, `mn·Σa⁴/(Σa²)²`: 3 for normal ones, mn for a single one that is not zero.
+
+    The isotropic nulls of ranks take it: rounding leaves few and unequal entries of a small update.
+
+    Args:
+      matrix: `[..., out, in]`.
+
+    Returns:
+      One number per matrix; NaN for a zero matrix.
+    """
+    matrix = widen(matrix, "matrix")
+    require_matrix(matrix, "matrix")
+    norm = frobenius_norm(matrix)
+    unit = matrix / jnp.where(norm > 0, norm, jnp.ones_like(norm))[..., None, None]
+    fourth = jnp.sum(jnp.square(jnp.square(unit)), axis=(-2, -1)) * (float(matrix.shape[-2]) * matrix.shape[-1])
+    return jnp.where(norm > 0, fourth, jnp.full_like(fourth, jnp.nan))
 
 
 def operator_norm(
@@ -138,20 +147,6 @@ def stable_rank(
     return jnp.where(defined, ratio, jnp.full_like(ratio, jnp.nan))
 
 
-def stable_rank_from_singular_values(sigma: Any) -> Any:
-    """`Σσ² / σ₁²` from a descending spectrum.
-
-    Args:
-      sigma: `[..., r]`, numpy or JAX.
-
-    Returns:
-      One number per spectrum, same namespace and dtype; NaN where σ₁ is zero.
-    """
-    xp = namespace(sigma)
-    scaled = _divide(xp, sigma, sigma[..., :1])
-    return xp.sum(scaled * scaled, axis=-1)
-
-
 def normalized_spectral_shift(
     w0: Float[ArrayLike, "*batch out in"], w1: Float[ArrayLike, "*batch out in"]
 ) -> Float[Array, "*batch"]:
@@ -175,69 +170,7 @@ def normalized_spectral_shift(
     0.1
     """
     a, b = widen_pair(w0, w1)
-    sigma0, sigma1 = singular_values(a), singular_values(b)
-    return safe_divide(
-        safe_sqrt(jnp.sum(jnp.square(sigma1 - sigma0), axis=-1)), safe_sqrt(jnp.sum(jnp.square(sigma0), axis=-1))
-    )
-
-
-def nss_from_singular_values(sigma0: Any, sigma1: Any) -> Any:
-    """Normalized spectral shift from two descending spectra.
-
-    Args:
-      sigma0: spectrum of W0, `[..., r]`, numpy or JAX.
-      sigma1: spectrum of W+, same shape.
-
-    Returns:
-      One number per pair, same namespace and dtype; NaN where W0 is zero.
-    """
-    xp = namespace(sigma0)
-    shift = sigma1 - sigma0
-    return _divide(xp, xp.sqrt(xp.sum(shift * shift, axis=-1)), xp.sqrt(xp.sum(sigma0 * sigma0, axis=-1)))
-
-
-def default_hill_k(shape: tuple[int, ...]) -> int:
-    """The default tail length of the Hill estimate, `max(10, ⌈0.1·min(m, n)⌉)`, at most min(m, n).
-
-    Args:
-      shape: `[..., m, n]`.
-
-    Returns:
-      k.
-
-    >>> default_hill_k((2048, 1024))
-    103
-    """
-    rank = min(shape[-2:])
-    return min(rank, max(10, math.ceil(0.1 * rank)))
-
-
-def hill_from_singular_values(sigma: Any, *, k: int, shape: tuple[int, ...] | None = None) -> Any:
-    """Hill estimate of the tail exponent from a descending spectrum.
-
-    `[ (1/(k−1)) Σ_{i<k} log(σ_i/σ_k) ]⁻¹`
-
-    Args:
-      sigma: `[..., r]`, numpy or JAX.
-      k: length of the tail, 2 ≤ k ≤ r.
-      shape: shape of the matrix, for the rank tolerance `σ₁·max(m, n)·ε` below which σ_k counts as zero; (r, r)
-        where it is not given.
-
-    Returns:
-      One number per spectrum, same namespace and dtype; NaN where σ_k is numerically zero.
-
-    Raises:
-      ValueError: where k is out of range.
-    """
-    xp = namespace(sigma)
-    rank = sigma.shape[-1]
-    if not 2 <= k <= rank:
-        raise ValueError(f"k is {k}; between 2 and the {rank} singular values are needed")
-    largest = max(shape[-2:]) if shape is not None else rank
-    tail = sigma[..., k - 1 : k]
-    defined = tail > sigma[..., :1] * (largest * float(xp.finfo(sigma.dtype).eps))
-    logs = xp.log(xp.where(defined, sigma[..., : k - 1] / xp.where(defined, tail, xp.ones_like(tail)), xp.nan))
-    return _divide(xp, xp.asarray(float(k - 1), dtype=sigma.dtype), xp.sum(logs, axis=-1))
+    return nss_from_singular_values(singular_values(a), singular_values(b))
 
 
 def hill_estimate(delta: Float[ArrayLike, "*batch out in"], *, k: int | None = None) -> Float[Array, "*batch"]:
@@ -265,23 +198,6 @@ def hill_estimate(delta: Float[ArrayLike, "*batch out in"], *, k: int | None = N
     return hill_from_singular_values(singular_values(delta), k=k, shape=delta.shape)
 
 
-def entropy_rank_from_singular_values(sigma: Any) -> Any:
-    """`exp H(p)`, `p = σ/Σσ` (first power of σ), from a spectrum.
-
-    Args:
-      sigma: `[..., r]`, numpy or JAX.
-
-    Returns:
-      One number per spectrum, same namespace and dtype; NaN where all are zero.
-    """
-    xp = namespace(sigma)
-    share = _divide(xp, sigma, xp.sum(sigma, axis=-1, keepdims=True))
-    positive = share > 0
-    terms = xp.where(positive, share * xp.log(xp.where(positive, share, xp.ones_like(share))), xp.zeros_like(share))
-    total = xp.sum(sigma, axis=-1)
-    return xp.where(total > 0, xp.exp(-xp.sum(terms, axis=-1)), xp.nan)
-
-
 def entropy_rank(delta: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch"]:
     """Effective rank `exp H(σ/Σσ)`, the exponential of the entropy of the normalised singular values.
 
@@ -298,20 +214,6 @@ def entropy_rank(delta: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*bat
     4.0
     """
     return entropy_rank_from_singular_values(singular_values(delta))
-
-
-def participation_ratio_from_singular_values(sigma: Any) -> Any:
-    """`(Σσ²)² / Σσ⁴` from a descending spectrum.
-
-    Args:
-      sigma: `[..., r]`, numpy or JAX.
-
-    Returns:
-      One number per spectrum, same namespace and dtype; NaN where all are zero.
-    """
-    xp = namespace(sigma)
-    energy = _divide(xp, sigma, sigma[..., :1]) ** 2
-    return xp.sum(energy, axis=-1) ** 2 / xp.sum(energy * energy, axis=-1)
 
 
 def participation_ratio(delta: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch"]:
@@ -331,21 +233,6 @@ def participation_ratio(delta: Float[ArrayLike, "*batch out in"]) -> Float[Array
     gram = matmul(unit, transpose(unit)) if wide else matmul(transpose(unit), unit)
     total = jnp.square(jnp.sum(jnp.square(unit), axis=(-2, -1)))
     return safe_divide(total, jnp.sum(jnp.square(gram), axis=(-2, -1)))
-
-
-def energy_share_from_singular_values(sigma: Any, *, k: int) -> Any:
-    """`Σ_{i≤k} σ_i² / Σ σ²` from a descending spectrum.
-
-    Args:
-      sigma: `[..., r]`, numpy or JAX.
-      k: how many of the largest.
-
-    Returns:
-      One share per spectrum, same namespace and dtype; NaN where all are zero.
-    """
-    xp = namespace(sigma)
-    energy = _divide(xp, sigma, sigma[..., :1]) ** 2
-    return xp.sum(energy[..., :k], axis=-1) / xp.sum(energy, axis=-1)
 
 
 def energy_share(delta: Float[ArrayLike, "*batch out in"], *, k: int) -> Float[Array, "*batch"]:

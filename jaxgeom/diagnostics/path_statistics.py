@@ -1,0 +1,211 @@
+"""The families of numbers along a run and between two runs: path, direction, subspaces, each beside its null.
+
+Directions are judged by signs: under the null the products of two updates' entries have independent signs, given their
+sizes. Then `⟨A, B⟩` has mean 0 and variance Σa²b², which is `‖A‖²‖B‖²/(mn)` for isotropic updates, and more where both
+have their large entries in the same places (shared scales of rows and columns; rounding, which moves the same small
+weights in both).
+"""
+
+import math
+from typing import Any
+
+import jax
+import scipy.special
+
+from ._namespace import as_real, divide, namespace
+from .moments import NullMoments, triple
+from .null_trajectory import (
+    SimilarityCurve,
+    cosine_std,
+    disjoint_similarity,
+    disjoint_similarity_std,
+    random_walk_similarity,
+    walked_distance,
+)
+from .update_statistics import Numbers
+
+
+def cosine_statistics(
+    key: str, product: Any, squares_a: Any, squares_b: Any, *, alignment: Any = None, shape: tuple[int, ...]
+) -> Numbers:
+    """The cosine of two updates beside that of independent signs, which is 0.
+
+    Args:
+      key: `path_cosine` or `cosine_to_rest`.
+      product: `⟨A, B⟩`, `[...]`.
+      squares_a, squares_b: `‖A‖²`, `‖B‖²`, `[...]`.
+      alignment: Σa²b², `[...]`; that of isotropic updates where it is not given.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      The statistic with its null; NaN where an update is zero.
+    """
+    xp = namespace(product, squares_a, squares_b, alignment)
+    product, a, b = (as_real(x, xp) for x in (product, squares_a, squares_b))
+    size = xp.sqrt(a) * xp.sqrt(b)
+    value = xp.clip(divide(product, size), -1.0, 1.0)
+    std = xp.full_like(value, cosine_std(shape)) if alignment is None else divide(xp.sqrt(alignment), size)
+    hidden = xp.isnan(value)
+    return triple(key, value, NullMoments(*(xp.where(hidden, xp.nan, x) for x in (xp.zeros_like(value), std))))
+
+
+def path_statistics(
+    squares: Any,
+    increments: Any,
+    *,
+    step_products: Any,
+    rest_products: Any,
+    rest_squares: Any,
+    shape: tuple[int, ...],
+    step_alignments: Any = None,
+    rest_alignments: Any = None,
+) -> Numbers:
+    """How straight a run's path is, at each of T checkpoints.
+
+    Args:
+      squares: `‖W_t − W_0‖²`, `[..., T]`, numpy or JAX.
+      increments: `‖W_t − W_{t−1}‖`, `[..., T]`.
+      step_products: `⟨W_t − W_{t−1}, W_{t+1} − W_t⟩`, `[..., T]`; the last is not read.
+      rest_products: `⟨W_t − W_0, W_T − W_t⟩`, `[..., T]`.
+      rest_squares: `‖W_T − W_t‖²`, `[..., T]`.
+      shape: `[..., m, n]` of the matrix.
+      step_alignments, rest_alignments: Σa²b² of the pairs in the products, `[..., T]`; those of isotropic updates
+        where they are not given.
+
+    Returns:
+      With nulls, each `[..., T]`: `drift_ratio`, `‖W_t − W_0‖/√Σ‖increments‖²`, 1 in pure diffusion and √t in pure
+      drift; `path_cosine`; `cosine_to_rest`. NaN where a stretch is zero or there is none.
+    """
+    xp = namespace(squares, increments)
+    squares, increments = as_real(squares, xp), as_real(increments, xp)
+    steps = xp.square(increments)
+    after = xp.concatenate([steps[..., 1:], xp.full_like(steps[..., :1], 0.0)], axis=-1)
+    found = cosine_statistics("path_cosine", step_products, steps, after, alignment=step_alignments, shape=shape)
+    found |= cosine_statistics(
+        "cosine_to_rest", rest_products, squares, rest_squares, alignment=rest_alignments, shape=shape
+    )
+    spread = xp.full(steps.shape[:-1], cosine_std(shape), steps.dtype)
+    if step_alignments is not None:
+        # Increments that are no neighbours are taken to share their large entries as neighbours do.
+        shared = divide(divide(as_real(step_alignments, xp), steps), after)
+        spread = xp.sqrt(divide(xp.nansum(shared, axis=-1), xp.sum(xp.isfinite(shared), axis=-1)))
+        spread = xp.where(xp.isnan(spread), cosine_std(shape), spread)
+    walked, std = walked_distance(increments, spread)
+    moved = walked > 0
+    null = NullMoments(xp.where(moved, 1.0, xp.nan), xp.where(moved, std, xp.nan))
+    return found | triple("drift_ratio", divide(xp.sqrt(squares), walked), null)
+
+
+def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tuple[int, ...]) -> Numbers:
+    """Size of an update in units of what Adam's steps of size lr per entry give.
+
+    Args:
+      squares: `‖W_t − W_0‖²`, `[..., T]`, numpy or JAX.
+      rate_sums: Σ lr up to each step `[T]`.
+      rate_roots: `√Σ lr²` up to each step `[T]`.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      `lr_diffusion_ratio` (`‖ΔW‖_rms/√Σlr²`, steps at random) and `lr_drift_ratio` (`‖ΔW‖_rms/Σlr`, all one way), whose
+      null is 1 without a deviation; NaN where no rate was positive.
+    """
+    xp = namespace(squares)
+    rms = xp.sqrt(as_real(squares, xp)) * cosine_std(shape)
+    found: Numbers = {}
+    for key, unit in (("lr_diffusion_ratio", rate_roots), ("lr_drift_ratio", rate_sums)):
+        value = xp.where(as_real(unit, xp) > 0, divide(rms, as_real(unit, xp)), xp.nan)
+        found |= triple(key, value, NullMoments(xp.where(xp.isnan(value), xp.nan, 1.0), xp.full_like(value, xp.nan)))
+    return found
+
+
+def similarity_statistics(
+    to_final: Any, disjoint: Any, increments: Any, curve: SimilarityCurve, *, shape: tuple[int, ...], k: int
+) -> Numbers:
+    """When an update finds its subspace, and whether training goes on in it, at each of T checkpoints.
+
+    Args:
+      to_final: `Sim_K(ΔW_{0→t}, ΔW_{0→T})`, `[..., T]`, numpy or JAX; NaN where an update has no such subspace.
+      disjoint: `Sim_K(ΔW_{0→t}, ΔW_{t→T})`, `[..., T]`.
+      increments: `‖W_t − W_{t−1}‖`, `[..., T]`.
+      curve: `similarity_curve` of the shape and K.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
+
+    Returns:
+      `sim_to_final` beside a random walk of the observed increments, `sim_disjoint` beside K/n, each `[..., T]`.
+    """
+    null = random_walk_similarity(curve, increments)
+    found = triple("sim_to_final", to_final, NullMoments(null.mean[..., -1], null.std[..., -1]))
+    return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
+
+
+def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:
+    """A similarity of two right subspaces beside that of independent random ones, K/n.
+
+    Args:
+      key: `sim_disjoint`, `subspace_similarity` or `basis_similarity`.
+      similarity: `‖V_aᵀV_b‖_F²/K`, `[...]`, numpy or JAX; NaN where there is no such subspace.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
+    """
+    xp = namespace(similarity)
+    similarity = as_real(similarity, xp)
+    chance = disjoint_similarity(shape, k=k), disjoint_similarity_std(shape, k=k)
+    return triple(key, similarity, NullMoments(*(xp.where(xp.isnan(similarity), xp.nan, x) for x in chance)))
+
+
+def orthogonal_statistics(
+    share: Any, product: Any, squares_a: Any, squares_b: Any, *, alignment: Any = None, shape: tuple[int, ...]
+) -> Numbers:
+    """The share of one run's update that is orthogonal to the other's, beside that of independent signs.
+
+    The squared cosine follows a χ² law of one degree of freedom, whose tail is far from normal: the z is that of the
+    normal law with the same tail probability, `Φ⁻¹(2Φ(−|c|/std c))`; below zero where the updates share a direction.
+
+    Args:
+      share: `1 − cos²`, from the residual, so that nearly parallel updates keep their digits; `[...]`.
+      product: `⟨A, B⟩`, `[...]`.
+      squares_a, squares_b: `‖A‖²`, `‖B‖²`, `[...]`.
+      alignment: Σa²b², `[...]`; that of isotropic updates where it is not given.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      `orthogonal_share` with its null; NaN where an update is zero.
+    """
+    xp = namespace(share, product, squares_a, squares_b)
+    beside = cosine_statistics("cosine", product, squares_a, squares_b, alignment=alignment, shape=shape)
+    z = xp.abs(beside["cosine_z"])
+    std = xp.abs(divide(beside["cosine"], beside["cosine_z"]))
+    if alignment is None:
+        std = xp.full_like(z, cosine_std(shape))
+    else:
+        std = divide(divide(xp.sqrt(as_real(alignment, xp)), xp.sqrt(squares_a)), xp.sqrt(squares_b))
+    square = xp.where(xp.isnan(z), xp.nan, xp.square(std))
+    found = triple("orthogonal_share", share, NullMoments(1 - square, math.sqrt(2) * square))
+    return found | {"orthogonal_share_z": two_sided_z(z)}
+
+
+def two_sided_z(size: Any) -> Any:
+    """The standard normal number whose lower tail is the probability that |g| exceeds `size`, g standard normal.
+
+    `Φ⁻¹(2Φ(−size))`: large where the size is near 0, about −size where it is large.
+
+    Args:
+      size: non-negative, numpy or JAX.
+
+    Returns:
+      Same shape and namespace; at most about 8.
+    """
+    xp = namespace(size)
+    size = as_real(size, xp)
+    special: Any = scipy.special if xp is not jax.numpy else jax.scipy.special
+    near = xp.clip(2 * special.ndtr(-xp.minimum(size, 2.0)), 0.0, 1 - float(xp.finfo(size.dtype).eps))
+    # Further out by Newton's method on the logarithms, where the probabilities themselves vanish.
+    far = xp.maximum(size, 2.0)
+    target = math.log(2) + special.log_ndtr(-far)
+    y = far - math.log(2) / (far + 1 / far)
+    for _ in range(4):
+        log_tail = special.log_ndtr(-y)
+        slope = xp.exp(-0.5 * xp.square(y) - 0.5 * math.log(2 * math.pi) - log_tail)
+        y = y + (log_tail - target) / slope
+    return xp.where(size < 2, special.ndtri(near), -y)
