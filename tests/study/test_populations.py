@@ -3,6 +3,7 @@
 Nothing of the code under test is used: means, populations and weights are taken here from the rows that the files hold.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,7 +13,8 @@ import pytest
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs
-from tests.study.conftest import EXPERIMENT, run
+from jaxgeom.study import load_experiment, run_study
+from tests.study.conftest import EXPERIMENT
 
 COUNTED = {"sparsity_bf16", "sparsity_stored", "sparsity_abs_1e-5", "density_bf16", "share_beyond_half_ulp"}
 COUNTED |= {f"sparsity_rms_{tolerance:g}" for tolerance in (1e-4, 1e-3, 1e-2)}
@@ -23,8 +25,7 @@ KINDS = ("profile", "permutation", "rounding")
 def files(models, tmp_path_factory):
     """A study of two seeds, and what two of its runs share."""
     out = tmp_path_factory.mktemp("populations") / "out"
-    result = run(models, "study", EXPERIMENT, "--out", out, "--seeds", "2")
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_study(dataclasses.replace(load_experiment(EXPERIMENT), seeds=(0, 1)), out)
     ends = [open_checkpoint(f"{out}/runs/{name}") for name in ("sft_anchor@6", "opd/seed0@6", "rlvr/seed0@6")]
     shared = between_runs(*ends, CompareSettings(subspace_k=4))
     measures = {
