@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxgeom.comparison.one_matrix.rounding import BINS
 from jaxgeom.comparison.settings import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
+from jaxgeom.diagnostics.update_numbers import kurtosis_from_sums
 from jaxgeom.errors import UserError
 
 _BLOCK = 1 << 17
@@ -60,10 +61,12 @@ class ElementTotals:
         beyond_rms: the same for each tolerance relative to RMS(W0).
         beyond_half_ulp: entries with `|ΔW|` above half the bfloat16 spacing at W0.
         delta_squares: Σ ΔW², float64.
+        delta_fourths: Σ ΔW⁴.
         delta_max: max |ΔW|.
         initial_squares: Σ W0².
         inner: Σ ΔW·W0.
         bf16_delta_squares: Σ ΔW² of the bfloat16 views.
+        bf16_delta_fourths: Σ ΔW⁴ of them.
         on_grid: every entry of W0 is a bfloat16 number.
         histogram: entries of W0 per magnitude bin.
         changed_histogram: changed ones of them.
@@ -77,10 +80,12 @@ class ElementTotals:
     beyond_rms: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(len(RMS_TOLERANCES), np.int64))
     beyond_half_ulp: int = 0
     delta_squares: float = 0.0
+    delta_fourths: float = 0.0
     delta_max: float = 0.0
     initial_squares: float = 0.0
     inner: float = 0.0
     bf16_delta_squares: float = 0.0
+    bf16_delta_fourths: float = 0.0
     on_grid: bool = True
     histogram: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
     changed_histogram: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -131,13 +136,15 @@ class ElementTotals:
         self.initial_squares += float(wide_a @ wide_a)
         self.inner += float(wide_a @ wide)
         self.delta_squares += float(wide @ wide)
+        self.delta_fourths += _fourths(wide)
         self.delta_max = max(self.delta_max, float(magnitude.max(initial=0)))
         same_grid = initial.dtype.name == "bfloat16" and final.dtype.name == "bfloat16"
         if same_grid:
-            self.bf16_delta_squares = self.delta_squares
+            self.bf16_delta_squares, self.bf16_delta_fourths = self.delta_squares, self.delta_fourths
         else:
             rounded = _value(b_bits).astype(np.float64) - _value(a_bits).astype(np.float64)
             self.bf16_delta_squares += float(rounded @ rounded)
+            self.bf16_delta_fourths += _fourths(rounded)
         if self.on_grid and initial.dtype.name != "bfloat16":
             self.on_grid = not np.any(a.view(np.uint32) & np.uint32(0xFFFF))
         counts = _counts(a_bits, changed)
@@ -147,6 +154,16 @@ class ElementTotals:
         few = np.flatnonzero(hidden) if np.count_nonzero(hidden) * 16 < a.size else None
         self.hidden_histogram += _counts(a_bits, hidden)[1] if few is None else _bin_counts(a_bits[few])
         return changed
+
+    @property
+    def kurtosis(self) -> float:
+        """Kurtosis of the entries of ΔW; NaN for a zero update."""
+        return float(kurtosis_from_sums(self.count, self.delta_squares, self.delta_fourths))
+
+    @property
+    def bf16_kurtosis(self) -> float:
+        """The same of the difference of the bfloat16 views."""
+        return float(kurtosis_from_sums(self.count, self.bf16_delta_squares, self.bf16_delta_fourths))
 
     @property
     def density(self) -> float:
@@ -168,6 +185,12 @@ class ElementTotals:
         changed = np.bincount(decile, self.changed_histogram, minlength=10)
         hidden = np.bincount(decile, self.hidden_histogram, minlength=10)
         return [float(h / c) if c else None for h, c in zip(hidden, changed, strict=True)]
+
+
+def _fourths(wide: np.ndarray) -> float:
+    """Σ x⁴ of a float64 array `[n]`."""
+    squares = np.square(wide)
+    return float(squares @ squares)
 
 
 def view_bits(stored: np.ndarray, wide: np.ndarray) -> np.ndarray:
