@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._sequential import svd
 from ._layout import gather_matrix, matmul, safe_divide, transpose
+from ._sequential import svd
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
 from .spectrum import frobenius_norm
