@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.learning_rates import LearningRates
-from jaxgeom.commands.entries import entry_progress
+from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
 from jaxgeom.errors import UserError
 from jaxgeom.host_memory import keep_freed_memory
@@ -28,6 +28,7 @@ def trajectory(
     spectra: bool = False,
     cache: Path | None = None,
     force: bool = False,
+    distributed: bool = False,
 ) -> Callable[[str], None]:
     """Trajectory diagnostics, each with its null, over checkpoints in the order of training.
 
@@ -48,28 +49,25 @@ def trajectory(
             decomposition more per step.
         cache: Directory of base spectra, shared with `compare`; used with spectra.
         force: Take over a directory that holds another measurement.
+        distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
+            or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
     """
 
     def run(command: str) -> None:
         keep_freed_memory()
         reporter = Reporter()
-        first = open_checkpoint(initial)
-        opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
-        rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
-        reporter.say(said)
-        with entry_progress(reporter, "trajectory") as progress:
-            result = trajectory_checkpoints(
-                first,
-                opened,
-                settings,
-                learning_rates=rates,
-                spectra=spectra,
-                out=out,
-                cache=cache,
-                progress=progress,
-                force=force,
-                command=command,
-            )
+        with other_processes(distributed, out) as team:
+            first = open_checkpoint(initial)
+            opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
+            rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
+            reporter.say(said)
+            with entry_progress(reporter, "trajectory") as progress:
+                result = trajectory_checkpoints(
+                    first, opened, settings, learning_rates=rates, spectra=spectra, out=out, cache=cache,
+                    progress=progress, force=force, command=command, team=team,
+                )  # fmt: skip
+        if not writes_report(team, reporter):
+            return
         page = write_report(out)
         for sentence in trajectory_findings(result):
             reporter.say(sentence)

@@ -74,7 +74,18 @@ def demonstration_batches(
 def prompt_batches(
     rows: Sequence[dict], tokenizer: Any, *, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
 ) -> grain.DatasetIterator:
-    """An endless, reshuffled iterator of lists of `batch_size` `Prompt`s; arguments as `demonstration_batches`."""
+    """An endless, reshuffled iterator of lists of `batch_size` `Prompt`s.
+
+    Args:
+        rows: Rows with `prompt` (messages) and `reward_model.ground_truth`.
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        batch_size: Prompts a batch of this process.
+        seed: Of the shuffling.
+        shard: This process's index and the number of processes.
+
+    Returns:
+        An iterator with `get_state`/`set_state`.
+    """
     numbered = [{**row, "row": index} for index, row in enumerate(rows)]
     return _endless(numbered, lambda row: encode_prompt_row(row, tokenizer), list, batch_size, seed, shard)
 

@@ -24,6 +24,12 @@ _BLOCK_ENTRIES = 1 << 22
 def read_config(path: str | Path) -> dict[str, Any]:
     """The `config.json` of a Hugging Face directory.
 
+    Args:
+        path: the directory.
+
+    Returns:
+        Its content.
+
     Raises:
         UserError: the directory or the file is not there, or is no JSON object.
     """
@@ -91,7 +97,15 @@ def load_model(
 
 
 def abstract_parameters(model: Qwen3, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """The parameter tree as `ShapeDtypeStruct`s: nothing is allocated."""
+    """The parameter tree as `ShapeDtypeStruct`s: nothing is allocated.
+
+    Args:
+        model: its config gives the shapes.
+        dtype: of every leaf.
+
+    Returns:
+        A tree like the parameters.
+    """
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 

@@ -76,7 +76,21 @@ def forward_kl(
     """Exact `KL(π_T‖π_θ)` at every position: `Σ_v π_T(v) (log π_T(v) - log π_θ(v))`.
 
     With the initial model in the teacher's place it is the functional distance `KL(π_0‖π)` of a trained model.
-    Arguments, result and errors as in `reverse_kl`.
+
+    Args:
+        student_hidden: final, normed hidden states `[batch, time, d]`.
+        student_unembedding: `[d, vocab]`.
+        teacher_hidden: the teacher's, `[batch, time, d']`, on the same tokens.
+        teacher_unembedding: `[d', vocab]`, the same vocabulary.
+        chunk: time steps at a time.
+        temperature: divides both models' logits.
+        remat: False keeps every chunk's logits for the backward pass.
+
+    Returns:
+        float32 `[batch, time]`, nats, as `reverse_kl`.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
 
     def divergence(student: Array, teacher: Array) -> Array:
@@ -102,7 +116,7 @@ def generalized_jsd(
         β·KL(π_T‖M) + (1 − β)·KL(π_θ‖M),  M = β·π_T + (1 − β)·π_θ
 
     At β → 0 it is β times the forward KL, at β → 1 it is (1-β) times the reverse KL; at 0.5 the Jensen-Shannon
-    divergence, at most log 2. Other arguments and the result as in `reverse_kl`.
+    divergence, at most log 2.
 
     Args:
         student_hidden: `[batch, time, d]`.
@@ -113,6 +127,9 @@ def generalized_jsd(
         chunk: time steps at a time.
         temperature: divides both models' logits.
         remat: False keeps every chunk's logits for the backward pass.
+
+    Returns:
+        float32 `[batch, time]`, nats, as `reverse_kl`.
 
     Raises:
         ValueError: beta outside (0, 1), or shapes that do not fit.
@@ -148,8 +165,7 @@ def teacher_top_k_kl(
 
         π̃(v) = π(v) / Σ_{u ∈ S} π(u),  S = top-k(π_T)
 
-    Mass that the student has outside S is neither seen nor penalised. With k the vocabulary it is the full KL. Other
-    arguments and the result as in `reverse_kl`.
+    Mass that the student has outside S is neither seen nor penalised. With k the vocabulary it is the full KL.
 
     Args:
         student_hidden: `[batch, time, d]`.
@@ -161,6 +177,9 @@ def teacher_top_k_kl(
         chunk: time steps at a time.
         temperature: divides both models' logits.
         remat: False keeps every chunk's logits for the backward pass.
+
+    Returns:
+        float32 `[batch, time]`, nats, as `reverse_kl`.
 
     Raises:
         ValueError: k outside the vocabulary, an unknown direction, or shapes that do not fit.

@@ -103,7 +103,14 @@ def learning_rate_schedule(settings: AdamWSettings, steps: int) -> Callable[[Any
 
 
 def with_standard_promotion(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same transformation, runnable where `jax_numpy_dtype_promotion` is "strict" (Optax mixes int and float)."""
+    """The same transformation, runnable where `jax_numpy_dtype_promotion` is "strict" (Optax mixes int and float).
+
+    Args:
+        transform: any Optax transformation.
+
+    Returns:
+        One with the same states and updates.
+    """
     inner = optax.with_extra_args_support(transform)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -152,7 +159,14 @@ def adamw(settings: AdamWSettings, steps: int, *, matrices: Any = None) -> optax
 
 
 def decayed_by_name(params: Any) -> Any:
-    """Tree of bools: True at leaves named "kernel" or "embedding", False at scales and biases."""
+    """Tree of bools: True at leaves named "kernel" or "embedding", False at scales and biases.
+
+    Args:
+        params: tree with dict keys.
+
+    Returns:
+        A tree of the same structure, for `decay_mask`.
+    """
 
     def is_matrix(path: tuple[Any, ...], leaf: Array) -> bool:
         name = str(getattr(path[-1], "key", "")) if path else ""

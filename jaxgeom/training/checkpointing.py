@@ -37,6 +37,7 @@ class Checkpoints:
         self._manager.close()
 
     def latest_step(self) -> int | None:
+        """The newest step that is stored, or None."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_state: dict, seed: int) -> None:
@@ -80,6 +81,15 @@ def saved_steps(run: Path) -> list[int]:
 
 def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
     """A model to start from: a Hugging Face directory, or `RUN@STEP` of a run of ours (its float32 masters).
+
+    Args:
+        source: where it lies.
+        mesh: devices to put the parameters on; None for one.
+        compute_dtype: of activations, "float32" or "bfloat16".
+        remat: recompute activations in the backward pass.
+
+    Returns:
+        The module and its float32 parameters.
 
     Raises:
         UserError: nothing readable is there.

@@ -49,7 +49,15 @@ class Batch:
 
 
 def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0: the optimizer's moments sharded as the parameters are, its scalars on their mesh."""
+    """Step 0: the optimizer's moments sharded as the parameters are, its scalars on their mesh.
+
+    Args:
+        params: float32 parameters, sharded or not.
+        optimizer: any Optax transformation.
+
+    Returns:
+        State with `step` 0.
+    """
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.Mesh):
         state = TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params))

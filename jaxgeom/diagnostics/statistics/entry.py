@@ -68,6 +68,8 @@ class Statistic:
       cheap: whether it needs no decomposition of a whole matrix, and is in `CHEAP`.
       is_setting: a parameter that a statistic was taken with (`angle_k`): shown by the matrix, never averaged.
       compared: whether methods are compared by it, at the same step and at the same size.
+      headline: whether tables show it before every other one.
+      short: what narrow columns and panels call it; the label where empty.
     """
 
     key: str
@@ -88,6 +90,8 @@ class Statistic:
     cheap: bool = False
     is_setting: bool = False
     compared: bool = False
+    headline: bool = False
+    short: str = ""
 
     def __post_init__(self) -> None:
         nulls = [null for null in (self.null, self.along, *self.further.values()) if null is not None]
