@@ -32,6 +32,7 @@ from .matrix_spec import as_matrix as as_matrix
 from .matrix_spec import from_matrix as from_matrix
 from .matrix_spec import map_matrices as map_matrices
 from .matrix_spec import matrix_shape as matrix_shape
+from .measure_trees import measure as measure
 from .null_isotropic import isotropic_moments as isotropic_moments
 from .null_isotropic import isotropic_spectrum as isotropic_spectrum
 from .null_isotropic import isotropic_stable_rank as isotropic_stable_rank

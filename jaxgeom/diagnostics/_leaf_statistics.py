@@ -20,6 +20,9 @@ from .update_statistics import beside_isotropic, kurtosis_from_sums, stable_rank
 CHUNK = 128
 """Columns of AᵀA that are there at a time."""
 
+RESOLVED = 64
+"""Roundings of σ₁² above which a σ² counts as a direction of the update's own: σ ≥ 3e-3·σ₁ in float32, 1e-7 in float64."""
+
 Numbers = dict[str, jax.Array]
 """Statistics of a leaf by report key, each `[*batch]`."""
 
@@ -153,8 +156,9 @@ def leading(pair: LeafPair, *, only_first: bool) -> Numbers:
         held = right[..., : basis.shape[-1]]
         cosines = block_inner(held, basis, delta.unit.batches)
         similarity = jnp.sum(jnp.square(cosines), axis=(-2, -1)) / basis.shape[-1]
-        full = block_squares(held, delta.unit.batches)[..., -1] > 0.5
-        found["basis_similarity"] = jnp.where(full, similarity, jnp.full_like(similarity, jnp.nan))
+        # A direction whose σ² is rounding of the largest one is none.
+        resolved = energies[..., basis.shape[-1] - 1] > RESOLVED * jnp.finfo(energies.dtype).eps * first
+        found["basis_similarity"] = jnp.where(resolved, similarity, jnp.full_like(similarity, jnp.nan))
     return found
 
 

@@ -85,6 +85,8 @@ def measure(
         if spec is None:
             rows.append(dict.fromkeys(wanted))
             continue
+        w0, w1 = jnp.asarray(w0), jnp.asarray(w1)
+        basis = None if basis is None else jnp.asarray(basis)
         if w0.shape != w1.shape:
             raise ValueError(f"params0 has a leaf of shape {w0.shape} where params1 has {w1.shape}; they must be equal")
         if basis is None and any(name in NEEDS_BASIS for name in wanted):
