@@ -41,6 +41,7 @@ from .matrix_spec import as_matrix as as_matrix
 from .matrix_spec import from_matrix as from_matrix
 from .matrix_spec import map_matrices as map_matrices
 from .matrix_spec import matrix_shape as matrix_shape
+from .measure_trees import measure as measure
 from .moments import NullMoments as NullMoments
 from .moments import excess as excess
 from .moments import triple as triple
