@@ -15,13 +15,13 @@ from .leading import leading_triplets
 from .leaf_matrix import LeafMatrix, block_inner, block_squares, unit_columns
 from .matrix_spec import MatrixSpec, as_matrix
 from .moments import NullMoments, triple
-from .update_statistics import beside_isotropic, kurtosis_from_sums, stable_rank_statistics
+from .update_numbers import beside_isotropic, kurtosis_from_sums, stable_rank_statistics
 
 CHUNK = 128
 """Columns of AᵀA that are there at a time."""
 
 RESOLVED = 64
-"""Roundings of σ₁² above which a σ² counts as a direction of the update's own: σ ≥ 3e-3·σ₁ in float32, 1e-7 in float64."""
+"""Roundings of σ₁² above which a σ² is a direction of the update's own: σ ≥ 3e-3·σ₁ in float32, 1e-7 in float64."""
 
 Numbers = dict[str, jax.Array]
 """Statistics of a leaf by report key, each `[*batch]`."""
