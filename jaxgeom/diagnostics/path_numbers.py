@@ -22,7 +22,7 @@ from .null_trajectory import (
     random_walk_similarity,
     walked_distance,
 )
-from .update_statistics import Numbers
+from .update_numbers import Numbers
 
 
 def cosine_statistics(
