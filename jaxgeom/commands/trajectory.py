@@ -12,8 +12,8 @@ from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.checkpoints.runs import named_run, split_step
 from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
-from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import trajectory_findings, write_report
 from jaxgeom.training import run_learning_rates
@@ -55,9 +55,9 @@ def trajectory(
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
         with other_processes(distributed, out) as team:
+            keep_freed_memory(settings.device)
             first = open_checkpoint(initial)
             opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
             rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)

@@ -1,4 +1,4 @@
-"""Small dense algebra in the namespace of its arguments: LAPACK through NumPy, or XLA's own, one matrix after another."""
+"""Small dense algebra in the namespace of its arguments: LAPACK through NumPy, or XLA's own, matrix by matrix."""
 
 from typing import Any
 

@@ -9,15 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from ._layout import safe_sqrt
-from ._namespace import divide
+from ._namespace import divide, real
+from .entry_counts import RMS_TOLERANCES, EntryCounts, entry_counts
 from .leading import leading_triplets
 from .leaf_matrix import LeafMatrix, block_inner, block_squares, unit_columns
 from .matrix_spec import MatrixSpec, as_matrix
 from .moments import NullMoments, triple
-from .sparsity import absolute_sparsity, relative_sparsity, stored_sparsity, ulp_share, visible_density
+from .update_numbers import beside_isotropic, kurtosis_from_sums, stable_rank_statistics
 
 CHUNK = 128
 """Columns of AᵀA that are there at a time."""
+
+RESOLVED = 64
+"""Roundings of σ₁² above which a σ² is a direction of the update's own: σ ≥ 3e-3·σ₁ in float32, 1e-7 in float64."""
 
 Numbers = dict[str, jax.Array]
 """Statistics of a leaf by report key, each `[*batch]`."""
@@ -67,7 +71,7 @@ class LeafPair:
         self, leaf0: jax.Array, leaf1: jax.Array, spec: MatrixSpec, basis: jax.Array | None, options: Mapping[str, Any]
     ) -> None:
         self.leaves = as_matrix(leaf0, spec), as_matrix(leaf1, spec)
-        wide = jnp.promote_types(jnp.promote_types(leaf0.dtype, leaf1.dtype), jnp.result_type(float))
+        wide = real(jnp)
         self.w0, self.w1 = (LeafMatrix.read(leaf.astype(wide), spec) for leaf in (leaf0, leaf1))
         self.basis, self.options = basis, options
         self.count = float(self.w0.shape[0]) * float(self.w0.shape[1])
@@ -82,6 +86,18 @@ class LeafPair:
         """`ΔW = W+ − W0`, formed after widening."""
         return Scaled.of(self.w0.over(self.w1.array - self.w0.array))
 
+    @functools.cached_property
+    def counts(self) -> EntryCounts:
+        """Counts of entries, without histograms."""
+        return entry_counts(*self.leaves, eta=self.options["eta"], histograms=False)
+
+    @functools.cached_property
+    def kurtosis(self) -> jax.Array:
+        """Kurtosis of the entries of ΔW about zero."""
+        unit = self.delta.unit
+        fourths = unit.total(jnp.square(jnp.square(unit.array)))
+        return kurtosis_from_sums(self.count, self.delta.squares, fourths)
+
     def top(self, k: int, *, vectors: bool) -> tuple[jax.Array, jax.Array]:
         """Right vectors `[*batch, *in, k]` of ΔW, held, and its leading σ² `[*batch, k]` in units of the scale.
 
@@ -94,17 +110,16 @@ class LeafPair:
 
 def entries(pair: LeafPair) -> Numbers:
     """Shares of entries that changed, by each test."""
-
-    w0, w1 = pair.leaves
-    density = visible_density(w0, w1, eta=pair.options["eta"])
-    tolerances = {f"sparsity_rms_{t:g}": relative_sparsity(w0, w1, tolerance=t) for t in (1e-4, 1e-3, 1e-2)}
+    counts = pair.counts
+    tolerances = zip(RMS_TOLERANCES, jnp.moveaxis(counts.beyond_rms, -1, 0), strict=True)
+    moving = counts.initial_norm > 0
     return {
-        "density_bf16": density,
-        "sparsity_bf16": 1 - density,
-        "sparsity_stored": stored_sparsity(w0, w1),
-        "sparsity_abs_1e-5": absolute_sparsity(w0, w1),
-        "share_beyond_half_ulp": ulp_share(w0, w1),
-        **tolerances,
+        "density_bf16": counts.density,
+        "sparsity_bf16": 1 - counts.density,
+        "sparsity_stored": 1 - counts.differs / counts.count,
+        "sparsity_abs_1e-5": 1 - counts.beyond_absolute / counts.count,
+        "share_beyond_half_ulp": counts.beyond_half_ulp / counts.count,
+        **{f"sparsity_rms_{t:g}": jnp.where(moving, 1 - beyond / counts.count, jnp.nan) for t, beyond in tolerances},
     }
 
 
@@ -128,19 +143,22 @@ def leading(pair: LeafPair, *, only_first: bool) -> Numbers:
     if pair.basis is not None:
         wanted = max(wanted, pair.basis.shape[-1])
     right, energies = pair.top(min(wanted, *delta.unit.shape), vectors=pair.basis is not None)
-    found = {
-        "op_norm": safe_sqrt(energies[..., 0]) * delta.scale,
-        "stable_rank": divide(delta.squares, energies[..., 0]),
-    }
+    first, shape = energies[..., 0], delta.unit.shape
+    found = {"op_norm": safe_sqrt(first) * delta.scale}
+    found |= stable_rank_statistics(delta.squares, first, shape=shape, kurtosis=pair.kurtosis)
     if not only_first:
-        found[f"energy_top_{k}"] = divide(jnp.sum(energies[..., :k], axis=-1), delta.squares)
+        share = divide(jnp.sum(energies[..., :k], axis=-1), delta.squares)
+        found |= beside_isotropic(
+            f"energy_top_{k}", "energy_top", share, shape, pair.kurtosis, first > 0, min(k, *shape)
+        )
     if pair.basis is not None:
         basis = delta.unit.split_columns(pair.basis.astype(right.dtype))
         held = right[..., : basis.shape[-1]]
         cosines = block_inner(held, basis, delta.unit.batches)
         similarity = jnp.sum(jnp.square(cosines), axis=(-2, -1)) / basis.shape[-1]
-        full = block_squares(held, delta.unit.batches)[..., -1] > 0.5
-        found["basis_similarity"] = jnp.where(full, similarity, jnp.full_like(similarity, jnp.nan))
+        # A direction whose σ² is rounding of the largest one is none.
+        resolved = energies[..., basis.shape[-1] - 1] > RESOLVED * jnp.finfo(energies.dtype).eps * first
+        found["basis_similarity"] = jnp.where(resolved, similarity, jnp.full_like(similarity, jnp.nan))
     return found
 
 
@@ -157,9 +175,11 @@ def participation(pair: LeafPair) -> Numbers:
         gram = unit.transposed_times(unit.times(block)) if tall else unit.times(unit.transposed_times(block))
         return total + jnp.sum(block_squares(gram, unit.batches), axis=-1), None
 
-    starts = jnp.arange(0, min(rows, columns), CHUNK)
+    starts = jnp.arange(0, min(rows, columns), CHUNK, dtype=jnp.int32)
     fourth, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(pair.delta.squares), starts)
-    return {"participation_ratio": divide(jnp.square(pair.delta.squares), fourth)}
+    ratio = divide(jnp.square(pair.delta.squares), fourth)
+    name = "participation_ratio"
+    return beside_isotropic(name, name, ratio, unit.shape, pair.kurtosis, pair.delta.squares > 0)
 
 
 def leakage(pair: LeafPair) -> Numbers:

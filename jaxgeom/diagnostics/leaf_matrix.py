@@ -131,4 +131,4 @@ def unit_columns(sizes: tuple[int, ...], start: jax.Array, count: int, dtype: jn
     flat = jnp.zeros(sizes, jnp.int32)
     for axis, size in enumerate(sizes):
         flat = flat * size + jax.lax.broadcasted_iota(jnp.int32, sizes, axis)
-    return (flat[..., None] == start + jnp.arange(count)).astype(dtype)
+    return (flat[..., None] == start + jnp.arange(count, dtype=jnp.int32)).astype(dtype)

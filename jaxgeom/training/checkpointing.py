@@ -12,7 +12,7 @@ from jaxgeom.checkpoints.runs import named_run
 from jaxgeom.checkpoints.safetensors_files import read_json
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
-from jaxgeom.sharding import partition_specs
+from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training.step import TrainState
 
 
@@ -97,9 +97,11 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     if not isinstance(config.get("model"), dict):
         raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
     architecture = Qwen3Config.from_hf(config["model"])
-    model = Qwen3(architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, mesh=mesh)
-    abstract = abstract_parameters(model)
     place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    model = Qwen3(
+        architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, platform=platform_of(place), mesh=mesh
+    )
+    abstract = abstract_parameters(model)
     specs = partition_specs(abstract, place) if mesh else jax.tree.map(lambda _: PartitionSpec(), abstract)
     placed = jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(place, spec)),

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 from . import _leaf_statistics as leaf_statistics
 from ._leaf_statistics import LeafPair, Numbers
 from .matrix_spec import MatrixSpec
-from .statistics import CHEAP, STATISTICS, split_key, statistic
+from .statistics import CHEAP, split_key
 
 OPTIONS: Mapping[str, Any] = {"eta": 1e-3, "subspace_k": 16}
 """Parameters of the statistics, with the names and defaults of `CompareSettings`."""
@@ -85,6 +85,8 @@ def measure(
         if spec is None:
             rows.append(dict.fromkeys(wanted))
             continue
+        w0, w1 = jnp.asarray(w0), jnp.asarray(w1)
+        basis = None if basis is None else jnp.asarray(basis)
         if w0.shape != w1.shape:
             raise ValueError(f"params0 has a leaf of shape {w0.shape} where params1 has {w1.shape}; they must be equal")
         if basis is None and any(name in NEEDS_BASIS for name in wanted):
@@ -103,6 +105,9 @@ def _measure_leaf(
         found: Numbers = {}
         for function in _functions(wanted):
             found |= function(pair)
+        for name in wanted:
+            if name not in found:
+                raise ValueError(_unknown("statistic", name, found))
         return {name: found[name].astype(jnp.result_type(float)) for name in wanted}
 
     sharding = jax.typeof(w1).sharding
@@ -146,12 +151,9 @@ def _wanted(statistics: Sequence[str], settings: Mapping[str, Any], has_bases: b
         "sparsity_rms_TOLERANCE": [f"sparsity_rms_{tolerance:g}" for tolerance in (1e-4, 1e-3, 1e-2)],
     }
     for name in (member for given in statistics for member in members.get(given, [given])):
-        base, kind, what = split_key(name)
-        entry = statistic(base)
-        null = entry and (entry.further.get(kind) if kind else entry.null)
-        known = entry is not None and _family_key(base) in available and (what == "value" or null is not None)
-        if not known:
-            raise ValueError(_unknown("statistic", name, [*available, *STATISTICS]))
+        base = split_key(name)[0]
+        if _family_key(base) not in available:
+            raise ValueError(_unknown("statistic", name, available))
         if base in NEEDS_BASIS and not has_bases:
             if statistics is CHEAP:
                 continue
