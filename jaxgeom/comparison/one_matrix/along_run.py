@@ -14,12 +14,12 @@ from jaxgeom.comparison.algebra.spectrum import decompose
 from jaxgeom.comparison.one_matrix import shape_nulls
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache, HeldBase
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement, hill
-from jaxgeom.comparison.one_matrix.rounding import RoundingNull
-from jaxgeom.comparison.one_matrix.rows import Null, Row, put
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, bf16_view, widen
+from jaxgeom.comparison.one_matrix.rows import Null, Row, put, put_numbers
+from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner, right_subspace, similarity
 from jaxgeom.comparison.one_matrix.walk_nulls import cosine_deviation, random_walk_similarity, walked_distance
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
 
 STATISTICS = (
@@ -34,13 +34,16 @@ RATE_STATISTICS = ("lr_diffusion_ratio", "lr_drift_ratio")
 SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
 """W_t against W0, at the price of one decomposition per step."""
 
+ENTRY_KEYS = ("fro_norm", "relative_norm", *(f"sparsity_bf16{end}" for end in ("", "_null", "_excess", "_z")))
+"""What a trajectory takes of the statistics that are counted entry by entry."""
+
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
     square: float
-    totals: ElementTotals
+    totals: EntrySums
     right: np.ndarray | None
     rest: np.ndarray | None
     right_bf16: np.ndarray | None
@@ -115,18 +118,13 @@ class MatrixTrajectory:
             self.row[key][index] = found
 
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
-        totals = ElementTotals()
+        totals = EntrySums()
         totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
-        square = totals.delta_squares
-        self._put("fro_norm", index, math.sqrt(square))
-        if totals.initial_squares:
-            self._put("relative_norm", index, math.sqrt(square / totals.initial_squares))
-        on_grid = totals.is_rounded
-        null = None
-        if square:
-            rounding = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid)
-            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))
-        self._put("sparsity_bf16", index, 1 - totals.density, null)
+        square, on_grid = totals.delta_squares, totals.is_rounded
+        cells: Row = {}
+        put_numbers(cells, entry_statistics(totals.counts, eta=self.settings.eta))
+        for key in ENTRY_KEYS:
+            self.row[key][index] = cells[key]
         self._rates(index, math.sqrt(square / totals.count))
         self._spectra(index, stored, totals)
         if square == 0:
@@ -148,7 +146,7 @@ class MatrixTrajectory:
                 if expected > 0:
                     self._put(name, index, rms / expected, (1.0, None))
 
-    def _spectra(self, index: int, stored: np.ndarray, totals: ElementTotals) -> None:
+    def _spectra(self, index: int, stored: np.ndarray, totals: EntrySums) -> None:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
@@ -180,7 +178,7 @@ class MatrixTrajectory:
             return None
         return spectrum.long if update.is_wide else spectrum.short
 
-    def _bf16(self, index: int, stored: np.ndarray, totals: ElementTotals) -> np.ndarray | None:
+    def _bf16(self, index: int, stored: np.ndarray, totals: EntrySums) -> np.ndarray | None:
         """The view of a bfloat16 reader, beside the precision null.
 
         The final update's direction at this step's norm.
