@@ -65,7 +65,15 @@ class SampledAngles(NamedTuple):
 
 
 def noise_window(k: int, shape: tuple[int, ...]) -> slice:
-    """The directions next to the cut after the k-th, `WINDOW` to each side where there are so many."""
+    """The directions next to the cut after the k-th, `WINDOW` to each side where there are so many.
+
+    Args:
+      k: dimension of the subspaces.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      A slice of `range(min(m, n))`.
+    """
     return slice(max(0, k - WINDOW), min(min(shape[-2:]), k + WINDOW))
 
 
@@ -145,6 +153,9 @@ def rotation_is_large(sigma: Any, norm: Any, *, k: int, shape: tuple[int, ...]) 
       norm: `‖ΔW‖_F`, `[...]`.
       k: dimension of the subspaces.
       shape: `[..., m, n]`.
+
+    Returns:
+      Booleans `[...]`.
     """
     rows, columns = (float(side) for side in shape[-2:])
     return norm / math.sqrt(rows * columns) * (math.sqrt(rows) + math.sqrt(columns)) > LARGE * sigma[..., k - 1]

@@ -78,8 +78,8 @@ def _by_module(
     told = ", ".join(
         f"{heading.lower()} {triple(key, _shown(report.get('summary'), key))}" for key, heading, _ in columns
     )
-    found = " ".join(against_null(key, [("", _shown(report.get("summary"), key))]) for key, _, _ in columns)
-    return Drawing(name, title, text, f"{noun}: {told}.", figure, found.strip())
+    said = (against_null(key, [("", _shown(report.get("summary"), key))]) for key, _, _ in columns)
+    return Drawing(name, title, text, f"{noun}: {told}.", figure, tuple(sentence for sentence in said if sentence))
 
 
 def _shown(source: Any, key: str) -> Cell:

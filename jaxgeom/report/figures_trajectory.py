@@ -29,7 +29,7 @@ def _ends(trajectory: dict[str, Any], key: str) -> str:
     return f"{format_value(key, values[0])} to {format_value(key, values[-1])}" if values else "undefined"
 
 
-def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> str:
+def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
     """What value and null say at the last step that has both, statistic by statistic."""
     said = []
     for key in keys:
@@ -38,7 +38,7 @@ def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> str:
         if known:
             step, own = known[-1]
             said.append(against_null(key, [(f"at step {step:.0f}" if step is not None else "", own)]))
-    return " ".join(text for text in said if text)
+    return tuple(text for text in said if text)
 
 
 def ranks(trajectory: dict[str, Any]) -> Drawing | None:
@@ -175,14 +175,14 @@ def similarity(trajectory: dict[str, Any], kind: str) -> Drawing | None:
     return Drawing(f"similarity_{kind}", title, text, alt, figure, _population(trajectory, kind))
 
 
-def _population(trajectory: dict[str, Any], kind: str) -> str:
+def _population(trajectory: dict[str, Any], kind: str) -> tuple[str, ...]:
     """Over how many matrices the cells are."""
     counts = [n for row in _grid((trajectory.get("similarity") or {}).get(f"{kind}_count")) for n in row if n]
     if not counts:
-        return ""
+        return ()
     low, high = int(min(counts)), int(max(counts))
     many = f"{high}" if low == high else f"{low} to {high}"
-    return f"Value and null of a cell are means over the same matrices, n = {many}."
+    return (f"Value and null of a cell are means over the same matrices, n = {many}.",)
 
 
 def _grid(rows: Any) -> list[list[float | None]]:

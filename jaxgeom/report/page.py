@@ -79,7 +79,12 @@ def _drawings(contents: Contents) -> list[Drawing]:
 
 def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
     """A figure as the page has it, its files written."""
-    texts = {"name": drawing.name, "title": drawing.title, "text": drawing.how_to_read, "found": drawing.found}
+    texts: dict[str, Any] = {
+        "name": drawing.name,
+        "title": drawing.title,
+        "text": drawing.how_to_read,
+        "found": drawing.found,
+    }
     return texts | {"svg": Markup(save(drawing, directory))}
 
 

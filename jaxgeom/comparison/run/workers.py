@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from jaxgeom.comparison.algebra.threads import one_blas_thread
+from jaxgeom.comparison.algebra.threads import limit_this_thread, one_blas_thread
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.cores import usable_cores
 
@@ -57,7 +57,7 @@ def measure_parts(
         devices: accelerators at work; a host with several has the memory to keep them busy.
     """
     with one_blas_thread() as single:
-        workers = worker_count(devices) if single else 1
+        workers, limit = (worker_count(devices), limit_this_thread) if single else (1, None)
         flight = _Flight(_IN_FLIGHT_ENTRIES * max(1, devices))
         pending: list[tuple[Part, Future[dict[str, Any]]]] = []
 
@@ -67,7 +67,7 @@ def measure_parts(
             finally:
                 flight.give(part.size)
 
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers, initializer=limit) as pool:
             try:
                 for part in parts:
                     while len(pending) > 2 * workers:
