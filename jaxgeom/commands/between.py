@@ -8,7 +8,7 @@ from tyro.conf import Positional
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, between_runs
-from jaxgeom.host_memory import keep_freed_memory
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 
@@ -40,9 +40,9 @@ def between(
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
         with other_processes(distributed, out) as team:
+            keep_freed_memory(settings.device)
             sides = [open_checkpoint(path) for path in (initial, final_a, final_b)]
             with entry_progress(reporter, "between") as progress:
                 report = between_runs(

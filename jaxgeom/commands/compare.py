@@ -12,8 +12,8 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.comparison.run.plan import check_pair
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
-from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 from jaxgeom.training.functional_distance import NULL, functional_distance
@@ -49,9 +49,9 @@ def compare(
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
         with other_processes(distributed, out) as team:
+            keep_freed_memory(settings.device)
             first, second = open_checkpoint(initial), open_checkpoint(final)
             held = _finished(out)
             if prompts is not None and not force and _prompts_of(held) not in (None, str(prompts)):

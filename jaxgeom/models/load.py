@@ -14,7 +14,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors
 from jaxgeom.models.qwen3 import Qwen3
-from jaxgeom.sharding import parameter_shardings
+from jaxgeom.sharding import parameter_shardings, platform_of
 
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -63,7 +63,8 @@ def load_model(
         compute_dtype: dtype of activations; the parameters' where None.
         remat: whether blocks are recomputed in the backward pass.
     Returns:
-        The module and its parameters: `model.apply({"params": params}, tokens)` gives logits.
+        The module, for the platform of the devices, and its parameters: `model.apply({"params": params}, tokens)` gives
+        logits. Parameters that are moved to another platform go with `model.clone(platform=…)`.
     Raises:
         UserError: a file, field, tensor or shape is missing, broken, unknown or unsupported; a weight is NaN or
             infinite (in `dtype`); a tied model's stored head is not its embedding. The message names it.
@@ -77,7 +78,7 @@ def load_model(
     files = _tensor_files(path)
     tensors = hf_tensors(config)
     _check_names(path, config, tensors, files)
-    model = Qwen3(config, dtype=compute_dtype, remat=remat, mesh=mesh)
+    model = Qwen3(config, dtype=compute_dtype, remat=remat, platform=platform_of(mesh), mesh=mesh)
     abstract = abstract_parameters(model, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else jax.tree.map(lambda _: None, abstract)
     by_path: dict[tuple[str, ...], list[HFTensor]] = {}

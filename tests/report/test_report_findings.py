@@ -6,8 +6,8 @@ import pytest
 import report_examples as examples
 from rich.console import Console
 
-from jaxgeom.report import findings, print_table, study_findings, trajectory_findings
 from jaxgeom.diagnostics.statistics import STATISTICS
+from jaxgeom.report import findings, print_table, study_findings, trajectory_findings
 from jaxgeom.report.formatting import format_number, format_value
 from jaxgeom.report.published import references
 from jaxgeom.report.reading import cell, interval, method_cell

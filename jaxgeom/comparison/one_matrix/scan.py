@@ -17,6 +17,7 @@ from jaxgeom.diagnostics.entry_counts import (  # fmt: skip
 )
 from jaxgeom.diagnostics.precision import bf16_bits
 from jaxgeom.diagnostics.storage_grids import BINS
+from jaxgeom.diagnostics.update_numbers import kurtosis_from_sums
 from jaxgeom.errors import UserError
 
 _BLOCK = 1 << 17
@@ -61,6 +62,7 @@ class EntrySums:
     beyond_half_ulp: int = 0
     delta_squares: float = 0.0
     delta_fourths: float = 0.0
+    delta_max: float = 0.0
     initial_squares: float = 0.0
     inner: float = 0.0
     bf16_delta_squares: float = 0.0
@@ -132,6 +134,16 @@ class EntrySums:
         few = np.flatnonzero(hidden) if np.count_nonzero(hidden) * 16 < a.size else None
         self.hidden_histogram += _counts(bins, hidden)[1] if few is None else _bin_counts(bins[few])
         return changed
+
+    @property
+    def kurtosis(self) -> float:
+        """Kurtosis of the entries of ΔW; NaN for a zero update."""
+        return float(kurtosis_from_sums(self.count, self.delta_squares, self.delta_fourths))
+
+    @property
+    def bf16_kurtosis(self) -> float:
+        """The same of the difference of the bfloat16 views."""
+        return float(kurtosis_from_sums(self.count, self.bf16_delta_squares, self.bf16_delta_fourths))
 
     @property
     def density(self) -> float:

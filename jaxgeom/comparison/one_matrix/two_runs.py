@@ -1,18 +1,17 @@
 """One matrix of two runs from one origin: changed masks, updates and leading subspaces, each with its nulls."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
-from jaxgeom.comparison.one_matrix.rows import Row, put, put_numbers
+from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, widen
-from jaxgeom.comparison.one_matrix.subspaces import inner, right_subspace, similarity
+from jaxgeom.comparison.one_matrix.subspaces import inner_and_alignment, right_subspace, similarity
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between
-from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
+from jaxgeom.diagnostics.path_numbers import orthogonal_statistics, similarity_beside_chance
 from jaxgeom.diagnostics.rounding_cells import cells_of
 
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
@@ -58,24 +57,23 @@ def _update_statistics(
         row |= {"orthogonal_share": None, "subspace_similarity": None}
         row["orthogonal_note"] = row["subspace_note"] = f"undefined: the update of run {still} is exactly zero"
         return
-    entries = rows * columns
-    share = _orthogonal_share(updates[0], updates[1], squares)
-    put(row, "orthogonal_share", share, (1 - 1 / entries, math.sqrt(2) / entries))
-    shared = similarity(*(right_subspace(update, k) for update in updates))
     shape = (rows, columns)
-    put(row, "subspace_similarity", shared, (disjoint_similarity(shape, k=k), disjoint_similarity_std(shape, k=k)))
-    if shared is None:
+    product, alignment = inner_and_alignment(updates[0], updates[1])
+    share = np.float64(_residual_share(updates[0], updates[1], product / squares[1], squares[0]))
+    numbers = orthogonal_statistics(share, product, *map(np.float64, squares), alignment=alignment, shape=shape)
+    shared = np.float64(similarity(*(right_subspace(update, k) for update in updates)))
+    put_numbers(row, numbers | similarity_beside_chance("subspace_similarity", shared, shape=shape, k=k))
+    if row["subspace_similarity"] is None:
         row["subspace_note"] = f"undefined: an update has fewer than {k} directions"
 
 
-def _orthogonal_share(first: Matrix, second: Matrix, squares: tuple[float, float]) -> float:
-    """`1 − cos²` from the residual, so that nearly parallel updates keep their digits."""
-    factor = inner(first, second) / squares[1]
+def _residual_share(first: Matrix, second: Matrix, factor: float, squares: float) -> float:
+    """`‖A − factor·B‖²/‖A‖²`, in which nearly parallel updates keep their digits."""
     total = 0.0
     for where in first.blocks():
         residual = first.block(where) - factor * second.block(where)
         total += float(np.vdot(residual, residual))
-    return min(1.0, total / squares[0])
+    return min(1.0, total / squares)
 
 
 def _mask_statistics(row: Row, both: int, totals: Sequence[EntrySums], settings: CompareSettings) -> None:
