@@ -53,7 +53,7 @@ def divide(numerator: Any, denominator: Any) -> Any:
 
 
 def repeat(times: int, step: Callable[[Any], Any], state: Any) -> Any:
-    """A step taken so many times from a state (a tree of arrays): a Python loop or, for JAX arrays, one compiled body."""
+    """A step taken so many times from a tree of arrays, by a Python loop or, for JAX arrays, by one compiled body."""
     if namespace(state) is np:
         for _ in range(times):
             state = step(state)

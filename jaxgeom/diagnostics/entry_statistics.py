@@ -52,7 +52,8 @@ def scale_of_update(counts: EntryCounts, cells: RoundingCells) -> Any:
 
     def coarser() -> Any:
         width = cells.cell_high - cells.cell_low
-        cell = xp.where(xp.isfinite(width), width, xp.zeros_like(width)) / _positive(plain)[..., None]
+        held = xp.isfinite(width) & (cells.counts > 0)  # of a class that is empty the square may overflow
+        cell = xp.where(held, width, xp.zeros_like(width)) / _positive(plain)[..., None]
         rest = 1 - (cells.counts * cell * cell).sum(-1) / (12 * cells.counts.sum(-1))
         return xp.where(rest > 0, plain * xp.sqrt(xp.maximum(rest, 0.0)), xp.full_like(plain, np.nan))
 
