@@ -140,13 +140,20 @@ def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum:
 def measure_base(
     initial: np.ndarray, count: int, *, view: np.ndarray | None, make_matrix: MatrixMaker = Matrix
 ) -> Base:
-    """Spectra of W0 (float32 `[out, in]`), and the values of its bfloat16 view where one is given."""
+    """Spectra of W0, and the values of its bfloat16 view where one is given.
+
+    Args:
+        initial: W0 widened to float32 `[out, in]`.
+        count: number of leading vectors.
+        view: its bfloat16 view widened to float32 `[out, in]`, None where that is W0 itself.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
+    """
     stored = decompose(make_matrix(initial), count, long=True)
     return Base(stored, bf16=values_only(make_matrix(view)) if view is not None else None)
 
 
 def exact_base(base: Base, initial: np.ndarray, make_matrix: MatrixMaker = Matrix) -> Spectrum:
-    """The values of W0 by the bidiagonal route, computed on first need and then kept with the base."""
+    """The values of W0 (float32 `[out, in]`) by the bidiagonal route, computed on first need and kept with the base."""
     if base.stored.is_exact:
         return base.stored
     if base.exact is None:

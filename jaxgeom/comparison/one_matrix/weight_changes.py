@@ -35,7 +35,8 @@ KINDS = ("joint", "left", "right")
 """Projection energies: inside both subspaces, the left one, the right one."""
 
 SHIFT_ERROR = 2e-6
-"""Relative error of a spectral shift beyond which the bidiagonal route takes the spectra again."""
+"""Relative error of a spectral shift beyond which the bidiagonal route takes the spectra again: a fifth of the 1e-5 to
+which shifts are stated."""
 
 
 def projection_sizes(settings: CompareSettings, shape: tuple[int, ...]) -> dict[str, int]:
@@ -60,11 +61,11 @@ class WeightChanges:
     Attributes:
         row: receives the numbers; holds the decay component and the relative norm, unless `plain`.
         initial, final: stored arrays `[out, in]`.
-        a, b: the same widened to float32.
+        a, b: the same widened to float32, `[out, in]`.
         on_grid: whether every entry of both is a bfloat16 number.
         totals: scan of the pair.
         base: spectra of W0.
-        update: ΔW.
+        update: ΔW `[out, in]`.
         settings: parameters.
         make_matrix: `Matrix`, or what makes one on an accelerator.
         rng: source of the draws.
