@@ -63,7 +63,6 @@ class EntrySums:
     beyond_half_ulp: int = 0
     delta_squares: float = 0.0
     delta_fourths: float = 0.0
-    delta_max: float = 0.0
     initial_squares: float = 0.0
     inner: float = 0.0
     bf16_delta_squares: float = 0.0
