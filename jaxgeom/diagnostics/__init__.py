@@ -75,6 +75,7 @@ from .null_trajectory import cosine_std as cosine_std
 from .null_trajectory import disjoint_similarity as disjoint_similarity
 from .null_trajectory import disjoint_similarity_std as disjoint_similarity_std
 from .null_trajectory import random_walk_similarity as random_walk_similarity
+from .null_trajectory import similarity_at as similarity_at
 from .null_trajectory import similarity_curve as similarity_curve
 from .null_trajectory import walked_distance as walked_distance
 from .null_update import scale_profile as scale_profile
@@ -128,10 +129,15 @@ from .statistics import SOURCES as SOURCES
 from .statistics import STATISTICS as STATISTICS
 from .statistics import Statistic as Statistic
 from .statistics import statistic as statistic
+from .stored_walk import rounded_product as rounded_product
+from .stored_walk import spacing_counts as spacing_counts
+from .stored_walk import walk_covariance as walk_covariance
 from .subspaces import ProjectionEnergy as ProjectionEnergy
 from .subspaces import TopSubspaces as TopSubspaces
+from .subspaces import has_directions as has_directions
 from .subspaces import projection_energy as projection_energy
 from .subspaces import projection_energy_from_bases as projection_energy_from_bases
+from .subspaces import similarity_from_bases as similarity_from_bases
 from .subspaces import similarity_matrix as similarity_matrix
 from .subspaces import subspace_leakage as subspace_leakage
 from .subspaces import subspace_similarity as subspace_similarity

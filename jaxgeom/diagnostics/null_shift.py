@@ -101,7 +101,7 @@ def _repulsion(xp: Any, sigma: Any, s: Any, small: int, large: int) -> Any:
     """What drives each level apart from the others and from zero, per s² `[..., r]`."""
     tiny = float(xp.finfo(sigma.dtype).tiny)
     # In units of σ₁, so that the squares of squares stay within the range of float32.
-    top = xp.maximum(sigma[..., :1], tiny)
+    top = xp.where(sigma[..., :1] > 0, sigma[..., :1], xp.ones_like(sigma[..., :1]))
     level, noise = sigma / top, (s[..., None] / top)
     regular = xp.maximum(level, noise)
 

@@ -21,6 +21,7 @@ from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, random_walk_similarity, similarity_curve
 from jaxgeom.diagnostics.path_numbers import path_statistics, rate_statistics, similarity_statistics
+from jaxgeom.diagnostics.stored_walk import spacing_counts, walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
 
@@ -108,8 +109,11 @@ class MatrixTrajectory:
             if older is not None:
                 products[:, index - 1] = inner_and_alignment(Matrix(before, older), increment)
             older, before = before, now
-        self._path(steps, increments, products)
-        self._similarities(steps, increments)
+        covariance = None
+        if all(step.totals.is_rounded for step in steps):  # rounding turns stored increments against each other
+            covariance = walk_covariance(increments, *spacing_counts(steps[0].totals.histogram))
+        self._path(steps, increments, products, covariance)
+        self._similarities(steps, increments, covariance)
         self.row |= {"subspace_k": self.k, "digests": self.digests}
         return self.row
 
@@ -211,13 +215,16 @@ class MatrixTrajectory:
             self._put("sim_to_final_bf16", index, None, (null, None))
         return right_subspace(update, self.k)
 
-    def _path(self, steps: Sequence[_Step], increments: np.ndarray, products: np.ndarray) -> None:
+    def _path(
+        self, steps: Sequence[_Step], increments: np.ndarray, products: np.ndarray, covariance: np.ndarray | None
+    ) -> None:
         """Distance and direction, from the products of each increment with the next and of each update with the rest.
 
         Args:
             steps: what each step left.
             increments: norms of the increments `[t]`.
             products: `⟨A, B⟩` and `Σ(ab)²` of an increment and the next `[2, t]`.
+            covariance: of a random walk whose checkpoints are rounded `[t, t]`, None where they are not.
         """
         squares = np.array([step.square for step in steps])
         rest, rest_squares = np.full((2, self.count), math.nan), np.full(self.count, math.nan)
@@ -229,14 +236,15 @@ class MatrixTrajectory:
                 rest_squares[index] = inner(after, after)
         numbers = path_statistics(
             squares, increments, step_products=products[0], step_alignments=products[1], rest_products=rest[0],
-            rest_alignments=rest[1], rest_squares=rest_squares, shape=self.origin.shape,
+            rest_alignments=rest[1], rest_squares=rest_squares, covariance=covariance,
+            shape=self.origin.shape,
         )  # fmt: skip
         if self.rates is not None:
             sums, roots = np.array(self.rates, np.float64).T
             numbers |= rate_statistics(squares, sums, roots, shape=self.origin.shape)
         self._put_along(numbers)
 
-    def _similarities(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
+    def _similarities(self, steps: Sequence[_Step], increments: np.ndarray, covariance: np.ndarray | None) -> None:
         count, shape = self.count, (self.origin.shape[0], self.origin.shape[1])
         full, disjoint = np.full((count, count), math.nan), np.full((count, count), math.nan)
         for s in range(count):
@@ -244,9 +252,10 @@ class MatrixTrajectory:
                 full[s, t] = full[t, s] = similarity(steps[s].right, steps[t].right)
                 disjoint[s, t] = similarity(steps[s].right, steps[t].rest)
         curve = similarity_curve(shape, k=self.k, seed=self.settings.seed)
-        self._put_along(
-            similarity_statistics(full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k)
+        numbers = similarity_statistics(
+            full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k, covariance=covariance
         )
+        self._put_along(numbers)
         if self.final_bf16 is None:
             self.final_bf16 = steps[-1].right_bf16
         for s, step in enumerate(steps):
@@ -257,7 +266,7 @@ class MatrixTrajectory:
         chance = disjoint_similarity(shape, k=self.k)
         self.row["similarity"] = {
             "full": _lines(full),
-            "full_null": _lines(random_walk_similarity(curve, increments).mean),
+            "full_null": _lines(random_walk_similarity(curve, increments, covariance).mean),
             "disjoint": _lines(disjoint),
             "disjoint_null": [[chance if t >= s else None for t in range(count)] for s in range(count)],
         }
