@@ -23,6 +23,12 @@ def svd_values(a: Any) -> Any:
     return np.linalg.svd(a, compute_uv=False) if namespace(a) is np else _sequential.svd_values(a)
 
 
+def svd(a: Any) -> tuple[Any, Any, Any]:
+    """Reduced decomposition `u [..., m, r]`, `σ [..., r]`, `vᵀ [..., r, n]`."""
+    u, sigma, vt = np.linalg.svd(a, full_matrices=False) if namespace(a) is np else _sequential.svd(a)
+    return u, sigma, vt
+
+
 def triangle(a: Any) -> Any:
     """The triangular factor `[..., r, k]` of a QR decomposition."""
     return np.linalg.qr(a, mode="r") if namespace(a) is np else _sequential.qr(a)[1]

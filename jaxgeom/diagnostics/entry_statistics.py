@@ -120,8 +120,8 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
         null = sparsity_moments(counts, eta=eta)
         found = triple("sparsity_bf16", 1 - density, null)
         found |= triple("density_bf16", density, NullMoments(1 - null.mean, null.std))
-    found["sparsity_stored"] = 1 - counts.differs / size
-    found["sparsity_abs_1e-5"] = 1 - counts.beyond_absolute / size
+    found["sparsity_stored"] = (size - counts.differs) / size
+    found["sparsity_abs_1e-5"] = (size - counts.beyond_absolute) / size
     defined = xp.where(xp.asarray(counts.initial_norm) > 0, size, xp.zeros_like(size))
     for place, tolerance in enumerate(RMS_TOLERANCES):
         beyond = as_real(counts.beyond_rms[..., place], xp)

@@ -136,7 +136,7 @@ def angle_flags(sigma0: Any, sigma1: Any, *, norm: Any, decay: Any, k: int) -> A
     still = xp.asarray(norm) == 0
     unresolved = (sigma1[k - 1] <= RESOLUTION[sigma0.dtype.name] * sigma0[0]) | is_open(sigma0, k)
     crossed = (moved >= gap) & ~still
-    blurred = crossed & (near > max(2.0, BLUR * k))
+    blurred = crossed & (near > int(max(2.0, BLUR * k)))
     return AngleFlags(unresolved & ~still, crossed, blurred, xp.zeros_like(crossed), moved, gap, near)
 
 
