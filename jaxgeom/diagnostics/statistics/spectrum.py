@@ -82,7 +82,7 @@ SPECTRUM = (
     Statistic(
         "energy_top_K", "energy in the K leading directions", "Σ_{i≤K} σ_i²/Σσ² of ΔW",
         "The share of the update's energy in its K leading directions.",
-        unit="share", suites=("full",), undefined=ZERO, cheap=True,
+        unit="share", null=BULK, suites=("full",), undefined=ZERO, cheap=True,
     ),
     Statistic(
         "hill", "Hill tail index", "[1/(k − 1)·Σ_{i<k} log(σ_i/σ_k)]⁻¹ of ΔW",
