@@ -1,6 +1,6 @@
 """Every triple of a real study's files is over one population: value, null, excess and count, recomputed from the rows.
 
-Nothing of the code under test is used for it: means, populations and weights are taken here from the rows that the files hold.
+Nothing of the code under test is used for it: means, populations and weights are taken here from the rows in the files.
 The tests of the study call the checks.
 """
 
