@@ -48,7 +48,7 @@ PATH = (
     Statistic(
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",
         "1 where stretches add up at random, √t where they all go one way.",
-        null=Null("1, independent increments", "fixed", "deviation to first order in the cosines of neighbouring increments"),
+        null=Null("1, independent increments", "fixed", "deviation to first order in their cosines"),
         commands=("trajectory",), undefined=ZERO,
         headline=True,
     ),
