@@ -103,9 +103,16 @@ def _by_room(names: list[Name]) -> dict[str, list[Name]]:
     return grouped
 
 
+def _barred(match: re.Match[str]) -> str:
+    return "\\|" if match[0] == "|" else match[0]
+
+
 def _table(names: list[tuple[str, Name]]) -> str:
     """Names, each with the package on whose page it stands, with their first lines."""
-    rows = (f"| [`{n.name}`][{package}.{n.name}] | {n.summary.replace('|', chr(92) + '|')} |" for package, n in names)
+    # A bar between backticks is text in Python-Markdown's tables, and so is a backslash before it.
+    rows = (
+        f"| [`{n.name}`][{package}.{n.name}] | {re.sub(r'`[^`]*`|[|]', _barred, n.summary)} |" for package, n in names
+    )
     return "\n".join(["| | |", "|---|---|", *rows])
 
 

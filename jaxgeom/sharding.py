@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -131,7 +132,7 @@ def platform_of(place: Any) -> str:
     sharding = getattr(leaf, "sharding", None)
     if sharding is not None:
         return min(sharding.device_set, key=lambda device: device.id).platform
-    default = jax.config.jax_default_device
+    default: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     return default if isinstance(default, str) else (default or jax.devices()[0]).platform
 
 

@@ -3,8 +3,8 @@
 import ctypes
 import subprocess
 import sys
+import types
 
-import jax
 import pytest
 
 from jaxgeom import cpu_memory
@@ -57,9 +57,8 @@ def allocator(monkeypatch):
     found = Allocator()
     monkeypatch.setattr(ctypes, "CDLL", lambda name: found)
     monkeypatch.setattr(sys, "platform", "linux")
-    dispatch = jax.config.jax_cpu_enable_async_dispatch  # pyright: ignore[reportAttributeAccessIssue]
-    yield found
-    jax.config.update("jax_cpu_enable_async_dispatch", dispatch)
+    monkeypatch.setattr(cpu_memory, "jax", types.SimpleNamespace(config=types.SimpleNamespace(update=lambda *_: None)))
+    return found
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,14 @@ class RunCheckpoint:
 
 
 def saved_steps(run: str | os.PathLike[str]) -> list[int]:
-    """Steps of the whole checkpoints in a run directory, ascending; none for any other directory."""
+    """Steps of the whole checkpoints in a run directory, ascending; none for any other directory.
+
+    Args:
+        run: its directory.
+
+    Returns:
+        Steps whose parameters are there.
+    """
     folder = pathlib.Path(run) / "checkpoints"
     if not folder.is_dir():
         return []

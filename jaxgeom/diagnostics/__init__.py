@@ -77,6 +77,8 @@ from .null_trajectory import disjoint_similarity_std as disjoint_similarity_std
 from .null_trajectory import random_walk_similarity as random_walk_similarity
 from .null_trajectory import similarity_curve as similarity_curve
 from .null_trajectory import walked_distance as walked_distance
+from .null_update import scale_profile as scale_profile
+from .null_update import update_null_statistics as update_null_statistics
 from .path_numbers import cosine_statistics as cosine_statistics
 from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics

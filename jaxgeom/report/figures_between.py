@@ -78,7 +78,9 @@ def _by_module(
     told = ", ".join(
         f"{heading.lower()} {triple(key, _shown(report.get('summary'), key))}" for key, heading, _ in columns
     )
-    said = (against_null(key, [("", _shown(report.get("summary"), key))]) for key, _, _ in columns)
+    name_of_null = "rounding null" if rounding else "null"
+    cells = ((key, _shown(report.get("summary"), key)) for key, _, _ in columns)
+    said = (against_null(key, [("", own)], null=name_of_null) for key, own in cells)
     return Drawing(name, title, text, f"{noun}: {told}.", figure, tuple(sentence for sentence in said if sentence))
 
 

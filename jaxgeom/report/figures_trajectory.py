@@ -37,7 +37,7 @@ def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> tuple[str,
         known = [(step, own) for step, own in cells if own.value is not None and own.null is not None]
         if known:
             step, own = known[-1]
-            said.append(against_null(key, [(f"at step {step:.0f}" if step is not None else "", own)]))
+            said.append(against_null(key, [("", own)], where=f"at step {step:.0f}" if step is not None else ""))
     return tuple(text for text in said if text)
 
 
@@ -57,7 +57,7 @@ def ranks(trajectory: dict[str, Any]) -> Drawing | None:
         f"Along the checkpoints: stable rank {_ends(trajectory, 'stable_rank')}, "
         f"Hill index {_ends(trajectory, 'hill')}.",
         figure,
-        _at_the_end(trajectory, ("stable_rank", "stable_rank_bf16", "hill")),
+        _at_the_end(trajectory, ("stable_rank", "hill")),
     )
 
 
@@ -111,7 +111,8 @@ def _asked_for(
     methods = {_NAME: {"trajectory": trajectory}}
     draw_tracks(figure, axes_list, tracks, methods, label_columns=len(tracks), progress=False)
     key_below(figure, ["measured", "null"])
-    return Drawing(name, title, text, alt, figure, _at_the_end(trajectory, tuple(key for key, _, _ in tracks)))
+    found = _at_the_end(trajectory, tuple(key for key, _, _ in tracks)) if name == "spectra" else ()
+    return Drawing(name, title, text, alt, figure, found)
 
 
 def subspace(trajectory: dict[str, Any]) -> Drawing | None:

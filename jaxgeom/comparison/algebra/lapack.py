@@ -229,6 +229,14 @@ def symmetric_values(matrix: np.ndarray) -> np.ndarray:
     return tridiagonal_values(diagonal, off)
 
 
+_GOOD_PART = 6
+"""From this part (a sixth) of the vectors on, all of them by divide and conquer cost less than the wanted ones alone:
+`experiments/benchmarks/algebra_thresholds.py`."""
+
+_SMALL = 64
+"""Below this size neither route takes a millisecond, and divide and conquer is the more accurate."""
+
+
 def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and vectors `[p, count]` of the `count` largest, ascending; all eigenvalues where they come along.
 
@@ -241,9 +249,13 @@ def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
     """
     _require_tridiagonal(diagonal, off, _DOUBLE)
     _require_count(count, diagonal.size)
+    return _top_vectors(diagonal, off, count, divide=count * _GOOD_PART >= diagonal.size or diagonal.size < _SMALL)
+
+
+def _top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int, *, divide: bool) -> tuple[np.ndarray, np.ndarray]:
     size = diagonal.size
     info = ctypes.c_int()
-    if count * 6 >= size or size < 64:
+    if divide:
         values, scratch = diagonal.copy(), np.append(off[: size - 1], 0.0)
         vectors = np.empty((size, size), order="F")
         work = np.empty(1 + 4 * size + size * size)
@@ -303,7 +315,7 @@ def tridiagonal_few_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
     """
     _require_tridiagonal(diagonal, off, _DOUBLE)
     _require_count(count, diagonal.size)
-    if count * 6 >= diagonal.size or diagonal.size < 64:
+    if count * _GOOD_PART >= diagonal.size or diagonal.size < _SMALL:
         values, vectors = tridiagonal_top_vectors(diagonal, off, count)
         return values[-count:], vectors
     size, info, real = diagonal.size, ctypes.c_int(), ctypes.c_double

@@ -13,6 +13,7 @@ Progress = Callable[[int, int, str], None]
 """Called with entries done, entries in all, and the name of what was finished."""
 
 _IN_FLIGHT_ENTRIES = 1 << 27
+"""Entries of the parts that are read ahead or measured at a time, per device: 1 GiB for two sides in float32."""
 
 
 def worker_count(devices: int = 0) -> int:
@@ -21,7 +22,10 @@ def worker_count(devices: int = 0) -> int:
 
 
 class _Flight:
-    """Bounds how many entries are read or measured at a time; one part always may."""
+    """Bounds the memory of what is read ahead or measured: by the number of its entries.
+
+    A part that alone is beyond the bound is let in once nothing else is there.
+    """
 
     def __init__(self, entries: int) -> None:
         self.entries, self.used = entries, 0
