@@ -143,6 +143,7 @@ from .subspaces import subspace_leakage as subspace_leakage
 from .subspaces import subspace_similarity as subspace_similarity
 from .subspaces import top_subspace as top_subspace
 from .subspaces import top_subspaces as top_subspaces
+from .summarize_trees import summarize as summarize
 from .update_numbers import hill_statistics as hill_statistics
 from .update_numbers import kurtosis_from_sums as kurtosis_from_sums
 from .update_numbers import leading_statistics as leading_statistics
