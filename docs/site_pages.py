@@ -103,9 +103,16 @@ def _by_room(names: list[Name]) -> dict[str, list[Name]]:
     return grouped
 
 
+def _barred(match: re.Match[str]) -> str:
+    return "\\|" if match[0] == "|" else match[0]
+
+
 def _table(names: list[tuple[str, Name]]) -> str:
     """Names, each with the package on whose page it stands, with their first lines."""
-    rows = (f"| [`{n.name}`][{package}.{n.name}] | {n.summary.replace('|', chr(92) + '|')} |" for package, n in names)
+    # A bar between backticks is text in Python-Markdown's tables, and so is a backslash before it.
+    rows = (
+        f"| [`{n.name}`][{package}.{n.name}] | {re.sub(r'`[^`]*`|[|]', _barred, n.summary)} |" for package, n in names
+    )
     return "\n".join(["| | |", "|---|---|", *rows])
 
 
@@ -146,7 +153,30 @@ def api_pages() -> dict[str, str]:
         "| package | |\n|---|---|\n" + "\n".join(rows) + "\n\n## In `jaxgeom` itself\n\n"
         f"{_table([(home.get((n.module, n.name), 'jaxgeom'), n) for n in top])}\n\n{_documented('jaxgeom', here)}\n"
     )
-    return {"api/index.md": index} | pages
+    return {"api/index.md": index, "api/command-line.md": _command_page()} | pages
+
+
+def _command_page() -> str:
+    """The command line, from the functions behind it."""
+    tree = _tree("jaxgeom.cli")
+    commands = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMMANDS"
+    )
+    options = ("show_signature: false", "separate_signature: false", "show_docstring_returns: false")
+    shown = "\n".join(f"      {option}" for option in (*options, "show_symbol_type_heading: false"))
+    parts = [
+        f"::: jaxgeom.commands.{module}.{name.replace(' ', '_')}\n    options:\n      heading: jaxgeom {name}\n"
+        f"      toc_label: {name}\n{shown}"
+        for name, (module, _) in commands.items()
+    ]
+    return (
+        f"# Command line\n\n{ast.get_docstring(tree)}\n\n"
+        "A parameter is an argument `NAME` where its type is `Positional`, else an option `--name`. The fields of "
+        "`settings` and `inputs` are options too, by their own names: `--angle-k 256`. `jaxgeom COMMAND --help` prints "
+        "them all with their defaults.\n\n" + "\n\n".join(parts) + "\n"
+    )
 
 
 def _experiment_pages() -> dict[str, str]:
@@ -174,7 +204,7 @@ def _navigation(paths: list[str], folder: str) -> list[Any]:
         if not path.startswith(f"{folder}/"):
             continue
         if not rest:
-            entries.append(path if first == "index.md" else {first.removesuffix(".md"): path})
+            entries.append(path if first == "index.md" else {first.removesuffix(".md").replace("-", " "): path})
         else:
             if first not in sections:
                 entries.append({first: sections.setdefault(first, [])})

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,9 +24,27 @@ from jaxtyping import install_import_hook
 
 install_import_hook("jaxgeom", "beartype.beartype")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    # A test compiles longer than it runs, and LLVM's optimisation is most of that. XLA's own passes (fusion, sharding,
+    # layout, buffers: the compiled text) are the same without it, and what runs in a process of its own has it.
+    jax.config.update("jax_disable_most_optimizations", True)
 # Compilation makes the first example of any test slow, and a run must not depend on the machine's load or on luck.
 hypothesis.settings.register_profile("jaxgeom", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("jaxgeom")
+
+# Minutes each: they start first, so that the workers end together. The others follow in the order of their names.
+LONGEST = (
+    "rollout/test_sampling.py",
+    "models/test_qwen3.py",
+    "study/test_study.py",
+    "models/test_sharding.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from jaxgeom.cli import COMMANDS
 from jaxgeom.diagnostics import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,11 @@ def test_the_top_level_names_lead_to_where_they_are_documented(site: ModuleType)
         package, _, original = target.rpartition(".")
         assert target in documented
         assert getattr(importlib.import_module(package), original) is getattr(jaxgeom, name)
+
+
+def test_every_command_is_on_the_page_of_the_command_line(site: ModuleType) -> None:
+    page = site.api_pages()["api/command-line.md"]
+    assert re.findall(r"heading: jaxgeom (.+)", page) == list(COMMANDS)
 
 
 def test_every_name_is_introduced_by_the_first_line_of_its_docstring(site: ModuleType) -> None:

@@ -4,13 +4,8 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
 from jaxgeom.errors import UserError
-
-ABSOLUTE_TOLERANCE = 1e-5
-"""Tolerance of `sparsity_abs_1e-5` (Bai et al., 2606.13657; Mukherjee et al., 2505.11711)."""
-
-RMS_TOLERANCES = (1e-4, 1e-3, 1e-2)
-"""Tolerances of `sparsity_rms_*`, in units of RMS(W0)."""
 
 ATTENTION = ("q", "k", "v", "o")
 """Modules of the population `attention`."""

@@ -12,14 +12,16 @@ from jaxgeom.comparison.algebra.matrix import MatrixForm
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import to_json_text, version
 from jaxgeom.comparison.files.summary import curve_coverage, curves_of, similarity_of
-from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
+from jaxgeom.comparison.one_matrix.along_run import ENTRY_KEYS, MatrixTrajectory
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, require_finite
+from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
+from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite
 from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
@@ -109,18 +111,21 @@ def trajectory_checkpoints(
 
 
 def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: CompareSettings) -> dict[str, Any]:
-    """Visible sparsity of a parameter that is no matrix, per step."""
-    values = []
+    """Visible sparsity of a parameter that is no matrix, per step, beside its null."""
+    found: dict[str, Any] = {key: [] for key in ENTRY_KEYS if key.startswith("sparsity")}
     for reader in readers:
-        totals = ElementTotals()
+        totals = EntrySums()
         blocks = (side[part.tensor].row_blocks(1 << 24) for side in (initial, reader))
         for first, second in zip(*blocks, strict=True):
             require_finite(first, f"{initial.name}: {part.name}")
             require_finite(second, f"{reader.name}: {part.name}")
             totals.add(first, second, eta=settings.eta, rms=0.0)
-        values.append(1 - totals.density)
+        cells: Row = {}
+        put_numbers(cells, entry_statistics(totals.counts, eta=settings.eta))
+        for key, values in found.items():
+            values.append(cells[key])
     digests = [side[part.tensor].sha256() for side in (initial, *readers)]
-    return {"sparsity_bf16": values, "digests": digests}
+    return found | {"digests": digests}
 
 
 def _result(

@@ -13,8 +13,9 @@ from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import Report, version
 from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
-from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement, element_statistics, norm_statistics
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, require_finite, root_mean_square
+from jaxgeom.comparison.one_matrix.entries import put_entries
+from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
+from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite, root_mean_square
 from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
@@ -28,14 +29,13 @@ _BLOCK_ENTRIES = 1 << 24
 def _scan_parameter(part: Part, initial: Reader, final: Reader, settings: CompareSettings) -> dict[str, Any]:
     """Sparsity and norms of a parameter that is no matrix of the layers, in blocks of rows."""
     first, second = initial[part.tensor], final[part.tensor]
-    totals, rms = ElementTotals(), root_mean_square(first.row_blocks(_BLOCK_ENTRIES))
+    totals, rms = EntrySums(), root_mean_square(first.row_blocks(_BLOCK_ENTRIES))
     for a, b in zip(first.row_blocks(_BLOCK_ENTRIES), second.row_blocks(_BLOCK_ENTRIES), strict=True):
         require_finite(a, f"{initial.name}: {part.name}")
         require_finite(b, f"{final.name}: {part.name}")
         totals.add(a, b, eta=settings.eta, rms=rms)
     row: dict[str, Any] = {}
-    element_statistics(row, totals, settings.eta)
-    norm_statistics(row, totals)
+    put_entries(row, totals, settings.eta)
     row["digests"] = [first.sha256(), second.sha256()]
     return row
 

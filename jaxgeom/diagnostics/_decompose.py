@@ -1,4 +1,4 @@
-"""Small dense algebra in the namespace of its arguments: LAPACK through NumPy, or XLA's own, one matrix after another."""
+"""Small dense algebra in the namespace of its arguments: LAPACK through NumPy, or XLA's own, matrix by matrix."""
 
 from typing import Any
 
@@ -21,6 +21,12 @@ def transpose(a: Any) -> Any:
 def svd_values(a: Any) -> Any:
     """Singular values, descending `[..., r]`."""
     return np.linalg.svd(a, compute_uv=False) if namespace(a) is np else _sequential.svd_values(a)
+
+
+def svd(a: Any) -> tuple[Any, Any, Any]:
+    """Reduced decomposition `u [..., m, r]`, `σ [..., r]`, `vᵀ [..., r, n]`."""
+    u, sigma, vt = np.linalg.svd(a, full_matrices=False) if namespace(a) is np else _sequential.svd(a)
+    return u, sigma, vt
 
 
 def triangle(a: Any) -> Any:

@@ -9,15 +9,24 @@ import jax
 import jax.numpy as jnp
 
 from ._layout import safe_sqrt
-from ._namespace import divide
+from ._namespace import divide, real
+from .entry_counts import RMS_TOLERANCES as RMS_TOLERANCES
+from .entry_counts import EntryCounts, entry_counts
+from .entry_statistics import entry_statistics, hidden_by_decile
 from .leading import leading_triplets
 from .leaf_matrix import LeafMatrix, block_inner, block_squares, unit_columns
 from .matrix_spec import MatrixSpec, as_matrix
 from .moments import NullMoments, triple
-from .sparsity import absolute_sparsity, relative_sparsity, stored_sparsity, ulp_share, visible_density
+from .null_rotation import norm_matched_projection
+from .path_numbers import similarity_beside_chance
+from .precision import bf16_view
+from .update_numbers import beside_isotropic, kurtosis_from_sums, stable_rank_statistics
 
 CHUNK = 128
 """Columns of AᵀA that are there at a time."""
+
+RESOLVED = 64
+"""Roundings of σ₁² above which a σ² is a direction of the update's own: σ ≥ 3e-3·σ₁ in float32, 1e-7 in float64."""
 
 Numbers = dict[str, jax.Array]
 """Statistics of a leaf by report key, each `[*batch]`."""
@@ -48,9 +57,19 @@ class Scaled:
         return self.unit.total(jnp.square(self.unit.array))
 
     @functools.cached_property
-    def norm(self) -> jax.Array:
-        """`‖A‖_F`, with derivative 0 at 0."""
-        return safe_sqrt(self.squares) * self.scale
+    def kurtosis(self) -> jax.Array:
+        """Kurtosis of the entries about zero."""
+        rows, columns = self.unit.shape
+        fourths = self.unit.total(jnp.square(jnp.square(self.unit.array)))
+        return kurtosis_from_sums(float(rows) * float(columns), self.squares, fourths)
+
+    def top(self, k: int, *, vectors: bool = False) -> tuple[jax.Array, jax.Array]:
+        """Right vectors `[*batch, *in, k]`, held, and the leading σ² `[*batch, k]` in units of the squared scale.
+
+        With the vectors held, `‖A v_i‖²` has the value and the derivative of σ_i².
+        """
+        right = jax.lax.stop_gradient(leading_triplets(self.unit, k=k, vectors=vectors).right)
+        return right, block_squares(self.unit.times(right), self.unit.batches)
 
 
 class LeafPair:
@@ -67,58 +86,34 @@ class LeafPair:
         self, leaf0: jax.Array, leaf1: jax.Array, spec: MatrixSpec, basis: jax.Array | None, options: Mapping[str, Any]
     ) -> None:
         self.leaves = as_matrix(leaf0, spec), as_matrix(leaf1, spec)
-        wide = jnp.promote_types(jnp.promote_types(leaf0.dtype, leaf1.dtype), jnp.result_type(float))
+        wide = real(jnp)
         self.w0, self.w1 = (LeafMatrix.read(leaf.astype(wide), spec) for leaf in (leaf0, leaf1))
         self.basis, self.options = basis, options
         self.count = float(self.w0.shape[0]) * float(self.w0.shape[1])
-
-    @functools.cached_property
-    def initial(self) -> Scaled:
-        """W0."""
-        return Scaled.of(self.w0)
 
     @functools.cached_property
     def delta(self) -> Scaled:
         """`ΔW = W+ − W0`, formed after widening."""
         return Scaled.of(self.w0.over(self.w1.array - self.w0.array))
 
-    def top(self, k: int, *, vectors: bool) -> tuple[jax.Array, jax.Array]:
-        """Right vectors `[*batch, *in, k]` of ΔW, held, and its leading σ² `[*batch, k]` in units of the scale.
-
-        With the vectors held, `‖A v_i‖²` has the value and the derivative of σ_i².
-        """
-        unit = self.delta.unit
-        right = jax.lax.stop_gradient(leading_triplets(unit, k=k, vectors=vectors).right)
-        return right, block_squares(unit.times(right), unit.batches)
-
 
 def entries(pair: LeafPair) -> Numbers:
-    """Shares of entries that changed, by each test."""
-
-    w0, w1 = pair.leaves
-    density = visible_density(w0, w1, eta=pair.options["eta"])
-    tolerances = {f"sparsity_rms_{t:g}": relative_sparsity(w0, w1, tolerance=t) for t in (1e-4, 1e-3, 1e-2)}
-    return {
-        "density_bf16": density,
-        "sparsity_bf16": 1 - density,
-        "sparsity_stored": stored_sparsity(w0, w1),
-        "sparsity_abs_1e-5": absolute_sparsity(w0, w1),
-        "share_beyond_half_ulp": ulp_share(w0, w1),
-        **tolerances,
-    }
+    """Shares of entries that changed, by each test; norms of the update; its component along W0."""
+    counts = entry_counts(*pair.leaves, eta=pair.options["eta"], histograms=False)
+    found = entry_statistics(counts, eta=pair.options["eta"], nulls=False)
+    return found | {"parameters": jnp.full_like(counts.delta_norm, pair.count)}
 
 
-def norms(pair: LeafPair) -> Numbers:
-    """Norms of the update and its component along W0, whose null is zero."""
-    delta, initial = pair.delta, pair.initial
-    inner = delta.unit.total(delta.unit.array * initial.unit.array)
-    decay = divide(inner, initial.squares) * (delta.scale / initial.scale)
-    spread = divide(delta.norm, initial.norm) / pair.count**0.5
-    return {
-        "fro_norm": delta.norm,
-        "relative_norm": divide(delta.norm, initial.norm),
-        **triple("decay", decay, NullMoments(jnp.zeros_like(decay), spread)),
-    }
+def entry_nulls(pair: LeafPair) -> Numbers:
+    """The same with their nulls, which take a histogram of W0's magnitudes."""
+    counts = entry_counts(*pair.leaves, eta=pair.options["eta"])
+
+    def one(counts: EntryCounts) -> Numbers:
+        return entry_statistics(counts, eta=pair.options["eta"]) | {"hidden_by_decile": hidden_by_decile(counts)}
+
+    for _ in range(pair.w0.batches):
+        one = jax.vmap(one)
+    return one(counts)
 
 
 def leading(pair: LeafPair, *, only_first: bool) -> Numbers:
@@ -127,21 +122,36 @@ def leading(pair: LeafPair, *, only_first: bool) -> Numbers:
     wanted = 1 if only_first else k
     if pair.basis is not None:
         wanted = max(wanted, pair.basis.shape[-1])
-    right, energies = pair.top(min(wanted, *delta.unit.shape), vectors=pair.basis is not None)
-    found = {
-        "op_norm": safe_sqrt(energies[..., 0]) * delta.scale,
-        "stable_rank": divide(delta.squares, energies[..., 0]),
-    }
+    right, energies = delta.top(min(wanted, *delta.unit.shape), vectors=pair.basis is not None)
+    first, shape = energies[..., 0], delta.unit.shape
+    found = {"op_norm": safe_sqrt(first) * delta.scale}
+    found |= stable_rank_statistics(delta.squares, first, shape=shape, kurtosis=delta.kurtosis)
     if not only_first:
-        found[f"energy_top_{k}"] = divide(jnp.sum(energies[..., :k], axis=-1), delta.squares)
+        share = divide(jnp.sum(energies[..., :k], axis=-1), delta.squares)
+        found |= beside_isotropic(
+            f"energy_top_{k}", "energy_top", share, shape, delta.kurtosis, first > 0, min(k, *shape)
+        )
     if pair.basis is not None:
         basis = delta.unit.split_columns(pair.basis.astype(right.dtype))
         held = right[..., : basis.shape[-1]]
         cosines = block_inner(held, basis, delta.unit.batches)
         similarity = jnp.sum(jnp.square(cosines), axis=(-2, -1)) / basis.shape[-1]
-        full = block_squares(held, delta.unit.batches)[..., -1] > 0.5
-        found["basis_similarity"] = jnp.where(full, similarity, jnp.full_like(similarity, jnp.nan))
+        # A direction whose σ² is rounding of the largest one is none.
+        least = RESOLVED * jnp.finfo(energies.dtype).eps * first
+        resolved = (energies[..., held.shape[-1] - 1] > least) & (held.shape[-1] == basis.shape[-1])
+        similarity = jnp.where(resolved, similarity, jnp.full_like(similarity, jnp.nan))
+        found |= similarity_beside_chance("basis_similarity", similarity, shape=shape, k=basis.shape[-1])
     return found
+
+
+def bf16_rank(pair: LeafPair) -> Numbers:
+    """Stable rank of the difference of the bfloat16 views."""
+    dtype, (before, after) = pair.w0.array.dtype, (bf16_view(one.array) for one in (pair.w0, pair.w1))
+    delta = Scaled.of(pair.w0.over(after.astype(dtype) - before.astype(dtype)))
+    _, energies = delta.top(1)
+    return stable_rank_statistics(
+        delta.squares, energies[..., 0], shape=delta.unit.shape, kurtosis=delta.kurtosis, key="stable_rank_bf16"
+    )
 
 
 def participation(pair: LeafPair) -> Numbers:
@@ -157,9 +167,11 @@ def participation(pair: LeafPair) -> Numbers:
         gram = unit.transposed_times(unit.times(block)) if tall else unit.times(unit.transposed_times(block))
         return total + jnp.sum(block_squares(gram, unit.batches), axis=-1), None
 
-    starts = jnp.arange(0, min(rows, columns), CHUNK)
+    starts = jnp.arange(0, min(rows, columns), CHUNK, dtype=jnp.int32)
     fourth, _ = jax.lax.scan(jax.checkpoint(add), jnp.zeros_like(pair.delta.squares), starts)
-    return {"participation_ratio": divide(jnp.square(pair.delta.squares), fourth)}
+    ratio = divide(jnp.square(pair.delta.squares), fourth)
+    name = "participation_ratio"
+    return beside_isotropic(name, name, ratio, unit.shape, pair.delta.kurtosis, pair.delta.squares > 0)
 
 
 def leakage(pair: LeafPair) -> Numbers:
@@ -167,13 +179,13 @@ def leakage(pair: LeafPair) -> Numbers:
     assert pair.basis is not None
     unit = pair.delta.unit
     basis = unit.split_columns(pair.basis.astype(unit.array.dtype))
-    letters = "abcdefghijklmnopqrstuvw"
-    batch, out = letters[: unit.batches], letters[unit.batches : unit.batches + unit.outs]
-    in_ = letters[unit.batches + unit.outs : unit.array.ndim]
-    inside = jnp.einsum(
-        f"{batch}{out}z,{batch}{in_}z->{batch}{out}{in_}",
-        unit.times(basis),
-        basis,
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    return {"leakage": divide(unit.total(jnp.square(unit.array - inside)), pair.delta.squares)}
+    inside = unit.outer(unit.times(basis), basis)
+    share = divide(unit.total(jnp.square(unit.array - inside)), pair.delta.squares)
+    return leakage_beside_chance(share, shape=unit.shape, k=basis.shape[-1])
+
+
+def leakage_beside_chance(share: jax.Array, *, shape: tuple[int, int], k: int) -> Numbers:
+    """The leakage beside that of an isotropic update: the share outside k of n input directions, a Beta variable."""
+    mean, std = (part.right for part in norm_matched_projection(shape, k=k))
+    hidden = jnp.isnan(share)
+    return triple("leakage", share, NullMoments(*(jnp.where(hidden, jnp.nan, x) for x in (1 - mean, std))))

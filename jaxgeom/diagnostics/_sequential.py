@@ -116,7 +116,11 @@ def _values_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[
     return s, jnp.sum(u * _matmul(tangents[0], _dagger(vt)), axis=-2)
 
 
-_triangular_inverse = _sequential(lambda r: jax.scipy.linalg.solve_triangular(r, jnp.eye(r.shape[-1], dtype=r.dtype)))
+def _solve_for_identity(r: jax.Array) -> jax.Array:
+    return jax.scipy.linalg.solve_triangular(r, jnp.broadcast_to(jnp.eye(r.shape[-1], dtype=r.dtype), r.shape))
+
+
+_triangular_inverse = _sequential(_solve_for_identity)
 
 
 @jax.custom_jvp

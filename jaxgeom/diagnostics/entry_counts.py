@@ -86,7 +86,12 @@ class EntryCounts:
     @property
     def is_coarser(self) -> Any:
         """Whether W+ was rounded to a bfloat16 grid that W0 is not on: ΔW holds the rounding of W0's own places."""
-        return False if self.storage == "float16" else self.final_on_grid & ~self.on_grid
+        return False if self.storage == "float16" else self.final_on_grid & self.is_open
+
+    @property
+    def is_open(self) -> Any:
+        """Whether W0 is stored finer than the format of the histograms."""
+        return False if self.storage == "float16" else namespace(self.on_grid).logical_not(self.on_grid)
 
 
 def storage_of(dtype: Any) -> str:

@@ -115,24 +115,27 @@ def leading_triplets(matrix: LeafMatrix, *, k: int, vectors: bool) -> Leading:
 
 
 def _orthonormal(block: jax.Array, basis: jax.Array, batches: int) -> jax.Array:
-    """Orthonormal columns of the block's span outside the basis; zero columns in place of what is rounding alone."""
+    """Orthonormal columns of the block's span outside the basis; zero columns in place of what is rounding alone.
+
+    Two passes, since one loses digits. Each sums over the side twice, which is what it costs on many devices.
+    """
     eps = float(jnp.finfo(block.dtype).eps)
 
     def turn(index: jax.Array, block: jax.Array) -> jax.Array:
-        block = _unit(block, batches, 0.0)
-        for _ in range(2):
-            block = block - block_combine(basis, block_inner(basis, block, batches), batches)
-        block = _unit(block, batches, jnp.where(index == 0, FLOOR * eps, 0.5).astype(block.dtype))
-        values, vectors = eigh(block_inner(block, block, batches))
-        kept = values > FLOOR * eps * values[..., -1:]
-        weights = jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, values, jnp.ones_like(values))), jnp.zeros_like(values))
-        return block_combine(block, vectors * weights[..., None, :], batches)
+        inner = block_inner(jnp.concatenate([basis, block], axis=-1), block, batches)
+        whole = jnp.diagonal(inner[..., basis.shape[-1] :, :], axis1=-2, axis2=-1)
+        block = block - block_combine(basis, inner[..., : basis.shape[-1], :], batches)
+        gram = block_inner(block, block, batches)
+        left = jnp.diagonal(gram, axis1=-2, axis2=-1)
+        least = jnp.where(index == 0, (FLOOR * eps) ** 2, 0.25).astype(block.dtype)
+        unit = _inverse_root(left, left > least * whole)
+        values, vectors = eigh(gram * unit[..., None, :] * unit[..., :, None])
+        weights = _inverse_root(values, values > FLOOR * eps * values[..., -1:])
+        return block_combine(block, unit[..., :, None] * vectors * weights[..., None, :], batches)
 
     return jax.lax.fori_loop(0, 2, turn, block)
 
 
-def _unit(block: jax.Array, batches: int, least: Any) -> jax.Array:
-    """Columns of norm one; zero where the norm is not above `least`."""
-    norms = jnp.sqrt(block_squares(block, batches))
-    kept = norms > least
-    return block * spread_columns(jnp.where(kept, 1 / jnp.where(kept, norms, 1), jnp.zeros_like(norms)), block)
+def _inverse_root(x: jax.Array, kept: jax.Array) -> jax.Array:
+    """`1/√x` where it is kept, else 0."""
+    return jnp.where(kept, jax.lax.rsqrt(jnp.where(kept, x, jnp.ones_like(x))), jnp.zeros_like(x))

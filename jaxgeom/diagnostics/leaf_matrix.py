@@ -86,6 +86,11 @@ class LeafMatrix:
         batch, out, in_ = self._letters()
         return _einsum(f"{batch}{out}{in_},{batch}{out}z->{batch}{in_}z", self.array, block)
 
+    def outer(self, left: jax.Array, right: jax.Array) -> jax.Array:
+        """`L Rᵀ` of blocks `[*batch, *out, k]` and `[*batch, *in, k]`, laid out like `array`."""
+        batch, out, in_ = self._letters()
+        return _einsum(f"{batch}{out}z,{batch}{in_}z->{batch}{out}{in_}", left, right)
+
     def split_columns(self, block: jax.Array) -> jax.Array:
         """A block `[*batch, in, k]` of the input side with that side's axes apart: `[*batch, *in, k]`."""
         return block.reshape(*self.batch, *self.in_, block.shape[-1])
@@ -131,4 +136,4 @@ def unit_columns(sizes: tuple[int, ...], start: jax.Array, count: int, dtype: jn
     flat = jnp.zeros(sizes, jnp.int32)
     for axis, size in enumerate(sizes):
         flat = flat * size + jax.lax.broadcasted_iota(jnp.int32, sizes, axis)
-    return (flat[..., None] == start + jnp.arange(count)).astype(dtype)
+    return (flat[..., None] == start + jnp.arange(count, dtype=jnp.int32)).astype(dtype)

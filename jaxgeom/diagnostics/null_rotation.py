@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from ._decompose import matmul, short_gram, svd_values, symmetric_values, transpose
+from ._decompose import matmul, short_gram, svd, svd_values, symmetric_values, transpose
 from ._namespace import namespace
 from .moments import NullMoments
 from .subspaces import ProjectionEnergy
@@ -65,7 +65,15 @@ class SampledAngles(NamedTuple):
 
 
 def noise_window(k: int, shape: tuple[int, ...]) -> slice:
-    """The directions next to the cut after the k-th, `WINDOW` to each side where there are so many."""
+    """The directions next to the cut after the k-th, `WINDOW` to each side where there are so many.
+
+    Args:
+      k: dimension of the subspaces.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      A slice of `range(min(m, n))`.
+    """
     return slice(max(0, k - WINDOW), min(min(shape[-2:]), k + WINDOW))
 
 
@@ -145,6 +153,9 @@ def rotation_is_large(sigma: Any, norm: Any, *, k: int, shape: tuple[int, ...]) 
       norm: `‖ΔW‖_F`, `[...]`.
       k: dimension of the subspaces.
       shape: `[..., m, n]`.
+
+    Returns:
+      Booleans `[...]`.
     """
     rows, columns = (float(side) for side in shape[-2:])
     return norm / math.sqrt(rows * columns) * (math.sqrt(rows) + math.sqrt(columns)) > LARGE * sigma[..., k - 1]
@@ -213,7 +224,7 @@ def norm_matched_angles(
         found = sampled
         if found is None and draws.noise is not None:
             cut = noise_window(k, shape)
-            found = SampledAngles(*_decomposed(xp, sigma, scale, draws.noise, k), draws.noise[:, cut, cut])
+            found = SampledAngles(*decomposed_noise(xp, sigma, scale, draws.noise, k), draws.noise[:, cut, cut])
         if found is None:
             nan = xp.full_like(scale, np.nan)
             return (NullMoments(nan, nan),) * 4
@@ -259,7 +270,7 @@ def _large(
     middle = slice(high - inside, high - inside + cut.stop - cut.start)
 
     def one(noise: Any) -> Any:
-        left, _, _ = xp.linalg.svd(xp.diag(sigma[cut]) + scale * noise.astype(sigma.dtype))
+        left, _, _ = svd(xp.diag(sigma[cut]) + scale * noise.astype(sigma.dtype))
         angles = axis_angles(left[:, :inside], inside)
         return xp.sum(angles) / k, angles[-1]
 
@@ -288,14 +299,14 @@ def _combined(xp: Any, whole: Any, control: Any, edge: Any) -> list[NullMoments]
     return moments
 
 
-def _decomposed(xp: Any, sigma: Any, scale: Any, noise: Any, k: int) -> tuple[Any, Any]:
+def decomposed_noise(xp: Any, sigma: Any, scale: Any, noise: Any, k: int) -> tuple[Any, Any]:
     """Angles (left, right) `[draws, k]` of `Σ0 + s·noise` to the coordinate axes, ascending."""
     rows, columns = noise.shape[-2:]
     spread = xp.concatenate([sigma, xp.zeros(columns - min(rows, columns), sigma.dtype)])
 
     def one(draw: Any) -> Any:
         moved = scale * draw.astype(sigma.dtype) + xp.eye(rows, columns, dtype=sigma.dtype) * spread
-        left, _, right = xp.linalg.svd(moved, full_matrices=False)
+        left, _, right = svd(moved)
         return axis_angles(left[:, :k], k), axis_angles(transpose(right)[:, :k], k)
 
     left, right = _over_draws(xp, one, noise)

@@ -11,11 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._namespace import as_real, divide, increasing_root, namespace, real
-from .entry_counts import EntryCounts
+from ._namespace import as_real, divide, increasing_root, namespace
+from .entry_counts import EntryCounts, is_on_bf16_grid, magnitude_histogram, storage_of
+from .moments import NullMoments
+from .precision import grid_bits
 from .rounding_response import Change, change_at_place, change_in_cell
 from .storage_grids import grid_classes
-from .stored_noise import LeftNoise, left_on_bf16_grid, left_on_classes
+from .stored_noise import LeftNoise, left_on_bf16_grid, left_on_classes, sum_by_class
+
+_NODES = 64
 
 _LOG_SCALES = (-86.0, 80.0)
 """Natural logarithms of the scales that are looked at; float32 holds both ends."""
@@ -32,7 +36,8 @@ class RoundingCells(NamedTuple):
       histogram: entries per magnitude, `[..., 2¹⁵]`.
       is_open: W0 is stored finer than the grid, so that an entry may lie anywhere in its cell.
       is_rounded: the final value is rounded to the grid.
-      eta, storage: of the unchanged test, and the format of the magnitudes.
+      eta, storage: tolerance of the unchanged test, and the format of the magnitudes.
+      kept: which classes of `grid_classes` these are.
     """
 
     counts: Any
@@ -47,6 +52,7 @@ class RoundingCells(NamedTuple):
     is_rounded: Any
     eta: float
     storage: str
+    kept: Any
 
 
 def select(flag: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
@@ -63,16 +69,6 @@ def select(flag: Any, yes: Callable[[], Any], no: Callable[[], Any]) -> Any:
     return jax.tree.map(choose, yes(), no())
 
 
-def class_counts(histogram: Any, storage: str, eta: float) -> Any:
-    """A histogram over magnitudes `[..., 2¹⁵]` as one over classes `[..., classes]`, floating."""
-    table = grid_classes(storage, eta)
-    xp = namespace(histogram)
-    if xp is np:
-        return np.bincount(table.of, histogram, minlength=table.low.size)
-    empty = xp.zeros((*histogram.shape[:-1], table.low.size), real(xp))
-    return empty.at[..., table.of].add(as_real(histogram, xp))
-
-
 def rounding_cells(histogram: Any, storage: str, eta: float, *, is_open: Any, is_rounded: Any) -> RoundingCells:
     """Groups a histogram; NumPy keeps the occupied classes alone.
 
@@ -84,17 +80,25 @@ def rounding_cells(histogram: Any, storage: str, eta: float, *, is_open: Any, is
       is_rounded: whether the final weights lie on the format's grid.
     """
     xp, table = namespace(histogram), grid_classes(storage, eta)
-    counts = class_counts(histogram, storage, eta)
+    counts = sum_by_class(histogram, storage, eta)
     kept = np.flatnonzero(counts) if xp is np else np.arange(table.low.size)
     ends = [as_real(end[kept], xp) for end in (table.low, table.high, table.cell_low, table.cell_high)]
     stored = [as_real(end[kept], xp) for end in (table.stored_low, table.stored_high)]
-    return RoundingCells(counts[..., kept], *ends, *stored, histogram, is_open, is_rounded, eta, storage)
+    return RoundingCells(counts[..., kept], *ends, *stored, histogram, is_open, is_rounded, eta, storage, kept)
 
 
 def cells_of(counts: EntryCounts, eta: float) -> RoundingCells:
     """The cells of a pair of matrices."""
-    is_open = False if counts.storage == "float16" else ~counts.on_grid
-    return rounding_cells(counts.histogram, counts.storage, eta, is_open=is_open, is_rounded=counts.is_rounded)
+    flags = {"is_open": counts.is_open, "is_rounded": counts.is_rounded}
+    return rounding_cells(counts.histogram, counts.storage, eta, **flags)
+
+
+def origin_cells(w0: jax.Array, eta: float) -> RoundingCells:
+    """The cells of initial weights `[..., out, in]` alone; final ones in float16 where these are."""
+    storage = storage_of(w0.dtype)
+    is_open = False if storage == "float16" else ~is_on_bf16_grid(w0)
+    flags = {"is_open": is_open, "is_rounded": storage == "float16"}
+    return rounding_cells(magnitude_histogram(grid_bits(w0)), storage, eta, **flags)
 
 
 def change(cells: RoundingCells, scale: Any) -> Change:
@@ -115,6 +119,38 @@ def change(cells: RoundingCells, scale: Any) -> Change:
     return select(
         cells.is_open, lambda: change_in_cell(cells.low, cells.high, cells.cell_low, cells.cell_high, scale), at_place
     )
+
+
+def joint_probability(cells: RoundingCells, scale_a: Any, scale_b: Any) -> tuple[Any, Any, Any]:
+    """Per class the probability that two independent noises both change an entry, and its slopes in either log scale.
+
+    Of a weight stored finer than the grid both start from the same place in its cell, so that the product is averaged
+    over it (midpoint rule after `x = (1 − cos πu)/2`, dense at the cell's edges, where small noise acts).
+
+    Args:
+      cells: the matrix.
+      scale_a, scale_b: scales of the two noises, `[...]`.
+
+    Returns:
+      Probability and two slopes, `[..., classes]`.
+    """
+    xp = namespace(cells.counts, scale_a)
+
+    def at_place() -> Any:
+        a, b = change(cells._replace(is_open=False), scale_a), change(cells._replace(is_open=False), scale_b)
+        return a.probability * b.probability, a.slope * b.probability, a.probability * b.slope
+
+    def averaged() -> Any:
+        angle = (np.arange(_NODES) + 0.5) * (np.pi / _NODES)
+        places = as_real((1 - np.cos(angle)) / 2, xp).reshape(-1, *(1,) * cells.counts.ndim)
+        weights = as_real(np.sin(angle) / np.sin(angle).sum(), xp).reshape(places.shape)
+        width = cells.cell_high - cells.cell_low
+        x = xp.where(xp.isfinite(width), cells.cell_low + places * xp.where(xp.isfinite(width), width, 0.0), 0.0)
+        a, b = (change_at_place(cells.low - x, cells.high - x, scale[..., None]) for scale in (scale_a, scale_b))
+        products = a.probability * b.probability, a.slope * b.probability, a.probability * b.slope
+        return tuple((weights * product).sum(0) for product in products)
+
+    return select(cells.is_open, averaged, at_place)
 
 
 def left_noise(cells: RoundingCells, scale: Any) -> LeftNoise:
@@ -179,14 +215,7 @@ def scale_for_density(cells: RoundingCells, density: Any, relative: Any = None) 
     return xp.where(found, xp.exp(xp.where(found, root, xp.zeros_like(root))), xp.full_like(root, np.nan))
 
 
-class SparsityLaw(NamedTuple):
-    """Number of changed entries under isotropic noise: expectation and variance at the norm that was matched."""
-
-    expected: Any
-    variance: Any
-
-
-def changed_law(cells: RoundingCells, scale: Any) -> SparsityLaw:
+def changed_law(cells: RoundingCells, scale: Any) -> tuple[Any, Any]:
     """How many entries noise of a scale changes that was itself taken from the squared norm of the update.
 
     Over draws the excess over the fitted expectation is `Σ(X − p) − λ·Σ(δ² − E δ²)`, `λ = ΣP'/ΣQ'`, to first order:
@@ -197,7 +226,7 @@ def changed_law(cells: RoundingCells, scale: Any) -> SparsityLaw:
       scale: from `scale_for_norm`, `[...]`.
 
     Returns:
-      `SparsityLaw` of `[...]`.
+      Expectation and variance of the number of changed entries, `[...]`; both 0 for a scale of 0.
     """
     xp = namespace(cells.counts, scale)
     moved = scale > 0
@@ -220,6 +249,75 @@ def changed_law(cells: RoundingCells, scale: Any) -> SparsityLaw:
 
     variance = select(cells.is_rounded, rounded, plain)
     zero = xp.zeros_like(size)
-    return SparsityLaw(
-        xp.where(moved, mean(found.probability), zero), xp.where(moved, xp.maximum(variance, zero), zero)
-    )
+    expected = xp.where(moved, mean(found.probability), zero)
+    return expected, xp.where(moved, xp.maximum(variance, zero), zero)
+
+
+def decay_law(cells: RoundingCells, scale: Any, initial_norm: Any) -> tuple[Any, Any]:
+    """Expectation and deviation of the decay component `⟨δ, W0⟩/‖W0‖²` of noise of a scale.
+
+    Noise that is not rounded has none of its own, `s/‖W0‖` of chance. Rounding hides the noise of large weights, and
+    rounds powers of two towards zero sooner than away from it.
+
+    Args:
+      cells: the matrix.
+      scale: from `scale_for_norm`, `[...]`.
+      initial_norm: `‖W0‖_F`, `[...]`.
+
+    Returns:
+      Expectation and deviation, `[...]`; NaN where W0 is zero, 0 for a scale of 0.
+    """
+    xp = namespace(cells.counts, scale)
+    ratio = divide(scale, initial_norm)
+    safe = xp.where(scale > 0, scale, xp.ones_like(scale))
+
+    def rounded() -> Any:
+        left = left_noise(cells, safe)
+        return left.along * ratio**2, xp.sqrt(xp.maximum(left.across, 0.0)) * ratio**2
+
+    return select(cells.is_rounded, rounded, lambda: (0 * ratio, ratio))
+
+
+def overlap_law(cells: RoundingCells, inside: Any, scale: Any) -> tuple[Any, Any]:
+    """How many of the changed entries lie in a mask, for noise whose scale was taken from the number of changes.
+
+    Over draws the excess is `Σ (m − r')(X − p)`, `r' = Σ_M p'/Σ p'`, to first order: a draw that changes more entries
+    than expected is compared with noise of a larger scale.
+
+    Args:
+      cells: the matrix.
+      inside: entries of the mask per class, `[..., classes]`.
+      scale: from `scale_for_density`, `[...]`.
+
+    Returns:
+      Expectation of the share of the changed entries in the mask, variance of their number, `[...]`.
+    """
+    found = change(cells, scale)
+
+    def mean(per_class: Any, counts: Any = cells.counts) -> Any:
+        return (counts * per_class).sum(-1)
+
+    share = divide(mean(found.slope, inside), mean(found.slope))
+    spread = found.probability * (1 - found.probability)
+    variance = (1 - share) ** 2 * mean(spread, inside) + share**2 * mean(spread, cells.counts - inside)
+    return divide(mean(found.probability, inside), mean(found.probability)), variance
+
+
+def moments_of_share(mean: Any, variance: Any, size: Any) -> NullMoments:
+    """Moments of a share that is a count over a size.
+
+    A count whose variance is below 1 is no normal variable: one entry more is many deviations. It has no deviation
+    here, and thereby no z, unless it is fixed.
+
+    Args:
+      mean: expected share, `[...]`.
+      variance: of the count.
+      size: what the count is divided by.
+
+    Returns:
+      `NullMoments` of the share.
+    """
+    xp = namespace(mean, variance)
+    deviation = xp.sqrt(xp.where(variance > 0, variance, xp.zeros_like(variance)))
+    known = (variance >= 1) | (variance == 0)
+    return NullMoments(mean, xp.where(known, divide(deviation, size), xp.full_like(deviation, np.nan)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ._namespace import as_real, namespace, ndtr, real
 from .rounding_response import change_at_place, times_density
-from .storage_grids import magnitudes, unchanged_intervals
+from .storage_grids import FINITE, grid_classes, magnitudes, unchanged_intervals
 
 _STEPS = 20
 """Neighbours on either side that the sums reach: beyond them lies nothing of noise of `_FINE` spacings."""
@@ -30,8 +30,9 @@ _UNIT = 134
 
 
 class StoredNoise(NamedTuple):
-    """E[δ²], its derivative in log s, E[δ⁴], and E[δ²; view unchanged]; δ is what storage leaves."""
+    """E[δ] away from zero, E[δ²], its derivative in log s, E[δ⁴], E[δ²; view unchanged]; δ is what storage leaves."""
 
+    outward: Any
     square: Any
     slope: Any
     fourth: Any
@@ -46,12 +47,16 @@ class LeftNoise(NamedTuple):
       slope: its derivative in log s (of `Σ E[δ²]`), over s².
       together: `Σ Cov(changed, δ²)/s²`.
       variance: `Σ Var(δ²)/s⁴`.
+      along: `E Σ w·δ/s²`: not zero, since powers of two have a nearer neighbour towards zero.
+      across: `Var Σ w·δ/s⁴`.
     """
 
     square: Any
     slope: Any
     together: Any
     variance: Any
+    along: Any
+    across: Any
 
 
 class Neighbourhood(NamedTuple):
@@ -81,6 +86,16 @@ def neighbourhood(eta: float) -> Neighbourhood:
         value[bins + steps] - here, here - value[bins - steps], view.high[bins] - here, here - view.low[bins],
         256 - here, here - 128,
     )  # fmt: skip
+
+
+def sum_by_class(by_magnitude: Any, storage: str, eta: float) -> Any:
+    """Sums over magnitudes `[..., 2¹⁵]` as sums over classes `[..., classes]`, floating."""
+    table = grid_classes(storage, eta)
+    xp = namespace(by_magnitude)
+    if xp is np:
+        return np.bincount(table.of, by_magnitude, minlength=table.low.size)
+    empty = xp.zeros((*by_magnitude.shape[:-1], table.low.size), real(xp))
+    return empty.at[..., table.of].add(as_real(by_magnitude, xp))
 
 
 def stored_noise(up: Any, down: Any, edges: tuple[Any, Any], binade: tuple[Any, Any]) -> StoredNoise:
@@ -119,8 +134,9 @@ def _sums(up: Any, down: Any, edges: Any) -> StoredNoise:
     rise = (distances - before) * (distances + before)
     fourth = rise * (distances * distances + before * before)
     seen = xp.where(middle < edge[:, None], rise * xp.maximum(tail - beyond, 0.0), 0.0)
+    steps = (distances - before) * tail
     terms = rise * tail, rise * times_density(z), fourth * tail, seen
-    return StoredNoise(*(term.sum((0, 1)) for term in terms))
+    return StoredNoise((steps[0] - steps[1]).sum(0), *(term.sum((0, 1)) for term in terms))
 
 
 def _smooth(spacing: Any, edges: Any, binade: Any) -> StoredNoise:
@@ -134,6 +150,7 @@ def _smooth(spacing: Any, edges: Any, binade: Any) -> StoredNoise:
     hidden = inside - stays.slope + inside * landing / 12
     several = xp.maximum(edges[0], edges[1]) > 0.75 * spacing
     return StoredNoise(
+        xp.zeros_like(landing),
         1 + landing / 12,
         xp.full_like(landing, 2.0),
         3 + 0.5 * landing + spacing**4 / 80,
@@ -141,9 +158,13 @@ def _smooth(spacing: Any, edges: Any, binade: Any) -> StoredNoise:
     )
 
 
-def _summed(noise: StoredNoise, chance: Any, counts: Any, axes: Any) -> LeftNoise:
+def _summed(noise: StoredNoise, chance: Any, weight: Any, counts: Any, axes: Any) -> LeftNoise:
+    """Sums over the entries; `weight` is |w| over s."""
     together = noise.square * (1 - chance) - noise.unseen
-    parts = noise.square, noise.slope, together, noise.fourth - noise.square**2
+    parts = (
+        noise.square, noise.slope, together, noise.fourth - noise.square**2, weight * noise.outward,
+        weight**2 * (noise.square - noise.outward**2),
+    )  # fmt: skip
     return LeftNoise(*((counts * part).sum(axes) for part in parts))
 
 
@@ -166,15 +187,28 @@ def left_on_bf16_grid(cells: Any, scale: Any) -> LeftNoise:
     steps = [part.reshape(-1, *(1,) * exponents.ndim, 128) * spacing for part in (table.up, table.down)]
     edges = table.edge_up * spacing, table.edge_down * spacing
     noise = stored_noise(steps[0], steps[1], edges, (table.above * spacing, table.below * spacing))
-    inner = _summed(noise, change_at_place(-edges[1], edges[0], 1.0).probability, counts, (-2, -1))
+    weight = as_real(np.arange(128, 256), xp) * spacing
+    inner = _summed(noise, change_at_place(-edges[1], edges[0], 1.0).probability, weight, counts, (-2, -1))
     # Finer numbers than those: the continuum, class by class.
     width = 2 * xp.where(xp.isfinite(cells.cell_high), cells.cell_high, -cells.cell_low) / scale[..., None]
     edges = cells.stored_high / scale[..., None], -cells.stored_low / scale[..., None]
     far = xp.full_like(width, np.inf)
     fine = xp.where(width < 0.75 * spacing[..., 0, :], cells.counts, xp.zeros_like(cells.counts))
     chance = change_at_place(-edges[1], edges[0], 1.0).probability
-    outer = _summed(_smooth(width, edges, (far, far)), chance, fine, -1)
+    outer = _summed(_smooth(width, edges, (far, far)), chance, xp.zeros_like(width), fine, -1)
+    squares = _square_weights(cells.histogram, cells.storage, scale)
+    below = np.arange(squares.shape[-1], dtype=np.int32) < first[..., None] * 128
+    outer = outer._replace(across=xp.where(below, squares, xp.zeros_like(squares)).sum(-1))
     return LeftNoise(*(one + other for one, other in zip(inner, outer, strict=True)))
+
+
+def _square_weights(histogram: Any, storage: str, scale: Any) -> Any:
+    """Σ w²/s² of the entries of each magnitude, `[..., 2¹⁵]`."""
+    xp = namespace(histogram, scale)
+    value = np.zeros(histogram.shape[-1])
+    value[: FINITE[storage]] = np.minimum(magnitudes(storage)[:-1], 1e38)
+    relative = xp.clip(as_real(value, xp) / scale[..., None], 0.0, 1e15)  # none is used that far up
+    return as_real(histogram, xp) * relative**2
 
 
 def left_on_classes(cells: Any, scale: Any) -> LeftNoise:
@@ -193,4 +227,7 @@ def left_on_classes(cells: Any, scale: Any) -> LeftNoise:
     far = xp.full_like(relative[0], np.inf)
     edges = cells.stored_high / scale[..., None], -cells.stored_low / scale[..., None]
     noise = stored_noise(ladder[0], ladder[1], edges, (far, far))
-    return _summed(noise, change_at_place(-edges[1], edges[0], 1.0).probability, cells.counts, -1)
+    squares = _square_weights(cells.histogram, cells.storage, scale)
+    squares = sum_by_class(squares, cells.storage, cells.eta)[..., cells.kept]
+    weight = xp.sqrt(squares / xp.where(cells.counts > 0, cells.counts, xp.ones_like(squares)))
+    return _summed(noise, change_at_place(-edges[1], edges[0], 1.0).probability, weight, cells.counts, -1)

@@ -1,5 +1,6 @@
 """Subspaces of updates: their bases, their similarity, and how much of an update lies in them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from . import _decompose
 from ._layout import gather_matrix, matmul, safe_divide, transpose
+from ._namespace import namespace
 from ._sequential import svd
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
@@ -122,8 +125,38 @@ def subspace_similarity(
     """
     a, b = widen_pair(basis_a, basis_b, ("basis_a", "basis_b"))
     require_matrix(a, "basis_a")
-    cosines = matmul(transpose(gather_matrix(a)), gather_matrix(b))
-    return jnp.sum(jnp.square(cosines), axis=(-2, -1)) / a.shape[-1]
+    return similarity_from_bases(gather_matrix(a), gather_matrix(b))
+
+
+FEW_DIRECTIONS = 1e-6
+"""σ_K over σ₁ below which an update has fewer than K directions that a float32 Gram matrix can tell from rounding."""
+
+
+def has_directions(sigma: Any, k: int) -> Any:
+    """Whether an update has a leading k-dimensional subspace: `σ_k > 1e-6·σ₁`.
+
+    Args:
+      sigma: the leading singular values, at least k, descending `[..., r]`, numpy or JAX.
+      k: dimension.
+
+    Returns:
+      One truth value per spectrum, same namespace.
+    """
+    return sigma[..., k - 1] > FEW_DIRECTIONS * sigma[..., 0]
+
+
+def similarity_from_bases(first: Any, second: Any, *, product: Callable[[Any, Any], Any] = _decompose.matmul) -> Any:
+    """Mean squared cosine between two subspaces, `(1/K)‖V_aᵀ V_b‖_F²`, in the namespace of the bases.
+
+    Args:
+      first, second: orthonormal columns `[..., n, K]`, numpy or JAX.
+      product: multiplies two arrays where it is cheap.
+
+    Returns:
+      One number per pair.
+    """
+    cosines = product(_decompose.transpose(first), second)
+    return namespace(cosines).sum(cosines * cosines, axis=(-2, -1)) / first.shape[-1]
 
 
 def similarity_matrix(

@@ -68,28 +68,28 @@ def with_population(label: str, key: str, cells: Sequence[Cell]) -> str:
     return "\n".join(text for text in (label, population_range(key, cells)) if text)
 
 
-def against_null(key: str, cells: Sequence[tuple[str, Cell]]) -> str:
-    """What value and null of one population say, in a sentence: who is above chance, who below; "" without nulls.
+def against_null(key: str, cells: Sequence[tuple[str, Cell]], *, null: str = "null", where: str = "") -> str:
+    """What value and null of one population say, in a sentence: which series is below chance, which above; or "".
 
     Args:
         key: the statistic.
         cells: what each series is called, with its cell.
+        null: what the null is called.
+        where: at which step, for instance.
     """
-    parts = []
+    said: dict[str, list[str]] = {"less than chance": [], "as chance gives": [], "more than chance": []}
     for name, own in cells:
         if own.value is None or own.null is None or own.excess is None:
             continue
         close = abs(own.excess) <= 0.01 * max(abs(own.value), abs(own.null))
         word = "as chance gives" if close else "more than chance" if own.excess > 0 else "less than chance"
-        excess = format_value(key, own.excess, signed=True)
-        parts.append(
-            f"{name + ' ' if name else ''}{format_value(key, own.value)} (null {format_value(key, own.null)}, excess "
-            f"{excess}): {word}"
-        )
+        text = f"{format_value(key, own.value)} ({null} {format_value(key, own.null)})"
+        said[word].append(f"{name} {text}" if name else text)
+    parts = [f"{word}: {', '.join(texts)}" for word, texts in said.items() if texts]
     if not parts:
         return ""
     label, over = statistic(key).label, population_range(key, [own for _, own in cells])
-    return f"{label[0].upper()}{label[1:]}{f', {over}' if over else ''}: {'; '.join(parts)}."
+    return f"{label[0].upper()}{label[1:]}{f' ({over})' if over else ''}{where and f' {where}'}, {'; '.join(parts)}."
 
 
 def draw_by_layer(

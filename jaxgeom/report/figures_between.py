@@ -78,8 +78,10 @@ def _by_module(
     told = ", ".join(
         f"{heading.lower()} {triple(key, _shown(report.get('summary'), key))}" for key, heading, _ in columns
     )
-    found = " ".join(against_null(key, [("", _shown(report.get("summary"), key))]) for key, _, _ in columns)
-    return Drawing(name, title, text, f"{noun}: {told}.", figure, found.strip())
+    name_of_null = "rounding null" if rounding else "null"
+    cells = ((key, _shown(report.get("summary"), key)) for key, _, _ in columns)
+    said = (against_null(key, [("", own)], null=name_of_null) for key, own in cells)
+    return Drawing(name, title, text, f"{noun}: {told}.", figure, tuple(sentence for sentence in said if sentence))
 
 
 def _shown(source: Any, key: str) -> Cell:

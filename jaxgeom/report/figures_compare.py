@@ -90,7 +90,7 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
         "they were trained alike.",
         f"Sparsity, {told}. Published values are drawn as marks below.",
         figure,
-        against_null("sparsity_bf16", [("", cell(report.get("summary"), "sparsity_bf16"))]),
+        _against(report.get("summary"), ["sparsity_bf16"]),
     )
 
 
@@ -211,9 +211,9 @@ def overlaps(report: dict[str, Any]) -> Drawing | None:
     return Drawing("overlaps", title, OVERLAP_TEXT, alt, figure, _against(summary, [key for key, _ in OVERLAPS]))
 
 
-def _against(summary: Any, keys: Sequence[str]) -> str:
+def _against(summary: Any, keys: Sequence[str]) -> tuple[str, ...]:
     """What value and null of a comparison say, statistic by statistic."""
-    return " ".join(text for key in keys if (text := against_null(key, [("", cell(summary, key))])))
+    return tuple(text for key in keys if (text := against_null(key, [("", cell(summary, key))])))
 
 
 def _same_fraction(report: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..diagnostics.statistics import COMPARED, HEADLINE, SOURCES
+from ..diagnostics.statistics import SOURCES
 from .drawing import (
     OVERLAP_TEXT,
     OVERLAPS,
@@ -170,14 +170,14 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
     )
 
 
-def _against(report: dict[str, Any], keys: Sequence[str], *, at: str = "end") -> str:
+def _against(report: dict[str, Any], keys: Sequence[str], *, at: str = "end") -> tuple[str, ...]:
     """What value and null of the methods say, statistic by statistic, over the matrices that all of them have."""
     methods = methods_of(report)
     said = [
         against_null(key, [(label_of(n, m), compared_cell(report, n, key, at=at)) for n, m in methods.items()])
         for key in keys
     ]
-    return " ".join(text for text in said if text)
+    return tuple(text for text in said if text)
 
 
 def _name_rows(axes: Axes, methods: Methods) -> None:
@@ -306,13 +306,16 @@ def subspace(report: dict[str, Any]) -> Drawing | None:
     )
 
 
-def _early(report: dict[str, Any]) -> str:
+def _early(report: dict[str, Any]) -> tuple[str, ...]:
     said = _against(report, ["sim_to_final"], at="early")
-    return f"At the checkpoint nearest to 20 % of the steps, {said[0].lower()}{said[1:]}" if said else ""
+    return tuple(f"At the checkpoint nearest to 20 % of the steps: {text[0].lower()}{text[1:]}" for text in said)
 
 
 _UNITS = {"share": "(%)", "deg": "(degrees)", "relative": "(NSS)", "rank": "(of ΔW)", "": "(of ΔW)"}
-_MATCHED = tuple(key for key in HEADLINE if key in COMPARED and key not in ("relative_norm", "angle_left_mean_deg"))
+_MATCHED = (
+    *("sparsity_bf16", "overlap_low", "angle_right_mean_deg", "nss", "stable_rank"),
+    *("stable_rank_bf16", "hill", "sim_to_final"),
+)
 
 
 def matched(report: dict[str, Any]) -> Drawing | None:
@@ -376,11 +379,10 @@ def matched(report: dict[str, Any]) -> Drawing | None:
     )
 
 
-def _at_one_size(report: dict[str, Any], keys: Sequence[str]) -> str:
+def _at_one_size(report: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
     said = _against(report, keys, at="relative_norm")
-    return (
+    what = (
         "n counts the matrices (for sparsity, the parameter tensors) that are defined in every method, over which each "
-        f"value and its null are averaged. At the same relative norm: {said}"
-        if said
-        else ""
+        "value and its null are averaged. At the same relative norm:"
     )
+    return (what, *said) if said else ()

@@ -29,7 +29,7 @@ def _ends(trajectory: dict[str, Any], key: str) -> str:
     return f"{format_value(key, values[0])} to {format_value(key, values[-1])}" if values else "undefined"
 
 
-def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> str:
+def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
     """What value and null say at the last step that has both, statistic by statistic."""
     said = []
     for key in keys:
@@ -37,8 +37,8 @@ def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> str:
         known = [(step, own) for step, own in cells if own.value is not None and own.null is not None]
         if known:
             step, own = known[-1]
-            said.append(against_null(key, [(f"at step {step:.0f}" if step is not None else "", own)]))
-    return " ".join(text for text in said if text)
+            said.append(against_null(key, [("", own)], where=f"at step {step:.0f}" if step is not None else ""))
+    return tuple(text for text in said if text)
 
 
 def ranks(trajectory: dict[str, Any]) -> Drawing | None:
@@ -57,7 +57,7 @@ def ranks(trajectory: dict[str, Any]) -> Drawing | None:
         f"Along the checkpoints: stable rank {_ends(trajectory, 'stable_rank')}, "
         f"Hill index {_ends(trajectory, 'hill')}.",
         figure,
-        _at_the_end(trajectory, ("stable_rank", "stable_rank_bf16", "hill")),
+        _at_the_end(trajectory, ("stable_rank", "hill")),
     )
 
 
@@ -111,7 +111,8 @@ def _asked_for(
     methods = {_NAME: {"trajectory": trajectory}}
     draw_tracks(figure, axes_list, tracks, methods, label_columns=len(tracks), progress=False)
     key_below(figure, ["measured", "null"])
-    return Drawing(name, title, text, alt, figure, _at_the_end(trajectory, tuple(key for key, _, _ in tracks)))
+    found = _at_the_end(trajectory, tuple(key for key, _, _ in tracks)) if name == "spectra" else ()
+    return Drawing(name, title, text, alt, figure, found)
 
 
 def subspace(trajectory: dict[str, Any]) -> Drawing | None:
@@ -175,14 +176,14 @@ def similarity(trajectory: dict[str, Any], kind: str) -> Drawing | None:
     return Drawing(f"similarity_{kind}", title, text, alt, figure, _population(trajectory, kind))
 
 
-def _population(trajectory: dict[str, Any], kind: str) -> str:
+def _population(trajectory: dict[str, Any], kind: str) -> tuple[str, ...]:
     """Over how many matrices the cells are."""
     counts = [n for row in _grid((trajectory.get("similarity") or {}).get(f"{kind}_count")) for n in row if n]
     if not counts:
-        return ""
+        return ()
     low, high = int(min(counts)), int(max(counts))
     many = f"{high}" if low == high else f"{low} to {high}"
-    return f"Value and null of a cell are means over the same matrices, n = {many}."
+    return (f"Value and null of a cell are means over the same matrices, n = {many}.",)
 
 
 def _grid(rows: Any) -> list[list[float | None]]:

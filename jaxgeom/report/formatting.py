@@ -1,6 +1,7 @@
 """How numbers, and the names of what they measure, are written on every page, figure and terminal."""
 
 import math
+from collections.abc import Iterable
 
 from ..diagnostics.statistics import FURTHER, HEADLINE, KIND_LABELS, STATISTICS, Statistic, split_key
 from ..diagnostics.statistics import statistic as table_entry
@@ -55,11 +56,11 @@ def column_label(key: str) -> str:
     return f"{statistic(base).label}: {what}" + (f" ({KIND_LABELS[kind]})" if kind and kind != "rounding" else "")
 
 
-def further_nulls_say() -> str:
-    """What the nulls beside the first one keep of the real update, for the caption of a table."""
-    said = {kind: entry.further[kind].says for entry in STATISTICS.values() for kind in entry.further}
-    kept = [f"{KIND_LABELS[kind]}, {said[kind]}" for kind in FURTHER if kind != "rounding"]
-    return f"Further nulls where there are any: {'; '.join(kept)}."
+def further_nulls_say(keys: Iterable[str]) -> str:
+    """What the nulls beside the first one of some statistics are, for the caption of a table; "" where none has one."""
+    said = {kind: null.says for key in keys for kind, null in statistic(key).further.items()}
+    kept = [f"{KIND_LABELS[kind]}, {said[kind]}" for kind in FURTHER if kind in said]
+    return f"Further nulls where there are any: {'; '.join(kept)}." if kept else ""
 
 
 def population_words(count: int | None, of: int | None, *, noun: str = "matrices") -> str:

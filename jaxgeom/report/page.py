@@ -24,6 +24,7 @@ from .tables import (
     flat_settings,
     further_nulls,
     matrix_data,
+    statistics_of,
     study_headline,
     summary_rows,
     trajectory_rows,
@@ -79,7 +80,12 @@ def _drawings(contents: Contents) -> list[Drawing]:
 
 def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
     """A figure as the page has it, its files written."""
-    texts = {"name": drawing.name, "title": drawing.title, "text": drawing.how_to_read, "found": drawing.found}
+    texts: dict[str, Any] = {
+        "name": drawing.name,
+        "title": drawing.title,
+        "text": drawing.how_to_read,
+        "found": drawing.found,
+    }
     return texts | {"svg": Markup(save(drawing, directory))}
 
 
@@ -96,7 +102,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "rows": [],
         "summary": [],
         "along": ([], []),
-        "further_nulls_say": further_nulls_say(),
+        "further_nulls_say": further_nulls_say(statistics_of(report.get("summary"))),
         "between": [],
         "sparsity": _sparsity_groups(report),
         "coverage": coverage_rows(report.get("coverage")),

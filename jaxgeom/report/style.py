@@ -102,7 +102,7 @@ class Drawing(NamedTuple):
         how_to_read: what is drawn, for any report.
         alt: for who cannot see it.
         figure: the figure.
-        found: what it shows in this report, from value and null of one population; "" for nothing to add.
+        found: what it shows in this report, a sentence a statistic, from value and null of one population.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Drawing(NamedTuple):
     how_to_read: str
     alt: str
     figure: Figure
-    found: str = ""
+    found: tuple[str, ...] = ()
 
 
 def look(method: str, index: int = 0) -> Look:

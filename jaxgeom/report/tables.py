@@ -114,7 +114,7 @@ def accuracy_cells(method: dict[str, Any]) -> tuple[Cell, Cell]:
         accuracy = method.get("accuracy") or {}
         if len(known) > 1:
             low, high = interval(known) or (None, None)
-            found.append(Cell(stats.fmean(known), low=low, high=high, count=len(known)))
+            found.append(Cell(stats.fmean(known), low=low, high=high))
         else:
             ci = numbers(accuracy.get("ci")) if field == "final" else []
             low, high = ci if len(ci) == 2 else (None, None)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jaxgeom import __version__
-from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.files.summary import flat_summary
 from jaxgeom.data import arithmetic
@@ -23,7 +23,7 @@ from jaxgeom.report import print_table, study_findings, write_report
 from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.results import Result, add_along, matched_results, method_results, read_result, write_matrices
-from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, saved_steps, train
+from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, train
 from jaxgeom.training.run_directory import claim_directory, mark_done
 from jaxgeom.training.settings import to_json
 

@@ -14,6 +14,13 @@ Row = dict[str, Any]
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float | None, float | None]:
     """Mean and Student-t interval of independent seeds; no interval for a single seed.
 
+    Args:
+        values: one number a seed, at least one.
+        confidence: coverage of the interval, such as 0.95.
+
+    Returns:
+        Mean, lower and upper end; None for the ends of a single seed.
+
     >>> mean_interval([1.0])
     (1.0, None, None)
     """
@@ -30,6 +37,12 @@ def over_seeds(results: Sequence[Any]) -> Any:
     """The mean of equal-shaped nested results (dicts, lists, numbers): numbers are averaged, None where any is None.
 
     Text and booleans are taken from the first; a number in only some of the results is left out.
+
+    Args:
+        results: one a seed, at least one.
+
+    Returns:
+        The same nesting.
     """
     first = results[0]
     if len(results) == 1:

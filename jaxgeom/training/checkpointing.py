@@ -1,6 +1,5 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.checkpoints.safetensors_files import read_json
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
 from jaxgeom.sharding import partition_specs, platform_of
@@ -71,16 +72,10 @@ class Checkpoints:
         return state, restored["data"]
 
 
-def saved_steps(run: Path) -> list[int]:
-    """Steps of the whole checkpoints in a run directory, ascending."""
-    directory = run / "checkpoints"
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-
-
 def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
-    """A model to start from: a Hugging Face directory, or `RUN@STEP` of a run of ours (its float32 masters).
+    """A model to start from: a Hugging Face directory, or a checkpoint of a run of ours (its float32 masters).
+
+    A run is named as `open_checkpoint` takes it: `RUN@STEP`, or `RUN` for its last step.
 
     Args:
         source: where it lies.
@@ -94,13 +89,13 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     Raises:
         UserError: nothing readable is there.
     """
-    run, at, step = str(source).rpartition("@")
-    if not at or not (Path(run) / "config.json").is_file() or Path(source).exists():
+    found = named_run(source)
+    if found is None:
         return load_model(source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat)
-    steps = saved_steps(Path(run))
-    if not step.isdigit() or int(step) not in steps:
-        raise UserError(f"{source}: no such step; the run has {steps}")
-    config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+    run, step = found.run, found.saved_step()
+    config = read_json(run / "config.json")
+    if not isinstance(config.get("model"), dict):
+        raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
     architecture = Qwen3Config.from_hf(config["model"])
     place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     model = Qwen3(
@@ -113,15 +108,15 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
         abstract,
         specs,
     )
-    with ocp.CheckpointManager((Path(run) / "checkpoints").absolute(), item_names=("params",)) as manager:
-        restored = manager.restore(int(step), args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)))
+    with ocp.CheckpointManager((run / "checkpoints").absolute(), item_names=("params",)) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)))
     return model, restored["params"]
 
 
 def tokenizer_directory(source: str | Path) -> Path:
     """Where the tokenizer of a start is: the Hugging Face directory itself, or the run's copy of it."""
-    run, at, _ = str(source).rpartition("@")
-    return Path(run) / "tokenizer" if at and (Path(run) / "tokenizer").is_dir() else Path(source)
+    found = named_run(source)
+    return found.run / "tokenizer" if found is not None and (found.run / "tokenizer").is_dir() else Path(source)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -12,7 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.comparison import CompareSettings, between_runs
 from tests.command_line import command, process
+from tests.study import populations
 from tests.study.conftest import EXPERIMENT, read_report
 
 
@@ -81,6 +83,18 @@ def test_matched_comparisons_are_at_a_shared_place(study):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("check", populations.CHECKS)
+def test_every_triple_is_over_one_population(study, check):
+    check(populations.read(study[0]))
+
+
+def test_every_triple_between_two_runs_is_over_one_population(study):
+    ends = [open_checkpoint(f"{study[0]}/runs/{run}@6") for run in ("sft_anchor", "opd/seed0", "rlvr/seed0")]
+    report = between_runs(*ends, CompareSettings(subspace_k=4))
+    assert populations.check_report(report) > 20
+    assert report["summary"]["jaccard"]["rounding_null"] != report["summary"]["jaccard"]["null"]
+
+
 def test_a_killed_study_ends_as_an_undisturbed_one(models, study, tmp_path):
     out = tmp_path / "out"
     line, environment = command("study", EXPERIMENT, "--out", out)

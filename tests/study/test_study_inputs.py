@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.command_line import process
+from tests.study import populations
 from tests.study.conftest import EXPERIMENT, read_report
 from tests.tiny import write_tiny_model
 
@@ -76,3 +77,6 @@ def test_several_seeds_give_intervals(models, tmp_path):
     assert math.isclose(high - low, 2 * half, rel_tol=1e-6)
     assert len(report["methods"]["sft_anchor"]["per_seed"]) == 1
     assert "interval" in (out / "report.html").read_text()
+    study = populations.read(out)
+    for check in populations.CHECKS:
+        check(study)

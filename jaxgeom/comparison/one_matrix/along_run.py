@@ -10,17 +10,19 @@ import numpy as np
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.krylov import leading_square
 from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
-from jaxgeom.comparison.algebra.spectrum import decompose
-from jaxgeom.comparison.one_matrix import shape_nulls
+from jaxgeom.comparison.algebra.spectrum import decompose, exact_values
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache, HeldBase
-from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement, hill
-from jaxgeom.comparison.one_matrix.rounding import RoundingNull
-from jaxgeom.comparison.one_matrix.rows import Null, Row, put
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, bf16_view, widen
-from jaxgeom.comparison.one_matrix.subspaces import inner, right_subspace, similarity
-from jaxgeom.comparison.one_matrix.walk_nulls import cosine_deviation, random_walk_similarity, walked_distance
+from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
+from jaxgeom.comparison.one_matrix.rows import Null, Row, put, put_numbers
+from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view, widen
+from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, right_subspace, similarity
+from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, disjoint_similarity_std
+from jaxgeom.diagnostics.entry_statistics import entry_statistics
+from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, random_walk_similarity, similarity_curve
+from jaxgeom.diagnostics.path_numbers import path_statistics, rate_statistics, similarity_statistics
+from jaxgeom.diagnostics.subspaces import has_directions
+from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
 
 STATISTICS = (
     "stable_rank", "stable_rank_bf16", "fro_norm", "relative_norm", "op_norm", "hill", "sim_to_final",
@@ -34,13 +36,16 @@ RATE_STATISTICS = ("lr_diffusion_ratio", "lr_drift_ratio")
 SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
 """W_t against W0, at the price of one decomposition per step."""
 
+ENTRY_KEYS = ("fro_norm", "relative_norm", *(f"sparsity_bf16{end}" for end in ("", "_null", "_excess", "_z")))
+"""What a trajectory takes of the statistics that are counted entry by entry."""
+
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
     square: float
-    totals: ElementTotals
+    totals: EntrySums
     right: np.ndarray | None
     rest: np.ndarray | None
     right_bf16: np.ndarray | None
@@ -90,7 +95,8 @@ class MatrixTrajectory:
         self.digests = [array_digest(origin)]
         self.final_square = inner(Matrix(self.z, self.a), Matrix(self.z, self.a))
         self.final_bf16 = None
-        steps, increments = [], []
+        steps, increments = [], np.zeros(self.count)
+        products = np.full((2, self.count), math.nan)
         before, older = self.a, None
         for index in range(self.count):
             stored = last if index == self.count - 1 else self.read(index)
@@ -98,41 +104,47 @@ class MatrixTrajectory:
             self.digests.append(array_digest(stored))
             steps.append(self._step(index, stored, now))
             increment = Matrix(now, before)
-            increments.append(math.sqrt(inner(increment, increment)))
-            if older is not None and increments[-1] and increments[-2]:
-                cosine = inner(Matrix(before, older), increment) / (increments[-1] * increments[-2])
-                self._put("path_cosine", index - 1, cosine, (0.0, cosine_deviation(origin.size)))
+            increments[index] = math.sqrt(inner(increment, increment))
+            if older is not None:
+                products[:, index - 1] = inner_and_alignment(Matrix(before, older), increment)
             older, before = before, now
-        self._path(steps, np.array(increments))
-        self._similarities(steps, np.array(increments))
+        self._path(steps, increments, products)
+        self._similarities(steps, increments)
         self.row |= {"subspace_k": self.k, "digests": self.digests}
         return self.row
 
     def _put(self, name: str, index: int, value: float | None, null: Null | None = None) -> None:
         cells: Row = {}
         put(cells, name, value, null)
+        self._place(index, cells)
+
+    def _place(self, index: int, cells: Row) -> None:
         for key, found in cells.items():
             self.row[key][index] = found
 
+    def _put_family(self, index: int, numbers: dict[str, Any]) -> None:
+        cells: Row = {}
+        put_numbers(cells, numbers)
+        self._place(index, cells)
+
+    def _put_along(self, numbers: dict[str, Any]) -> None:
+        """Writes what a family gives for all steps at once, `[t]` each."""
+        for index in range(self.count):
+            self._put_family(index, {key: values[index] for key, values in numbers.items()})
+
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
-        totals = ElementTotals()
+        totals = EntrySums()
         totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
-        square = totals.delta_squares
-        self._put("fro_norm", index, math.sqrt(square))
-        if totals.initial_squares:
-            self._put("relative_norm", index, math.sqrt(square / totals.initial_squares))
-        on_grid = totals.is_rounded
-        null = None
-        if square:
-            rounding = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid)
-            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))
-        self._put("sparsity_bf16", index, 1 - totals.density, null)
-        self._rates(index, math.sqrt(square / totals.count))
+        square, on_grid = totals.delta_squares, totals.is_rounded
+        cells: Row = {}
+        put_numbers(cells, entry_statistics(totals.counts, eta=self.settings.eta))
+        for key in ENTRY_KEYS:
+            self.row[key][index] = cells[key]
         self._spectra(index, stored, totals)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
         update = self.form(now, self.a)
-        right = self._update_statistics(index, update, square)
+        right = self._update_statistics(index, update, totals)
         right_bf16 = right if on_grid else self._bf16(index, stored, totals)
         if on_grid:  # a bfloat16 reader sees what is stored
             self.row["stable_rank_bf16"][index] = self.row["stable_rank"][index]
@@ -141,14 +153,7 @@ class MatrixTrajectory:
             rest = right_subspace(self.form(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
 
-    def _rates(self, index: int, rms: float) -> None:
-        """Size of the update in units of what steps of size lr give: adding up at random, and all one way."""
-        if self.rates is not None:
-            for name, expected in zip(RATE_STATISTICS, reversed(self.rates[index]), strict=True):
-                if expected > 0:
-                    self._put(name, index, rms / expected, (1.0, None))
-
-    def _spectra(self, index: int, stored: np.ndarray, totals: ElementTotals) -> None:
+    def _spectra(self, index: int, stored: np.ndarray, totals: EntrySums) -> None:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
@@ -162,25 +167,26 @@ class MatrixTrajectory:
             if key in found:
                 self.row.setdefault(key, [None] * self.count)[index] = found[key]
 
-    def _update_statistics(self, index: int, update: Matrix, square: float) -> np.ndarray | None:
-        shape = (self.origin.shape[0], self.origin.shape[1])
-        rank_null = shape_nulls.stable_rank_null(*shape)
+    def _update_statistics(self, index: int, update: Matrix, totals: EntrySums) -> np.ndarray | None:
+        shape, kurtosis = self.origin.shape, np.float64(totals.kurtosis)
+        square = np.float64(totals.delta_squares)
         if self.settings.suite == "fast":
-            top = leading_square(update)
-            self._put("op_norm", index, math.sqrt(top))
-            self._put("stable_rank", index, square / top, rank_null)
+            top = np.float64(leading_square(update))
+            numbers = stable_rank_statistics(square, top, shape=shape, kurtosis=kurtosis)
+            self._put_family(index, {"op_norm": np.sqrt(top)} | numbers)
             return right_subspace(update, self.k)
         spectrum = decompose(update, self.k, long=update.is_wide)
-        values, order = spectrum.values, self.settings.hill_order
-        self._put("op_norm", index, float(values[0]))
-        self._put("stable_rank", index, float(values @ values) / float(values[0]) ** 2, rank_null)
-        tail = shape_nulls.spectral_null(*shape, lambda v, j: hill(v, j) or math.nan, order)
-        self._put("hill", index, hill(values, order(min(shape))), tail)
-        if values[self.k - 1] <= 1e-6 * values[0]:
+        order = self.settings.hill_order(min(shape))
+        values = spectrum.values
+        tail = spectrum if order_is_resolved(spectrum, order) else exact_values(update)
+        numbers = stable_rank_statistics(values @ values, np.square(values[0]), shape=shape, kurtosis=kurtosis)
+        numbers |= hill_statistics(tail.values, shape=shape, kurtosis=kurtosis, k=order)
+        self._put_family(index, {"op_norm": values[0]} | numbers)
+        if not has_directions(values, self.k):
             return None
         return spectrum.long if update.is_wide else spectrum.short
 
-    def _bf16(self, index: int, stored: np.ndarray, totals: ElementTotals) -> np.ndarray | None:
+    def _bf16(self, index: int, stored: np.ndarray, totals: EntrySums) -> np.ndarray | None:
         """The view of a bfloat16 reader, beside the precision null.
 
         The final update's direction at this step's norm.
@@ -199,49 +205,62 @@ class MatrixTrajectory:
                 self._put("stable_rank_bf16", index, value, (square / leading_square(fixed), None))
             if self.final_bf16 is None:
                 self.final_bf16 = right_subspace(self.form(bf16_view(self.z), start), self.k)
-            null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else None
-            self._put("sim_to_final_bf16", index, None, None if null is None else (null, None))
+            null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else math.nan
+            self._put("sim_to_final_bf16", index, None, (null, None))
         return right_subspace(update, self.k)
 
-    def _path(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
-        walked, deviations = walked_distance(increments, self.a.size)
-        for index, step in enumerate(steps):
-            if walked[index]:
-                ratio = math.sqrt(step.square) / float(walked[index])
-                self._put("drift_ratio", index, ratio, (1.0, float(deviations[index])))
-        update, final = None, Matrix(self.z, self.a)
+    def _path(self, steps: Sequence[_Step], increments: np.ndarray, products: np.ndarray) -> None:
+        """Distance and direction, from the products of each increment with the next and of each update with the rest.
+
+        Args:
+            steps: what each step left.
+            increments: norms of the increments `[t]`.
+            products: `⟨A, B⟩` and `Σ(ab)²` of an increment and the next `[2, t]`.
+        """
+        squares = np.array([step.square for step in steps])
+        rest, rest_squares = np.full((2, self.count), math.nan), np.full(self.count, math.nan)
         for index, step in enumerate(steps[:-1]):
-            if not step.square:
-                continue
-            now = widen(self.read(index))
-            update, rest = Matrix(now, self.a), Matrix(self.z, now)
-            rest_square = inner(rest, rest)
-            if rest_square:
-                cross = inner(update, final) - step.square
-                cosine = cross / math.sqrt(step.square * rest_square)
-                self._put("cosine_to_rest", index, cosine, (0.0, cosine_deviation(self.a.size)))
+            if step.square:
+                now = widen(self.read(index))
+                after = Matrix(self.z, now)
+                rest[:, index] = inner_and_alignment(Matrix(now, self.a), after)
+                rest_squares[index] = inner(after, after)
+        numbers = path_statistics(
+            squares, increments, step_products=products[0], step_alignments=products[1], rest_products=rest[0],
+            rest_alignments=rest[1], rest_squares=rest_squares, shape=self.origin.shape,
+        )  # fmt: skip
+        if self.rates is not None:
+            sums, roots = np.array(self.rates, np.float64).T
+            numbers |= rate_statistics(squares, sums, roots, shape=self.origin.shape)
+        self._put_along(numbers)
 
     def _similarities(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
-        count, shape = self.count, self.origin.shape
-        full: list[list[float | None]] = [[None] * count for _ in range(count)]
-        disjoint: list[list[float | None]] = [[None] * count for _ in range(count)]
-        null, deviation = random_walk_similarity((shape[0], shape[1]), self.k, self.settings.seed, increments)
-        if self.final_bf16 is None:
-            self.final_bf16 = steps[-1].right_bf16
-        chance = disjoint_similarity(shape, k=self.k), disjoint_similarity_std(shape, k=self.k)
+        count, shape = self.count, (self.origin.shape[0], self.origin.shape[1])
+        full, disjoint = np.full((count, count), math.nan), np.full((count, count), math.nan)
         for s in range(count):
             for t in range(s, count):
-                full[s][t] = full[t][s] = similarity(steps[s].right, steps[t].right)
-                disjoint[s][t] = similarity(steps[s].right, steps[t].rest)
-            self._put("sim_to_final", s, full[s][-1], (float(null[s, -1]), float(deviation[s, -1])))
-            self._put("sim_disjoint", s, disjoint[s][s], chance)
-            if steps[s].right_bf16 is not None:
+                full[s, t] = full[t, s] = similarity(steps[s].right, steps[t].right)
+                disjoint[s, t] = similarity(steps[s].right, steps[t].rest)
+        curve = similarity_curve(shape, k=self.k, seed=self.settings.seed)
+        self._put_along(
+            similarity_statistics(full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k)
+        )
+        if self.final_bf16 is None:
+            self.final_bf16 = steps[-1].right_bf16
+        for s, step in enumerate(steps):
+            if step.right_bf16 is not None:
                 expected = self.row["sim_to_final_bf16_null"][s]
-                value = similarity(steps[s].right_bf16, self.final_bf16)
+                value = similarity(step.right_bf16, self.final_bf16)
                 self._put("sim_to_final_bf16", s, value, None if expected is None else (expected, None))
+        chance = disjoint_similarity(shape, k=self.k)
         self.row["similarity"] = {
-            "full": full,
-            "full_null": [[float(value) if math.isfinite(value) else None for value in line] for line in null],
-            "disjoint": disjoint,
-            "disjoint_null": [[chance[0] if t >= s else None for t in range(count)] for s in range(count)],
+            "full": _lines(full),
+            "full_null": _lines(random_walk_similarity(curve, increments).mean),
+            "disjoint": _lines(disjoint),
+            "disjoint_null": [[chance if t >= s else None for t in range(count)] for s in range(count)],
         }
+
+
+def _lines(matrix: np.ndarray) -> list[list[float | None]]:
+    """Rows of a matrix as plain numbers, None where one is not finite."""
+    return [[float(value) if math.isfinite(value) else None for value in line] for line in matrix]

@@ -1,6 +1,7 @@
 """Writing statistics and their nulls into the flat row of a matrix."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 Row = dict[str, Any]
@@ -34,6 +35,12 @@ def put_null(row: Row, name: str, null: Null | None, kind: str = "") -> None:
         z = excess / deviation if deviation is not None and 0 < deviation < math.inf else None
     row[f"{name}{kind}_null"] = _number(null[0]) if null is not None else None
     row[f"{name}{kind}_excess"], row[f"{name}{kind}_z"] = _number(excess), _number(z)
+
+
+def put_numbers(row: Row, numbers: Mapping[str, Any]) -> None:
+    """Writes what a family of the diagnostics gives: plain numbers, None for those that are not finite."""
+    for key, value in numbers.items():
+        row[key] = _number(float(value))
 
 
 def put_with_null(row: Row, name: str, value: float | None, null: Null | None) -> None:

@@ -1,18 +1,20 @@
 """Updates as a comparison reads them: inner products, leading right subspaces, and how far two of those agree."""
 
+import math
+
 import numpy as np
 
 from jaxgeom.comparison.algebra import lapack
 from jaxgeom.comparison.algebra.krylov import leading_directions
 from jaxgeom.comparison.algebra.matrix import Matrix
+from jaxgeom.diagnostics.subspaces import has_directions, similarity_from_bases
 
 
-def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float | None:
-    """`‖V_K(s)ᵀ V_K(t)‖_F²/K`; None where one of the two updates has no such subspace."""
+def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float:
+    """`‖V_K(s)ᵀ V_K(t)‖_F²/K` of two bases `[n, K]`; NaN where one of the two updates has no such subspace."""
     if first is None or second is None:
-        return None
-    cosines = lapack.multiply(np.asfortranarray(first).T, np.asfortranarray(second))
-    return float(np.vdot(cosines, cosines)) / first.shape[1]
+        return math.nan
+    return float(similarity_from_bases(np.asfortranarray(first), np.asfortranarray(second), product=lapack.multiply))
 
 
 def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
@@ -21,14 +23,21 @@ def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
     None where it has fewer than k directions.
     """
     short, long, values = leading_directions(update, k, passes=8)
-    if values[0] == 0 or values[-1] <= 1e-6 * values[0]:
+    if not has_directions(values, k):
         return None
     return long if update.is_wide else short
 
 
 def inner(first: Matrix, second: Matrix) -> float:
     """`⟨A, B⟩` in float64."""
-    total = 0.0
+    return inner_and_alignment(first, second)[0]
+
+
+def inner_and_alignment(first: Matrix, second: Matrix) -> tuple[float, float]:
+    """`⟨A, B⟩ = Σ ab` and `Σ (ab)²` in float64."""
+    total = squares = 0.0
     for where in first.blocks():
-        total += float(np.vdot(first.block(where), second.block(where)))
-    return total
+        products = first.block(where) * second.block(where)
+        total += float(products.sum())
+        squares += float(np.vdot(products, products))
+    return total, squares

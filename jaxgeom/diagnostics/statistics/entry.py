@@ -9,8 +9,9 @@ from .sources import SOURCES
 Unit = Literal["share", "deg", "rank", "relative", "count", "nats", ""]
 """How a number is printed: a share in percent, an angle in degrees; "" and the others are plain numbers."""
 
-Weighting = Literal["parameters", "matrices"]
-"""How a mean is taken: over every parameter, each tensor weighted by its size; or plainly over the matrices."""
+Weighting = Literal["parameters", "matrices", "tokens"]
+"""How a mean is taken: over every parameter, each tensor weighted by its size; plainly over the matrices; or over the
+tokens of answers, for what is one number of the models."""
 
 Command = Literal["compare", "trajectory", "between", "measure"]
 
@@ -83,7 +84,7 @@ class Statistic:
     along: Null | None = None
     commands: tuple[Command, ...] = ("compare",)
     suites: tuple[str, ...] = ("full", "fast")
-    undefined: str = "it is always defined"
+    undefined: str = "never"
     sources: tuple[str, ...] = ()
     agreement: float = 1e-9
     agreement_fast: float | None = None

@@ -77,7 +77,8 @@ PATH = (
         "functional_distance", "forward KL(π0‖π), nats a token",
         "mean over the tokens of answers by π0 of Σ_v π0(v) log(π0(v)/π(v)); k3 beside it: r − 1 − log r, r = π/π0",
         "How far the final model's distribution is from the initial one's, on what the initial one says.",
-        unit="nats", undefined="no prompts were given", sources=("2509.04259", "schulman2020"), agreement=1e-5,
+        unit="nats", weighting="tokens", undefined="no prompts were given",
+        sources=("2509.04259", "schulman2020"), agreement=1e-5,
         headline=True,
     ),
 )  # fmt: skip

@@ -45,7 +45,7 @@ SPECTRUM = (
     ),
     Statistic(
         "op_norm", "spectral norm of ΔW", "‖ΔW‖₂ = σ₁(ΔW)", "The size of the update along its leading direction.",
-        commands=("compare", "trajectory"), agreement_fast=1e-5,
+        commands=("compare", "trajectory"), agreement_fast=1e-5, cheap=True,
     ),
     Statistic(
         "decay", "decay component c", "c = ⟨ΔW, W0⟩/‖W0‖²",

@@ -22,7 +22,7 @@ from .null_trajectory import (
     random_walk_similarity,
     walked_distance,
 )
-from .update_statistics import Numbers
+from .update_numbers import Numbers
 
 
 def cosine_statistics(
@@ -147,6 +147,9 @@ def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...
       similarity: `‖V_aᵀV_b‖_F²/K`, `[...]`, numpy or JAX; NaN where there is no such subspace.
       shape: `[..., m, n]` of the matrix.
       k: K.
+
+    Returns:
+      The statistic with its null; NaN where the similarity is.
     """
     xp = namespace(similarity)
     similarity = as_real(similarity, xp)
