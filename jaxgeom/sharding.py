@@ -1,9 +1,10 @@
-"""The mesh, and which axis of it splits which axis of every parameter: rules on an abstract tree, nothing allocated."""
+"""The mesh, its platform, and which axis of it splits which axis of every parameter; nothing is allocated."""
 
 import re
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -109,6 +110,30 @@ def mesh_of(params: Any) -> Mesh | None:
     if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
         return None
     return sharding.mesh if set(BATCH_AXES) <= set(sharding.mesh.axis_names) else None
+
+
+def platform_of(place: Any) -> str:
+    """The platform of the devices that something lies on: "cpu", "gpu", "tpu", or another name that a plugin gives.
+
+    What is made for one platform alone is chosen by this value, which is passed on by name: never by the default
+    backend, which may be another than that of the devices that a program is for. Not for use inside `jit`.
+
+    Args:
+        place: a mesh; a tree of arrays, or of `ShapeDtypeStruct`s with shardings, whose first leaf counts; None, or a
+            tree of arrays of the host, for where JAX puts an array that is not told where to go.
+    Raises:
+        ValueError: a tree of tracers, which lie nowhere.
+    """
+    if isinstance(place, Mesh):
+        return place.devices.flat[0].platform
+    leaf = next(iter(jax.tree.leaves(place)), None)
+    if isinstance(leaf, jax.core.Tracer):
+        raise ValueError("platform_of: arrays inside jit lie nowhere; ask outside, and pass the answer in")
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is not None:
+        return min(sharding.device_set, key=lambda device: device.id).platform
+    default: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return default if isinstance(default, str) else (default or jax.devices()[0]).platform
 
 
 def batch_divisor(mesh: Mesh | None) -> int:

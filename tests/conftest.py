@@ -1,17 +1,61 @@
 """What every test lives under: 8 simulated devices, strict dtype promotion, warnings as errors, checked annotations."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Compiled programs of the commands are kept for this run's other commands, and not in the user's own cache.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgeom-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxgeom", "beartype.beartype")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
+    # A test compiles longer than it runs, and LLVM's optimisation is most of that. XLA's own passes (fusion, sharding,
+    # layout, buffers: the compiled text) are the same without it, and what runs in a process of its own has it.
+    jax.config.update("jax_disable_most_optimizations", True)
 # Compilation makes the first example of any test slow, and a run must not depend on the machine's load or on luck.
 hypothesis.settings.register_profile("jaxgeom", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("jaxgeom")
+
+# Minutes each: they start first, so that the workers end together. The others follow in the order of their names.
+LONGEST = (
+    "rollout/test_sampling.py",
+    "models/test_qwen3.py",
+    "study/test_study.py",
+    "models/test_sharding.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+@pytest.fixture
+def jaxgeom(capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a command in this process: `jaxgeom("compare", …)` gives its exit status and what it wrote."""
+    from jaxgeom.cli import main
+    from tests.command_line import Said
+
+    def run(*arguments: Any) -> Said:
+        capfd.readouterr()
+        status = main(list(map(str, arguments)))
+        return Said(status, *capfd.readouterr())
+
+    return run

@@ -1,21 +1,13 @@
 """The command line as a user meets it: help, one line for a mistake, real comparisons of real directories."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests.command_line import process
 from tests.tiny import write_tiny_model
-
-
-def _run(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "jaxgeom.cli", *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +22,9 @@ def pair(tmp_path_factory):
     return first, second
 
 
-def test_help_names_every_command():
-    result = _run("--help")
-    assert result.returncode == 0
+def test_help_names_every_command(jaxgeom):
+    result = jaxgeom("--help")
+    assert result.status == 0
     for name in (
         "study",
         "compare",
@@ -44,13 +36,13 @@ def test_help_names_every_command():
         "report",
         "export",
     ):
-        assert name in result.stdout
+        assert name in result.out
 
 
-def test_compare_writes_the_contract(pair, tmp_path):
+def test_compare_writes_the_contract(jaxgeom, pair, tmp_path):
     out = tmp_path / "out"
-    result = _run("compare", *pair, "--out", out, "--angle-k", 4, "--mask-rank", 4)
-    assert result.returncode == 0, result.stderr
+    result = process("compare", *pair, "--out", out, "--angle-k", 4, "--mask-rank", 4)
+    assert result.status == 0, result.err
     report = json.loads((out / "report.json").read_text())
     assert report["schema"] == 1 and "compare" in report["command"]
     assert {"version", "inputs", "settings", "coverage", "summary", "groups", "matrices"} <= set(report)
@@ -64,14 +56,14 @@ def test_compare_writes_the_contract(pair, tmp_path):
     for name in ("overlap_low", "stable_rank", "nss", "angle_left_mean_deg", "projection_joint"):
         assert f"{name}_null" in row and f"{name}_excess" in row
     assert (out / "report.html").is_file() and (out / "matrices.csv").is_file()
-    again = _run("compare", *pair, "--out", out, "--angle-k", 5, "--mask-rank", 4)
-    assert again.returncode == 2 and str(out) in again.stderr and "--force" in again.stderr
+    again = jaxgeom("compare", *pair, "--out", out, "--angle-k", 5, "--mask-rank", 4)
+    assert again.status == 2 and str(out) in again.err and "--force" in again.err
 
 
-def test_between_writes_the_contract_and_report_rewrites_its_page(pair, tmp_path):
+def test_between_writes_the_contract_and_report_rewrites_its_page(jaxgeom, pair, tmp_path):
     out = tmp_path / "out"
-    result = _run("between", pair[0], pair[1], pair[1], "--out", out, "--subspace-k", 4)
-    assert result.returncode == 0, result.stderr
+    result = process("between", pair[0], pair[1], pair[1], "--out", out, "--subspace-k", 4)
+    assert result.status == 0, result.err
     report = json.loads((out / "report.json").read_text())
     assert report["schema"] == 1 and report["kind"] == "between" and report["command"].startswith("jaxgeom between")
     assert len(report["matrices"]) == 14 and report["summary"]["jaccard"]["mean"] == 1
@@ -80,24 +72,24 @@ def test_between_writes_the_contract_and_report_rewrites_its_page(pair, tmp_path
     page = (out / "report.html").read_bytes()
     assert (out / "matrices.csv").is_file() and b"rounding null" in page and b"https://" not in page
     (out / "report.html").unlink()
-    assert _run("report", out).returncode == 0 and (out / "report.html").read_bytes() == page
-    again = _run("between", pair[0], pair[1], pair[0], "--out", out)
-    assert again.returncode == 2 and again.stderr.count("\n") == 1 and "--force" in again.stderr
+    assert process("report", out).status == 0 and (out / "report.html").read_bytes() == page
+    again = jaxgeom("between", pair[0], pair[1], pair[0], "--out", out)
+    assert again.status == 2 and again.err.count("\n") == 1 and "--force" in again.err
 
 
-def test_trajectory_takes_spectra_rates_and_the_attention_population(pair, tmp_path):
+def test_trajectory_takes_spectra_rates_and_the_attention_population(jaxgeom, pair, tmp_path):
     later = [
         _copy(side, tmp_path / f"checkpoint-{step}", lambda d: None) for step, side in ((5, pair[0]), (9, pair[1]))
     ]
     out, options = tmp_path / "out", ("--angle-k", 4, "--mask-rank", 4, "--subspace-k", 4, "--population", "attention")
     given = ("--spectra", "--cache", tmp_path / "cache", "--learning-rate", 1e-4)
-    result = _run("trajectory", pair[0], *later, "--out", out, *options, *given)
-    assert result.returncode == 0, result.stderr
+    result = process("trajectory", pair[0], *later, "--out", out, *options, *given)
+    assert result.status == 0, result.err
     held = json.loads((out / "trajectory.json").read_text())
     assert held["command"].startswith("jaxgeom trajectory") and len(held["matrices"]) == 8
     assert len(list((tmp_path / "cache").iterdir())) == 8
-    compared = _run("compare", *pair, "--out", tmp_path / "pair", *options, "--cache", tmp_path / "cache")
-    assert compared.returncode == 0, compared.stderr
+    compared = jaxgeom("compare", *pair, "--out", tmp_path / "pair", *options, "--cache", tmp_path / "cache")
+    assert compared.status == 0, compared.err
     report = json.loads((tmp_path / "pair" / "report.json").read_text())
     for name in ("nss", "angle_left_mean_deg", "angle_right_mean_deg"):
         assert held["summary"][name]["mean"] == pytest.approx([0, report["summary"][name]["mean"]], rel=1e-9)
@@ -105,8 +97,8 @@ def test_trajectory_takes_spectra_rates_and_the_attention_population(pair, tmp_p
     assert ratio == pytest.approx(report["matrices"][0]["fro_norm"] / np.sqrt(np.prod(report["matrices"][0]["shape"])))
     figures = {path.stem for path in (out / "figures").glob("*.svg")}
     assert {"spectra", "path"} <= figures and held["settings"]["population"] == "attention"
-    unnamed = _run("trajectory", *pair, "--out", tmp_path / "none", "--learning-rate", 1e-4)
-    assert unnamed.returncode == 2 and unnamed.stderr.count("\n") == 1 and "learning_rate" in unnamed.stderr
+    unnamed = jaxgeom("trajectory", *pair, "--out", tmp_path / "none", "--learning-rate", 1e-4)
+    assert unnamed.status == 2 and unnamed.err.count("\n") == 1 and "learning_rate" in unnamed.err
 
 
 def _copy(source, target, change):
@@ -132,6 +124,7 @@ def _with_tensors(edit):
 
 
 NAME = "model.layers.1.self_attn.k_proj.weight"
+_with_nan = _with_tensors(lambda t: t.update({NAME: np.full_like(t[NAME], np.nan)}))
 
 
 @pytest.mark.parametrize(
@@ -141,17 +134,17 @@ NAME = "model.layers.1.self_attn.k_proj.weight"
         (_truncate, ["model.safetensors"]),
         (_with_tensors(lambda t: t.update({NAME: t[NAME][:-1]})), [NAME]),
         (_with_tensors(lambda t: t.update({"other": t.pop(NAME)})), [NAME, "other"]),
-        (_with_tensors(lambda t: t.update({NAME: np.full_like(t[NAME], np.nan)})), [NAME]),
+        (_with_nan, [NAME]),
         (_with_tensors(lambda t: t.update({NAME: t[NAME].astype(np.int32)})), [NAME]),
     ],
     ids=["missing", "truncated", "shape", "name", "nan", "integer"],
 )
-def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(pair, tmp_path, change, words):
+def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(jaxgeom, pair, tmp_path, change, words):
     broken = _copy(pair[1], tmp_path / "broken", change)
     out = tmp_path / "out"
-    result = _run("compare", pair[0], broken, "--out", out)
-    assert result.returncode == 2, result.stdout
-    assert result.stderr.count("\n") == 1 and all(word in result.stderr for word in words), result.stderr
+    result = jaxgeom("compare", pair[0], broken, "--out", out)
+    assert result.status == 2, result.out
+    assert result.err.count("\n") == 1 and all(word in result.err for word in words), result.err
     assert not out.exists()
 
 
@@ -166,7 +159,14 @@ def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(pair, tmp_path, chan
         (("study", "/absent.py"), "/absent.py"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, words):
-    result = _run(*arguments)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
-    assert words in result.stderr and "Traceback" not in result.stderr
+def test_a_mistake_is_one_line(jaxgeom, arguments, words):
+    result = jaxgeom(*arguments)
+    assert result.status == 2 and result.err.count("\n") == 1, result.err
+    assert words in result.err and "Traceback" not in result.err
+
+
+def test_a_mistake_is_one_line_of_a_process_too(pair, tmp_path):
+    """Found late, with everything imported and a checkpoint read: no library adds a word of its own."""
+    broken = _copy(pair[1], tmp_path / "broken", _with_nan)
+    result = process("compare", pair[0], broken, "--out", tmp_path / "out")
+    assert result.status == 2 and result.err.count("\n") == 1 and NAME in result.err, result.err

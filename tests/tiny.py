@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.models import Qwen3, Qwen3Config, save_model
@@ -30,10 +31,24 @@ def tiny_config(**changes) -> Qwen3Config:
     return Qwen3Config.from_hf(fields | changes)
 
 
+def tiny_params(config: Qwen3Config, *, seed: int = 0) -> dict:
+    """Weights as `Qwen3.init` distributes them, drawn by NumPy: no program is compiled for a draw."""
+    model, generator = Qwen3(config), np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+
+    def draw(path, leaf):
+        constant = {"scale": 1.0, "bias": 0.0}.get(path[-1].key)
+        if constant is not None:
+            return jnp.asarray(np.full(leaf.shape, constant, leaf.dtype))
+        return jnp.asarray((config.initializer_range * generator.standard_normal(leaf.shape)).astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def write_tiny_model(directory: Path, *, seed: int = 0, dtype: str = "float32", **changes) -> Path:
     """Writes a model with random weights and the character tokenizer; returns its directory."""
     config = tiny_config(**changes)
-    params = Qwen3(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = tiny_params(config, seed=seed)
     directory.mkdir(parents=True, exist_ok=True)
     write_character_tokenizer(directory)
     save_model(directory, config, params, dtype=dtype)

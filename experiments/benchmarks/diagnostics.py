@@ -92,7 +92,7 @@ def run_suite(folder: pathlib.Path, suite: str, cache: pathlib.Path | None, devi
     """One comparison, nulls included."""
     from jaxgeom.checkpoints import open_checkpoint
     from jaxgeom.comparison import CompareSettings, compare_checkpoints
-    from jaxgeom.host_memory import keep_freed_memory
+    from jaxgeom.cpu_memory import keep_freed_memory
 
     keep_freed_memory()  # as `jaxgeom compare` does
     settings = CompareSettings(suite=suite, device=device)

@@ -4,9 +4,12 @@
     python experiments/benchmarks/model.py --shape 31m
     python experiments/benchmarks/model.py --shape qwen3-0.6b --dtype bfloat16      # on an accelerator
 
-Prints seconds (best and median of the rounds), the ratio PyTorch / jaxgeom (above 1: jaxgeom is faster), the train
-step's share of the matmul rate, sampling's share of the memory bandwidth, and the time of decoding's products with
-the weights alone, all measured in the same run.
+Prints seconds (best and median of the rounds), the ratio of PyTorch's to jaxgeom's (above 1: jaxgeom is faster), the
+train step's share of the matmul rate, sampling's share of the memory bandwidth, and the time of decoding's products
+with the weights alone, all measured in the same run. On a CPU also what its own forms are worth, as the ratio of the
+time without them: `general`, the form that accelerators run (no `models/cpu_layers.py`, one part); `one part`, large
+batches not cut for the cores (no `rollout/cpu_parts.py`). What is kept with the process (`cpu_memory.py`) shows by
+`--default-memory`, in a run of its own. A form that gains less than a tenth at every shape here is not worth its file.
 """
 
 import argparse
@@ -14,18 +17,21 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgeom.host_memory import keep_freed_memory
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.models import Qwen3, Qwen3Config
-from jaxgeom.models.columns import multiply_columns, turn_layer
-from jaxgeom.models.qwen3 import split_layers, unembedding
+from jaxgeom.models.cpu_layers import multiply_columns, turn_weights
+from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.rollout.cpu_parts import count_parts
+from jaxgeom.sharding import platform_of
 from jaxgeom.training.settings import SFTSettings
 from jaxgeom.training.step import Batch, initial_state, make_train_step
 
@@ -144,9 +150,9 @@ def bandwidth(bytes_: int) -> float:
 
 def products_alone(model: Qwen3, params: Any, rows: int, steps: int) -> Callable[[], Any]:
     """What decoding cannot do without: `rows` vectors times each kernel of layers and head, `steps` times."""
-    turn = jax.jit(lambda stacked: [turn_layer(model.config, layer) for layer in split_layers(stacked)])
-    layers = turn(params["layers"])
-    head = jnp.asarray(unembedding(model.config, params).T)
+    head = unembedding(model.config, params)
+    turned = jax.jit(lambda *parts: turn_weights(model.config, *parts))(params["layers"], params["norm"], head)
+    layers, head = turned["layers"], turned["head"]
 
     def step(x: jax.Array, layers: Any, head: jax.Array) -> jax.Array:
         for layer in layers:
@@ -164,8 +170,11 @@ def products_alone(model: Qwen3, params: Any, rows: int, steps: int) -> Callable
 
 def report(title: str, seconds: dict[str, list[float]]) -> None:
     cells = [f"{name} {min(times):.4f} s (median {statistics.median(times):.4f})" for name, times in seconds.items()]
-    if "pytorch" in seconds:
-        cells.append(f"ratio {min(seconds['pytorch']) / min(seconds['jaxgeom']):.2f}")
+    cells += [
+        f"ratio of {name} {min(times) / min(seconds['jaxgeom']):.2f}"
+        for name, times in seconds.items()
+        if name != "jaxgeom"
+    ]
     print(f"{title}: " + ", ".join(cells), flush=True)
 
 
@@ -175,11 +184,15 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-torch", action="store_true", help="measure jaxgeom alone")
+    parser.add_argument("--default-memory", action="store_true", help="leave the C library's allocator as it is")
     options = parser.parse_args()
-    keep_freed_memory()  # as the commands that train do; PyTorch, in this process too, gains by it as well
+    if not options.default_memory:
+        keep_freed_memory()  # as the commands that train do; PyTorch, in this process too, gains by it as well
     config, (rows, length), batches = SHAPES[options.shape]
     dtype = jnp.dtype(options.dtype)
-    model = Qwen3(config, dtype=dtype)
+    platform = platform_of(None)
+    model = Qwen3(config, dtype=dtype, platform=platform)
+    general = model.clone(platform=None)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -191,6 +204,8 @@ def main() -> None:
     theirs = None if options.no_torch else torch_model(config, options.dtype)
     tokens = rng.integers(0, config.vocab_size, (rows, length), dtype=np.int32)
     candidates = {"jaxgeom": train_step(model, params, tokens)}
+    if platform == "cpu":
+        candidates["general"] = train_step(general, params, tokens)
     if theirs is not None:
         candidates["pytorch"] = torch_train_step(theirs, tokens)
     seconds = measure(options.rounds, **candidates)
@@ -198,11 +213,16 @@ def main() -> None:
     heads = config.num_attention_heads * config.head_dim
     # Forward and backward: 6 per parameter and token, and the causal half of 12·T per layer and head dimension.
     flops = 6 * count * tokens.size + 6 * config.num_hidden_layers * heads * length * tokens.size
-    rate = matmul_rate(dtype, 8192 if jax.default_backend() != "cpu" else 1024)
+    rate = matmul_rate(dtype, 8192 if platform != "cpu" else 1024)
     print(f"  {flops / min(seconds['jaxgeom']) / rate:.1%} of the measured matmul rate, {rate / 1e12:.3f} TFLOP/s")
     for batch, new in batches:
         prompts = rng.integers(0, config.vocab_size, (batch, PROMPT), dtype=np.int32)
         candidates = {"jaxgeom": sampler(model, params, prompts, new)}
+        if platform == "cpu":
+            candidates["general"] = sampler(general, params, prompts, new)
+            if count_parts(batch, platform, None) > 1:
+                one_core = mock.patch("jaxgeom.rollout.cpu_parts.usable_cores", lambda: 1)
+                candidates["one part"] = one_core(candidates["jaxgeom"])
         if theirs is not None:
             candidates["pytorch"] = torch_sampler(theirs, prompts, new)
         seconds = measure(options.rounds, **candidates)
@@ -214,7 +234,7 @@ def main() -> None:
             )
         cache = 2 * config.num_hidden_layers * batch * (16 + new) * config.num_key_value_heads * config.head_dim
         moved = (count + cache) * dtype.itemsize * new
-        limit = bandwidth(2**30 if jax.default_backend() != "cpu" else 2**27)
+        limit = bandwidth(2**30 if platform != "cpu" else 2**27)
         print(f"  {moved / min(seconds['jaxgeom']) / limit:.1%} of the measured bandwidth, {limit / 1e9:.1f} GB/s")
 
 

@@ -19,7 +19,7 @@ from model import SHAPES
 
 from jaxgeom.models import Qwen3
 from jaxgeom.models.load import abstract_parameters
-from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings
+from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings, platform_of
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     devices: Any = topologies.get_topology_desc(options.topology, "tpu").devices
     mesh = make_mesh(data=1, fsdp=-1, tensor=2, devices=devices)
     config = dataclasses.replace(SHAPES["qwen3-0.6b"][0], num_hidden_layers=options.layers)
-    model = Qwen3(config, dtype=jnp.bfloat16, remat=True, attention="splash", mesh=mesh, unroll=False)
+    model = Qwen3(config, dtype=jnp.bfloat16, remat=True, platform=platform_of(mesh), mesh=mesh)
     shapes = abstract_parameters(model)
     params = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -7,18 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.runs import RunCheckpoint
 from jaxgeom.checkpoints.safetensors_files import read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.errors import UserError
-
-
-def saved_steps(checkpoints: pathlib.Path) -> list[int]:
-    """The steps that a run's `checkpoints` folder holds, ascending."""
-    if not checkpoints.is_dir():
-        return []
-    return sorted(
-        int(entry.name) for entry in checkpoints.iterdir() if entry.name.isdigit() and (entry / "params").is_dir()
-    )
 
 
 def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, Any]) -> Any:
@@ -56,8 +48,8 @@ class _LeafSlice:
             raise UserError(f"{self.where}: cannot read {self.tensor.name!r}: {error}") from error
 
 
-def open_run(run: pathlib.Path, step: int | None, name: str) -> Checkpoint:
-    """The parameters of a training run at one step (the last one when `step` is None).
+def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
+    """The parameters of a training run at one step.
 
     Raises:
         UserError: the run has no such step, no model configuration, or leaves that its configuration does not explain.
@@ -65,13 +57,7 @@ def open_run(run: pathlib.Path, step: int | None, name: str) -> Checkpoint:
     from jaxgeom.models.config import Qwen3Config
     from jaxgeom.models.names import hf_tensors, leaf_slice
 
-    steps = saved_steps(run / "checkpoints")
-    if not steps:
-        raise UserError(f"{run}: no checkpoint in {run / 'checkpoints'}")
-    if step is None:
-        step = steps[-1]
-    if step not in steps:
-        raise UserError(f"{run}: no checkpoint at step {step}; there are {', '.join(map(str, steps))}")
+    run, step = found.run, found.saved_step()
     run_config = read_json(run / "config.json")
     model = run_config.get("model")
     if not isinstance(model, dict):

@@ -6,9 +6,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.commands.entries import entry_progress
+from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, between_runs
-from jaxgeom.host_memory import keep_freed_memory
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 
@@ -20,6 +20,7 @@ def between(
     settings: CompareSettings,
     out: Path,
     force: bool = False,
+    distributed: bool = False,
 ) -> Callable[[str], None]:
     """What the updates of two runs from one checkpoint share, beside what chance makes them share.
 
@@ -34,16 +35,22 @@ def between(
         settings: What is measured, and how.
         out: Where report.json, matrices.csv, figures and page are written.
         force: Take over a directory that holds another comparison.
+        distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
+            or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
-        sides = [open_checkpoint(path) for path in (initial, final_a, final_b)]
-        with entry_progress(reporter, "between") as progress:
-            report = between_runs(
-                sides[0], sides[1], sides[2], settings, out=out, progress=progress, force=force, command=command
-            )
+        with other_processes(distributed, out) as team:
+            keep_freed_memory(settings.device)
+            sides = [open_checkpoint(path) for path in (initial, final_a, final_b)]
+            with entry_progress(reporter, "between") as progress:
+                report = between_runs(
+                    sides[0], sides[1], sides[2], settings, out=out, progress=progress, force=force, command=command,
+                    team=team,
+                )  # fmt: skip
+        if not writes_report(team, reporter):
+            return
         page = write_report(out)
         print_table(report, reporter.console)
         reporter.say(f"page: {page}")

@@ -1,6 +1,5 @@
 """`jaxgeom compare INITIAL FINAL --out DIR`."""
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -10,12 +9,11 @@ from typing import Any
 from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.commands.entries import entry_progress
+from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.comparison.run.plan import check_pair
-from jaxgeom.comparison.run.processes import initialize
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
-from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, write_report
 from jaxgeom.training.functional_distance import NULL, functional_distance
@@ -51,10 +49,9 @@ def compare(
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
-        team = initialize() if distributed else None  # before anything touches a device
-        with team.telling(out) if team is not None else contextlib.nullcontext():
+        with other_processes(distributed, out) as team:
+            keep_freed_memory(settings.device)
             first, second = open_checkpoint(initial), open_checkpoint(final)
             held = _finished(out)
             if prompts is not None and not force and _prompts_of(held) not in (None, str(prompts)):
@@ -71,8 +68,7 @@ def compare(
                     first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command,
                     team=team,
                 )  # fmt: skip
-        if team is not None and team.index > 0:
-            reporter.say(f"process {team.index} of {team.count}: done; process 0 writes the report")
+        if not writes_report(team, reporter):
             return
         if prompts is not None and distance is not None:
             report = _with_distance(report, distance.to_json(), str(prompts))

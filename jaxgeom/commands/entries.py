@@ -1,8 +1,10 @@
-"""Progress of a measurement, counted in entries of the weights."""
+"""What the measuring commands share: progress, counted in entries of the weights, and work with other processes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
+from jaxgeom.comparison.run.processes import Team, initialize
 from jaxgeom.progress import Reporter
 
 
@@ -23,3 +25,22 @@ def entry_progress(reporter: Reporter, label: str) -> Iterator[Callable[[int, in
             shown = place
 
         yield progress
+
+
+@contextmanager
+def other_processes(distributed: bool, out: Path) -> Iterator[Team | None]:
+    """The processes that were started together with this one, None without; entered before anything touches a device.
+
+    An error inside reaches the others, who then stop too.
+    """
+    team = initialize() if distributed else None
+    with team.telling(out) if team is not None else nullcontext():
+        yield team
+
+
+def writes_report(team: Team | None, reporter: Reporter) -> bool:
+    """Whether this process is the one that writes figures and page; the others say that they are done."""
+    if team is None or team.index == 0:
+        return True
+    reporter.say(f"process {team.index} of {team.count}: done; process 0 writes the report")
+    return False

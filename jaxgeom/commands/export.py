@@ -7,10 +7,11 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from jaxgeom.checkpoints import saved_steps
 from jaxgeom.errors import UserError
 from jaxgeom.models import save_model
 from jaxgeom.progress import Reporter
-from jaxgeom.training import load_start, saved_steps
+from jaxgeom.training import load_start
 
 
 def export(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from jaxgeom.host_memory import keep_freed_memory
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.study import load_experiment, run_study
 

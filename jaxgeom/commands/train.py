@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxgeom.host_memory import keep_freed_memory
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings, train
 

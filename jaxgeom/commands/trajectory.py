@@ -7,15 +7,16 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.learning_rates import LearningRates
-from jaxgeom.commands.entries import entry_progress
+from jaxgeom.checkpoints.runs import named_run, split_step
+from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
+from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
-from jaxgeom.host_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
 from jaxgeom.report import trajectory_findings, write_report
-from jaxgeom.training import run_learning_rates, saved_steps
+from jaxgeom.training import run_learning_rates
 
 
 def trajectory(
@@ -28,6 +29,7 @@ def trajectory(
     spectra: bool = False,
     cache: Path | None = None,
     force: bool = False,
+    distributed: bool = False,
 ) -> Callable[[str], None]:
     """Trajectory diagnostics, each with its null, over checkpoints in the order of training.
 
@@ -48,28 +50,25 @@ def trajectory(
             decomposition more per step.
         cache: Directory of base spectra, shared with `compare`; used with spectra.
         force: Take over a directory that holds another measurement.
+        distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
+            or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
     """
 
     def run(command: str) -> None:
-        keep_freed_memory()
         reporter = Reporter()
-        first = open_checkpoint(initial)
-        opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
-        rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
-        reporter.say(said)
-        with entry_progress(reporter, "trajectory") as progress:
-            result = trajectory_checkpoints(
-                first,
-                opened,
-                settings,
-                learning_rates=rates,
-                spectra=spectra,
-                out=out,
-                cache=cache,
-                progress=progress,
-                force=force,
-                command=command,
-            )
+        with other_processes(distributed, out) as team:
+            keep_freed_memory(settings.device)
+            first = open_checkpoint(initial)
+            opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
+            rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
+            reporter.say(said)
+            with entry_progress(reporter, "trajectory") as progress:
+                result = trajectory_checkpoints(
+                    first, opened, settings, learning_rates=rates, spectra=spectra, out=out, cache=cache,
+                    progress=progress, force=force, command=command, team=team,
+                )  # fmt: skip
+        if not writes_report(team, reporter):
+            return
         page = write_report(out)
         for sentence in trajectory_findings(result):
             reporter.say(sentence)
@@ -86,10 +85,17 @@ def numbered(paths: Sequence[str]) -> list[tuple[int, str]]:
     """
     if len(paths) == 1 and (steps := saved_steps(Path(paths[0]))):
         return [(step, f"{paths[0]}@{step}") for step in steps if step > 0]
-    ends = [re.search(r"(\d+)/*$", path) for path in paths]
-    if all(ends):
-        return [(int(end.group(1)), path) for end, path in zip(ends, paths, strict=True) if end]
-    return list(enumerate(paths, start=1))
+    steps = [_step_in(path) for path in paths]
+    if any(step is None for step in steps):
+        return list(enumerate(paths, start=1))
+    return [(step, path) for step, path in zip(steps, paths, strict=True) if step is not None]
+
+
+def _step_in(path: str) -> int | None:
+    """The step that a checkpoint argument ends in: after its `@`, or in the last name of its path."""
+    step = split_step(path)[1]
+    found = re.search(r"(\d+)/*$", path)
+    return step if step is not None or found is None else int(found.group(1))
 
 
 def rates_of(
@@ -111,9 +117,10 @@ def rates_of(
     same_run = run is not None and _run_of(initial) == run
     known_start = same_run or initial_step is not None
     if initial_step is None:
-        initial_step = _step_of(initial) if same_run else 0
+        start = named_run(initial) if same_run else None
+        initial_step = 0 if start is None else start.saved_step() if start.step is None else start.step
     if learning_rate is not None:
-        if run is None and not all(re.search(r"(\d+)/*$", path) for path in paths):
+        if run is None and any(_step_in(path) is None for path in paths):
             raise UserError("learning_rate: the checkpoints' names end in no step, so how many steps lie between them?")
         return LearningRates(
             learning_rate, "--learning-rate, constant", initial_step
@@ -131,17 +138,8 @@ def rates_of(
 
 def _run_of(path: str) -> Path | None:
     """The run directory of ours that a checkpoint argument names; None for any other directory."""
-    head, at, step = path.rpartition("@")
-    directory = Path(head if at and step.isdigit() and not Path(path).exists() else path)
-    if directory.parent.name == "checkpoints" and directory.name.isdigit():
-        directory = directory.parent.parent
-    return directory.resolve() if (directory / "checkpoints").is_dir() else None
-
-
-def _step_of(path: str) -> int:
-    """The step that a checkpoint argument of a run names; the run's last where it names none."""
-    found = re.search(r"[@/](\d+)/*$", path)
-    return int(found.group(1)) if found else saved_steps(Path(path))[-1]
+    found = named_run(path)
+    return found.run.resolve() if found is not None else None
 
 
 def _began_at(run: Path, initial: str) -> bool:

@@ -8,26 +8,21 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
-from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
-from jaxgeom.comparison.files.population import MODULES, Part
+from jaxgeom.comparison.algebra.devices import Algebra
+from jaxgeom.comparison.algebra.matrix import MatrixForm
+from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import SCHEMA, to_csv_text, to_json_text, version
-from jaxgeom.comparison.files.summary import summarize
-from jaxgeom.comparison.one_matrix.scan import require_finite
-from jaxgeom.comparison.one_matrix.two_runs import MASK_STATISTICS, STATISTICS, measure_pair
-from jaxgeom.comparison.run.journal import Journal, description, kept, settings_key
-from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
-from jaxgeom.comparison.run.workers import Progress, measure_parts
+from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
+from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
+from jaxgeom.comparison.one_matrix.two_runs import measure_pair
+from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
+from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.run import Measurement, run
+from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-
-NULL_FORMS = {
-    "<overlap>_null": "closed: masks of the observed sizes laid at random (hypergeometric)",
-    "<overlap>_rounding_null": "closed: two independent rounded Gaussian updates of the observed densities",
-    "<overlap>_excess, <overlap>_z": "over the rounding null; over independence where a density of 0 or 1 leaves none",
-    "orthogonal_share": "closed: 1 - 1/(mn)",
-    "subspace_similarity": "closed: K/n",
-}
 
 
 def between_runs(
@@ -41,6 +36,7 @@ def between_runs(
     force: bool = False,
     command: str = "jg.between_runs",
     algebra: Algebra | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """How much the updates of two runs share, beside what independent updates of the same visible densities share.
 
@@ -57,115 +53,59 @@ def between_runs(
         force: takes over a folder that holds another measurement.
         command: named in the report.
         algebra: where the dense algebra runs, if not where `settings.device` says.
+        team: the processes that call this together with the same arguments; each measures its share into `out`, which
+            they share, and process 0 writes the report there.
 
     Returns:
-        The content of `report.json`: per statistic mean, median, count, `null` (independence), for masks
-        `rounding_null`, and `excess` in `summary` and in `groups` per module and layer; `coverage`, `settings`, and the
-        rows in `matrices`.
+        The content of `report.json`: per statistic mean, median, `null` (for masks, of independence), `excess` and
+        count, for masks also `rounding_mean`, `rounding_null`, `rounding_excess` and `rounding_count`, in `summary` and
+        in `groups` per module and layer; `coverage`, `settings`, and the rows in `matrices`.
 
     Raises:
         UserError: mismatched or non-finite weights, no matrix to measure, a folder that holds something else,
-            a device that is not there.
+            a device that is not there, another process that failed.
     """
     settings = settings or CompareSettings()
-    algebra = choose_algebra(settings.device) if algebra is None else algebra
-    sides = {"initial": origin, "final_a": final_a, "final_b": final_b}
-    names = check_pair(origin, final_a, settings)
-    check_pair(origin, final_b, settings)
+    names = check_sides([origin, final_a, final_b], settings)
     parts = [part for part in plan_parts(origin, names, settings) if part.is_matrix]
     if not parts:
         raise UserError("include/exclude leave no matrix to compare")
-    measured = settings.to_json() | {"device_used": algebra.description}
-    described = description({role: side.name for role, side in sides.items()}, measured)
-    fingerprints = {role: side.fingerprint for role, side in sides.items()}
-    key = settings_key(["between", described, fingerprints, version()])
-    journal = Journal(
-        pathlib.Path(out) if out is not None else None, key, described=described, force=force,
-        contents=lambda: {role: side.sha256() for role, side in sides.items()},
-    )  # fmt: skip
-    pool = DevicePool(algebra)
-    total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
 
-    def read(part: Part) -> list[np.ndarray]:
-        arrays = []
-        for side in sides.values():
-            arrays.append(part.read(side[part.tensor]))
-            require_finite(arrays[-1], f"{side.name}: {part.name}")
-        return arrays
+    def matrix(part: Part, arrays: Sequence[np.ndarray], form: MatrixForm, _: BaseCache) -> dict[str, Any]:
+        row = measure_pair(arrays[0], arrays[1], arrays[2], settings, form)
+        return row | {"digests": [array_digest(array) for array in arrays]}
 
-    def measure(part: Part, arrays: list[np.ndarray]) -> dict[str, Any]:
-        digests = [array_digest(array) for array in arrays]
-        with pool.borrow() as form:
-            return measure_pair(arrays[0], arrays[1], arrays[2], settings, form) | {"digests": digests}
+    measurement = Measurement(
+        kind="between",
+        sides={"initial": origin, "final_a": final_a, "final_b": final_b},
+        parts=parts,
+        settings=settings,
+        matrix=matrix,
+        result=lambda rows, inputs, described: _report(rows, origin, inputs, described, command),
+        write=_write,
+    )
+    return run(measurement, out=out, progress=progress, force=force, algebra=algebra, team=team)
 
-    def finished(part: Part, row: dict[str, Any]) -> None:
-        nonlocal done
-        labels = {"name": part.name, "shape": list(part.shape), "module": part.module, "layer": part.layer}
-        journal.add(labels | {"parameters": part.size} | row)
-        done += part.size
-        if progress is not None:
-            progress(done, total, part.name)
 
-    with kept(journal, out or ""):
-        todo = [part for part in parts if part.name not in journal.rows]
-        measure_parts(todo, read, measure, finished, devices=len(algebra.devices))
-        report = _report(parts, journal.rows, sides, measured, command)
-        if out is not None:
-            write_atomically(pathlib.Path(out) / "matrices.csv", to_csv_text(report["matrices"]))
-            write_atomically(pathlib.Path(out) / "report.json", to_json_text(report))
-    return report
+def _write(report: dict[str, Any], folder: pathlib.Path) -> None:
+    write_atomically(folder / "matrices.csv", to_csv_text(report["matrices"]))
+    write_atomically(folder / "report.json", to_json_text(report))
 
 
 def _report(
-    parts: Sequence[Part], held: dict[str, dict[str, Any]], sides: dict[str, Reader], measured: dict[str, Any],
-    command: str,
-) -> dict[str, Any]:  # fmt: skip
-    rows = [held[part.name] for part in parts]
-    inputs = {}
-    for place, (role, side) in enumerate(sides.items()):
-        whole = {part.tensor: held[part.name]["digests"][place] for part in parts if part.is_whole}
-        inputs[role] = {"name": side.name, "dtype": side.dtype, "sha256": side.sha256(whole)}
-    rows = [{name: value for name, value in row.items() if name != "digests"} for row in rows]
-    everything = sum(sides["initial"][name].size for name in sides["initial"])
-    coverage = {}
-    for name in STATISTICS:
-        defined = [row for row in rows if row[name] is not None]
-        share = sum(row["parameters"] for row in defined) / everything
-        coverage[name] = {"parameters": share, "matrices": len(defined)}
-    modules = sorted({row["module"] for row in rows}, key=lambda m: MODULES.index(m) if m in MODULES else len(MODULES))
-    layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
+    rows: Sequence[dict[str, Any]], origin: Reader, inputs: dict[str, Any], measured: dict[str, Any], command: str
+) -> dict[str, Any]:
+    everything = sum(origin[name].size for name in origin)
+    groups = groups_of(rows)
     return {
         "schema": SCHEMA,
         "kind": "between",
         "version": version(),
         "command": command,
         "inputs": inputs,
-        "settings": measured | {"null_forms": NULL_FORMS},
-        "coverage": coverage,
-        "summary": _summary(rows),
-        "groups": {
-            "module": {module: _summary([row for row in rows if row["module"] == module]) for module in modules},
-            "layer": {str(layer): _summary([row for row in rows if row["layer"] == layer]) for layer in layers},
-        },
+        "settings": measured | {"null_forms": null_forms("between", measured["suite"])},
+        "coverage": coverage_of(rows, (), everything),
+        "summary": summary_of(rows),
+        "groups": {by: groups[by] for by in ("module", "layer")},
         "matrices": rows,
     }
-
-
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    table = {}
-    for name in ("density_a", "density_b", *STATISTICS):
-        table[name] = summarize(rows, name, weighted=False)
-        if name in MASK_STATISTICS:
-            table[name]["rounding_null"] = summarize(rows, f"{name}_rounding_null", weighted=False)["mean"]
-    return table
-
-
-def flat_summary(summary: dict[str, Any]) -> dict[str, float | None]:
-    """A summary with one number per key: the mean as `NAME`, then `NAME_null`, `NAME_rounding_null`, `NAME_excess`."""
-    flat: dict[str, float | None] = {}
-    for name, entry in summary.items():
-        flat[name] = entry["mean"]
-        flat |= {
-            f"{name}_{key}": entry[key] for key in ("null", "rounding_null", "excess") if entry.get(key) is not None
-        }
-    return flat

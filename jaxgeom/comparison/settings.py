@@ -4,13 +4,8 @@ import dataclasses
 import re
 from typing import Any, Literal
 
+from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
 from jaxgeom.errors import UserError
-
-ABSOLUTE_TOLERANCE = 1e-5
-"""Tolerance of `sparsity_abs_1e-5` (Bai et al., 2606.13657; Mukherjee et al., 2505.11711)."""
-
-RMS_TOLERANCES = (1e-4, 1e-3, 1e-2)
-"""Tolerances of `sparsity_rms_*`, in units of RMS(W0)."""
 
 ATTENTION = ("q", "k", "v", "o")
 """Modules of the population `attention`."""
@@ -38,9 +33,9 @@ class CompareSettings:
         projection_fraction: share of min(m, n) taken as k of the projection energies.
         null_draws: draws of each null that is sampled.
         permutation_draws: draws of the permutation null of the stable rank and the participation ratio, 0 for none.
-            None is the default because for entries without heavy tails the spectrum of permuted entries is that of
-            Gaussian noise (its bulk and its edge are universal), so that the isotropic null says the same; a draw costs
-            a shuffle and a float32 Gram matrix of the update, a sixth of the full suite, which takes them.
+            Taken by the full suite. None are drawn unless asked for: where the entries have no heavy tails, the
+            spectrum of permuted entries is that of Gaussian noise (its bulk and its edge are universal) and the
+            isotropic null says the same. A draw costs a shuffle and a float32 Gram matrix of the update.
         seed: seed of those draws, combined with the matrix name.
         device: where the dense algebra runs: `cpu` on the host, `gpu` or `tpu` on all local devices of that kind,
             `auto` on the accelerator that JAX uses by default and else on the host.

@@ -1,41 +1,30 @@
 """The geometry of a run along its checkpoints."""
 
-import hashlib
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxgeom.checkpoints.learning_rates import LearningRates
-from jaxgeom.checkpoints.tensors import array_digest
-from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
+from jaxgeom.comparison.algebra.devices import Algebra
+from jaxgeom.comparison.algebra.matrix import MatrixForm
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import to_json_text, version
-from jaxgeom.comparison.one_matrix.along_run import RATE_STATISTICS, SPECTRAL_STATISTICS, STATISTICS, MatrixTrajectory
+from jaxgeom.comparison.files.summary import curve_coverage, curves_of, similarity_of
+from jaxgeom.comparison.one_matrix.along_run import ENTRY_KEYS, MatrixTrajectory
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, require_finite
-from jaxgeom.comparison.run.journal import Journal, description, kept, settings_key
-from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
-from jaxgeom.comparison.run.workers import Progress, measure_parts
+from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
+from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite
+from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
+from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.run import Measurement, run
+from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.entry_statistics import entry_statistics
+from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-
-NULL_FORMS = {
-    "stable_rank, hill": "closed: isotropic update of the same shape",
-    "stable_rank_bf16, sim_to_final_bf16": "precision null: the final direction at each norm, in bfloat16",
-    "sim_to_final": "random walk of independent increments of the observed norms (sampled once per shape)",
-    "sim_disjoint": "closed: K/n",
-    "sparsity_bf16": "closed: isotropic update of equal norm, rounded",
-    "drift_ratio": "closed: 1, independent increments",
-    "path_cosine, cosine_to_rest": "closed: 0",
-    "lr_diffusion_ratio": "1 by definition: steps of size lr per entry that add up at random, lr·√T",
-    "lr_drift_ratio": "1 by definition: steps of size lr per entry, all one way, lr·T",
-    "nss, angle_*_mean_deg": "those of a comparison of W_t with W0",
-    "<name>_z": "excess over the null's standard deviation; none for precision nulls, lr ratios and one increment",
-}
 
 
 def trajectory_checkpoints(
@@ -51,6 +40,7 @@ def trajectory_checkpoints(
     force: bool = False,
     command: str = "trajectory",
     algebra: Algebra | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Trajectory statistics, each with its null, over checkpoints in order.
 
@@ -68,16 +58,17 @@ def trajectory_checkpoints(
         force: takes over a folder that holds another measurement.
         command: named in the result.
         algebra: where the dense algebra runs, if not where `settings.device` says.
+        team: the processes that call this together with the same arguments; each measures its share into `out`, which
+            they share, and process 0 writes the result there.
 
     Returns:
         The content of `trajectory.json`.
 
     Raises:
         UserError: no checkpoints, steps out of order, mismatched or non-finite weights, steps without a known learning
-            rate, spectra in the fast suite, a device that is not there.
+            rate, spectra in the fast suite, a device that is not there, another process that failed.
     """
     settings = settings or CompareSettings()
-    algebra = choose_algebra(settings.device) if algebra is None else algebra
     steps = [int(step) for step, _ in checkpoints]
     if not steps:
         raise UserError("a trajectory needs at least one checkpoint after the initial one")
@@ -88,178 +79,72 @@ def trajectory_checkpoints(
     if isinstance(learning_rates, int | float):
         learning_rates = LearningRates(float(learning_rates), "one constant rate, as given")
     rates = None if learning_rates is None else [learning_rates.sums(step) for step in steps]
-    names = check_pair(initial, checkpoints[0][1], settings)
-    for _, checkpoint in checkpoints[1:]:
-        check_pair(initial, checkpoint, settings)
-    parts = plan_parts(initial, names, settings)
     readers = [checkpoint for _, checkpoint in checkpoints]
-    described = settings.to_json() | {
-        "device_used": algebra.description,
-        "checkpoints": [reader.name for reader in readers],
-        "spectra": spectra,
-        "learning_rates": None if learning_rates is None else learning_rates.to_json(steps),
-    }
-    fingerprints = [initial.fingerprint, [reader.fingerprint for reader in readers]]
-    key = settings_key(["trajectory", described, steps, initial.name, fingerprints, version()])
-    folder = pathlib.Path(out) if out is not None else None
-    told = description({"initial": initial.name}, described)
-    journal = Journal(
-        folder, key, described=told, final="trajectory.json", force=force,
-        contents=lambda: _contents([_measured_digest(parts, side) for side in (initial, *readers)]),
-    )  # fmt: skip
-    bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
-    total, done = sum(part.size for part in parts), sum(part.size for part in parts if part.name in journal.rows)
+    names = check_sides([initial, *readers], settings)
 
-    def read_step(part: Part, index: int) -> np.ndarray:
-        side = initial if index < 0 else readers[index]
-        array = part.read(side[part.tensor])
-        require_finite(array, f"{side.name}: {part.name}")
-        return array
+    def matrix(part: Part, arrays: Sequence[np.ndarray], form: MatrixForm, bases: BaseCache) -> dict[str, Any]:
+        return MatrixTrajectory(
+            lambda index: arrays[index + 1], len(steps), settings,
+            rates=rates, spectra=(part.name, bases) if spectra else None, form=form,
+        ).measure()  # fmt: skip
 
-    def measure(part: Part, _: None) -> dict[str, Any]:
-        if part.is_matrix:
-            kept_bases = (part.name, bases) if spectra else None
-            with pool.borrow() as form:
-                return MatrixTrajectory(
-                    lambda index: read_step(part, index), len(steps), settings,
-                    rates=rates, spectra=kept_bases, form=form,
-                ).measure()  # fmt: skip
-        return _scan(part, initial, readers, settings)
-
-    def finished(part: Part, row: dict[str, Any]) -> None:
-        nonlocal done
-        labels = {"name": part.name, "shape": list(part.shape), "module": part.module, "layer": part.layer}
-        journal.add(labels | {"group": part.group, "parameters": part.size} | row)
-        done += part.size
-        if progress is not None:
-            progress(done, total, part.name)
-
-    with kept(journal, out or ""):
-        todo = [part for part in parts if part.name not in journal.rows]
-        measure_parts(todo, lambda part: None, measure, finished, devices=len(algebra.devices))
-        rows = [journal.rows[part.name] for part in parts]
-        result = _result(rows, steps, described, [initial, *readers], command)
-        if out is not None:
-            write_atomically(pathlib.Path(out) / "trajectory.json", to_json_text(result))
-    return result
-
-
-def _contents(sides: list[Any]) -> dict[str, Any]:
-    """What is held per side of a trajectory, as its result names them."""
-    return {"initial": sides[0], "checkpoints": sides[1:]}
-
-
-def _joined(digests: list[str]) -> str:
-    """One digest of what was measured of a checkpoint; what was not is not read for its sake."""
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
-def _measured_digest(parts: Sequence[Part], side: Reader) -> str:
-    tensors = ((part, side[part.tensor]) for part in parts)
-    return _joined([array_digest(part.read(one)) if part.is_matrix else one.sha256() for part, one in tensors])
+    measurement = Measurement(
+        kind="trajectory",
+        sides={"initial": initial, "checkpoints": readers},
+        parts=plan_parts(initial, names, settings),
+        settings=settings,
+        further={
+            "steps": steps,
+            "checkpoints": [reader.name for reader in readers],
+            "spectra": spectra,
+            "learning_rates": None if learning_rates is None else learning_rates.to_json(steps),
+        },
+        matrix=matrix,
+        parameter=lambda part: _scan(part, initial, readers, settings),
+        result=lambda rows, inputs, described: _result(rows, initial, steps, inputs, described, command),
+        write=lambda result, folder: write_atomically(folder / "trajectory.json", to_json_text(result)),
+        final="trajectory.json",
+        ahead=False,  # of a long run a few checkpoints are held at a time, as each matrix asks for them
+        identified_by="measured",
+    )
+    return run(measurement, out=out, cache=cache, progress=progress, force=force, algebra=algebra, team=team)
 
 
 def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: CompareSettings) -> dict[str, Any]:
-    """Visible sparsity of a parameter that is no matrix, per step."""
-    values = []
+    """Visible sparsity of a parameter that is no matrix, per step, beside its null."""
+    found: dict[str, Any] = {key: [] for key in ENTRY_KEYS if key.startswith("sparsity")}
     for reader in readers:
-        totals = ElementTotals()
+        totals = EntrySums()
         blocks = (side[part.tensor].row_blocks(1 << 24) for side in (initial, reader))
         for first, second in zip(*blocks, strict=True):
             require_finite(first, f"{initial.name}: {part.name}")
             require_finite(second, f"{reader.name}: {part.name}")
             totals.add(first, second, eta=settings.eta, rms=0.0)
-        values.append(1 - totals.density)
+        cells: Row = {}
+        put_numbers(cells, entry_statistics(totals.counts, eta=settings.eta))
+        for key, values in found.items():
+            values.append(cells[key])
     digests = [side[part.tensor].sha256() for side in (initial, *readers)]
-    return {"sparsity_bf16": values, "digests": digests}
-
-
-def _column(rows: Sequence[dict[str, Any]], key: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    held = [(row[key][index], row["parameters"]) for row in rows if row.get(key) and row[key][index] is not None]
-    return np.array([value for value, _ in held], float), np.array([weight for _, weight in held], float)
-
-
-def _curve(
-    rows: Sequence[dict[str, Any]], key: str, count: int, *, weighted: bool, median: bool = False
-) -> list[float | None]:
-    result: list[float | None] = []
-    for index in range(count):
-        values, weights = _column(rows, key, index)
-        if not values.size:
-            result.append(None)
-        elif median:
-            result.append(float(np.median(values)))
-        else:
-            result.append(float(np.average(values, weights=weights if weighted else None)))
-    return result
-
-
-def _measured(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The statistics that were measured, in order: those along every trajectory, then what was asked for beyond."""
-    beyond = [name for name in (*RATE_STATISTICS, *SPECTRAL_STATISTICS) if any(name in row for row in rows)]
-    return [*STATISTICS, *beyond]
-
-
-def _summary(rows: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
-    matrices = [row for row in rows if row["group"] == "matrices"]
-    table = {}
-    for name in _measured(rows):
-        counted = name.startswith("sparsity")
-        over = rows if counted else matrices
-        mean, null = _curve(over, name, count, weighted=counted), _curve(over, f"{name}_null", count, weighted=counted)
-        both = [row for row in over if row.get(f"{name}_null")]
-        own = _curve(both, name, count, weighted=counted)
-        excess = [None if a is None or b is None else a - b for a, b in zip(own, null, strict=True)]
-        z = _curve(over, f"{name}_z", count, weighted=False)
-        has_null = any(value is not None for value in null)
-        table[name] = {
-            "mean": mean,
-            "median": _curve(over, name, count, weighted=False, median=True),
-            "null": null if has_null else None,
-            "excess": excess if has_null else None,
-            "z": z if any(value is not None for value in z) else None,
-        }
-    return table
-
-
-def _mean_matrix(tables: Sequence[list[list[float | None]]], count: int) -> list[list[float | None]]:
-    mean: list[list[float | None]] = [[None] * count for _ in range(count)]
-    for s in range(count):
-        for t in range(count):
-            values = [value for table in tables if (value := table[s][t]) is not None]
-            mean[s][t] = float(np.mean(values)) if values else None
-    return mean
+    return found | {"digests": digests}
 
 
 def _result(
-    rows: Sequence[dict[str, Any]], steps: list[int], described: dict[str, Any], sides: Sequence[Reader], command: str
-) -> dict[str, Any]:
-    inputs = [
-        {"name": side.name, "dtype": side.dtype, "sha256": _joined([row["digests"][place] for row in rows])}
-        for place, side in enumerate(sides)
-    ]
-    rows = [{name: value for name, value in row.items() if name != "digests"} for row in rows]
+    rows: Sequence[dict[str, Any]], initial: Reader, steps: list[int], inputs: dict[str, Any],
+    described: dict[str, Any], command: str,
+) -> dict[str, Any]:  # fmt: skip
     matrices = [row for row in rows if row["group"] == "matrices"]
-    total = sum(sides[0][name].size for name in sides[0])
-    coverage = {}
-    for name in _measured(rows):
-        held = [row for row in rows if any(value is not None for value in row.get(name) or [])]
-        share = sum(row["parameters"] for row in held) / total if total else 0.0
-        coverage[name] = {"parameters": share, "matrices": sum(1 for row in held if row["group"] == "matrices")}
-    similarity = {
-        kind: _mean_matrix([row["similarity"][kind] for row in matrices], len(steps))
-        for kind in ("full", "full_null", "disjoint", "disjoint_null")
-    }
+    total = sum(initial[name].size for name in initial)
     return {
         "schema": 1,
         "kind": "trajectory",
         "version": version(),
         "command": command,
-        "inputs": _contents(inputs),
+        "inputs": inputs,
         "steps": steps,
-        "settings": described | {"null_forms": NULL_FORMS},
-        "coverage": coverage,
-        "summary": _summary(rows, len(steps)),
-        "similarity": similarity,
+        "settings": described | {"null_forms": null_forms("trajectory", described["suite"])},
+        "coverage": curve_coverage(rows, len(steps), total),
+        "summary": curves_of(rows, len(steps)),
+        "similarity": similarity_of([row["similarity"] for row in matrices], len(steps)),
         "matrices": [{name: value for name, value in row.items() if name != "similarity"} for row in matrices],
+        "parameters": [row for row in rows if row["group"] != "matrices"],
     }

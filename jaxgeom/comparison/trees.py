@@ -1,6 +1,7 @@
 """Comparing two parameter trees in memory: the same engine, fed from leaves instead of files."""
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.comparison.files.population import MODULES, Part
 from jaxgeom.comparison.files.report import Report
 from jaxgeom.comparison.run.plan import admitted, check_pair
+from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.two_checkpoints import compare_parts
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
@@ -34,6 +36,8 @@ class _LeafReader:
 
     def __call__(self, start: int | None, stop: int | None) -> np.ndarray:
         array = self.leaf
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            array = array.addressable_data(0)  # replicated, so the whole
         if self.spec is None:
             return np.asarray(array if start is None else array[start:stop])
         rows, columns, batch = self.spec.out, self.spec.in_, self.spec.batch
@@ -103,11 +107,28 @@ def _as_checkpoint(tree: Any, specs: Any, name: str) -> tuple[Checkpoint, list[P
     return Checkpoint(name, tensors, config=None, fingerprint=name), parts
 
 
+def _check_held(tree: Any, name: str) -> None:
+    """Refuses leaves of which this process holds a part only: they cannot be fetched matrix by matrix."""
+    odd = [
+        ".".join(_words(path))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+    ]
+    if odd:
+        raise UserError(
+            f"{name}: {', '.join(odd)} are spread over several processes; jaxgeom.diagnostics.measure measures them "
+            "where they are, and checkpoints on disk are compared by several processes"
+        )
+
+
 def compare(
     params0: Mapping[str, Any],
     params1: Mapping[str, Any],
     specs: Any,
     settings: CompareSettings | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    team: Team | None = None,
 ) -> Report:
     """Every diagnostic, each with its null, between two parameter trees.
 
@@ -119,16 +140,26 @@ def compare(
         params1: tree of final parameters, same structure and shapes.
         specs: tree of `MatrixSpec` per leaf (None where a leaf is no matrix), as `parameter_specs` gives.
         settings: what is measured and how.
+        out: folder for `report.json` and `matrices.csv`, and for finished matrices while the comparison runs: called
+            again with the same weights it goes on. What the weights are is then taken from all of their bytes first.
+        team: the processes that call this together with the same trees; each measures its share into `out`, which they
+            share, and process 0 writes the report there.
 
     Returns:
         The report; matrices are named by their path, `layers.attention.q.kernel[3]` for the slice of layer 3.
 
     Raises:
-        UserError: the trees differ in names or shapes, a leaf has no spec, weights are not finite.
+        UserError: the trees differ in names or shapes, a leaf has no spec or is spread over several processes, weights
+            are not finite, `out` holds something else, another process failed.
     """
     settings = settings or CompareSettings()
+    _check_held(params0, "params0")
+    _check_held(params1, "params1")
     initial, parts = _as_checkpoint(params0, specs, "params0")
     final, _ = _as_checkpoint(params1, specs, "params1")
     names = set(check_pair(initial, final, settings))
     chosen = admitted([part for part in parts if part.name in names and part.size], settings)
-    return compare_parts(chosen, initial, final, settings, command="jg.compare")
+    if out is not None:
+        for side in (initial, final):
+            side.fingerprint = side.sha256()
+    return compare_parts(chosen, initial, final, settings, out=out, command="jg.compare", team=team)

@@ -24,7 +24,7 @@ class ArithmeticTask:
 
     Attributes:
         terms: How many numbers are added (at least 2).
-        digits: Digits of the largest number (1 to 6); numbers are uniform on 1 … 10**digits − 1.
+        digits: Digits of the largest number (1 to 6); numbers are uniform on `1 … 10**digits − 1`.
     """
 
     terms: int = 3

@@ -26,6 +26,12 @@ class Demonstration:
 def load_tokenizer(directory: str | Path) -> Any:
     """The tokenizer of a Hugging Face directory; nothing is downloaded and no remote code is run.
 
+    Args:
+        directory: with `tokenizer.json` and `tokenizer_config.json`.
+
+    Returns:
+        A `transformers` tokenizer.
+
     Raises:
         UserError: the directory has no tokenizer, or its tokenizer has no chat template.
     """
@@ -46,7 +52,15 @@ def load_tokenizer(directory: str | Path) -> Any:
 
 
 def encode_prompt(tokenizer: Any, messages: Sequence[dict]) -> list[int]:
-    """Token ids of `messages` followed by the template's generation prompt."""
+    """Token ids of `messages` followed by the template's generation prompt.
+
+    Args:
+        tokenizer: as `load_tokenizer` returns it.
+        messages: `{"role", "content"}` each.
+
+    Returns:
+        Token ids.
+    """
     text = _render(tokenizer, messages, generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -56,6 +70,13 @@ def encode_demonstration(tokenizer: Any, messages: Sequence[dict]) -> Demonstrat
 
     The assistant's part of turn i is the text between the rendering of the messages before it (with the generation
     prompt) and the rendering up to and with it.
+
+    Args:
+        tokenizer: as `load_tokenizer` returns it.
+        messages: `{"role", "content"}` each, at least one of them the assistant's.
+
+    Returns:
+        The tokens and their loss mask.
 
     Raises:
         UserError: no assistant message, or a template that rewrites earlier turns, so that the parts cannot be told.

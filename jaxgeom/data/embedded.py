@@ -11,6 +11,9 @@ def embedded_model(name: str) -> Path:
     Args:
         name: `base` (plain additions only) or `teacher` (solves the task); see experiments/train_embedded_models.py.
 
+    Returns:
+        A Hugging Face directory.
+
     Raises:
         ValueError: another name.
     """

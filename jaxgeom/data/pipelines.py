@@ -28,17 +28,15 @@ def demonstration_batches(
     batch_size: int,
     max_length: int,
     seed: int,
-    shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator:
     """An endless, reshuffled iterator of SFT batches.
 
     Args:
         rows: Rows with `messages`, or with plain `text` (every token is then a target).
         tokenizer: A Hugging Face tokenizer with a chat template.
-        batch_size: Rows a batch of this process.
+        batch_size: Rows a batch.
         max_length: Longer rows are cut here.
         seed: Of the shuffling.
-        shard: This process's index and the number of processes.
 
     Returns:
         An iterator (with `get_state`/`set_state`) of dicts of `[batch, bucket]` arrays: `tokens` int32, `valid` bool,
@@ -68,15 +66,23 @@ def demonstration_batches(
             batch["valid"][i, :size] = True
         return batch
 
-    return _endless(rows, encode, pad, batch_size, seed, shard)
+    return _endless(rows, encode, pad, batch_size, seed)
 
 
-def prompt_batches(
-    rows: Sequence[dict], tokenizer: Any, *, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
-) -> grain.DatasetIterator:
-    """An endless, reshuffled iterator of lists of `batch_size` `Prompt`s; arguments as `demonstration_batches`."""
+def prompt_batches(rows: Sequence[dict], tokenizer: Any, *, batch_size: int, seed: int) -> grain.DatasetIterator:
+    """An endless, reshuffled iterator of lists of `batch_size` `Prompt`s.
+
+    Args:
+        rows: Rows with `prompt` (messages) and `reward_model.ground_truth`.
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        batch_size: Prompts a batch.
+        seed: Of the shuffling.
+
+    Returns:
+        An iterator with `get_state`/`set_state`.
+    """
     numbered = [{**row, "row": index} for index, row in enumerate(rows)]
-    return _endless(numbered, lambda row: encode_prompt_row(row, tokenizer), list, batch_size, seed, shard)
+    return _endless(numbered, lambda row: encode_prompt_row(row, tokenizer), list, batch_size, seed)
 
 
 def encode_prompt_row(row: dict, tokenizer: Any) -> Prompt:
@@ -84,11 +90,9 @@ def encode_prompt_row(row: dict, tokenizer: Any) -> Prompt:
     return Prompt(row["row"], tuple(encode_prompt(tokenizer, row["prompt"])), str(row["reward_model"]["ground_truth"]))
 
 
-def _endless(rows, encode, collate, batch_size: int, seed: int, shard: tuple[int, int]) -> grain.DatasetIterator:
-    index, count = shard
-    mine = rows[index::count]
-    if len(mine) < 1 or batch_size < 1:
-        raise UserError(f"{len(rows)} rows and batch size {batch_size} over {count} processes: nothing to train on")
-    dataset = grain.MapDataset.source(mine).seed(seed).shuffle().repeat().map(encode)
+def _endless(rows, encode, collate, batch_size: int, seed: int) -> grain.DatasetIterator:
+    if len(rows) < 1 or batch_size < 1:
+        raise UserError(f"{len(rows)} rows and batch size {batch_size}: nothing to train on")
+    dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().map(encode)
     dataset = dataset.batch(batch_size, batch_fn=collate)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

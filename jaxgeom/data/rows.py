@@ -10,6 +10,12 @@ from jaxgeom.errors import UserError
 def read_rows(path: str | Path) -> list[dict]:
     """All rows of a `.jsonl` or `.parquet` file.
 
+    Args:
+        path: JSON lines or parquet, by its ending.
+
+    Returns:
+        One dict a row, in order.
+
     Raises:
         UserError: the file is missing, empty, of another kind, or a line is no JSON object (its number is named).
     """
@@ -28,7 +34,12 @@ def read_rows(path: str | Path) -> list[dict]:
 
 
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
-    """Writes rows as JSON lines."""
+    """Writes rows as JSON lines.
+
+    Args:
+        path: written over where it is there.
+        rows: JSON objects.
+    """
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 

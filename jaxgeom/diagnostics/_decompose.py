@@ -1,11 +1,10 @@
-"""Small dense algebra in the namespace of its arguments: LAPACK through NumPy, or XLA's own through `_layout`."""
+"""Small dense algebra in the namespace of its arguments: LAPACK through NumPy, or XLA's own, matrix by matrix."""
 
 from typing import Any
 
-import jax
 import numpy as np
 
-from . import _layout
+from . import _layout, _sequential
 from ._namespace import namespace
 
 
@@ -21,17 +20,23 @@ def transpose(a: Any) -> Any:
 
 def svd_values(a: Any) -> Any:
     """Singular values, descending `[..., r]`."""
-    return np.linalg.svd(a, compute_uv=False) if namespace(a) is np else _layout.svd_values(a)
+    return np.linalg.svd(a, compute_uv=False) if namespace(a) is np else _sequential.svd_values(a)
+
+
+def svd(a: Any) -> tuple[Any, Any, Any]:
+    """Reduced decomposition `u [..., m, r]`, `σ [..., r]`, `vᵀ [..., r, n]`."""
+    u, sigma, vt = np.linalg.svd(a, full_matrices=False) if namespace(a) is np else _sequential.svd(a)
+    return u, sigma, vt
 
 
 def triangle(a: Any) -> Any:
     """The triangular factor `[..., r, k]` of a QR decomposition."""
-    return np.linalg.qr(a, mode="r") if namespace(a) is np else _layout.qr(a)[1]
+    return np.linalg.qr(a, mode="r") if namespace(a) is np else _sequential.qr(a)[1]
 
 
 def symmetric_values(a: Any) -> Any:
     """Eigenvalues of a symmetric matrix, ascending `[..., k]`."""
-    return np.linalg.eigvalsh(a) if namespace(a) is np else jax.numpy.linalg.eigvalsh(a)
+    return np.linalg.eigvalsh(a) if namespace(a) is np else _sequential.eigh(a)[0]
 
 
 def short_gram(a: Any) -> Any:

@@ -1,10 +1,5 @@
 """Layout and exact counting: what the other files need so that sharding and size change no number."""
 
-import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -24,54 +19,6 @@ def gather_matrix(x: jax.Array) -> jax.Array:
     if all(axis is None for axis in spec[-2:]):
         return x
     return jax.sharding.reshard(x, PartitionSpec(*spec[:-2], None, None))
-
-
-def qr(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Reduced QR decomposition, also of batches that an Explicit mesh axis shards.
-
-    JAX 0.10 cannot lower a QR whose batch axis is sharded explicitly, so the batch is gathered for it and put back.
-    """
-    if not _shards_batch(x):
-        q, r = _matrix_by_matrix(jnp.linalg.qr, x)
-        return q, r
-    spec = jax.typeof(x).sharding.spec
-    factors = jnp.linalg.qr(jax.sharding.reshard(x, PartitionSpec(*(None,) * x.ndim)))
-    back = PartitionSpec(*spec[:-2], None, None)
-    return jax.sharding.reshard(factors[0], back), jax.sharding.reshard(factors[1], back)
-
-
-def svd(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Reduced singular value decomposition `u, σ, vᵀ` of each matrix."""
-    u, s, vt = _matrix_by_matrix(partial(jnp.linalg.svd, full_matrices=False), x)
-    return u, s, vt
-
-
-def svd_values(x: jax.Array) -> jax.Array:
-    """Singular values of each matrix, descending."""
-    return _matrix_by_matrix(partial(jnp.linalg.svd, compute_uv=False), x)
-
-
-def _shards_batch(x: jax.Array) -> bool:
-    spec = jax.typeof(x).sharding.spec
-    return len(spec) == x.ndim and any(axis is not None for axis in spec)
-
-
-def _matrix_by_matrix(decompose: Callable[[jax.Array], Any], x: jax.Array) -> Any:
-    """A decomposition over the batch axes; on CPUs in a loop, elsewhere all at once.
-
-    On a CPU, jaxlib spreads the batch of one LAPACK call over XLA's thread pool and waits for it on a thread of that
-    pool. As many such calls side by side as there are threads (two leaves of a model on two cores) wait for ever. A
-    call for one matrix spreads nothing, so that any number of them may run at once.
-    """
-    batch = x.shape[:-2]
-    if math.prod(batch) <= 1 or _shards_batch(x):
-        return decompose(x)
-
-    def loop(whole: jax.Array) -> Any:
-        found = jax.lax.map(decompose, whole.reshape(-1, *whole.shape[-2:]))
-        return jax.tree.map(lambda part: part.reshape(*batch, *part.shape[1:]), found)
-
-    return jax.lax.platform_dependent(x, cpu=loop, default=decompose)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, qr, svd, transpose
+from ._layout import gather_matrix, matmul, transpose
+from ._sequential import qr, svd
 from .precision import require_matrix, widen
 
 

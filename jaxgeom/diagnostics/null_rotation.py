@@ -5,13 +5,14 @@ The draws are an argument, so that the same draws give the same numbers in every
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax import lax
 
-from ._decompose import matmul, short_gram, svd_values, symmetric_values, transpose
+from ._decompose import matmul, short_gram, svd, svd_values, symmetric_values, transpose
 from ._namespace import namespace
 from .moments import NullMoments
 from .subspaces import ProjectionEnergy
@@ -65,7 +66,15 @@ class SampledAngles(NamedTuple):
 
 
 def noise_window(k: int, shape: tuple[int, ...]) -> slice:
-    """The directions next to the cut after the k-th, `WINDOW` to each side where there are so many."""
+    """The directions next to the cut after the k-th, `WINDOW` to each side where there are so many.
+
+    Args:
+      k: dimension of the subspaces.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      A slice of `range(min(m, n))`.
+    """
     return slice(max(0, k - WINDOW), min(min(shape[-2:]), k + WINDOW))
 
 
@@ -94,23 +103,7 @@ def rotation_draws(
     if draws < 2:
         raise ValueError(f"draws is {draws}; a deviation needs at least 2")
     around = min(k, EDGE) + min(max(rank - k, 1), EDGE)
-    if isinstance(source, np.random.Generator):
-
-        def normal(_: int, size: tuple[int, ...]) -> Any:
-            return source.standard_normal(size, np.float32)
-
-        def chisquare(_: int, freedom: np.ndarray, size: tuple[int, ...]) -> Any:
-            return source.chisquare(freedom, size).astype(np.float32)
-
-    else:
-        keys, dtype = jax.random.split(source, 5), jax.numpy.result_type(float)
-
-        def normal(place: int, size: tuple[int, ...]) -> Any:
-            return jax.random.normal(keys[place], size, dtype)
-
-        def chisquare(place: int, freedom: np.ndarray, size: tuple[int, ...]) -> Any:
-            return jax.random.chisquare(keys[place], jax.numpy.asarray(freedom, dtype), size, dtype)
-
+    normal, chisquare = _sampler(source)
     block, beyond = normal(0, (draws, k, max(rank - k, 1))), normal(1, (draws, k, min(k, more)))
     if more >= k:  # Bartlett's form: below the diagonal normal, on it χ
         xp = namespace(beyond)
@@ -118,6 +111,23 @@ def rotation_draws(
         beyond = xp.tril(beyond, -1) + diagonal[..., None] * xp.eye(k, dtype=beyond.dtype)
     whole = normal(4, (draws, rows, columns)) if noise else None
     return RotationDraws(block, beyond, normal(3, (EDGE_DRAWS, around, around)), whole)
+
+
+def _sampler(source: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Normal numbers of (place, size) and χ² ones of (place, freedom, size), each place with a stream of its own."""
+    if isinstance(source, np.random.Generator):
+        generator: np.random.Generator = source
+        return (
+            lambda _, size: generator.standard_normal(size, np.float32),
+            lambda _, freedom, size: generator.chisquare(freedom, size).astype(np.float32),
+        )
+    keys, dtype = jax.random.split(source, 5), jax.numpy.result_type(float)
+    return (
+        lambda place, size: jax.random.normal(keys[place], size, dtype),
+        lambda place, freedom, size: jax.random.chisquare(
+            keys[place], jax.numpy.asarray(freedom, dtype), shape=size, dtype=dtype
+        ),
+    )
 
 
 class AngleNull(NamedTuple):
@@ -145,6 +155,9 @@ def rotation_is_large(sigma: Any, norm: Any, *, k: int, shape: tuple[int, ...]) 
       norm: `‖ΔW‖_F`, `[...]`.
       k: dimension of the subspaces.
       shape: `[..., m, n]`.
+
+    Returns:
+      Booleans `[...]`.
     """
     rows, columns = (float(side) for side in shape[-2:])
     return norm / math.sqrt(rows * columns) * (math.sqrt(rows) + math.sqrt(columns)) > LARGE * sigma[..., k - 1]
@@ -213,15 +226,18 @@ def norm_matched_angles(
         found = sampled
         if found is None and draws.noise is not None:
             cut = noise_window(k, shape)
-            found = SampledAngles(*_decomposed(xp, sigma, scale, draws.noise, k), draws.noise[:, cut, cut])
+            found = SampledAngles(*decomposed_noise(xp, sigma, scale, draws.noise, k), draws.noise[:, cut, cut])
         if found is None:
             nan = xp.full_like(scale, np.nan)
             return (NullMoments(nan, nan),) * 4
         return _large(xp, sigma, scale, draws, found, k, shape)
 
     if xp is np:
-        return AngleNull(*(large_update() if large else small_update()), large)
-    return AngleNull(*lax.cond(large, large_update, small_update), large)
+        chosen = large_update() if large else small_update()
+    else:
+        chosen = lax.cond(large, large_update, small_update)
+    left_mean, left_max, right_mean, right_max = chosen
+    return AngleNull(left_mean, left_max, right_mean, right_max, large)
 
 
 def _first_order(
@@ -259,7 +275,7 @@ def _large(
     middle = slice(high - inside, high - inside + cut.stop - cut.start)
 
     def one(noise: Any) -> Any:
-        left, _, _ = xp.linalg.svd(xp.diag(sigma[cut]) + scale * noise.astype(sigma.dtype))
+        left, _, _ = svd(xp.diag(sigma[cut]) + scale * noise.astype(sigma.dtype))
         angles = axis_angles(left[:, :inside], inside)
         return xp.sum(angles) / k, angles[-1]
 
@@ -288,14 +304,14 @@ def _combined(xp: Any, whole: Any, control: Any, edge: Any) -> list[NullMoments]
     return moments
 
 
-def _decomposed(xp: Any, sigma: Any, scale: Any, noise: Any, k: int) -> tuple[Any, Any]:
+def decomposed_noise(xp: Any, sigma: Any, scale: Any, noise: Any, k: int) -> tuple[Any, Any]:
     """Angles (left, right) `[draws, k]` of `Σ0 + s·noise` to the coordinate axes, ascending."""
     rows, columns = noise.shape[-2:]
     spread = xp.concatenate([sigma, xp.zeros(columns - min(rows, columns), sigma.dtype)])
 
     def one(draw: Any) -> Any:
         moved = scale * draw.astype(sigma.dtype) + xp.eye(rows, columns, dtype=sigma.dtype) * spread
-        left, _, right = xp.linalg.svd(moved, full_matrices=False)
+        left, _, right = svd(moved)
         return axis_angles(left[:, :k], k), axis_angles(transpose(right)[:, :k], k)
 
     left, right = _over_draws(xp, one, noise)

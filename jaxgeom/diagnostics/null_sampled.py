@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ._layout import gather_matrix
-from .null_rounding import NullMoments
+from .moments import NullMoments
 from .precision import bf16_view, require_matrix, widen, widen_pair
 from .spectrum import frobenius_norm
 
@@ -33,42 +33,6 @@ def norm_matched_update(key: Array, delta: Float[ArrayLike, "*batch out in"]) ->
     require_matrix(delta, "delta")
     noise = _normal_like(key, delta)
     return noise * (frobenius_norm(delta) / frobenius_norm(noise))[..., None, None]
-
-
-def scale_profile(delta: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch out in"]:
-    """The scale of each entry that its row and column explain, `rms_i · rms_j / rms`.
-
-    Its own row and column root mean squares are those of the update.
-
-    Args:
-      delta: the real update `[..., out, in]`.
-
-    Returns:
-      Non-negative scales, same shape, widened dtype; 0 for a zero update.
-    """
-    delta = widen(delta, "delta")
-    require_matrix(delta, "delta")
-    square = jnp.square(delta)
-    rows = jnp.sqrt(jnp.mean(square, axis=-1, keepdims=True))
-    columns = jnp.sqrt(jnp.mean(square, axis=-2, keepdims=True))
-    total = jnp.sqrt(jnp.mean(jnp.square(rows), axis=-2, keepdims=True))
-    return rows * columns / jnp.where(total > 0, total, jnp.ones_like(total))
-
-
-def scale_profile_update(key: Array, delta: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch out in"]:
-    """A Gaussian update with the row and column RMS of the real one, `D_r G D_c`, scaled to its Frobenius norm.
-
-    Args:
-      key: random key.
-      delta: the real update `[..., out, in]`.
-
-    Returns:
-      A draw of the scale-profile null, same shape, widened dtype.
-    """
-    profile = scale_profile(delta)
-    draw = profile * _normal_like(key, profile)
-    norm = frobenius_norm(draw)
-    return draw * (frobenius_norm(delta) / jnp.where(norm > 0, norm, jnp.ones_like(norm)))[..., None, None]
 
 
 def permuted_update(key: Array, delta: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch out in"]:

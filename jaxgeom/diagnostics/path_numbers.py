@@ -204,6 +204,9 @@ def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...
       similarity: `‖V_aᵀV_b‖_F²/K`, `[...]`, numpy or JAX; NaN where there is no such subspace.
       shape: `[..., m, n]` of the matrix.
       k: K.
+
+    Returns:
+      The statistic with its null; NaN where the similarity is.
     """
     xp = namespace(similarity)
     similarity = as_real(similarity, xp)

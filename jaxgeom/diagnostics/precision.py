@@ -7,20 +7,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, UInt16
+from jaxtyping import Array, Float
+
+from ._namespace import bitcast
 
 
 def widen(x: ArrayLike, name: str = "array") -> jax.Array:
-    """The same numbers in at least float32: bfloat16 and float16 become float32, float32 and float64 stay.
+    """The same numbers in the precision in which JAX computes: float64 under x64, else at least float32.
 
     Args:
       x: floating-point array.
       name: what an error message calls it.
 
     Returns:
-      float32 or float64 array of the same shape.
+      Array of the same shape, of the default float dtype of JAX or a wider one.
 
     Raises:
       ValueError: where `x` holds no floating-point numbers.
@@ -28,7 +31,8 @@ def widen(x: ArrayLike, name: str = "array") -> jax.Array:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} has dtype {x.dtype}; a floating-point array is needed")
-    return x.astype(jnp.float32) if x.dtype.itemsize < 4 else x
+    default = jnp.result_type(float)
+    return x.astype(default) if x.dtype.itemsize < default.itemsize else x
 
 
 def widen_pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("w0", "w1")) -> tuple[jax.Array, jax.Array]:
@@ -40,7 +44,7 @@ def widen_pair(a: ArrayLike, b: ArrayLike, names: tuple[str, str] = ("w0", "w1")
       names: what an error message calls them.
 
     Returns:
-      Both in float32, or in float64 where one of them is.
+      Both in the default float dtype of JAX, or in float64 where one of them is.
 
     Raises:
       ValueError: where the shapes differ or an array is not floating-point.
@@ -70,7 +74,7 @@ def update(w0: Float[ArrayLike, "..."], w1: Float[ArrayLike, "..."]) -> Float[Ar
       w1: final weights, same shape.
 
     Returns:
-      float32 (float64 where an input is) difference.
+      Difference, float64 under x64, else float32.
 
     Raises:
       ValueError: where the shapes differ or an array is not floating-point.
@@ -80,7 +84,7 @@ def update(w0: Float[ArrayLike, "..."], w1: Float[ArrayLike, "..."]) -> Float[Ar
 
 
 def bf16_view(w: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-    """What a bfloat16 reader sees: rounded to nearest even on the bfloat16 grid, then widened to float32.
+    """What a bfloat16 reader sees: rounded to nearest even on the bfloat16 grid, then widened.
 
     A float64 input goes through float32 first.
 
@@ -88,41 +92,67 @@ def bf16_view(w: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
       w: weights, any floating dtype.
 
     Returns:
-      float32 array, every entry exactly representable in bfloat16.
+      Array of the default float dtype of JAX, every entry exactly representable in bfloat16.
     """
     w = jnp.asarray(w)
     if w.dtype == jnp.bfloat16:
-        return w.astype(jnp.float32)
-    return lax.reduce_precision(widen(w).astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+        return widen(w)
+    return widen(lax.reduce_precision(widen(w).astype(jnp.float32), exponent_bits=8, mantissa_bits=7))
 
 
 def bf16_update(w0: Float[ArrayLike, "..."], w1: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
-    """The update in the bfloat16 view: both sides rounded, then subtracted in float32.
+    """The update in the bfloat16 view: both sides rounded, widened, then subtracted.
 
     Args:
       w0: initial weights.
       w1: final weights, same shape.
 
     Returns:
-      float32 difference of the two bfloat16 views.
+      Difference of the two bfloat16 views, of the default float dtype of JAX.
     """
     a, b = widen_pair(w0, w1)
     return bf16_view(b) - bf16_view(a)
 
 
-def bf16_bits(w: Float[ArrayLike, "..."]) -> UInt16[Array, "..."]:
+def bf16_bits(w: Any) -> Any:
     """The 16 bits of the bfloat16 view: sign, 8 of exponent, 7 of mantissa.
+
+    Args:
+      w: weights, any floating dtype. NumPy arrays must be finite and are answered in NumPy.
+
+    Returns:
+      uint16 array of the same shape, of the namespace of `w`.
+    """
+    if isinstance(w, np.ndarray):
+        if w.dtype.name == "bfloat16":
+            return w.view(np.uint16)
+        bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
+        rounded = bits >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += bits
+        rounded >>= np.uint32(16)
+        return rounded.astype(np.uint16)
+    w = jnp.asarray(w)
+    if w.dtype == jnp.bfloat16:
+        return lax.bitcast_convert_type(w, jnp.uint16)
+    # `reduce_precision` keeps NaN, and XLA may drop a pair of casts.
+    rounded = lax.reduce_precision(w.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    return (lax.bitcast_convert_type(rounded, jnp.uint32) >> 16).astype(jnp.uint16)
+
+
+def grid_bits(w: Any) -> Any:
+    """The 16 bits by which weights are counted: those of float16 where they are stored so, else of the bfloat16 view.
 
     Args:
       w: weights, any floating dtype.
 
     Returns:
-      uint16 array of the same shape.
+      uint16 array of the same shape, of the namespace of `w`.
     """
-    w = jnp.asarray(w)
-    if w.dtype == jnp.bfloat16:
-        return lax.bitcast_convert_type(w, jnp.uint16)
-    return (lax.bitcast_convert_type(bf16_view(w), jnp.uint32) >> 16).astype(jnp.uint16)
+    if w.dtype.name == "float16":
+        return bitcast(w, np.uint16)
+    return bf16_bits(w)
 
 
 def bf16_magnitude_value(bits: Any) -> Float[Array, "..."]:
@@ -148,7 +178,7 @@ def ulp_distance(w0: Float[ArrayLike, "..."], w1: Float[ArrayLike, "..."]) -> Fl
       w1: final weights, same shape.
 
     Returns:
-      float32 (float64 where an input is) distances, in ULPs.
+      Distances in ULPs, float64 under x64, else float32.
 
     Reference:
       *The Path Not Taken*, Gate III, https://arxiv.org/abs/2511.08567

@@ -1,16 +1,15 @@
-"""Which entries moved: the changed mask, visible sparsity and its variants, and what a tolerance hides."""
+"""Which entries moved: the changed mask, visible sparsity and its variants."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ._layout import count_true, safe_divide
-from .precision import bf16_bits, bf16_view, require_matrix, ulp_distance, widen_pair
-from .selection import smallest_mask
-
-SMALLEST_BF16_GAP = 2.0**-8
-"""Smallest relative gap of adjacent normal bfloat16 numbers."""
+from ._layout import count_true
+from .entry_counts import bits_changed, exceeds, norm_and_unit
+from .precision import bf16_bits, require_matrix, ulp_distance, widen_pair
 
 
 def changed_mask(
@@ -40,15 +39,9 @@ def changed_mask(
     [False, False, True]
     """
     a, b = widen_pair(w0, w1)
-    if isinstance(eta, float | int):
-        if eta < 0:
-            raise ValueError(f"eta is {eta}; a relative tolerance of at least 0 is needed")
-        if eta < SMALLEST_BF16_GAP:
-            bits_a, bits_b = bf16_bits(a), bf16_bits(b)
-            both_zero = ((bits_a | bits_b) & 0x7FFF) == 0
-            return (bits_a != bits_b) & ~both_zero
-    a, b = bf16_view(a), bf16_view(b)
-    return jnp.abs(a - b) > jnp.asarray(eta, jnp.float32) * jnp.maximum(jnp.abs(a), jnp.abs(b))
+    if isinstance(eta, float | int) and eta < 0:
+        raise ValueError(f"eta is {eta}; a relative tolerance of at least 0 is needed")
+    return bits_changed(bf16_bits(a), bf16_bits(b), eta)
 
 
 def _share(mask: jax.Array) -> jax.Array:
@@ -115,7 +108,7 @@ def absolute_sparsity(
 ) -> Float[Array, "*batch"]:
     """The share of entries with `|ΔW| ≤ tolerance`, differences formed as stored, after widening.
 
-    An absolute tolerance hides the movement of small weights selectively: see `share_hidden_by_decile`.
+    An absolute tolerance hides the movement of small weights selectively: see `hidden_by_decile`.
 
     Args:
       w0: initial weights `[..., out, in]`.
@@ -129,7 +122,7 @@ def absolute_sparsity(
       *RL Finetunes Small Subnetworks*, https://arxiv.org/abs/2505.11711
     """
     a, b = widen_pair(w0, w1)
-    return _share(jnp.abs(b - a) <= jnp.asarray(tolerance, a.dtype))
+    return _share(~exceeds(jnp.abs(b - a), a, b, tolerance))
 
 
 def relative_sparsity(
@@ -149,8 +142,9 @@ def relative_sparsity(
       *Dense Supervision, Sparse Updates*, https://arxiv.org/abs/2606.13657
     """
     a, b = widen_pair(w0, w1)
-    rms = jnp.sqrt(jnp.mean(jnp.square(a), axis=(-2, -1), keepdims=True))
-    return _share(jnp.abs(b - a) <= jnp.asarray(tolerance, a.dtype) * rms)
+    size = float(a.shape[-1]) * float(a.shape[-2])
+    rms = norm_and_unit(a)[0][..., None, None] / math.sqrt(size)
+    return _share(~exceeds(jnp.abs(b - a), a, b, tolerance * rms))
 
 
 def ulp_share(
@@ -171,70 +165,3 @@ def ulp_share(
     """
     distance = ulp_distance(w0, w1)
     return _share(distance > jnp.asarray(threshold, distance.dtype))
-
-
-def magnitude_deciles(w0: Float[ArrayLike, "*batch out in"], *, parts: int = 10) -> Array:
-    """The decile of `|W0|` to which each entry belongs, 0 for the smallest.
-
-    The boundaries are exact counts `⌊j·n/parts + ½⌋`, ties going to the lower row-major index.
-
-    Args:
-      w0: weights `[..., out, in]`.
-      parts: how many parts of (nearly) equal count.
-
-    Returns:
-      int32 `[..., out, in]`, 0 … parts − 1.
-    """
-    w0 = jnp.asarray(w0)
-    index = jnp.zeros_like(w0, dtype=jnp.int32)
-    for part in range(1, parts):
-        index = index + (~smallest_mask(jnp.abs(w0), part / parts)).astype(jnp.int32)
-    return index
-
-
-def share_hidden_by_decile(
-    w0: Float[ArrayLike, "*batch out in"],
-    changed: Bool[ArrayLike, "*batch out in"],
-    seen: Bool[ArrayLike, "*batch out in"],
-    *,
-    parts: int = 10,
-) -> Float[Array, "*batch parts"]:
-    """Of the entries that changed, the share that a coarser test does not see, by decile of `|W0|`.
-
-    Args:
-      w0: initial weights `[..., out, in]`.
-      changed: mask of what changed by the finer test (`changed_mask`, or `w0 != w1` as stored).
-      seen: mask of what the coarser test sees (`|ΔW| > 1e-5`, or `changed_mask`).
-      parts: how many parts of equal count.
-
-    Returns:
-      `[..., parts]` shares, smallest weights first; NaN in a part where nothing changed.
-
-    Reference:
-      *Dense Supervision, Sparse Updates*, https://arxiv.org/abs/2606.13657
-    """
-    index = magnitude_deciles(w0, parts=parts)
-    changed, seen = jnp.asarray(changed), jnp.asarray(seen)
-    shares = []
-    for part in range(parts):
-        inside = changed & (index == part)
-        shares.append(safe_divide(count_true(inside & ~seen), count_true(inside)))
-    return jnp.stack(shares, axis=-1)
-
-
-def density_by_decile(
-    w0: Float[ArrayLike, "*batch out in"], changed: Bool[ArrayLike, "*batch out in"], *, parts: int = 10
-) -> Float[Array, "*batch parts"]:
-    """The share of entries that changed, by decile of `|W0|`: the observed side of `rounding_null_by_decile`.
-
-    Args:
-      w0: initial weights `[..., out, in]`.
-      changed: mask of what changed.
-      parts: how many parts of equal count.
-
-    Returns:
-      `[..., parts]` shares, smallest weights first.
-    """
-    index, changed = magnitude_deciles(w0, parts=parts), jnp.asarray(changed)
-    shares = [safe_divide(count_true(changed & (index == p)), count_true(index == p)) for p in range(parts)]
-    return jnp.stack(shares, axis=-1)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, svd_values, transpose
+from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, transpose
+from ._sequential import svd_values
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
 from .singular_values import (

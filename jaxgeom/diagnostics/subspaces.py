@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from . import _decompose
-from ._layout import gather_matrix, matmul, safe_divide, svd, transpose
+from ._layout import gather_matrix, matmul, safe_divide, transpose
 from ._namespace import namespace
+from ._sequential import svd
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
 from .spectrum import frobenius_norm
@@ -186,9 +187,9 @@ class ProjectionEnergy(NamedTuple):
       right: `‖ΔW V‖² / ‖ΔW‖²`.
     """
 
-    joint: jax.Array
-    left: jax.Array
-    right: jax.Array
+    joint: Any
+    left: Any
+    right: Any
 
 
 def projection_energy_from_bases(

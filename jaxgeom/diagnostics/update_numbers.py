@@ -18,7 +18,7 @@ Numbers = dict[str, Any]
 """Numbers under their report keys; NaN where a number is undefined."""
 
 
-def _beside_isotropic(
+def beside_isotropic(
     key: str, name: str, value: Any, shape: tuple[int, ...], kurtosis: Any, moved: Any, k: int | None = None
 ) -> Numbers:
     """A statistic beside its isotropic null, both undefined where nothing moved."""
@@ -52,10 +52,10 @@ def update_statistics(
         ("entropy_rank", entropy_rank_from_singular_values(sigma)),
         ("participation_ratio", participation_ratio_from_singular_values(sigma)),
     ):
-        found |= _beside_isotropic(key, key, value, shape, kurtosis, moved)
+        found |= beside_isotropic(key, key, value, shape, kurtosis, moved)
     found |= hill_statistics(sigma, shape=shape, kurtosis=kurtosis, k=order)
     energy = energy_share_from_singular_values(sigma, k=k)
-    found |= _beside_isotropic(f"energy_top_{subspace_k}", "energy_top", energy, shape, kurtosis, moved, k)
+    found |= beside_isotropic(f"energy_top_{subspace_k}", "energy_top", energy, shape, kurtosis, moved, k)
     return found | {"hill_k": xp.full_like(sigma[..., 0], order)}
 
 
@@ -77,7 +77,7 @@ def hill_statistics(sigma: Any, *, shape: tuple[int, ...], kurtosis: Any, k: int
         nan = xp.full_like(sigma[..., 0], xp.nan)
         return triple("hill", nan, NullMoments(nan, nan))
     value = hill_from_singular_values(sigma, k=k, shape=shape)
-    return _beside_isotropic("hill", "hill", value, shape, kurtosis, moved, k)
+    return beside_isotropic("hill", "hill", value, shape, kurtosis, moved, k)
 
 
 def stable_rank_statistics(
@@ -97,7 +97,7 @@ def stable_rank_statistics(
       The statistic with its null; NaN where the update is zero.
     """
     value = divide(squares, largest_square)
-    return _beside_isotropic(key, "stable_rank", value, shape, kurtosis, largest_square > 0)
+    return beside_isotropic(key, "stable_rank", value, shape, kurtosis, largest_square > 0)
 
 
 def leading_statistics(
@@ -120,7 +120,7 @@ def leading_statistics(
     found: Numbers = {"op_norm": xp.sqrt(xp.where(moved, largest_square, 1.0)) * moved}
     found |= stable_rank_statistics(squares, largest_square, shape=shape, kurtosis=kurtosis)
     ratio = divide(xp.square(divide(squares, largest_square)), divide(divide(fourths, largest_square), largest_square))
-    return found | _beside_isotropic("participation_ratio", "participation_ratio", ratio, shape, kurtosis, moved)
+    return found | beside_isotropic("participation_ratio", "participation_ratio", ratio, shape, kurtosis, moved)
 
 
 def kurtosis_from_sums(count: Any, squares: Any, fourths: Any) -> Any:

@@ -29,6 +29,9 @@ def is_open(sigma: Any, k: int) -> Any:
     Args:
       sigma: spectrum `[..., r]`, descending.
       k: 1 ≤ k ≤ r; beyond r there are zeros.
+
+    Returns:
+      Booleans `[...]`.
     """
     return spectral_gap(sigma, k=k) <= RESOLUTION[sigma.dtype.name] * sigma[..., 0]
 
@@ -111,7 +114,18 @@ def angle_statistics(
 
 
 def angle_flags(sigma0: Any, sigma1: Any, *, norm: Any, decay: Any, k: int) -> AngleFlags:
-    """What `angle_statistics` finds undefined, from the spectra alone."""
+    """What `angle_statistics` finds undefined, from the spectra alone.
+
+    Args:
+      sigma0: spectrum of W0 `[r]`, descending, numpy or JAX.
+      sigma1: spectrum of W+, same length.
+      norm: `‖ΔW‖_F`.
+      decay: the decay component c.
+      k: dimension of the subspaces, below r.
+
+    Returns:
+      The flags, each a scalar.
+    """
     xp = namespace(sigma0, sigma1)
     factor = xp.abs(1.0 + xp.asarray(decay, dtype=sigma0.dtype))
     factor = xp.where(factor > 0, factor, 1.0)
@@ -122,12 +136,23 @@ def angle_flags(sigma0: Any, sigma1: Any, *, norm: Any, decay: Any, k: int) -> A
     still = xp.asarray(norm) == 0
     unresolved = (sigma1[k - 1] <= RESOLUTION[sigma0.dtype.name] * sigma0[0]) | is_open(sigma0, k)
     crossed = (moved >= gap) & ~still & ~unresolved
-    blurred = crossed & (near > max(2.0, BLUR * k))
+    blurred = crossed & (near > int(max(2.0, BLUR * k)))
     return AngleFlags(unresolved & ~still, crossed, blurred, xp.zeros_like(crossed), moved, gap, near)
 
 
 def put_angles(left: Any, right: Any, null: AngleNull, flags: AngleFlags, *, still: Any) -> Numbers:
-    """The numbers of `angle_statistics` from angles, null and flags."""
+    """The numbers of `angle_statistics` from angles, null and flags.
+
+    Args:
+      left: angles `[k]` in radians on the output side, ascending.
+      right: the same on the input side.
+      null: of `norm_matched_angles`, in radians.
+      flags: of `angle_flags`.
+      still: whether the update is zero, so that every angle is 0.
+
+    Returns:
+      `angle_gap`, and mean and largest angle of each side in degrees with their nulls; NaN where flagged.
+    """
     xp = namespace(left, right, flags.gap)
     found: Numbers = {"angle_gap": flags.gap}
     for side, angles in (("left", left), ("right", right)):

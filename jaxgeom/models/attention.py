@@ -1,4 +1,4 @@
-"""Causal grouped-query attention: plain, in blocks, chunked over queries, cuDNN's kernel, the Pallas splash kernel."""
+"""Causal grouped-query attention: plain, chunked over queries, cuDNN's kernel, the Pallas splash kernel."""
 
 import functools
 import math
@@ -11,38 +11,40 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.sharding import BATCH_AXES
 
-KINDS = ("auto", "plain", "blocked", "chunked", "cudnn", "splash")
+KINDS = ("auto", "plain", "chunked", "cudnn", "splash")
 # Finite, so that a query with no visible key (padding) gives a finite average and finite gradients.
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 # Up to this many columns the scores are held whole.
 _PLAIN_LIMIT = 1024
 _CHUNK = 256
-# Queries are taken in so many blocks, of so many columns at the least: n blocks compute (n + 1) / 2n of the square. Of
-# chunks fewer: each more block adds a tenth to the gradient's scratch, and long sequences are chunked for their memory.
-_BLOCKS = 4
-_BLOCKS_OF_CHUNKS = 3
-_BLOCK_FLOOR = 64
+# A query sees no later key. So the queries of `attend_chunked` are cut into so many blocks, each of which leaves out
+# the keys behind its own end: with 3 of them 2/3 of all scores are computed, with n blocks (n + 1) / 2n. Every block
+# more adds a tenth to the memory that the gradient needs, for the sake of which long sequences are chunked.
+_BLOCKS = 3
 # The splash kernel works on tiles of lanes.
 _LANES = 128
 
 
-def resolve_attention(kind: str, *, dtype: Any, time: int) -> str:
-    """What `auto` stands for on the default backend: a kernel where one fits, else by length.
+def resolve_attention(kind: str, *, platform: str | None, dtype: Any, time: int) -> str:
+    """What `auto` stands for: a kernel where the platform has one that fits, else by length.
 
-    On CPU, where an operation costs little to start, sequences of several blocks skip the scores that causality hides.
+    Args:
+        kind: one of `KINDS`; any but `auto` stands for itself.
+        platform: "tpu" and "gpu" have kernels; others, and None, have the forms that run anywhere.
+        dtype: of the activations.
+        time: columns.
+    Raises:
+        ValueError: an unknown kind.
     """
     if kind not in KINDS:
         raise ValueError(f"attention={kind!r} must be one of {', '.join(KINDS)}")
     if kind != "auto":
         return kind
-    backend = jax.default_backend()
-    if backend == "tpu" and time >= _LANES:
+    if platform == "tpu" and time >= _LANES:
         return "splash"
-    if backend == "gpu" and jnp.dtype(dtype).itemsize == 2:
+    if platform == "gpu" and jnp.dtype(dtype).itemsize == 2:
         return "cudnn"
-    if time > _PLAIN_LIMIT:
-        return "chunked"
-    return "blocked" if backend == "cpu" and time > _BLOCK_FLOOR else "plain"
+    return "chunked" if time > _PLAIN_LIMIT else "plain"
 
 
 def causal_attention(
@@ -71,8 +73,6 @@ def causal_attention(
         return attend_splash(q, k, v, mesh=mesh) if kind == "splash" else _attend_cudnn(q, k, v)
     if kind == "chunked":
         return attend_chunked(q, k, v, valid)
-    if kind == "blocked":
-        return attend_blocked(q, k, v, valid)
     time = q.shape[1]
     return attend_plain(q, k, v, _visible(jnp.arange(time), time, valid))
 
@@ -107,24 +107,10 @@ def attend_plain(
     return mixed.astype(q.dtype).swapaxes(1, 2).reshape(batch, time, heads, hd)
 
 
-def _blocks(time: int, count: int, multiple: int) -> list[tuple[int, int]]:
-    """First and last column, exclusive, of up to `count` blocks of queries, all but the last of whole multiples."""
-    size = multiple * -(-time // (count * multiple))
+def _blocks(time: int, chunk: int) -> list[tuple[int, int]]:
+    """First column and end, exclusive, of up to `_BLOCKS` blocks of queries, all but the last of whole chunks."""
+    size = chunk * -(-time // (_BLOCKS * chunk))
     return [(first, min(first + size, time)) for first in range(0, time, size)]
-
-
-def attend_blocked(
-    q: Float[Array, "batch time heads hd"],
-    k: Float[Array, "batch time kv hd"],
-    v: Float[Array, "batch time kv hd"],
-    valid: Bool[Array, "batch time"] | None,
-) -> Float[Array, "batch time heads hd"]:
-    """`attend_plain` block by block, each with the keys up to its own end: 5/8 of the scores from 4 blocks on."""
-    parts = []
-    for first, end in _blocks(q.shape[1], _BLOCKS, _BLOCK_FLOOR):
-        visible = _visible(jnp.arange(first, end), end, valid)
-        parts.append(attend_plain(q[:, first:end], k[:, :end], v[:, :end], visible))
-    return jnp.concatenate(parts, axis=1)
 
 
 def attend_chunked(
@@ -137,8 +123,8 @@ def attend_chunked(
 ) -> Float[Array, "batch time heads hd"]:
     """`attend_plain` for `chunk` queries at a time, recomputed in the backward pass.
 
-    The scores in memory are `[batch, heads, chunk, time]`, never `[batch, heads, time, time]`; those of a block's
-    chunks stop at the block's end, as in `attend_blocked`.
+    The scores in memory are `[batch, heads, chunk, time]`, never `[batch, heads, time, time]`. The chunks of a block of
+    queries take the keys up to the block's end.
     """
     # Cast inside, so that the gradients of keys and values are summed over the chunks in float32.
     wide_keys, wide_values = k.astype(jnp.float32), v.astype(jnp.float32)
@@ -157,7 +143,7 @@ def attend_chunked(
         _, out = jax.lax.scan(lambda carry, xs: (carry, one(*xs, keys, values)), None, (chunks, starts))
         return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], count * chunk, *q.shape[2:])[:, : end - first]
 
-    return jnp.concatenate([block(*edges) for edges in _blocks(q.shape[1], _BLOCKS_OF_CHUNKS, chunk)], axis=1)
+    return jnp.concatenate([block(*edges) for edges in _blocks(q.shape[1], chunk)], axis=1)
 
 
 def attend_splash(
@@ -173,7 +159,8 @@ def attend_splash(
     The compiler cannot split a kernel; without a mesh every device would work on the whole batch.
 
     Reference:
-        FlashAttention arXiv:2205.14135; `jax.experimental.pallas.ops.tpu.splash_attention`.
+        FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness (arXiv 2205.14135);
+        `jax.experimental.pallas.ops.tpu.splash_attention`.
     """
     time = q.shape[1]
     # Causality hides the padding at the end.
@@ -212,18 +199,15 @@ def _attend_cudnn(q: Array, k: Array, v: Array) -> Array:
 
 def attend_cache(
     q: Float[Array, "batch 1 heads hd"],
-    keys: Float[Array, "batch kv hd slots"],
+    keys: Float[Array, "batch kv slots hd"],
     values: Float[Array, "batch kv slots hd"],
     visible: Bool[Array, "batch slots"],
 ) -> Float[Array, "batch 1 heads hd"]:
-    """Attention of one query per row to the `visible` slots of a cache; softmax in float32.
-
-    The keys come with their slots last, along which the scores run.
-    """
+    """Attention of one query per row to the `visible` slots of a cache; softmax in float32."""
     batch, _, heads, hd = q.shape
     kv = keys.shape[1]
     grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
-    scores = jnp.einsum("bkgd,bkds->bkgs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return jnp.einsum("bkgs,bksd->bkgd", weights, values).reshape(batch, 1, heads, hd)

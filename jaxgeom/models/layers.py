@@ -30,7 +30,7 @@ def rms_norm(x: Float[Array, "*shape"], scale: Float[Array, " dim"], eps: float,
 
 
 def feed_forward(x: Float[Array, "tokens dim"], mlp: Mapping[str, Any]) -> Float[Array, "tokens dim"]:
-    """SwiGLU: `(silu(x·gate) ⊙ (x·up))·down`, on tokens flattened to one axis (faster than three axes on CPU)."""
+    """SwiGLU: `(silu(x·gate) ⊙ (x·up))·down`, on tokens flattened to one axis."""
     gate, up, down = (mlp[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
     return (jax.nn.silu(x @ gate) * (x @ up)) @ down
 
@@ -73,6 +73,7 @@ def block(
     x = x[:, first:]
     batch, time, dim = x.shape
     q = project_heads(normed[:, first:], attention["q"])
+    cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
     q = apply_rope(rms_norm(q, attention["q_norm"]["scale"], eps), cos[:, first:], sin[:, first:])
     k = apply_rope(rms_norm(k, attention["k_norm"]["scale"], eps), cos, sin)
     mixed, kept = attend(q, k, v)

@@ -14,7 +14,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors
 from jaxgeom.models.qwen3 import Qwen3
-from jaxgeom.sharding import parameter_shardings
+from jaxgeom.sharding import parameter_shardings, platform_of
 
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -23,6 +23,12 @@ _BLOCK_ENTRIES = 1 << 22
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The `config.json` of a Hugging Face directory.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        Its content.
 
     Raises:
         UserError: the directory or the file is not there, or is no JSON object.
@@ -57,7 +63,8 @@ def load_model(
         compute_dtype: dtype of activations; the parameters' where None.
         remat: whether blocks are recomputed in the backward pass.
     Returns:
-        The module and its parameters: `model.apply({"params": params}, tokens)` gives logits.
+        The module, for the platform of the devices, and its parameters: `model.apply({"params": params}, tokens)` gives
+        logits. Parameters that are moved to another platform go with `model.clone(platform=…)`.
     Raises:
         UserError: a file, field, tensor or shape is missing, broken, unknown or unsupported; a weight is NaN or
             infinite (in `dtype`); a tied model's stored head is not its embedding. The message names it.
@@ -71,7 +78,7 @@ def load_model(
     files = _tensor_files(path)
     tensors = hf_tensors(config)
     _check_names(path, config, tensors, files)
-    model = Qwen3(config, dtype=compute_dtype, remat=remat, mesh=mesh)
+    model = Qwen3(config, dtype=compute_dtype, remat=remat, platform=platform_of(mesh), mesh=mesh)
     abstract = abstract_parameters(model, dtype)
     shardings = parameter_shardings(abstract, mesh) if mesh is not None else jax.tree.map(lambda _: None, abstract)
     by_path: dict[tuple[str, ...], list[HFTensor]] = {}
@@ -91,7 +98,15 @@ def load_model(
 
 
 def abstract_parameters(model: Qwen3, dtype: Any = jnp.float32) -> dict[str, Any]:
-    """The parameter tree as `ShapeDtypeStruct`s: nothing is allocated."""
+    """The parameter tree as `ShapeDtypeStruct`s: nothing is allocated.
+
+    Args:
+        model: its config gives the shapes.
+        dtype: of every leaf.
+
+    Returns:
+        A tree like the parameters.
+    """
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes)
 

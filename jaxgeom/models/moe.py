@@ -33,7 +33,7 @@ def mixture_of_experts(
     Returns:
         The mixture, in the dtype of `x`.
     Reference:
-        Qwen3 technical report, arXiv:2505.09388.
+        Qwen3 Technical Report (arXiv 2505.09388).
     """
     gate, up, down = (mlp[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
     weights, chosen = route(x, mlp["router"]["kernel"], experts_per_token=experts_per_token, normalize=normalize)

@@ -40,6 +40,12 @@ _MODULES = (
 def module_of(hf_name: str) -> str:
     """The module that a Hugging Face parameter belongs to: q, k, v, o, gate, up, down, router, embedding, head or norm.
 
+    Args:
+        hf_name: such as `model.layers.3.self_attn.q_proj.weight`.
+
+    Returns:
+        Its short name.
+
     >>> module_of("model.layers.3.self_attn.q_proj.weight"), module_of("model.layers.0.mlp.experts.7.down_proj.weight")
     ('q', 'down')
 
@@ -53,7 +59,14 @@ def module_of(hf_name: str) -> str:
 
 
 def parameter_specs(config: Qwen3Config) -> dict[str, Any]:
-    """The tree of parameters with a `MatrixSpec` per leaf, None where the leaf is no matrix (norms, biases)."""
+    """The tree of parameters with a `MatrixSpec` per leaf, None where the leaf is no matrix (norms, biases).
+
+    Args:
+        config: architecture.
+
+    Returns:
+        A tree of the structure of the parameters.
+    """
     heads_out, heads_in = MatrixSpec((2, 3), (1,), (0,)), MatrixSpec((3,), (1, 2), (0,))
     attention: dict[str, Any] = {name: {"kernel": heads_out} for name in ("q", "k", "v")}
     attention["o"] = {"kernel": heads_in}
@@ -76,7 +89,14 @@ def parameter_specs(config: Qwen3Config) -> dict[str, Any]:
 
 
 def hf_tensors(config: Qwen3Config) -> list[HFTensor]:
-    """Every tensor of the model's Hugging Face directory, in the order in which `transformers` writes them."""
+    """Every tensor of the model's Hugging Face directory, in the order in which `transformers` writes them.
+
+    Args:
+        config: architecture.
+
+    Returns:
+        Names, leaves and shapes; stacked layers and experts one by one.
+    """
     dim, hd = config.hidden_size, config.head_dim
     query, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
     tensors = [HFTensor("model.embed_tokens.weight", ("embed", "embedding"), None, None, (config.vocab_size, dim))]
@@ -111,7 +131,15 @@ def hf_tensors(config: Qwen3Config) -> list[HFTensor]:
 
 
 def leaf_slice_shape(config: Qwen3Config, tensor: HFTensor) -> tuple[int, ...]:
-    """Shape of the part of the leaf that `tensor` fills: the leaf's own without its layer and expert axes."""
+    """Shape of the part of the leaf that `tensor` fills: the leaf's own without its layer and expert axes.
+
+    Args:
+        config: architecture.
+        tensor: one of `hf_tensors`.
+
+    Returns:
+        Such as `(in, heads, head_dim)` for a query projection.
+    """
     hd, kind = config.head_dim, tensor.path[-2]
     if len(tensor.shape) == 1:
         return (tensor.shape[0] // hd, hd) if tensor.path[-1] == "bias" and kind != "o" else tensor.shape
@@ -124,14 +152,32 @@ def leaf_slice_shape(config: Qwen3Config, tensor: HFTensor) -> tuple[int, ...]:
 
 
 def from_hf(config: Qwen3Config, tensor: HFTensor, array: np.ndarray) -> np.ndarray:
-    """A Hugging Face tensor as the slice of our leaf: `[out, in]` becomes `[in, out]`, heads are split."""
+    """A Hugging Face tensor as the slice of our leaf: `[out, in]` becomes `[in, out]`, heads are split.
+
+    Args:
+        config: architecture.
+        tensor: one of `hf_tensors`.
+        array: of `tensor.shape`, any dtype.
+
+    Returns:
+        A view or copy of `leaf_slice_shape(config, tensor)`, same dtype.
+    """
     if array.ndim == 2 and tensor.path[0] != "embed":
         array = array.T
     return array.reshape(leaf_slice_shape(config, tensor))
 
 
 def to_hf(config: Qwen3Config, tensor: HFTensor, array: np.ndarray) -> np.ndarray:
-    """The slice of our leaf as the Hugging Face tensor: the inverse of `from_hf`."""
+    """The slice of our leaf as the Hugging Face tensor: the inverse of `from_hf`.
+
+    Args:
+        config: architecture.
+        tensor: one of `hf_tensors`.
+        array: of `leaf_slice_shape(config, tensor)`, any dtype.
+
+    Returns:
+        A view or copy of `tensor.shape`, same dtype.
+    """
     if len(tensor.shape) == 1 or tensor.path[0] == "embed":
         return array.reshape(tensor.shape)
     out, in_ = tensor.shape
@@ -139,7 +185,15 @@ def to_hf(config: Qwen3Config, tensor: HFTensor, array: np.ndarray) -> np.ndarra
 
 
 def leaf_slice(leaf: Any, tensor: HFTensor) -> Any:
-    """The part of the (stacked) leaf that `tensor` names."""
+    """The part of the (stacked) leaf that `tensor` names.
+
+    Args:
+        leaf: array or `ShapeDtypeStruct`-like, `[layer, …]` or `[layer, expert, …]` where it is stacked.
+        tensor: one of `hf_tensors`.
+
+    Returns:
+        The part, indexed on the leading axes.
+    """
     if tensor.layer is None:
         return leaf
     return leaf[tensor.layer] if tensor.expert is None else leaf[tensor.layer, tensor.expert]

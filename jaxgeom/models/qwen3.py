@@ -8,17 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxgeom.models import cpu_layers
 from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
-from jaxgeom.models.columns import column_block, turn_layer
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 
 Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
-
-_UNROLL_LIMIT = 12
-_COLUMNS_LIMIT = 32
 
 
 class Qwen3(nn.Module):
@@ -31,9 +28,9 @@ class Qwen3(nn.Module):
         config: architecture.
         dtype: compute dtype.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        attention: `auto` (by backend and length), `plain`, `blocked`, `chunked`, `cudnn` or `splash`.
-        unroll: run the layers one after the other in place of a scan over them: no copies in and out of the stacked
-            arrays, at the price of compile time per layer. None: on CPU for up to 12 layers without `remat`.
+        attention: `auto` (by platform and length), `plain`, `chunked`, `cudnn` or `splash`.
+        platform: "cpu", "gpu" or "tpu", as `sharding.platform_of` the parameters says: which of the forms that are for
+            one platform alone are used (attention kernels, and `cpu_layers`). None: none of them.
         mesh: devices that the parameters lie on, for kernels that see one device's rows and heads; None for one.
     """
 
@@ -41,7 +38,7 @@ class Qwen3(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False
     attention: str = "auto"
-    unroll: bool | None = None
+    platform: str | None = None
     mesh: jax.sharding.Mesh | None = None
 
     def setup(self) -> None:
@@ -77,9 +74,8 @@ class Qwen3(nn.Module):
     ) -> tuple[Float[Array, "batch dim"], Cache]:
         """Hidden state of the last column, and the keys and values of every layer with `room` empty slots behind them.
 
-        Stacked, both are `[layer, batch, kv, slots, head_dim]`; where the layers are unrolled each is a list over them,
-        of keys `[batch, kv, head_dim, slots]`, in the order that a CPU reads them in, and values
-        `[batch, kv, slots, head_dim]`.
+        Both are stacked, `[layer, batch, kv, slots, head_dim]`; where `is_unrolled`, lists of what
+        `cpu_layers.cache_layer` makes.
 
         Args:
             tokens: prompts, padded on their left.
@@ -88,19 +84,16 @@ class Qwen3(nn.Module):
         """
         return self._run(tokens, valid, room=room)
 
-    def decoding_weights(self, batch: int) -> Any:
-        """The unrolled layers (and the head) as `decode` reads them for so many rows: made once for all steps."""
-        layers = split_layers(dict(self.layers))
-        if not self._decodes_in_columns(batch):
-            return layers
-        return {"layers": [turn_layer(self.config, layer) for layer in layers], "head": self._unembedding().T}
+    def turned_weights(self) -> dict[str, Any]:
+        """What `decode` reads where `is_unrolled`: made once for all steps."""
+        return cpu_layers.turn_weights(self.config, dict(self.layers), self.norm, self._unembedding())
 
     def decode(
         self,
         tokens: Int[Array, " batch"],
         cache: Cache,
-        weights: Any,
         *,
+        turned: Mapping[str, Any] | None = None,
         positions: Int[Array, " batch"],
         index: Int[Array, ""],
         visible: Bool[Array, "batch slots"],
@@ -110,7 +103,7 @@ class Qwen3(nn.Module):
         Args:
             tokens: the newest token of each row.
             cache: `k` and `v` as `prefill` returns them, with room for the new slots.
-            weights: the stacked layers; where they are unrolled, what `decoding_weights` returns.
+            turned: where `is_unrolled`, what `turned_weights` returns.
             positions: rotary position of each row's token.
             index: the slot to write, the same for all rows.
             visible: which slots a row may attend to, the new one included.
@@ -120,10 +113,10 @@ class Qwen3(nn.Module):
         config = self.config
         cos, sin = rope_tables(positions[:, None], *self._frequencies())
         x = self.embed["embedding"][tokens[:, None]].astype(self.dtype)
-        if self._decodes_in_columns(tokens.shape[0]):
-            return self._decode_columns(x[:, 0].T, cache, weights, cos[:, 0].T, sin[:, 0].T, index, visible)
         if self.is_unrolled:
-            return self._decode_unrolled(x, cache, weights, cos, sin, index, visible)
+            assert turned is not None
+            tables = cos[:, 0], sin[:, 0]
+            return cpu_layers.decode_columns(config, turned, x[:, 0], tables, cache, index, visible)
 
         def step(carry, scanned):
             x, keys, values = carry
@@ -132,56 +125,25 @@ class Qwen3(nn.Module):
             def attend(q, k, v):
                 new_keys = jax.lax.dynamic_update_slice(keys, _to_slot(k), (number, 0, 0, index, 0))
                 new_values = jax.lax.dynamic_update_slice(values, _to_slot(v), (number, 0, 0, index, 0))
-                out = attend_cache(q, new_keys[number].swapaxes(-1, -2), new_values[number], visible)
+                out = attend_cache(q, new_keys[number], new_values[number], visible)
                 return out, (new_keys, new_values)
 
             x, (keys, values) = block(config, layer, x, cos, sin, attend)
             return (x, keys, values), None
 
-        numbers = jnp.arange(config.num_hidden_layers)
-        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), (weights, numbers))
+        layers = (dict(self.layers), jnp.arange(config.num_hidden_layers))
+        (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), layers)
         return self.unembed(self._final_norm(x)[:, 0]), {"k": keys, "v": values}
-
-    def _decode_unrolled(self, x, cache, layers, cos, sin, index, visible) -> tuple[Array, Cache]:
-        written: dict[str, list[Array]] = {"k": [], "v": []}
-        for layer, keys, values in zip(layers, cache["k"], cache["v"], strict=True):
-
-            def attend(q, k, v, keys=keys, values=values):
-                keys = jax.lax.dynamic_update_slice(keys, k.transpose(0, 2, 3, 1), (0, 0, 0, index))
-                values = jax.lax.dynamic_update_slice(values, v.swapaxes(1, 2), (0, 0, index, 0))
-                return attend_cache(q, keys, values, visible), (keys, values)
-
-            x, (keys, values) = block(self.config, layer, x, cos, sin, attend)
-            written["k"].append(keys)
-            written["v"].append(values)
-        return self.unembed(self._final_norm(x)[:, 0]), written
-
-    def _decode_columns(self, x, cache, weights, cos, sin, index, visible) -> tuple[Array, Cache]:
-        written: dict[str, list[Array]] = {"k": [], "v": []}
-        for layer, keys, values in zip(weights["layers"], cache["k"], cache["v"], strict=True):
-            x, keys, values = column_block(self.config, layer, x, cos, sin, keys, values, index, visible)
-            written["k"].append(keys)
-            written["v"].append(values)
-        hidden = rms_norm(x, self.norm["scale"], self.config.rms_norm_eps, axis=-2)
-        logits = jnp.matmul(weights["head"].astype(x.dtype), hidden, preferred_element_type=jnp.float32)
-        return jax.lax.optimization_barrier(logits).T, written  # turned inside the product it would cost double
 
     @property
     def is_unrolled(self) -> bool:
-        """Whether the layers are run without a scan."""
-        if self.unroll is not None:
-            return self.unroll
-        small = self.config.num_hidden_layers <= _UNROLL_LIMIT
-        return small and not self.remat and jax.default_backend() == "cpu"
-
-    def _decodes_in_columns(self, batch: int) -> bool:
-        return self.is_unrolled and batch <= _COLUMNS_LIMIT
+        """Whether `cpu_layers` runs the layers, in place of a scan."""
+        return cpu_layers.is_unrolled(self.config, self.platform, remat=self.remat)
 
     def _run(self, tokens: Array, valid: Array | None, *, room: int | None = None) -> tuple[Array, Cache]:
         """Normed hidden states of all columns; with `room`, of the last one, and a cache with that many free slots."""
-        layers: Any = split_layers(dict(self.layers)) if self.is_unrolled else dict(self.layers)
         time = tokens.shape[1]
-        kind = resolve_attention(self.attention, dtype=self.dtype, time=time)
+        kind = resolve_attention(self.attention, platform=self.platform, dtype=self.dtype, time=time)
         positions, order = jnp.arange(time)[None], None
         if valid is not None and kind in ("cudnn", "splash"):
             # Real tokens first: causality then hides the padding and the kernels need no mask.
@@ -197,35 +159,26 @@ class Qwen3(nn.Module):
             if room is None:
                 return {}
             k, v = (jnp.pad(_in_order(x, back), ((0, 0), (0, room), (0, 0), (0, 0))) for x in (k, v))
-            return {"k": k.transpose(0, 2, 3, 1) if self.is_unrolled else k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
+            return cpu_layers.cache_layer(k, v) if self.is_unrolled else {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
 
         def attend(q, k, v):
             return causal_attention(q, k, v, valid=valid, kind=kind, mesh=self.mesh), cached(k, v)
 
         def attend_last(q, k, v):
             visible = jnp.ones(tokens.shape, bool) if valid is None else valid
-            return attend_cache(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), visible), cached(k, v)
+            return attend_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), cached(k, v)
 
         def step(x, layer):
             return block(self.config, layer, x, *tables, attend)
 
-        if self.remat:
-            step = jax.checkpoint(step, prevent_cse=self.is_unrolled)  # a scan keeps its steps apart by itself
         if self.is_unrolled:
-            kept = []
-            *earlier, last = layers
-            for layer in earlier:
-                x, layer_cache = step(x, layer)
-                kept.append(layer_cache)
-            # Of the last block a sampler needs the last column alone, where that is the newest token's.
-            if room is not None and order is None:
-                x, layer_cache = block(self.config, last, x, *tables, attend_last, queries=1)
-            else:
-                x, layer_cache = step(x, last)
-            kept.append(layer_cache)
-            cache: Cache = {name: [layer_cache[name] for layer_cache in kept] for name in kept[0]}
+            # A sampler needs the last column alone, where that is the newest token's.
+            last = attend_last if room is not None and order is None else None
+            x, kept = cpu_layers.run_layers(self.config, dict(self.layers), x, tables, attend, attend_last=last)
+            cache: Cache = {name: [of_layer[name] for of_layer in kept] for name in kept[0]}
         else:
-            x, cache = jax.lax.scan(step, x, layers)
+            step = jax.checkpoint(step, prevent_cse=False) if self.remat else step  # a scan keeps its steps apart
+            x, cache = jax.lax.scan(step, x, dict(self.layers))
         x = _in_order(x, back)
         return self._final_norm(x if room is None else x[:, -1]), cache
 
@@ -250,14 +203,6 @@ class Qwen3(nn.Module):
 def unembedding(config: Qwen3Config, params: Mapping[str, Any]) -> Float[Array, "dim vocab"]:
     """The kernel that turns hidden states into logits: the head's, or the tied embedding transposed."""
     return params["embed"]["embedding"].T if config.tie_word_embeddings else params["head"]["kernel"]
-
-
-def split_layers(stacked: Any) -> list[Any]:
-    """Parameters of each layer, from leaves stacked along axis 0; its transpose is one concatenation per leaf."""
-    leaves, structure = jax.tree.flatten(stacked)
-    count = leaves[0].shape[0]
-    cut = [[part.reshape(part.shape[1:]) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-    return [structure.unflatten(parts) for parts in zip(*cut, strict=True)]
 
 
 def _to_slot(x: Array) -> Array:

@@ -68,7 +68,12 @@ def save_model(
 
 
 def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
-    """Copies those of `TOKENIZER_FILES` that `source` has into `directory`, which is made if it is not there."""
+    """Copies those of `TOKENIZER_FILES` that `source` has into `directory`, which is made if it is not there.
+
+    Args:
+        source: a directory that may hold them.
+        directory: where they go.
+    """
     Path(directory).mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (Path(source) / name).is_file():

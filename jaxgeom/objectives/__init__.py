@@ -15,3 +15,5 @@ from .losses import k3_kl as k3_kl
 from .losses import loss_denominator as loss_denominator
 from .losses import policy_gradient_loss as policy_gradient_loss
 from .losses import sft_loss as sft_loss
+from .metrics import token_means as token_means
+from .metrics import token_sums as token_sums

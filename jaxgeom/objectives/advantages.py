@@ -13,9 +13,9 @@ Mask = Num[Array, "batch time"] | Bool[Array, "batch time"]
 def grpo_advantages(
     rewards: Float[Array, "groups samples"], *, epsilon: float = 1e-6, normalize: bool = True
 ) -> Float[Array, "groups samples"]:
-    r"""Group-relative advantages, one per sample, shared by all its tokens.
+    """Group-relative advantages, one per sample, shared by all its tokens.
 
-    .. math:: A_i = (r_i - \bar r) / (\mathrm{std}(r) + \epsilon)
+        A_i = (r_i − mean(r)) / (std(r) + ε)
 
     The standard deviation is the population one (divisor G, not G - 1), and is taken within the group. A group whose
     rewards are all equal gets exactly 0: rounding of the mean is not blown up by epsilon.
@@ -23,7 +23,8 @@ def grpo_advantages(
     Args:
         rewards: `[groups, samples]`, the rewards of the samples of each prompt.
         epsilon: added to the standard deviation.
-        normalize: False leaves out the division (Dr. GRPO, arXiv 2503.20783).
+        normalize: False leaves out the division, as Dr. GRPO does: Understanding R1-Zero-Like Training: A Critical
+            Perspective (arXiv 2503.20783).
 
     Returns:
         float32 `[groups, samples]`.
@@ -31,7 +32,7 @@ def grpo_advantages(
     Raises:
         ValueError: rewards are not two-dimensional.
 
-    Reference: arXiv 2402.03300 (GRPO).
+    Reference: DeepSeekMath (GRPO, arXiv 2402.03300).
 
     >>> import jax.numpy as jnp
     >>> grpo_advantages(jnp.array([[1.0, 0.0, 0.0, 1.0]])).round(3).tolist()
@@ -55,7 +56,7 @@ def informative_groups(rewards: Float[Array, "groups samples"]) -> Bool[Array, "
     Returns:
         bool `[groups]`; to drop the others from a loss, multiply it into the loss mask.
 
-    Reference: arXiv 2503.14476 (DAPO).
+    Reference: DAPO: An Open-Source LLM Reinforcement Learning System at Scale (arXiv 2503.14476).
     """
     return jnp.max(rewards, axis=1) > jnp.min(rewards, axis=1)
 
@@ -63,9 +64,9 @@ def informative_groups(rewards: Float[Array, "groups samples"]) -> Bool[Array, "
 def opd_advantages(
     student_log_probs: Float[Array, "batch time"], teacher_log_probs: Float[Array, "batch time"], mask: Mask
 ) -> Float[Array, "batch time"]:
-    r"""Advantages of on-policy distillation by the sampled-token reverse KL: `A_t = -r_t`, detached.
+    """Advantages of on-policy distillation by the sampled-token reverse KL: `A_t = -r_t`, detached.
 
-    .. math:: r_t = \log\pi_\theta(y_t) - \log\pi_T(y_t)
+        r_t = log π_θ(y_t) − log π_T(y_t)
 
     No discounting, no whitening. Nothing flows back through it, to either argument: the gradient of the reverse KL is
     `E[r_t ∇log π_θ(y_t)]`, the policy gradient, while that of the sampled `r_t` itself is `∇log π_θ(y_t)`, whose mean
@@ -90,7 +91,7 @@ def mix_advantages(
     *,
     weights: tuple[Float[Array, ""], Float[Array, ""]] | None = None,
 ) -> Float[Array, "batch time"]:
-    r"""Mixture of the two signals: `A = α·(-r_t) + (1 - α)·A_GRPO`, raw.
+    """Mixture of the two signals: `A = α·(-r_t) + (1 - α)·A_GRPO`, raw.
 
     Args:
         opd: `[batch, time]`, from `opd_advantages` (that is, `-r_t`).
@@ -119,10 +120,9 @@ def matched_mix_weights(
     *,
     inner: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    r"""Weights of the mixture at which α is a share of gradient norm, and does not change the step's scale.
+    """Weights of the mixture at which α is a share of gradient norm, and does not change the step's scale.
 
-    .. math:: w_o = s\,\alpha,\quad w_g = s\,(1-\alpha)\,\|g_o\|/\|g_g\|,\qquad
-              s = \|g_o\| / \|\alpha g_o + (1-\alpha)(\|g_o\|/\|g_g\|) g_g\|
+        w_o = s·α,  w_g = s·(1 − α)·‖g_o‖/‖g_g‖,  s = ‖g_o‖ / ‖α·g_o + (1 − α)·(‖g_o‖/‖g_g‖)·g_g‖
 
     so that the two contributions have norms in the ratio `α : 1-α` and the mixed gradient has the norm of the pure
     distillation gradient. Without `inner`, s = 1 (only the ratio is matched; the norm then falls with the angle).
@@ -159,11 +159,11 @@ def sparsify_tokens(
     method: Literal["largest", "random"] = "largest",
     key: Array | None = None,
 ) -> Float[Array, "batch time"]:
-    r"""Weights that keep a fraction of each sample's response tokens and rescale them to the sample's full weight.
+    """Weights that keep a fraction of each sample's response tokens and rescale them to the sample's full weight.
 
-    .. math:: w_t = m_t\, T / \sum_s m_s, \qquad \sum_s m_s = \max(1, \lfloor \rho T + 1/2 \rfloor)
+        w_t = m_t·T / Σ_s m_s,  Σ_s m_s = max(1, ⌊ρT + 1/2⌋)
 
-    with T the sample's response tokens. Multiply the *advantages* by it and leave the loss mask as it is: the divisor
+    with T the sample's response tokens. Multiply the advantages by it and leave the loss mask as it is: the divisor
     is then the same as without sparsification.
 
     Args:
@@ -180,7 +180,7 @@ def sparsify_tokens(
     Raises:
         ValueError: fraction outside (0, 1], an unknown method, or "random" without a key.
 
-    Reference: arXiv 2606.07082, section 5.1.
+    Reference: On the Geometry of On-Policy Distillation (arXiv 2606.07082), section 5.1.
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"sparsify_tokens: fraction is {fraction}; a number in (0, 1] is needed")

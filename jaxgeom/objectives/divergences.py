@@ -35,7 +35,7 @@ def reverse_kl(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""Exact `KL(π_θ‖π_T)` at every position: `Σ_v π_θ(v) (log π_θ(v) - log π_T(v))`.
+    """Exact `KL(π_θ‖π_T)` at every position: `Σ_v π_θ(v) (log π_θ(v) - log π_T(v))`.
 
     The student's arguments may be differentiated through; the teacher is detached, as in every function here. The
     gradient is that of the exact sum: it has no sampling noise, unlike the policy gradient of `opd_advantages`.
@@ -73,10 +73,24 @@ def forward_kl(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""Exact `KL(π_T‖π_θ)` at every position: `Σ_v π_T(v) (log π_T(v) - log π_θ(v))`.
+    """Exact `KL(π_T‖π_θ)` at every position: `Σ_v π_T(v) (log π_T(v) - log π_θ(v))`.
 
-    Also science.md's functional distance `KL(π_0‖π)`, with the initial model in the teacher's place.
-    Arguments, result and errors as in `reverse_kl`.
+    With the initial model in the teacher's place it is the functional distance `KL(π_0‖π)` of a trained model.
+
+    Args:
+        student_hidden: final, normed hidden states `[batch, time, d]`.
+        student_unembedding: `[d, vocab]`.
+        teacher_hidden: the teacher's, `[batch, time, d']`, on the same tokens.
+        teacher_unembedding: `[d', vocab]`, the same vocabulary.
+        chunk: time steps at a time.
+        temperature: divides both models' logits.
+        remat: False keeps every chunk's logits for the backward pass.
+
+    Returns:
+        float32 `[batch, time]`, nats, as `reverse_kl`.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
 
     def divergence(student: Array, teacher: Array) -> Array:
@@ -97,12 +111,12 @@ def generalized_jsd(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""Generalized Jensen-Shannon divergence of GKD at every position.
+    """Generalized Jensen-Shannon divergence of GKD at every position.
 
-    .. math:: \beta\,KL(\pi_T\|M) + (1-\beta)\,KL(\pi_\theta\|M), \qquad M = \beta\,\pi_T + (1-\beta)\,\pi_\theta
+        β·KL(π_T‖M) + (1 − β)·KL(π_θ‖M),  M = β·π_T + (1 − β)·π_θ
 
     At β → 0 it is β times the forward KL, at β → 1 it is (1-β) times the reverse KL; at 0.5 the Jensen-Shannon
-    divergence, at most log 2. Other arguments and the result as in `reverse_kl`.
+    divergence, at most log 2.
 
     Args:
         student_hidden: `[batch, time, d]`.
@@ -114,10 +128,13 @@ def generalized_jsd(
         temperature: divides both models' logits.
         remat: False keeps every chunk's logits for the backward pass.
 
+    Returns:
+        float32 `[batch, time]`, nats, as `reverse_kl`.
+
     Raises:
         ValueError: beta outside (0, 1), or shapes that do not fit.
 
-    Reference: arXiv 2306.13649 (GKD).
+    Reference: On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes (GKD, arXiv 2306.13649).
     """
     if not 0.0 < beta < 1.0:
         raise ValueError(f"generalized_jsd: beta is {beta}; a number strictly between 0 and 1 is needed")
@@ -144,12 +161,11 @@ def teacher_top_k_kl(
     temperature: float = 1.0,
     remat: bool = True,
 ) -> Float[Array, "batch time"]:
-    r"""KL between student and teacher on the teacher's k likeliest tokens, both renormalised to them.
+    """KL between student and teacher on the teacher's k likeliest tokens, both renormalised to them.
 
-    .. math:: \tilde\pi(v) = \pi(v) / \sum_{u \in S}\pi(u), \quad S = \text{top-}k(\pi_T)
+        π̃(v) = π(v) / Σ_{u ∈ S} π(u),  S = top-k(π_T)
 
-    Mass that the student has outside S is neither seen nor penalised. With k the vocabulary it is the full KL. Other
-    arguments and the result as in `reverse_kl`.
+    Mass that the student has outside S is neither seen nor penalised. With k the vocabulary it is the full KL.
 
     Args:
         student_hidden: `[batch, time, d]`.
@@ -161,6 +177,9 @@ def teacher_top_k_kl(
         chunk: time steps at a time.
         temperature: divides both models' logits.
         remat: False keeps every chunk's logits for the backward pass.
+
+    Returns:
+        float32 `[batch, time]`, nats, as `reverse_kl`.
 
     Raises:
         ValueError: k outside the vocabulary, an unknown direction, or shapes that do not fit.

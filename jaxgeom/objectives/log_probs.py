@@ -47,21 +47,8 @@ def unembed(
 def _unembed_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     hidden, value, master = primals
     d_hidden, _, d_master = tangents
-    tangent = d_hidden @ value + _times_master(hidden, d_master.astype(hidden.dtype))
+    tangent = d_hidden @ value + hidden @ d_master.astype(hidden.dtype)
     return unembed(hidden, value, master), tangent.astype(jnp.float32)
-
-
-def _times_master(hidden: Array, d_master: Array) -> Array:
-    """`hidden @ d_master`, whose transpose sums the master's gradient over all tokens.
-
-    On CPU from turned hidden states: that product is then one of rows with columns, which takes half the time of the
-    other, for which the gradient of the logits would be turned.
-    """
-    if jax.default_backend() != "cpu":
-        return hidden @ d_master
-    turned = jax.lax.optimization_barrier(hidden.reshape(-1, hidden.shape[-1]).T)
-    out = jax.lax.dot_general(turned, d_master, (((0,), (0,)), ((), ())))
-    return out.reshape(*hidden.shape[:-1], d_master.shape[-1])
 
 
 def map_time_chunks(body: Callable[..., Any], arrays: Any, weights: Any, *, chunk: int, remat: bool) -> Any:
@@ -150,9 +137,9 @@ def token_log_probs(
     return_entropy: bool = False,
     remat: bool = True,
 ) -> Float[Array, "batch time"] | tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
-    r"""Log-probability of every token given those before it, in nats.
+    """Log-probability of every token given those before it, in nats.
 
-    .. math:: \log p(y_t | y_{<t}) = z_{t-1, y_t} - \log \sum_v \exp z_{t-1, v}, \qquad z = h W / \tau
+        log p(y_t | y_{<t}) = z[t − 1, y_t] − log Σ_v exp z[t − 1, v],  z = h W / τ
 
     Computed chunk by chunk along time, each chunk recomputed in the backward pass: the largest intermediate is
     `[batch, chunk, vocab]` in float32, forward and backward. The product is taken in hidden's dtype and accumulated

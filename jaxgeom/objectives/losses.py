@@ -45,9 +45,9 @@ def sft_loss(
     *,
     denominator: Float[Array, ""] | None = None,
 ) -> Float[Array, ""]:
-    r"""Cross-entropy over the masked tokens, in nats a token.
+    """Cross-entropy over the masked tokens, in nats a token.
 
-    .. math:: L = -\sum_{b,t} m_{bt} \log p_\theta(y_{bt}) / \sum_{b,t} m_{bt}
+        L = −Σ_{b,t} m_bt log p_θ(y_bt) / Σ_{b,t} m_bt
 
     Args:
         log_probs: `[batch, time]`, of the demonstration's tokens.
@@ -63,13 +63,13 @@ def sft_loss(
     2.0
     """
     weight = mask.astype(jnp.float32)
-    return -_divide(jnp.sum(_masked(log_probs, weight)), jnp.sum(weight) if denominator is None else denominator)
+    return -divide(jnp.sum(_masked(log_probs, weight)), jnp.sum(weight) if denominator is None else denominator)
 
 
 def k3_kl(
     log_probs: Float[Array, "batch time"], reference_log_probs: Float[Array, "batch time"]
 ) -> Float[Array, "batch time"]:
-    r"""Schulman's k3 estimate of `KL(π_θ‖π_ref)` at the sampled tokens: `e^d - d - 1`, `d = log π_ref - log π_θ`.
+    """Schulman's k3 estimate of `KL(π_θ‖π_ref)` at the sampled tokens: `e^d - d - 1`, `d = log π_ref - log π_θ`.
 
     Unbiased for samples of π_θ, never negative, and 0 where the two agree.
 
@@ -99,10 +99,9 @@ def policy_gradient_loss(
     reference_log_probs: Float[Array, "batch time"] | None = None,
     kl_coefficient: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    r"""Clipped policy gradient over the masked tokens.
+    """Clipped policy gradient over the masked tokens.
 
-    .. math:: \rho_t = \pi_\theta(y_t)/\pi_{old}(y_t), \qquad
-              \ell_t = -\min(\rho_t A_t,\ \mathrm{clip}(\rho_t, 1-\epsilon_{low}, 1+\epsilon_{high}) A_t)
+        ρ_t = π_θ(y_t) / π_old(y_t),  ℓ_t = −min(ρ_t·A_t, clip(ρ_t, 1 − ε_low, 1 + ε_high)·A_t)
 
     and `L = Σ m·ℓ / Σ m` ("token", DAPO), the mean over sequences of each one's token mean ("sequence", GRPO's
     paper), or `Σ m·ℓ / (sequences · constant)` ("constant", Dr. GRPO).
@@ -124,7 +123,7 @@ def policy_gradient_loss(
 
     Returns:
         `(loss, metrics)`. Metrics are float32 scalars without gradient: "tokens" (the sum of the mask) and means over
-        the masked tokens of this call, to be averaged over micro-batches with "tokens" as weights: "ratio_mean",
+        the masked tokens of this call, which `token_sums` and `token_means` join over micro-batches: "ratio_mean",
         "clip_fraction" (the share of tokens where the clipped branch is the smaller: their gradient is 0),
         "clip_fraction_low", "clip_fraction_high", "approx_kl" (k3 estimate of KL(old‖new)), "advantage_mean", and
         where given "entropy" and "reference_kl".
@@ -133,7 +132,9 @@ def policy_gradient_loss(
         ValueError: advantages of another shape, a negative clip range, an unknown aggregate, a missing constant, or a
             KL coefficient without reference.
 
-    References: arXiv 1707.06347 (PPO), 2402.03300 (GRPO), 2503.14476 (DAPO), 2503.20783 (Dr. GRPO).
+    References: Proximal Policy Optimization Algorithms (arXiv 1707.06347); DeepSeekMath (GRPO, arXiv 2402.03300); DAPO:
+        An Open-Source LLM Reinforcement Learning System at Scale (arXiv 2503.14476); Understanding R1-Zero-Like
+        Training: A Critical Perspective (Dr. GRPO, arXiv 2503.20783).
     """
     if advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
         raise ValueError(
@@ -168,7 +169,7 @@ def policy_gradient_loss(
     tokens = jnp.sum(weight)
 
     def token_mean(values: Array) -> Array:
-        return jax.lax.stop_gradient(_divide(jnp.sum(_masked(values.astype(jnp.float32), weight)), tokens))
+        return jax.lax.stop_gradient(divide(jnp.sum(_masked(values.astype(jnp.float32), weight)), tokens))
 
     if reference_log_probs is not None:
         reference_kl = _masked(k3_kl(_masked(log_probs, weight, 0), _masked(reference_log_probs, weight, 0)), weight, 0)
@@ -176,7 +177,7 @@ def policy_gradient_loss(
         metrics["reference_kl"] = token_mean(reference_kl)
     per_token = _masked(token_loss, weight)
     if aggregate == "sequence":
-        total = jnp.sum(_divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
+        total = jnp.sum(divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
     else:
         total = jnp.sum(per_token)
 
@@ -192,7 +193,7 @@ def policy_gradient_loss(
     }
     if entropy is not None:
         metrics["entropy"] = token_mean(entropy)
-    return _divide(total, denominator), metrics
+    return divide(total, denominator), metrics
 
 
 def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
@@ -200,7 +201,7 @@ def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
     return jnp.where(weight > 0, values.astype(jnp.float32) * weight if times else values, 0.0)
 
 
-def _divide(total: Array, count: Array) -> Array:
-    """`total / count`, and 0 where the count is 0."""
+def divide(total: Array, count: Array) -> Array:
+    """`total / count` elementwise in float32, and 0 where the count is 0."""
     count = count.astype(jnp.float32)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)

@@ -8,10 +8,7 @@ from .adamw import with_standard_promotion as with_standard_promotion
 from .masking import mask_gradients as mask_gradients
 from .masking import masked_training as masked_training
 from .masking import restore_frozen as restore_frozen
-from .projection import leakage as leakage
 from .projection import project_gradients as project_gradients
 from .projection import project_updates as project_updates
-from .projection import random_bases as random_bases
-from .projection import tree_leakage as tree_leakage
 from .subspace_adamw import subspace_adamw as subspace_adamw
 from .subspace_adamw import subspace_coordinates as subspace_coordinates

@@ -26,8 +26,11 @@ class AdamWSettings:
         b1, b2, eps: Adam's.
         weight_decay: decoupled; multiplied by the learning rate.
         decay: what is decayed: "all" parameters, as PyTorch's default does, or "matrices" only (no norm scales, no
-            biases). A does not say which.
-        clip_norm: the gradient's global norm is clipped to it; None leaves it. A does not say.
+            biases).
+        clip_norm: the gradient's global norm is clipped to it; None leaves it.
+
+    The study that this package reimplements, "On the Geometry of On-Policy Distillation" (arXiv 2606.07082), states
+    neither what it decays nor whether it clips.
 
     Raises:
         UserError: naming the field and its value.
@@ -100,7 +103,14 @@ def learning_rate_schedule(settings: AdamWSettings, steps: int) -> Callable[[Any
 
 
 def with_standard_promotion(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same transformation, runnable where `jax_numpy_dtype_promotion` is "strict" (Optax mixes int and float)."""
+    """The same transformation, runnable where `jax_numpy_dtype_promotion` is "strict" (Optax mixes int and float).
+
+    Args:
+        transform: any Optax transformation.
+
+    Returns:
+        One with the same states and updates.
+    """
     inner = optax.with_extra_args_support(transform)
 
     def init(params: optax.Params) -> optax.OptState:
@@ -132,7 +142,7 @@ def adamw(settings: AdamWSettings, steps: int, *, matrices: Any = None) -> optax
     Raises:
         ValueError: steps below 1.
 
-    Reference: arXiv 1711.05101.
+    Reference: Decoupled Weight Decay Regularization (arXiv 1711.05101).
     """
     mask = (matrices if matrices is not None else decayed_by_name) if settings.decay == "matrices" else None
     transform = optax.adamw(
@@ -149,7 +159,14 @@ def adamw(settings: AdamWSettings, steps: int, *, matrices: Any = None) -> optax
 
 
 def decayed_by_name(params: Any) -> Any:
-    """Tree of bools: True at leaves named "kernel" or "embedding", False at scales and biases."""
+    """Tree of bools: True at leaves named "kernel" or "embedding", False at scales and biases.
+
+    Args:
+        params: tree with dict keys.
+
+    Returns:
+        A tree of the same structure, for `decay_mask`.
+    """
 
     def is_matrix(path: tuple[Any, ...], leaf: Array) -> bool:
         name = str(getattr(path[-1], "key", "")) if path else ""

@@ -1,4 +1,4 @@
-"""Side-by-side reading of parameter trees and the trees that say something of some of their leaves."""
+"""Parameter trees walked together with a second tree of bases, masks or steps that has the same structure."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -13,11 +13,18 @@ Side = Literal["right", "left"]
 
 
 class Leaf(NamedTuple):
-    """One parameter leaf: where it is, what is said of it (None: nothing), and how it is read as a matrix."""
+    """One leaf of a parameter tree and what belongs to it.
+
+    Attributes:
+        path: as `jax.tree_util.keystr` writes it, for error messages.
+        value: the parameter, gradient or update, in its own layout.
+        companion: the leaf at the same place of the second tree (a basis, a mask); None where that tree has none.
+        spec: which axes of `value` are the matrix's out, in and batch axes; None where it is `[..., out, in]` already.
+    """
 
     path: str
     value: Any
-    note: Any
+    companion: Any
     spec: MatrixSpec | None
 
     def matrix(self) -> Array:
@@ -29,15 +36,15 @@ class Leaf(NamedTuple):
         return matrix if self.spec is None else from_matrix(matrix, self.spec, self.value.shape)
 
 
-def map_leaves(fn: Callable[[Leaf], Any], tree: Any, notes: Any, specs: Any, *, name: str) -> Any:
-    """`fn` of every leaf of `tree`, beside its note and its spec.
+def map_leaves(fn: Callable[[Leaf], Any], tree: Any, companions: Any, specs: Any, *, name: str) -> Any:
+    """`fn` of every leaf of `tree`, with its companion and its spec.
 
     Args:
         fn: takes a `Leaf`, returns the new leaf.
         tree: parameters, gradients or updates.
-        notes: a tree of the same structure, None where there is nothing to say.
+        companions: a tree of the same structure, None at leaves that have no companion.
         specs: a tree of `MatrixSpec` or None of the same structure; or None, where all leaves are `[..., out, in]`.
-        name: what the notes are, for errors ("bases", "masks").
+        name: what the companions are, for errors ("bases", "masks").
 
     Returns:
         a tree like `tree`.
@@ -46,13 +53,13 @@ def map_leaves(fn: Callable[[Leaf], Any], tree: Any, notes: Any, specs: Any, *, 
         ValueError: trees of different structure.
     """
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree)
-    noted = _aligned(notes, structure, name, lambda node: node is None)
+    beside = _aligned(companions, structure, name, lambda node: node is None)
     spec_of: list[Any] = [None] * len(pairs)
     if specs is not None:
         spec_of = _aligned(specs, structure, "specs", lambda node: node is None or isinstance(node, MatrixSpec))
     leaves = (
-        Leaf(jax.tree_util.keystr(path), value, note, spec)
-        for (path, value), note, spec in zip(pairs, noted, spec_of, strict=True)
+        Leaf(jax.tree_util.keystr(path), value, companion, spec)
+        for (path, value), companion, spec in zip(pairs, beside, spec_of, strict=True)
     )
     return jax.tree.unflatten(structure, [fn(leaf) for leaf in leaves])
 
@@ -67,16 +74,16 @@ def _aligned(tree: Any, structure: Any, name: str, is_leaf: Callable[[Any], bool
 
 
 def check_basis(leaf: Leaf, side: Side) -> None:
-    """Raises ValueError unless the leaf's note is a basis of its input (right) or output (left) side."""
+    """Raises ValueError unless the leaf's companion is a basis of its input (right) or output (left) side."""
     if side not in ("right", "left"):
         raise ValueError(f"side is {side!r}; 'right' or 'left' is needed")
-    if leaf.note is None:
+    if leaf.companion is None:
         return
     shape = jax.eval_shape(leaf.matrix).shape
     if len(shape) < 2:
         raise ValueError(f"bases{leaf.path}: the parameter has shape {shape}, which is no matrix; None is needed")
     expected = (*shape[:-2], shape[-1] if side == "right" else shape[-2])
-    found = leaf.note.shape
+    found = leaf.companion.shape
     if len(found) != len(shape) or found[:-1] != expected or found[-1] > expected[-1]:
         sizes = ", ".join(map(str, expected))
         raise ValueError(

@@ -33,7 +33,8 @@ def mask_gradients(masks: Any, *, specs: Any = None) -> optax.GradientTransforma
     Raises:
         ValueError: at `init`, naming the leaf, where trees or shapes do not fit.
 
-    References: arXiv 2511.08567, 2606.13657, 2506.00772.
+    References: The Path Not Taken (arXiv 2511.08567); Dense Supervision, Sparse Updates (arXiv 2606.13657); LIFT (arXiv
+        2506.00772).
     """
     return _masking(masks, specs, 0.0)
 
@@ -73,12 +74,12 @@ def restore_frozen(params: Any, initial: Any, masks: Any, *, specs: Any = None) 
     Returns:
         a tree like params.
     """
-    kept = map_leaves(lambda leaf: _OldAndMask(leaf.value, leaf.note), initial, masks, None, name="masks")
+    kept = map_leaves(lambda leaf: _OldAndMask(leaf.value, leaf.companion), initial, masks, None, name="masks")
 
     def one(leaf: Leaf) -> Array:
-        if leaf.note.mask is None:
+        if leaf.companion.mask is None:
             return leaf.value
-        return jnp.where(_in_layout(leaf._replace(note=leaf.note.mask)), leaf.value, leaf.note.old)
+        return jnp.where(_in_layout(leaf._replace(companion=leaf.companion.mask)), leaf.value, leaf.companion.old)
 
     return map_leaves(one, params, kept, specs, name="initial parameters")
 
@@ -89,7 +90,7 @@ def _masking(masks: Any, specs: Any, fill: float) -> optax.GradientTransformatio
         return MaskState(own_copy(masks))
 
     def one(leaf: Leaf) -> Array:
-        if leaf.note is None:
+        if leaf.companion is None:
             return leaf.value
         return jnp.where(_in_layout(leaf), leaf.value, jnp.asarray(fill, leaf.value.dtype))
 
@@ -103,25 +104,27 @@ def _masking(masks: Any, specs: Any, fill: float) -> optax.GradientTransformatio
 
 
 def _check(leaf: Leaf) -> None:
-    if leaf.note is None:
+    if leaf.companion is None:
         return
-    if leaf.note.dtype != jnp.bool_:
-        raise ValueError(f"masks{leaf.path}: dtype {leaf.note.dtype}; bool is needed")
+    if leaf.companion.dtype != jnp.bool_:
+        raise ValueError(f"masks{leaf.path}: dtype {leaf.companion.dtype}; bool is needed")
     try:
         fits = jnp.broadcast_shapes(_in_layout(leaf).shape, leaf.value.shape) == leaf.value.shape
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"masks{leaf.path}: shape {leaf.note.shape} does not fit the parameter's {leaf.value.shape}")
+        raise ValueError(
+            f"masks{leaf.path}: shape {leaf.companion.shape} does not fit the parameter's {leaf.value.shape}"
+        )
 
 
 def _in_layout(leaf: Leaf) -> Array:
-    return leaf.note if leaf.spec is None else leaf.restore(leaf.note)
+    return leaf.companion if leaf.spec is None else leaf.restore(leaf.companion)
 
 
 @dataclass(frozen=True)
 class _OldAndMask:
-    """What is said of one leaf: no pytree, so that a tree takes it whole."""
+    """The companion of one leaf; no pytree, so that the tree that holds it does not look inside."""
 
     old: Array
     mask: Array | None

@@ -1,12 +1,9 @@
-"""Training confined to a subspace by projecting gradients or updates, and how much leaks out of it."""
+"""Training confined to a subspace by projecting gradients or updates."""
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
-from jaxtyping import Float
 
 from .leaves import Leaf, Side, check_basis, from_coordinates, map_leaves, own_copy, to_coordinates
 
@@ -21,8 +18,8 @@ def project_gradients(bases: Any, side: Side = "right", *, specs: Any = None) ->
     r"""Projects every gradient onto a subspace: `g ← g V Vᵀ` (right) or `g ← U Uᵀ g` (left), per matrix.
 
     Goes first in a chain. It does **not** confine what an adaptive optimizer then does: Adam's elementwise scaling
-    rotates the step out of the subspace, and decoupled weight decay never passes through here. Report `leakage`; or
-    use `project_updates` last in the chain, or `subspace_adamw`.
+    rotates the step out of the subspace, and decoupled weight decay never passes through here. Report
+    `diagnostics.subspace_leakage`; or use `project_updates` last in the chain, or `subspace_adamw`.
 
     Args:
         bases: tree like the parameters; at a matrix an array of orthonormal columns, `[*batch, in, K]` (right) or
@@ -36,7 +33,8 @@ def project_gradients(bases: Any, side: Side = "right", *, specs: Any = None) ->
     Raises:
         ValueError: at `init`, naming the leaf, where trees or shapes do not fit.
 
-    Reference: arXiv 2606.07082, section 5 (K = 16, right side, V from ΔW at about 20 % of training).
+    Reference: On the Geometry of On-Policy Distillation (arXiv 2606.07082), section 5 (K = 16, right side, V from ΔW at
+        about 20 % of training).
     """
     return _projection(bases, side, specs)
 
@@ -67,9 +65,9 @@ def _projection(bases: Any, side: Side, specs: Any) -> optax.GradientTransformat
         return ProjectionState(own_copy(bases))
 
     def project(leaf: Leaf) -> Array:
-        if leaf.note is None:
+        if leaf.companion is None:
             return leaf.value
-        inside = from_coordinates(to_coordinates(leaf.matrix(), leaf.note, side), leaf.note, side)
+        inside = from_coordinates(to_coordinates(leaf.matrix(), leaf.companion, side), leaf.companion, side)
         return leaf.restore(inside).astype(leaf.value.dtype)
 
     def update(
@@ -79,66 +77,3 @@ def _projection(bases: Any, side: Side, specs: Any) -> optax.GradientTransformat
         return map_leaves(project, updates, state.bases, specs, name="bases"), state
 
     return optax.GradientTransformation(init, update)
-
-
-def leakage(
-    delta: Float[Array, "*batch out in"], basis: Float[Array, "*batch side k"], *, side: Side = "right"
-) -> Float[Array, "*batch"]:
-    r"""Share of an update's energy outside a subspace: `‖ΔW(I - VVᵀ)‖² / ‖ΔW‖²` (left: `‖(I - UUᵀ)ΔW‖² / ‖ΔW‖²`).
-
-    Args:
-        delta: `[*batch, out, in]`, the cumulative update.
-        basis: orthonormal columns, `[*batch, in, K]` (right) or `[*batch, out, K]` (left).
-        side: which side the basis spans.
-
-    Returns:
-        float32 `[*batch]` in [0, 1]; NaN for a zero update. An isotropic update gives `1 - K/in`.
-
-    Raises:
-        ValueError: shapes that do not fit.
-    """
-    check_basis(Leaf("", delta, basis, None), side)
-    delta = delta.astype(jnp.float32)
-    outside = delta - from_coordinates(to_coordinates(delta, basis, side), basis, side)
-    # Scaled by the largest entry: squares of late-training updates underflow in float32.
-    scale = jnp.max(jnp.abs(delta), axis=(-2, -1), keepdims=True)
-    safe = jnp.where(scale > 0, scale, 1.0)
-    energy = jnp.sum((delta / safe) ** 2, axis=(-2, -1))
-    return jnp.sum((outside / safe) ** 2, axis=(-2, -1)) / jnp.where(energy > 0, energy, jnp.nan)
-
-
-def tree_leakage(delta: Any, bases: Any, *, specs: Any = None, side: Side = "right") -> Any:
-    """`leakage` of every projected matrix of a tree.
-
-    Args:
-        delta: tree of cumulative updates.
-        bases: as in `project_gradients`.
-        specs: as in `project_gradients`.
-        side: which side the bases span.
-
-    Returns:
-        a tree like delta: float32 `[*batch]` at projected leaves, None elsewhere.
-    """
-
-    def one(leaf: Leaf) -> Array | None:
-        return None if leaf.note is None else leakage(leaf.matrix(), leaf.note, side=side)
-
-    return map_leaves(one, delta, bases, specs, name="bases")
-
-
-def random_bases(key: Array, bases: Any) -> Any:
-    """A control: for every basis a uniformly random one of the same shape, `[*batch, side, K]`, orthonormal, float32.
-
-    Args:
-        key: random key; each leaf folds in its index.
-        bases: tree of bases, None at leaves that are left as they are.
-
-    Returns:
-        a tree like bases.
-    """
-    leaves, structure = jax.tree.flatten(bases)
-    drawn = [
-        jnp.linalg.qr(jax.random.normal(jax.random.fold_in(key, index), leaf.shape))[0]
-        for index, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(structure, drawn)

@@ -38,7 +38,7 @@ def subspace_coordinates(tree: Any, bases: Any, *, specs: Any = None, side: Side
     """
 
     def one(leaf: Leaf) -> Array:
-        return leaf.value if leaf.note is None else to_coordinates(leaf.matrix(), leaf.note, side)
+        return leaf.value if leaf.companion is None else to_coordinates(leaf.matrix(), leaf.companion, side)
 
     return map_leaves(one, tree, bases, specs, name="bases")
 
@@ -56,10 +56,9 @@ def subspace_adamw(
     decay_mask: Any = None,
     gradients_in_coordinates: bool = False,
 ) -> optax.GradientTransformation:
-    r"""AdamW in the coordinates of a subspace, per matrix.
+    """AdamW in the coordinates of a subspace, per matrix.
 
-    .. math:: c = g V, \quad m, v = \text{moments of } c\ [out, K], \quad
-              W \leftarrow W - \eta\,\bigl(\hat m/(\sqrt{\hat v} + \epsilon) + \lambda\, W V\bigr) V^\top
+        c = g V,  m, v = moments of c [out, K],  W ← W − η·(m̂ / (√v̂ + ε) + λ·W V) Vᵀ
 
     Every update is a matrix times `Vᵀ`, weight decay included, so `ΔW (I - VVᵀ) = 0` to the rounding of W itself.
     Moments take K/in of AdamW's memory. The step depends on the choice of basis of the same subspace, as Adam's
@@ -116,12 +115,14 @@ def subspace_adamw(
         rate = jnp.asarray(rate, jnp.float32)
 
         def back(leaf: Leaf) -> Array:
-            change = -rate * leaf.note.step.astype(jnp.float32)
-            if leaf.note.basis is not None:
-                change = leaf.restore(from_coordinates(change, leaf.note.basis, side))
+            change = -rate * leaf.companion.step.astype(jnp.float32)
+            if leaf.companion.basis is not None:
+                change = leaf.restore(from_coordinates(change, leaf.companion.basis, side))
             return change.astype(leaf.value.dtype)
 
-        pairs = map_leaves(lambda leaf: _BasisAndStep(leaf.note, leaf.value), steps, state.bases, None, name="bases")
+        pairs = map_leaves(
+            lambda leaf: _BasisAndStep(leaf.companion, leaf.value), steps, state.bases, None, name="bases"
+        )
         final = map_leaves(back, params, pairs, specs, name="bases")
         return final, SubspaceAdamWState(state.count + 1, adam_state, state.bases)
 
@@ -130,7 +131,7 @@ def subspace_adamw(
 
 @dataclass(frozen=True)
 class _BasisAndStep:
-    """What is said of one leaf: no pytree, so that a tree takes it whole."""
+    """The companion of one leaf; no pytree, so that the tree that holds it does not look inside."""
 
     basis: Array | None
     step: Array

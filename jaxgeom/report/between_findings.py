@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from .catalogue import format_count, format_value
-from .findings import ratio_words, undefined_sentences
-from .reading import cell, rounding_null
+from .findings import over_words, ratio_words, undefined_sentences
+from .formatting import format_count, format_value
+from .reading import cell
 
 
 def between_lead(report: dict[str, Any]) -> list[str]:
@@ -16,8 +16,8 @@ def between_lead(report: dict[str, Any]) -> list[str]:
         f"Run A went from {origin} to {a}, run B from the same start to {b}; {format_count(count)} matrices were "
         "measured.",
         "Overlaps of the changed entries stand beside two nulls: masks of the same sizes laid at random, and two "
-        "random updates of the same densities after rounding, which meet at small weights by themselves. The excess "
-        "is taken over the latter.",
+        "random updates of the same densities after rounding, which meet at small weights by themselves. Each has its "
+        "own excess; the second null is the one to beat.",
     ]
 
 
@@ -36,27 +36,32 @@ def between_findings(report: dict[str, Any]) -> list[str]:
 
 
 def _masks(summary: Any) -> str:
-    own, rounding = cell(summary, "jaccard"), rounding_null(summary, "jaccard")
+    own, rounding = cell(summary, "jaccard"), cell(summary, "jaccard", "rounding")
     if own.value is None:
         return ""
     sentence = f"The changed entries of the two runs have a Jaccard index of {format_value('jaccard', own.value)}"
+    sentence += f" ({said})" if (said := over_words("jaccard", own)) else ""
     if own.null is not None:
         sentence += f"; masks of the same sizes laid at random have {format_value('jaccard', own.null)}"
-    if rounding is None or own.excess is None:
+    if rounding.null is None or rounding.excess is None:
         return sentence + "."
-    sentence += f", two random updates after rounding {format_value('jaccard', rounding)}"
-    if abs(own.excess) < 0.02:
+    there = ""
+    if rounding.count != own.count:
+        there = f" over the {rounding.count} matrices that have this null ({format_value('jaccard', rounding.value)})"
+    sentence += f", two random updates after rounding {format_value('jaccard', rounding.null)}{there}"
+    if abs(rounding.excess) < 0.02:
         return sentence + ": within two points of what size and rounding alone give."
-    where = "more" if own.excess > 0 else "less"
+    where = "more" if rounding.excess > 0 else "less"
     return sentence + f": they share {where} than size and rounding explain."
 
 
 def _one_sided(summary: Any) -> str:
     parts = []
     for key, first, second in (("overlap_a_in_b", "B", "A"), ("overlap_b_in_a", "A", "B")):
-        own, rounding = cell(summary, key), rounding_null(summary, key)
+        rounding = cell(summary, key, "rounding")
+        own = rounding if rounding.null is not None else cell(summary, key)
         if own.value is not None:
-            null = f" (rounding null {format_value(key, rounding)})" if rounding is not None else ""
+            null = f" (rounding null {format_value(key, own.null)})" if rounding.null is not None else ""
             parts.append(f"of what {first} changed, {second} changed {format_value(key, own.value)}{null}")
     return f"One-sided: {'; '.join(parts)}." if parts else ""
 

@@ -7,19 +7,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from .catalogue import STATISTICS, format_value, statistic
-from .reading import Cell, cell, label_of, method_cell, methods_of, number, rounding_null
-from .tables import accuracy_cells, early_similarity, written
-
-_COLUMNS = (
-    ("relative_norm", "relative\nnorm"),
-    ("sparsity_bf16", "sparsity\n(bf16)"),
-    ("overlap_principal", "overlap\nprincipal"),
-    ("overlap_low", "overlap\nlow"),
-    ("nss", "spectral\nshift"),
-    ("angle_right_mean_deg", "angle\nright"),
-    ("stable_rank", "stable\nrank"),
-)
+from ..diagnostics.statistics import FURTHER, KIND_LABELS
+from .formatting import format_value, headline_of, population_words, statistic
+from .reading import Cell, cell, compared_cell, label_of, methods_of, number
+from .tables import accuracy_cells, early_similarity, shared_population, statistics_of, written
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -37,11 +28,12 @@ def print_table(report: dict[str, Any], console: Console) -> None:
         console.print(wide if fits else _turned(report))
 
 
-def _stacked(key: str, own: Cell) -> Text:
+def _stacked(key: str, cells: list[Cell], own: Cell) -> Text:
     text = written(key, own)
-    if not text.null:
-        return Text(text.value)
-    return Text.assemble(text.value, ("\nnull " + text.null, "dim"))
+    lines = [f"null {text.null}"] if text.null else []
+    if own.value is not None and own.count is not None and not shared_population(key, cells):
+        lines.append(f"n = {own.count}")
+    return Text.assemble(text.value, *(("\n" + line, "dim") for line in lines))
 
 
 def _study_columns(report: dict[str, Any]) -> list[tuple[str, list[Text]]]:
@@ -51,14 +43,21 @@ def _study_columns(report: dict[str, Any]) -> list[tuple[str, list[Text]]]:
         ("accuracy\nafter", [Text(format_value("accuracy", accuracy_cells(m)[1].value)) for m in methods]),
         ("steps", [Text("–" if (n := number(m.get("steps"))) is None else f"{n:.0f}") for m in methods]),
     ]
-    for key, label in _COLUMNS:
-        columns.append((label, [_stacked(key, _without_interval(method_cell(m, key))) for m in methods]))
-    early = [_stacked("sim_to_final", _without_interval(early_similarity(m))) for m in methods]
-    return [*columns, ("similarity\nto final, 20 %", early)]
+    for key in headline_of("compare"):
+        cells = [compared_cell(report, name, key) for name in methods_of(report)]
+        if any(own.value is not None for own in cells):
+            columns.append((_label(key, statistic(key).short, cells), [_stacked(key, cells, own) for own in cells]))
+    cells = [early_similarity(report, name) for name in methods_of(report)]
+    label = _label("sim_to_final", "similarity to final, 20 %", cells)
+    return [*columns, (label, [_stacked("sim_to_final", cells, own) for own in cells])]
 
 
-def _without_interval(own: Cell) -> Cell:
-    return own._replace(low=None, high=None)
+def _label(key: str, short: str, cells: list[Cell]) -> str:
+    """A narrow column's label: a word a line, and the population that its cells share."""
+    words = (short or statistic(key).label).split(" ")
+    lines = [" ".join(words[: -(-len(words) // 2)]), " ".join(words[-(-len(words) // 2) :])]
+    shared = shared_population(key, cells).removesuffix(" matrices").removesuffix(" tensors")
+    return "\n".join(line for line in (*lines, shared) if line)
 
 
 def _wide(report: dict[str, Any]) -> Table:
@@ -84,24 +83,27 @@ def _turned(report: dict[str, Any]) -> Table:
 
 def _title(report: dict[str, Any]) -> str:
     seeds = report.get("seeds") or []
-    return (
-        f"Means over {len(seeds)} seeds; null: what chance gives"
-        if len(seeds) > 1
-        else "One seed; null: what chance gives"
-    )
+    means = f"Means over {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
+    return f"{means}; null: what chance gives; n: matrices (of sparsity: tensors) that every method has"
 
 
 def _comparison(report: dict[str, Any]) -> Table:
-    table = Table(title="Mean over matrices; null: what chance gives", title_justify="left")
+    table = Table(title="Mean over the n matrices that have value and null; null: what chance gives",
+                  title_justify="left")  # fmt: skip
     table.add_column("statistic")
-    summary = report.get("summary")
-    keys = [key for key in STATISTICS if isinstance(summary, dict) and key in summary]
-    rounding = {key: rounding_null(summary, key) for key in keys}
-    two_nulls = any(value is not None for value in rounding.values())
-    for label in ("value", "null", "rounding null", "excess") if two_nulls else ("value", "null", "excess"):
+    for label in ("value", "null", "excess", "n"):
         table.add_column(label, justify="right")
-    for key in keys:
-        text = written(key, cell(summary, key))
-        nulls = [text.null or "–"] + ([format_value(key, rounding[key])] if two_nulls else [])
-        table.add_row(Text(statistic(key).label), text.value, *nulls, text.excess or "–")
+    summary = report.get("summary")
+    for key in statistics_of(summary):
+        own = cell(summary, key)
+        text = written(key, own)
+        count = population_words(own.count, own.of, noun="").removeprefix("n = ").strip() or "–"
+        table.add_row(Text(statistic(key).label), text.value, text.null or "–", text.excess or "–", count)
+        for kind in FURTHER if key in headline_of("between") else ():
+            other = cell(summary, key, kind)
+            if other.null is not None:
+                count = population_words(other.count, own.of, noun="").removeprefix("n = ").strip() or "–"
+                cells = (format_value(key, other.value), format_value(key, other.null))
+                excess = format_value(key, other.excess, signed=True)
+                table.add_row(Text(f"  beside its {KIND_LABELS[kind]}", style="dim"), *cells, excess, count)
     return table

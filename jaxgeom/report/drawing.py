@@ -7,15 +7,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .catalogue import format_value, statistic
-from .reading import Cell, by_layer, label_of, numbers, seeds_of, track
+from ..diagnostics.statistics import SOURCES
+from .formatting import format_value, population_noun, population_words, statistic
+from .published import CONTROLLED
+from .reading import Cell, by_layer, label_of, numbers, population_range, seeds_of, track, track_cells
 from .style import FAINT, INK, MUTED, Look, label_ends, last_point, look, plot_track, scale_x, scale_y
 
 Methods = dict[str, dict[str, Any]]
 
 
 def published_mark(axes: Axes, value: float, row: float | int, controlled: bool) -> None:
-    """A published value: filled for A's controlled runs, open for other models."""
+    """A published value: filled for the controlled runs of *On the Geometry of OPD*, open for other models."""
     marker, size, face = ("D", 22, MUTED) if controlled else ("o", 16, "none")
     axes.scatter([value], [row], s=size, marker=marker, facecolors=face, edgecolors=MUTED, linewidths=0.7, zorder=2)
 
@@ -28,8 +30,17 @@ def reference_mark(axes: Axes, value: float, row: float | int, controlled: bool)
 
 def reference_key() -> list[Line2D]:
     """The key to the published marks."""
+    controlled = f"published, {SOURCES[CONTROLLED].cited}"
     return [
-        Line2D([], [], linestyle="none", marker="D", color=MUTED, markersize=4, label="published, A's controlled run"),
+        Line2D(
+            [],
+            [],
+            linestyle="none",
+            marker="D",
+            color=MUTED,
+            markersize=4,
+            label=controlled,
+        ),
         Line2D(
             [], [], linestyle="none", marker="o", markerfacecolor="none", color=MUTED, label="published, other models"
         ),
@@ -42,9 +53,43 @@ def interval_bar(axes: Axes, own: Cell, row: float | int) -> None:
 
 
 def triple(key: str, own: Cell) -> str:
-    """`1.20° (null 1.31°)`."""
-    null = f" (null {format_value(key, own.null)})" if own.null is not None else ""
-    return f"{format_value(key, own.value)}{null}"
+    """`1.20° (null 1.31°, n = 14 of 14 matrices)`."""
+    null = f"null {format_value(key, own.null)}" if own.null is not None else ""
+    beside = ", ".join(text for text in (null, _over(key, own)) if text and own.value is not None)
+    return format_value(key, own.value) + (f" ({beside})" if beside else "")
+
+
+def _over(key: str, own: Cell) -> str:
+    return population_words(own.count, own.of, noun=population_noun(key))
+
+
+def with_population(label: str, key: str, cells: Sequence[Cell]) -> str:
+    """An axis label with the population of the panel under it."""
+    return "\n".join(text for text in (label, population_range(key, cells)) if text)
+
+
+def against_null(key: str, cells: Sequence[tuple[str, Cell]], *, null: str = "null", where: str = "") -> str:
+    """What value and null of one population say, in a sentence: which series is below chance, which above; or "".
+
+    Args:
+        key: the statistic.
+        cells: what each series is called, with its cell.
+        null: what the null is called.
+        where: at which step, for instance.
+    """
+    said: dict[str, list[str]] = {"less than chance": [], "as chance gives": [], "more than chance": []}
+    for name, own in cells:
+        if own.value is None or own.null is None or own.excess is None:
+            continue
+        close = abs(own.excess) <= 0.01 * max(abs(own.value), abs(own.null))
+        word = "as chance gives" if close else "more than chance" if own.excess > 0 else "less than chance"
+        text = f"{format_value(key, own.value)} ({null} {format_value(key, own.null)})"
+        said[word].append(f"{name} {text}" if name else text)
+    parts = [f"{word}: {', '.join(texts)}" for word, texts in said.items() if texts]
+    if not parts:
+        return ""
+    label, over = statistic(key).label, population_range(key, [own for _, own in cells])
+    return f"{label[0].upper()}{label[1:]}{f' ({over})' if over else ''}{where and f' {where}'}, {'; '.join(parts)}."
 
 
 def draw_by_layer(
@@ -56,11 +101,11 @@ def draw_by_layer(
     """Fill one panel per (key, title, axis label) with each group along the layers; False if all are empty."""
     any_drawn = False
     for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, statistics, strict=True)):
-        every, labels, places, measured = [], [], [], False
+        every, labels, places, held = [], [], [], []
         for style, group, text in groups.values():
             layers, cells = by_layer(group, key)
             places += layers
-            measured |= any(c.count is not None for c in cells)
+            held += cells
             values, nulls = [c.value for c in cells], [c.null for c in cells]
             if plot_track(axes, layers, values, style):
                 end = last_point(layers, values)
@@ -68,12 +113,12 @@ def draw_by_layer(
             plot_track(axes, layers, nulls, style, kind="null")
             every += values + nulls
         axes.set_title(title)
-        axes.set_xlabel("layer")
+        axes.set_xlabel(with_population("layer", key, held))
         axes.set_ylabel(axis_label)
         scale_x(axes, places)
         scale_y(axes, every, share=statistic(key).unit == "share")
         if not labels:
-            blank(axes, "undefined" if measured else "not measured")
+            blank(axes, "undefined" if any(c.count is not None for c in held) else "not measured")
         any_drawn |= bool(labels)
         if position == len(axes_list) - 1 and len(groups) > 1:
             label_ends(figure, axes, labels)
@@ -129,7 +174,8 @@ def draw_overlaps(axes_list: list[Axes], rows: dict[str, tuple[Look, dict[str, C
         axes.set_title(title)
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, 1)
-        axes.set_xlabel("share of changed entries inside the mask (%)")
+        cells = [held[key] for _, held in rows.values()]
+        axes.set_xlabel(with_population("share of changed entries inside the mask (%)", key, cells))
         axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
         axes.grid(axis="y", visible=False)
 
@@ -164,9 +210,10 @@ def draw_tracks(
     """Fill one panel per (key, title, axis label) with each method along its steps; False if all are empty."""
     any_drawn, ends = False, []
     for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, tracks, strict=True)):
-        every, labels = [], []
+        every, labels, held = [], [], []
         for index, (name, method) in enumerate(methods.items()):
             style = look(name, index)
+            held += track_cells(method.get("trajectory"), key)
             for seed in seeds_of(method) if len(seeds_of(method)) > 1 else []:
                 x, y = _along(seed.get("trajectory"), key, progress=progress)
                 plot_track(axes, x, y, style, kind="seed")
@@ -179,7 +226,7 @@ def draw_tracks(
             plot_track(axes, x, nulls, style, kind="null")
             every += y + nulls
         axes.set_title(title)
-        axes.set_xlabel("share of the run's steps (%)" if progress else "step")
+        axes.set_xlabel(with_population("share of the run's steps (%)" if progress else "step", key, held))
         axes.set_ylabel(axis_label)
         share = statistic(key).unit == "share"
         scale_y(axes, every, share=share, log=False if share else None)

@@ -5,10 +5,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from .catalogue import MODULES, format_value
-from .drawing import triple, write_beside
-from .figures_compare import layer_map
-from .reading import cell, rounding_null
+from .drawing import against_null, triple, write_beside
+from .figures_compare import counted_label, layer_map
+from .formatting import MODULES, format_value
+from .reading import Cell, cell
 from .style import INK, MUTED, SINGLE, Drawing, key_below, panels
 
 _MASKS = (
@@ -20,7 +20,7 @@ _UPDATES = (
     ("orthogonal_share", "Orthogonal share of the updates", "1 − cos² (%)"),
     ("subspace_similarity", "Leading right subspaces", "similarity of the top-K subspaces (%)"),
 )
-_MAP = ("jaccard_excess", "orthogonal_share", "subspace_similarity_excess")
+_MAP = ("jaccard_rounding_excess", "orthogonal_share", "subspace_similarity_excess")
 
 
 def between_drawings(report: dict[str, Any], rows: list[dict[str, Any]]) -> list[Drawing]:
@@ -70,32 +70,43 @@ def _by_module(
         axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-    axes_list[0].set_yticks(range(len(sources)), list(sources))
+    labels = [counted_label(name, [_shown(source, key) for key, _, _ in columns]) for name, source in sources.items()]
+    axes_list[0].set_yticks(range(len(sources)), labels)
     axes_list[0].set_ylim(len(sources) - 0.4, -0.6)
     axes_list[0].get_yticklabels()[0].set_fontweight("bold")
     key_below(figure, [], _key(rounding))
     told = ", ".join(
-        f"{heading.lower()} {triple(key, cell(report.get('summary'), key))}" for key, heading, _ in columns
+        f"{heading.lower()} {triple(key, _shown(report.get('summary'), key))}" for key, heading, _ in columns
     )
-    return Drawing(name, title, text, f"{noun}: {told}.", figure)
+    name_of_null = "rounding null" if rounding else "null"
+    cells = ((key, _shown(report.get("summary"), key)) for key, _, _ in columns)
+    said = (against_null(key, [("", own)], null=name_of_null) for key, own in cells)
+    return Drawing(name, title, text, f"{noun}: {told}.", figure, tuple(sentence for sentence in said if sentence))
+
+
+def _shown(source: Any, key: str) -> Cell:
+    """What a row shows: against the rounding null where there is one, over the matrices that have it."""
+    rounding = cell(source, key, "rounding")
+    return rounding if rounding.null is not None else cell(source, key)
 
 
 def _draw_row(axes: Axes, row: int, key: str, source: Any) -> None:
-    own, tick = cell(source, key), rounding_null(source, key)
+    own, plain, rounding = _shown(source, key), cell(source, key), cell(source, key, "rounding")
     if own.value is None:
         axes.text(0.01, row, "undefined", va="center", color=MUTED, fontsize=6.5)
         return
-    baseline = tick if tick is not None else own.null
-    if baseline is not None:
-        axes.plot([baseline, own.value], [row, row], color=SINGLE.color, linewidth=2.4, alpha=0.5, zorder=3)
+    # The null of independence is drawn where it is one of the same matrices.
+    independent = plain.null if plain.count == own.count else None
     if own.null is not None:
-        axes.plot([own.null], [row], marker="o", markerfacecolor="none", color=MUTED, markersize=5, zorder=4)
-    if tick is not None:
-        axes.plot([tick], [row], marker="|", color=INK, markersize=9, markeredgewidth=1.6, zorder=5)
+        axes.plot([own.null, own.value], [row, row], color=SINGLE.color, linewidth=2.4, alpha=0.5, zorder=3)
+    if independent is not None:
+        axes.plot([independent], [row], marker="o", markerfacecolor="none", color=MUTED, markersize=5, zorder=4)
+    if rounding.null is not None:
+        axes.plot([rounding.null], [row], marker="|", color=INK, markersize=9, markeredgewidth=1.6, zorder=5)
     axes.plot([own.value], [row], marker=SINGLE.marker, color=SINGLE.color, markersize=4.5, zorder=6)
     if own.excess is not None:
         text = format_value(key, own.excess, signed=True)
-        write_beside(axes, row, text, [own.value, own.null, tick], SINGLE.text, limit=0.78, gap=0.03)
+        write_beside(axes, row, text, [own.value, independent, own.null], SINGLE.text, limit=0.78, gap=0.03)
 
 
 def _key(rounding: bool) -> list[Line2D]:

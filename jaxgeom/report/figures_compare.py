@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from matplotlib.axes import Axes
@@ -12,10 +12,11 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from .catalogue import MODULES, format_value, statistic
+from ..diagnostics.statistics import KIND_LABELS, split_key
 from .drawing import (
     OVERLAP_TEXT,
     OVERLAPS,
+    against_null,
     blank,
     draw_by_layer,
     draw_overlaps,
@@ -24,8 +25,9 @@ from .drawing import (
     reference_key,
     triple,
 )
+from .formatting import MODULES, format_count, format_value, population_words, statistic
 from .published import PUBLISHED_FRACTION, references
-from .reading import cell, number, numbers
+from .reading import Cell, cell, number, numbers
 from .style import FAINT, FAMILY_LOOKS, INK, MUTED, PAPER, SINGLE, Drawing, key_below, panels, plain_number, scale_y
 
 
@@ -53,9 +55,10 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
     """Sparsity by kind of parameter, visible and at an absolute tolerance, over the published values of each."""
     groups = (report.get("groups") or {}).get("sparsity") or {}
     names = [(label, groups[name]) for name, label in _GROUPS if _holds_any(groups.get(name))]
-    found = [[(label, cell(group, key).value) for label, group in names] for key, _, _ in _SPARSITIES]
-    if all(value is None for panel in found for _, value in panel):
-        found = [[("matrices", cell(report.get("summary"), key).value)] for key, _, _ in _SPARSITIES]
+    own = [{label: cell(group, key) for label, group in names} for key, _, _ in _SPARSITIES]
+    if all(one.value is None for panel in own for one in panel.values()):
+        own = [{"matrices": cell(report.get("summary"), key)} for key, _, _ in _SPARSITIES]
+    found = [[(label, one.value) for label, one in panel.items()] for panel in own]
     shown = [
         (*what, panel)
         for what, panel in zip(_SPARSITIES, found, strict=True)
@@ -63,7 +66,8 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
     ]
     if not shown:
         return None
-    labels = [label for label, _ in found[0]] + [label for _, label in _PUBLISHED]
+    labels = [counted_label(label, [panel[label] for panel in own]) for label, _ in found[0]]
+    labels += [label for _, label in _PUBLISHED]
     figure, axes_list = panels(1, len(shown), 0.9 + 0.27 * len(labels), sharey=True)
     for axes, (key, metric, title, panel) in zip(axes_list, shown, strict=True):
         _sparsity_panel(axes, key, metric, panel)
@@ -86,7 +90,14 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
         "they were trained alike.",
         f"Sparsity, {told}. Published values are drawn as marks below.",
         figure,
+        _against(report.get("summary"), ["sparsity_bf16"]),
     )
+
+
+def counted_label(label: str, cells: Sequence[Cell]) -> str:
+    """The label of a row with the number of matrices or tensors that its cells are over."""
+    counts = dict.fromkeys(own.count for own in cells if own.value is not None and own.count is not None)
+    return f"{label} (n = {', '.join(format_count(count) for count in counts)})" if counts else label
 
 
 def _holds_any(group: Any) -> bool:
@@ -145,7 +156,10 @@ def hidden(rows: list[dict[str, Any]]) -> Drawing | None:
         text = format_value("sparsity_bf16", mean)
         axes.text(place, mean, text, va="bottom", ha="center", fontsize=6.5, zorder=4)
     axes.set_xticks(range(1, 11), ["1\nsmallest", *map(str, range(2, 10)), "10\nlargest"])
-    axes.set_xlabel("decile of |W0| within its matrix")
+    counts = [len(column) for column in known if column]
+    many = population_words(max(counts), len(rows))
+    least = f"n = {format_count(min(counts))} to " if min(counts) < max(counts) else "n = "
+    axes.set_xlabel(f"decile of |W0| within its matrix\n{many.replace('n = ', least)}")
     axes.set_ylabel("hidden share (%)")
     axes.grid(axis="x", visible=False)
     scale_y(axes, means, share=True, log=False)
@@ -164,7 +178,7 @@ def hidden(rows: list[dict[str, Any]]) -> Drawing | None:
 
 
 def overlaps(report: dict[str, Any]) -> Drawing | None:
-    """Overlap with both reference masks by module, beside the rounding null, over A's values at the same fraction."""
+    """Overlap with both reference masks by module beside the rounding null; published values of the same fraction."""
     modules = (report.get("groups") or {}).get("module") or {}
     names = [m for m in MODULES if m in modules] + [m for m in modules if m not in MODULES]
     sources = {"all": report.get("summary")} | {name: modules[name] for name in names}
@@ -175,7 +189,8 @@ def overlaps(report: dict[str, Any]) -> Drawing | None:
     if all(c.value is None for _, cells in rows.values() for c in cells.values()):
         return None
     published = references("low_magnitude_overlap") if _same_fraction(report) else ()
-    labels = [*rows, "published"] if published else list(rows)
+    labels = [counted_label(name, list(cells.values())) for name, (_, cells) in rows.items()]
+    labels += ["published"] if published else []
     figure, axes_list = panels(1, 2, 1.0 + 0.25 * len(labels), sharey=True)
     draw_overlaps(axes_list, rows)
     for mark in published:
@@ -183,13 +198,22 @@ def overlaps(report: dict[str, Any]) -> Drawing | None:
         published_mark(axes_list[1], mark.value, len(rows), mark.controlled)
         where, text = mark.value + 0.02, FAMILY_LOOKS[mark.family].text
         axes_list[1].text(where, len(rows), mark.family.upper(), va="center", color=text, fontsize=6.5)
+    for axes in axes_list:  # every row has a number of its own
+        axes.set_xlabel("share of changed entries inside the mask (%)")
     axes_list[0].set_yticks(range(len(labels)), labels)
     axes_list[0].set_ylim(len(labels) - 0.4, -0.6)
     axes_list[0].tick_params(axis="y", length=0)
     axes_list[0].get_yticklabels()[0].set_fontweight("bold")
     key_below(figure, [], overlap_key(SINGLE) + (reference_key()[:1] if published else []))
-    told = ", ".join(f"{title.lower()} {triple(key, cell(report.get('summary'), key))}" for key, title in OVERLAPS)
-    return Drawing("overlaps", "Where the visible changes fall", OVERLAP_TEXT, f"Overlaps by module: {told}.", figure)
+    summary = report.get("summary")
+    told = ", ".join(f"{title.lower()} {triple(key, cell(summary, key))}" for key, title in OVERLAPS)
+    alt, title = f"Overlaps by module: {told}.", "Where the visible changes fall"
+    return Drawing("overlaps", title, OVERLAP_TEXT, alt, figure, _against(summary, [key for key, _ in OVERLAPS]))
+
+
+def _against(summary: Any, keys: Sequence[str]) -> tuple[str, ...]:
+    """What value and null of a comparison say, statistic by statistic."""
+    return tuple(text for key in keys if (text := against_null(key, [("", cell(summary, key))])))
 
 
 def _same_fraction(report: dict[str, Any]) -> bool:
@@ -222,10 +246,12 @@ def rotation(report: dict[str, Any]) -> Drawing | None:
         "rotation",
         "Rotation and drift by layer",
         "The solid line shows how far the leading singular subspaces turned and how far the spectrum moved, averaged "
-        "over the matrices of each layer. The dashed line is what an isotropic random update of the same Frobenius "
-        "norm does to the same matrices: below it the update avoids the principal directions, above it it seeks them.",
+        "over the matrices of each layer for which value and null are both defined. The dashed line is what an "
+        "isotropic random update of the same Frobenius norm does to the same matrices: where the solid line runs below "
+        "it the update turns them less than chance, above it more.",
         f"By layer: {told}.",
         figure,
+        _against(summary, [key for key, _, _ in _ROTATION]),
     )
 
 
@@ -246,6 +272,7 @@ def ranks(report: dict[str, Any]) -> Drawing | None:
         "one is not.",
         f"By layer: {told}.",
         figure,
+        _against(summary, [key for key, _, _ in _RANKS]),
     )
 
 
@@ -270,11 +297,11 @@ def layer_map(rows: list[dict[str, Any]], keys: tuple[str, ...] = _MAP) -> Drawi
             axes,
             grid,
             diverging=key.endswith("_excess"),
-            share=statistic(key.removesuffix("_excess")).unit == "share",
+            share=statistic(split_key(key)[0]).unit == "share",
         )
-        base = statistic(key.removesuffix("_excess"))
-        title = {"overlap_low": "low-magnitude overlap"}.get(base.key, base.label)
-        axes.set_title(title + ("\nexcess over null (pp)" if key.endswith("_excess") else ""), fontsize=7)
+        base, kind, _ = split_key(key)
+        title, over = statistic(base).short or statistic(base).label, KIND_LABELS.get(kind, "null")
+        axes.set_title(title + (f"\nexcess over {over} (pp)" if key.endswith("_excess") else ""), fontsize=7)
         axes.set_xticks(range(len(modules)), modules, rotation=90)
         axes.set_xlabel("module")
     every = max(1, len(layers) // 18)

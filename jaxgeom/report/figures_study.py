@@ -1,12 +1,17 @@
-"""The figures of a study: one colour per method, the null beside every statistic (A's Figures 2 to 5 and more)."""
+"""The figures of a study: one colour per method, the null beside every statistic.
 
+They are those of *On the Geometry of On-Policy Distillation* (arXiv 2606.07082, Figures 2 to 5) and more. Methods stand
+side by side over the matrices that are defined in all of them.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from .catalogue import format_value, statistic
+from ..diagnostics.statistics import SOURCES
 from .drawing import (
     OVERLAP_TEXT,
     OVERLAPS,
@@ -14,6 +19,7 @@ from .drawing import (
     SUBSPACE_TEXT,
     TRACKS,
     Methods,
+    against_null,
     draw_by_layer,
     draw_overlaps,
     draw_tracks,
@@ -22,9 +28,21 @@ from .drawing import (
     reference_key,
     reference_mark,
     triple,
+    with_population,
 )
-from .published import METHOD_FAMILY, references
-from .reading import cell, label_of, method_cell, methods_of, number, numbers, seeds_of, track
+from .formatting import format_value, statistic
+from .published import METHOD_FAMILY, published_sources, references
+from .reading import (
+    compared_cell,
+    label_of,
+    matched_rows,
+    methods_of,
+    number,
+    numbers,
+    population_range,
+    seeds_of,
+    track,
+)
 from .style import (
     INK,
     MUTED,
@@ -42,8 +60,8 @@ from .style import (
 def study_drawings(report: dict[str, Any]) -> list[Drawing]:
     """Every figure that the study's numbers allow, in the order of the page."""
     methods = methods_of(report)
-    makers = (accuracy, sparsity, rotation, overlaps, ranks, subspace)
-    drawings = [maker(methods) for maker in makers] + [matched(report)]
+    drawings = [accuracy(methods), *(maker(report) for maker in (sparsity, rotation, overlaps))]
+    drawings += [ranks(methods), subspace(report), matched(report)]
     return [d for d in drawings if d is not None]
 
 
@@ -97,11 +115,11 @@ def _curve(method: dict[str, Any]) -> tuple[list[float], list[float | None]]:
 _METRICS = (("sparsity_bf16", "visible_sparsity"), ("sparsity_abs_1e-5", "absolute_sparsity_1e-5"))
 
 
-def sparsity(methods: Methods) -> Drawing | None:
+def sparsity(report: dict[str, Any]) -> Drawing | None:
     """Sparsity per method, over the published values of the same kind of training."""
-    shown = [
-        (k, m) for k, m in _METRICS if any(method_cell(method, k).value is not None for method in methods.values())
-    ]
+    methods = methods_of(report)
+    cells = {key: {name: compared_cell(report, name, key) for name in methods} for key, _ in _METRICS}
+    shown = [(k, m) for k, m in _METRICS if any(own.value is not None for own in cells[k].values())]
     if not shown:
         return None
     figure, axes_list = panels(1, len(shown), 0.55 + 0.42 * len(methods) + 0.6, sharey=True)
@@ -109,7 +127,7 @@ def sparsity(methods: Methods) -> Drawing | None:
     for axes, (key, metric) in zip(axes_list, shown, strict=True):
         for row, (name, method) in enumerate(methods.items()):
             style = look(name, row)
-            own = method_cell(method, key)
+            own = cells[key][name]
             for mark in references(metric):
                 if mark.family == METHOD_FAMILY.get(name) and name != "sft_continued":
                     reference_mark(axes, mark.value, row, mark.controlled)
@@ -129,7 +147,7 @@ def sparsity(methods: Methods) -> Drawing | None:
             told.append(f"{label_of(name, method)} {format_value(key, own.value)}")
         axes.set_xlim(0, 1)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(f"{statistic(key).label} (% of parameters)")
+        axes.set_xlabel(with_population(f"{statistic(key).label} (% of parameters)", key, list(cells[key].values())))
         axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
         axes.grid(axis="y", visible=False)
         axes.set_title("unchanged in the bf16 view" if key == "sparsity_bf16" else "changed by at most 1e-5")
@@ -142,12 +160,24 @@ def sparsity(methods: Methods) -> Drawing | None:
         "How much stayed as it was",
         "The bar is the share of parameters that training left unchanged, and the upright tick what an isotropic "
         "update of the same norm leaves unchanged after rounding to bf16; the grey marks are published "
-        "values for the same kind of training on models of 1.5 to 30 billion parameters (A = 2606.07082, B = "
-        "2511.08567, C = 2606.13657). Sparsity moves with the size of the update before anything else: compare it "
+        "values for the same kind of training on models of 1.5 to 30 billion parameters "
+        f"({', '.join(SOURCES[key].cited for key in published_sources())}). "
+        "Sparsity moves with the size of the update before anything else: compare it "
         "together with the relative norm and with the figure at matched norm.",
         "Sparsity per method: " + ", ".join(told) + ". Published values are drawn as grey marks.",
         figure,
+        _against(report, ["sparsity_bf16"]),
     )
+
+
+def _against(report: dict[str, Any], keys: Sequence[str], *, at: str = "end") -> tuple[str, ...]:
+    """What value and null of the methods say, statistic by statistic, over the matrices that all of them have."""
+    methods = methods_of(report)
+    said = [
+        against_null(key, [(label_of(n, m), compared_cell(report, n, key, at=at)) for n, m in methods.items()])
+        for key in keys
+    ]
+    return tuple(text for text in said if text)
 
 
 def _name_rows(axes: Axes, methods: Methods) -> None:
@@ -166,11 +196,17 @@ _ROTATION = (
 )
 
 
-def rotation(methods: Methods) -> Drawing | None:
-    """A's Figure 2: rotation and drift by layer."""
+def rotation(report: dict[str, Any]) -> Drawing | None:
+    """Rotation and drift by layer."""
+    methods = methods_of(report)
     figure, axes_list = panels(1, 3, 2.75)
+    layers = ((report.get("matched") or {}).get("end") or {}).get("layers") or {}
     groups = {
-        name: (look(name, i), method.get("groups"), label_of(name, method))
+        name: (
+            look(name, i),
+            {"layer": layers[name]} if name in layers else method.get("groups"),
+            label_of(name, method),
+        )
         for i, (name, method) in enumerate(methods.items())
     }
     drawn = draw_by_layer(figure, axes_list, _ROTATION, groups)
@@ -178,8 +214,9 @@ def rotation(methods: Methods) -> Drawing | None:
         return None
     key_below(figure, ["measured", "null"])
     told = "; ".join(
-        f"{label_of(name, method)}: {triple('angle_left_mean_deg', method_cell(method, 'angle_left_mean_deg'))} left, "
-        f"NSS {triple('nss', method_cell(method, 'nss'))}"
+        f"{label_of(name, method)}: "
+        f"{triple('angle_left_mean_deg', compared_cell(report, name, 'angle_left_mean_deg'))} left, "
+        f"NSS {triple('nss', compared_cell(report, name, 'nss'))}"
         for name, method in methods.items()
     )
     return Drawing(
@@ -187,17 +224,19 @@ def rotation(methods: Methods) -> Drawing | None:
         "Rotation and drift by layer",
         "Solid lines show how far training turned the leading singular subspaces of the weights and moved their "
         "spectrum; the dashed line of the same colour is what an isotropic random update of the same Frobenius norm "
-        "does. A method rotates less than chance only where its solid line runs below its own dashed one: the height "
-        "alone mostly repeats the size of the update.",
+        "does, over the same matrices. A method rotates less than chance only where its solid line runs below its own "
+        "dashed one: the height alone mostly repeats the size of the update.",
         f"Mean principal angles and normalized spectral shift by layer with their nulls. {told}.",
         figure,
+        _against(report, [key for key, _, _ in _ROTATION]),
     )
 
 
-def overlaps(methods: Methods) -> Drawing | None:
-    """A's Figure 3: overlap of the changed entries with two reference masks, beside the rounding null."""
+def overlaps(report: dict[str, Any]) -> Drawing | None:
+    """Overlap of the changed entries with two reference masks, beside the rounding null."""
+    methods = methods_of(report)
     rows = {
-        label_of(name, method): (look(name, i), {key: method_cell(method, key) for key, _ in OVERLAPS})
+        label_of(name, method): (look(name, i), {key: compared_cell(report, name, key) for key, _ in OVERLAPS})
         for i, (name, method) in enumerate(methods.items())
     }
     if all(c.value is None for _, cells in rows.values() for c in cells.values()):
@@ -214,13 +253,12 @@ def overlaps(methods: Methods) -> Drawing | None:
         f"{label}: {', '.join(f'{title.lower()} {triple(key, cells[key])}' for key, title in OVERLAPS)}"
         for label, (_, cells) in rows.items()
     )
-    return Drawing(
-        "overlaps", "Where the visible changes fall", OVERLAP_TEXT, f"Overlaps with their nulls. {told}.", figure
-    )
+    alt, found = f"Overlaps with their nulls. {told}.", _against(report, [key for key, _ in OVERLAPS])
+    return Drawing("overlaps", "Where the visible changes fall", OVERLAP_TEXT, alt, figure, found)
 
 
 def ranks(methods: Methods) -> Drawing | None:
-    """A's Figure 4: stable rank in both precision views, norm and Hill index along training."""
+    """Stable rank in both precision views, norm and Hill index along training."""
     figure, axes_list = panels(2, 2, 4.6)
     tracks = TRACKS
     if all(v is None for m in methods.values() for v in track(m.get("trajectory"), "relative_norm")):
@@ -248,8 +286,9 @@ def _first_last(method: dict[str, Any], key: str) -> str:
     return f"{format_value(key, values[0])} to {format_value(key, values[-1])}" if values else "undefined"
 
 
-def subspace(methods: Methods) -> Drawing | None:
-    """A's Figure 5: similarity to the final right subspace, cumulative and disjoint."""
+def subspace(report: dict[str, Any]) -> Drawing | None:
+    """Similarity to the final right subspace, cumulative and disjoint."""
+    methods = methods_of(report)
     figure, axes_list = panels(1, 2, 2.9)
     if not draw_tracks(figure, axes_list, SUBSPACE, methods, label_columns=2):
         return None
@@ -263,33 +302,32 @@ def subspace(methods: Methods) -> Drawing | None:
         SUBSPACE_TEXT,
         f"Similarity to the final subspace, first to last checkpoint: {told}.",
         figure,
+        _early(report),
     )
 
 
-_SHORT = {
-    "sparsity_bf16": "visible sparsity",
-    "overlap_low": "low-mag. overlap",
-    "angle_right_mean_deg": "angle, right",
-    "nss": "spectral shift",
-    "stable_rank": "stable rank",
-    "stable_rank_bf16": "stable rank, bf16",
-    "hill": "Hill index",
-    "sim_to_final": "sim. to final",
-}
+def _early(report: dict[str, Any]) -> tuple[str, ...]:
+    said = _against(report, ["sim_to_final"], at="early")
+    return tuple(f"At the checkpoint nearest to 20 % of the steps: {text[0].lower()}{text[1:]}" for text in said)
+
+
 _UNITS = {"share": "(%)", "deg": "(degrees)", "relative": "(NSS)", "rank": "(of ΔW)", "": "(of ΔW)"}
-_MATCHED = (*_SHORT,)
+_MATCHED = (
+    *("sparsity_bf16", "overlap_low", "angle_right_mean_deg", "nss", "stable_rank"),
+    *("stable_rank_bf16", "hill", "sim_to_final"),
+)
 
 
 def matched(report: dict[str, Any]) -> Drawing | None:
     """The methods at the same step and at the same relative norm."""
     blocks = report.get("matched") or {}
     methods = methods_of(report)
-    columns = [
-        (side, _rows(blocks.get(key))) for key, side in (("step", "same\nstep"), ("relative_norm", "same\nnorm"))
-    ]
-    columns = [(side, rows) for side, rows in columns if rows]
-    keys = [k for k in _MATCHED if any(cell(row, k).value is not None for _, rows in columns for row in rows.values())]
-    keys = keys[:5]
+    sides = {"step": "same\nstep", "relative_norm": "same\nnorm"}
+    sides = {at: side for at, side in sides.items() if matched_rows(blocks.get(at))}
+    held = {
+        key: {name: [compared_cell(report, name, key, at=at) for at in sides] for name in methods} for key in _MATCHED
+    }
+    keys = [k for k in _MATCHED if any(own.value is not None for cells in held[k].values() for own in cells)][:5]
     if not keys:
         return None
     figure, axes_list = panels(1, len(keys), 2.6)
@@ -297,8 +335,8 @@ def matched(report: dict[str, Any]) -> Drawing | None:
         labels, every = [], []
         for index, (name, method) in enumerate(methods.items()):
             style, offset = look(name, index), 0.07 * (index - (len(methods) - 1) / 2)
-            cells = [cell(rows.get(name), key) for _, rows in columns]
-            xs = [x + offset for x in range(len(columns))]
+            cells = held[key][name]
+            xs = [x + offset for x in range(len(sides))]
             for x, own in zip(xs, cells, strict=True):
                 if own.value is not None and own.null is not None:
                     axes.plot([x - 0.09, x + 0.09], [own.null, own.null], color=style.color, linewidth=1.4, zorder=2.2)
@@ -313,9 +351,11 @@ def matched(report: dict[str, Any]) -> Drawing | None:
             if cells[-1].value is not None:
                 labels.append((cells[-1].value, label_of(name, method), style.text))
         unit = statistic(key).unit
-        axes.set_title(f"{_SHORT[key]}\n{_UNITS[unit]}", fontsize=7)
-        axes.set_xticks(range(len(columns)), [side for side, _ in columns])
-        axes.set_xlim(-0.4, len(columns) - 0.6)
+        axes.set_title(f"{statistic(key).short or statistic(key).label}\n{_UNITS[unit]}", fontsize=7)
+        axes.set_xticks(range(len(sides)), list(sides.values()))
+        everyone = [own for cells in held[key].values() for own in cells]
+        axes.set_xlabel(population_range(key, everyone).replace(" matrices", "").replace(" tensors", ""), fontsize=6.5)
+        axes.set_xlim(-0.4, len(sides) - 0.6)
         scale_y(axes, every, share=unit == "share")
         if position == len(keys) - 1:
             label_ends(figure, axes, labels)
@@ -335,9 +375,14 @@ def matched(report: dict[str, Any]) -> Drawing | None:
         "right, the difference was one of size; where they stay apart and off their null (bars), it is one of kind.",
         "Statistics of the methods at matched steps and at matched relative norm, with nulls.",
         figure,
+        _at_one_size(report, keys),
     )
 
 
-def _rows(block: Any) -> dict[str, dict[str, Any]]:
-    rows = (block or {}).get("rows") if isinstance(block, dict) else None
-    return {str(r.get("method")): r for r in rows or [] if isinstance(r, dict)}
+def _at_one_size(report: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    said = _against(report, keys, at="relative_norm")
+    what = (
+        "n counts the matrices (for sparsity, the parameter tensors) that are defined in every method, over which each "
+        "value and its null are averaged. At the same relative norm:"
+    )
+    return (what, *said) if said else ()

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from .catalogue import format_value
-from .drawing import SUBSPACE, SUBSPACE_TEXT, TRACKS, draw_tracks
+from .drawing import SUBSPACE, SUBSPACE_TEXT, TRACKS, against_null, draw_tracks
 from .figures_compare import draw_grid
-from .reading import number, numbers, track
+from .formatting import format_value
+from .reading import number, numbers, track, track_cells
 from .style import Drawing, key_below, panels
 
 _NAME = "opd"  # one series: any one look, always the same
@@ -29,6 +29,18 @@ def _ends(trajectory: dict[str, Any], key: str) -> str:
     return f"{format_value(key, values[0])} to {format_value(key, values[-1])}" if values else "undefined"
 
 
+def _at_the_end(trajectory: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
+    """What value and null say at the last step that has both, statistic by statistic."""
+    said = []
+    for key in keys:
+        cells = zip(numbers(trajectory.get("steps")), track_cells(trajectory, key), strict=True)
+        known = [(step, own) for step, own in cells if own.value is not None and own.null is not None]
+        if known:
+            step, own = known[-1]
+            said.append(against_null(key, [("", own)], where=f"at step {step:.0f}" if step is not None else ""))
+    return tuple(text for text in said if text)
+
+
 def ranks(trajectory: dict[str, Any]) -> Drawing | None:
     """Stable rank in both precision views, norm and Hill index along the checkpoints."""
     figure, axes_list = panels(2, 2, 4.4)
@@ -45,6 +57,7 @@ def ranks(trajectory: dict[str, Any]) -> Drawing | None:
         f"Along the checkpoints: stable rank {_ends(trajectory, 'stable_rank')}, "
         f"Hill index {_ends(trajectory, 'hill')}.",
         figure,
+        _at_the_end(trajectory, ("stable_rank", "hill")),
     )
 
 
@@ -98,7 +111,8 @@ def _asked_for(
     methods = {_NAME: {"trajectory": trajectory}}
     draw_tracks(figure, axes_list, tracks, methods, label_columns=len(tracks), progress=False)
     key_below(figure, ["measured", "null"])
-    return Drawing(name, title, text, alt, figure)
+    found = _at_the_end(trajectory, tuple(key for key, _, _ in tracks)) if name == "spectra" else ()
+    return Drawing(name, title, text, alt, figure, found)
 
 
 def subspace(trajectory: dict[str, Any]) -> Drawing | None:
@@ -109,7 +123,8 @@ def subspace(trajectory: dict[str, Any]) -> Drawing | None:
         return None
     key_below(figure, ["measured", "null"])
     alt = f"Similarity to the final subspace along the checkpoints: {_ends(trajectory, 'sim_to_final')}."
-    return Drawing("subspace", "When the update finds its subspace", SUBSPACE_TEXT, alt, figure)
+    found = _at_the_end(trajectory, ("sim_disjoint",))
+    return Drawing("subspace", "When the update finds its subspace", SUBSPACE_TEXT, alt, figure, found)
 
 
 _TEXT = {
@@ -158,7 +173,17 @@ def similarity(trajectory: dict[str, Any], kind: str) -> Drawing | None:
     off = [v for i, row in enumerate(grid) for j, v in enumerate(row) if i != j and v is not None]
     mean = number(sum(off) / len(off)) if off else None
     alt = f"{title}: heat map of {len(grid)} checkpoints, mean off the diagonal {format_value('sim_to_final', mean)}."
-    return Drawing(f"similarity_{kind}", title, text, alt, figure)
+    return Drawing(f"similarity_{kind}", title, text, alt, figure, _population(trajectory, kind))
+
+
+def _population(trajectory: dict[str, Any], kind: str) -> tuple[str, ...]:
+    """Over how many matrices the cells are."""
+    counts = [n for row in _grid((trajectory.get("similarity") or {}).get(f"{kind}_count")) for n in row if n]
+    if not counts:
+        return ()
+    low, high = int(min(counts)), int(max(counts))
+    many = f"{high}" if low == high else f"{low} to {high}"
+    return (f"Value and null of a cell are means over the same matrices, n = {many}.",)
 
 
 def _grid(rows: Any) -> list[list[float | None]]:

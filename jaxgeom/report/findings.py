@@ -2,8 +2,16 @@
 
 from typing import Any
 
-from .catalogue import STATISTICS, base_key, format_count, format_number, format_value, statistic
-from .reading import Cell, cell, number, track
+from ..diagnostics.statistics import STATISTICS, split_key
+from .formatting import (
+    format_count,
+    format_number,
+    format_value,
+    population_noun,
+    population_words,
+    statistic,
+)
+from .reading import Cell, cell, number, track, track_cells
 from .tables import early_cell, early_share, further_nulls
 
 
@@ -51,7 +59,12 @@ def _sparsity(summary: Any, settings: Any) -> str:
     if eta is not None:
         same = ", which is below 2⁻⁸ and so asks for bitwise equality" if eta < 2**-8 else ""
         test = f" (test at η = {format_number(eta)}{same})"
-    sentence = f"In the bf16 view {format_value('sparsity_bf16', own)} of the parameters are unchanged{test}"
+    whole = cell(summary, "sparsity_bf16")
+    over = f" ({said})" if (said := over_words("sparsity_bf16", whole)) else ""
+    sentence = f"In the bf16 view {format_value('sparsity_bf16', own)} of the parameters{over} are unchanged{test}"
+    if whole.null is not None and whole.excess is not None:
+        excess = format_value("sparsity_bf16", whole.excess, signed=True)
+        sentence += f", where equal noise leaves {format_value('sparsity_bf16', whole.null)} (excess {excess})"
     if stored is not None:
         sentence += f"; as stored, {format_value('sparsity_stored', stored)} are"
         if abs(stored - own) > 0.005:
@@ -63,6 +76,11 @@ def _sparsity(summary: Any, settings: Any) -> str:
         )
         sentence += ", a share that hides changes of small weights first" if absolute > (stored or own) + 0.005 else ""
     return sentence + "."
+
+
+def over_words(key: str, own: Cell) -> str:
+    """`n = 14 of 14 matrices`, over which a cell's value and null are; empty where the report does not say."""
+    return population_words(own.count, own.of, noun=population_noun(key))
 
 
 def _size(summary: Any) -> str:
@@ -87,7 +105,7 @@ def overlap_sentence(key: str, own: Cell) -> str:
         return sentence + "; no null was computed for it, so it says nothing about the direction of the update."
     sentence += (
         f", where direction-free noise of the same density gives {format_value(key, own.null)} "
-        f"(excess {format_value(key, own.excess, signed=True)})"
+        f"({_comma(f'excess {format_value(key, own.excess, signed=True)}', over_words(key, own))})"
     )
     if abs(own.excess) < 0.02:
         return sentence + ": within two points of what rounding alone gives."
@@ -95,9 +113,13 @@ def overlap_sentence(key: str, own: Cell) -> str:
     return sentence + f": {where} changes fall there than size and rounding explain."
 
 
+def _comma(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
 def _further_sentence(key: str, summary: Any) -> str:
     """What the nulls that keep something of the real update give for an overlap."""
-    found = further_nulls(key, summary.get(key)) if isinstance(summary, dict) else []
+    found = further_nulls(key, summary)
     if not found:
         return ""
     own = "principal" if key == "overlap_principal" else "low-magnitude"
@@ -130,8 +152,8 @@ def _against(key: str, own: Cell) -> str:
     if own.value is None or own.null is None or own.excess is None:
         return " (no null)"
     excess = format_value(key, own.excess, signed=True)
-    words = f", {ratio_words(own.value, own.null)}" if own.null > 0 else ""
-    return f" (null {format_value(key, own.null)}, excess {excess}{words})"
+    words = ratio_words(own.value, own.null) if own.null > 0 else ""
+    return f" ({_comma(f'null {format_value(key, own.null)}', f'excess {excess}', words, over_words(key, own))})"
 
 
 def _drift(summary: Any) -> str:
@@ -163,9 +185,10 @@ def _projection(summary: Any) -> str:
     if own.value is None or own.null is None:
         return ""
     words = f", {ratio_words(own.value, own.null)}" if own.null > 0 else ""
+    over = f" ({said})" if (said := over_words("projection_joint", own)) else ""
     return (
         f"{format_value('projection_joint', own.value)} of the update's energy lies in the leading left and right "
-        f"subspaces of W0, where chance gives {format_value('projection_joint', own.null)}{words}."
+        f"subspaces of W0, where chance gives {format_value('projection_joint', own.null)}{words}{over}."
     )
 
 
@@ -196,7 +219,7 @@ def undefined_sentences(report: dict[str, Any]) -> list[str]:
     rows = [r for r in report.get("matrices") or [] if isinstance(r, dict)]
     if not rows:
         return []
-    keys = dict.fromkeys(k for row in rows for k in row if base_key(k)[1] == "value" and k in STATISTICS)
+    keys = dict.fromkeys(k for row in rows for k in row if split_key(k)[2] == "value" and k in STATISTICS)
     reasons: dict[str, list[str]] = {}
     for key in keys:
         missing = [row for row in rows if key in row and row[key] is None]
@@ -216,28 +239,30 @@ def _reason(key: str, missing: list[dict[str, Any]]) -> str:
 
 def rank_path(trajectory: Any, who: str = "the update") -> str:
     """Where the stable rank starts, ends and ranges, in both precision views."""
-    values = [v for v in track(trajectory, "stable_rank") if v is not None]
+    key = "stable_rank"
+    cells = [own for own in track_cells(trajectory, key) if own.value is not None]
+    values = [own.value for own in cells if own.value is not None]
     if len(values) < 2:
         return ""
-    key = "stable_rank"
     sentence = (
         f"The stable rank of {who} goes from {format_value(key, values[0])} to {format_value(key, values[-1])} along "
         f"training (lowest {format_value(key, min(values))}, highest {format_value(key, max(values))}): "
         f"it {path_word(values)}"
     )
-    null = [v for v in track(trajectory, key, "null") if v is not None]
+    null = [own.null for own in cells if own.null is not None]
     if null:
         first, last = format_value(key, null[0]), format_value(key, null[-1])
         sentence += f"; its null is {last}" if first == last else f"; its null goes from {first} to {last}"
+        sentence += f" ({said})" if (said := over_words(key, cells[-1])) else ""
     rounded = [v for v in track(trajectory, "stable_rank_bf16") if v is not None]
     if len(rounded) > 1:
         sentence += (
             f". In the bf16 view it goes from {format_value(key, rounded[0])} to {format_value(key, rounded[-1])}"
         )
-        rounding = [v for v in track(trajectory, "stable_rank_bf16", "null") if v is not None]
+        rounding = [own.null for own in track_cells(trajectory, "stable_rank_bf16") if own.null is not None]
         if rounding:
             ends = f"{format_value(key, rounding[0])} to {format_value(key, rounding[-1])}"
-            sentence += f", where rounding alone goes from {ends}"
+            sentence += f", where the final direction at each step's norm, rounded, goes from {ends}"
     return sentence + "."
 
 
@@ -261,16 +286,17 @@ def early_sentence(trajectory: Any, who: str = "the update") -> str:
     if own.null is None or own.excess is None:
         return sentence + " (no null was computed)."
     excess = format_value("sim_to_final", own.excess, signed=True)
-    return sentence + f", where a random walk is at {format_value('sim_to_final', own.null)} (excess {excess})."
+    over = _comma(f"excess {excess}", over_words("sim_to_final", own))
+    return sentence + f", where a random walk is at {format_value('sim_to_final', own.null)} ({over})."
 
 
 def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
     """The similarity of disjoint parts of training at its highest, against K/n."""
-    pairs = zip(track(trajectory, "sim_disjoint"), track(trajectory, "sim_disjoint", "null"), strict=False)
-    known = [(v, n) for v, n in pairs if v is not None]
+    known = [own for own in track_cells(trajectory, "sim_disjoint") if own.value is not None]
     if not known:
         return ""
-    value, null = max(known, key=lambda pair: pair[0])
+    own = max(known, key=lambda one: one.value or 0.0)
+    value, null = own.value or 0.0, own.null
     sentence = (
         f"{who} up to a step and {who[0].lower() + who[1:] if who.startswith('The ') else who} after it share at most "
         f"{format_value('sim_disjoint', value)} of their leading right subspaces"
@@ -278,4 +304,5 @@ def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
     if null is None:
         return sentence + "."
     above = f", {ratio_words(value, null)}" if null > 0 else ""
-    return sentence + f", where chance (K/n) gives {format_value('sim_disjoint', null)}{above}."
+    over = f" ({said})" if (said := over_words("sim_disjoint", own)) else ""
+    return sentence + f", where chance (K/n) gives {format_value('sim_disjoint', null)}{above}{over}."

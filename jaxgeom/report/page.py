@@ -7,23 +7,24 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..comparison.report import to_csv_text
+from ..comparison.files.report import to_csv_text
 from ..files import write_atomically
 from .between_findings import between_findings, between_lead
-from .catalogue import FURTHER_NULLS_SAY, MODULES, format_count, format_value, statistic
 from .figures_between import between_drawings
 from .figures_compare import compare_drawings
 from .figures_study import study_drawings
 from .figures_trajectory import trajectory_drawings
 from .findings import findings, trajectory_findings
-from .reading import Cell, Contents, cell, label_of, load, methods_of, number, rounding_null
+from .formatting import MODULES, format_count, format_value, further_nulls_say, headline_of, statistic
+from .reading import Contents, cell, label_of, load, methods_of, number
 from .study_findings import listed, study_findings
 from .style import Drawing, house_style, remove_others, save
 from .tables import (
-    BETWEEN,
     coverage_rows,
     flat_settings,
+    further_nulls,
     matrix_data,
+    statistics_of,
     study_headline,
     summary_rows,
     trajectory_rows,
@@ -31,11 +32,11 @@ from .tables import (
 )
 
 _HERE = Path(__file__).parent
-_COLUMN_KINDS = {"null": "nulls", "rounding null": "rounding nulls", "ratio": "ratios", "z": "z-scores"}
+_COLUMN_KINDS = {"null": "nulls", "z": "z-scores"}
 
 
 def write_report(directory: Path) -> Path:
-    """Write DIR/figures/*.svg, DIR/figures/*.png and DIR/report.html from DIR/report.json and DIR/trajectory.json.
+    """Write `DIR/figures/*.svg`, `*.png` and `DIR/report.html` from `DIR/report.json` and `DIR/trajectory.json`.
 
     The page is one file: figures, styles, script and the per-matrix rows are inside it, and it asks for nothing from
     outside. The same input gives the same bytes.
@@ -56,10 +57,7 @@ def write_report(directory: Path) -> Path:
     contents = load(directory)
     with house_style():
         drawings = _drawings(contents)
-        figures = [
-            {"name": d.name, "title": d.title, "text": d.how_to_read, "svg": Markup(save(d, directory / "figures"))}
-            for d in drawings
-        ]
+        figures = [_placed(d, directory / "figures") for d in drawings]
     remove_others(directory / "figures", {d.name for d in drawings})
     if contents.report.get("matrices") and contents.kind in ("compare", "between"):
         write_atomically(directory / "matrices.csv", to_csv_text(contents.rows))
@@ -80,6 +78,17 @@ def _drawings(contents: Contents) -> list[Drawing]:
     return trajectory_drawings(contents.report)
 
 
+def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
+    """A figure as the page has it, its files written."""
+    texts: dict[str, Any] = {
+        "name": drawing.name,
+        "title": drawing.title,
+        "text": drawing.how_to_read,
+        "found": drawing.found,
+    }
+    return texts | {"svg": Markup(save(drawing, directory))}
+
+
 def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
     report = contents.report
     data = matrix_data(contents.rows)
@@ -93,7 +102,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "rows": [],
         "summary": [],
         "along": ([], []),
-        "further_nulls_say": FURTHER_NULLS_SAY,
+        "further_nulls_say": further_nulls_say(statistics_of(report.get("summary"))),
         "between": [],
         "sparsity": _sparsity_groups(report),
         "coverage": coverage_rows(report.get("coverage")),
@@ -124,7 +133,8 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         if contents.trajectory:
             values["findings"] += trajectory_findings(contents.trajectory)
     elif contents.kind == "between":
-        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"))
+        forms = report["settings"].get("null_forms") if isinstance(report.get("settings"), dict) else None
+        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms)
         values |= {"title": "What two runs share", "lead": between_lead(report)}
         values["findings"] = between_findings(report)
     else:
@@ -199,17 +209,11 @@ def _between(report: dict[str, Any]) -> list[dict[str, Any]]:
             one, other = label_of(a, methods.get(a)), label_of(b, methods.get(b))
             if a == b:  # one method against itself at another seed
                 one, other = f"{one}, seed {pair.get('seed_a')}", f"seed {pair.get('seed_b')}"
-            cells = [(statistic(k).label, written(k, _between_cell(pair, k))) for k in BETWEEN]
+            cells = [
+                (statistic(k).label, written(k, cell(pair, k)), further_nulls(k, pair)) for k in headline_of("between")
+            ]
             found.append({"pair": f"{one} and {other}", "cells": cells})
     return found
-
-
-def _between_cell(pair: dict[str, Any], key: str) -> Cell:
-    """A statistic of two runs; the null of masks is that of two random updates, rounded, where it was computed."""
-    own, rounding = cell(pair, key), rounding_null(pair, key)
-    if rounding is None or own.value is None:
-        return own
-    return own._replace(null=rounding, excess=own.value - rounding)
 
 
 def _study_coverage(report: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -230,7 +234,10 @@ def _study_lead(report: dict[str, Any]) -> list[str]:
         )
     ]
     lead += [f"Each update is taken from where its run began: {origins}."] if origins else []
-    lead.append("The null under each number is what chance gives for an update of the same density or norm.")
+    lead.append(
+        "The null under each number is what chance gives for an update of the same density or norm; methods are "
+        "compared over the n matrices that are defined in all of them, value and null alike."
+    )
     return lead
 
 

@@ -11,11 +11,20 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 
 from ..errors import UserError
-from .catalogue import METHOD_LABELS
+from .formatting import METHOD_LABELS, format_count, population_noun, population_words, statistic
 
 
 class Cell(NamedTuple):
-    """One statistic of one run: its value, its null, the excess over it, and (several seeds) the 95 % interval."""
+    """One statistic over one population: value, null, excess of it over the null, and over how many it was taken.
+
+    Attributes:
+        value: mean over the population.
+        null: mean of the null over the same population.
+        excess: value less null.
+        low, high: ends of the 95 % interval over seeds, where there are several.
+        count: matrices (or parameter tensors) of the population.
+        of: how many there are.
+    """
 
     value: float | None
     null: float | None = None
@@ -23,6 +32,7 @@ class Cell(NamedTuple):
     low: float | None = None
     high: float | None = None
     count: int | None = None
+    of: int | None = None
 
 
 class Contents(NamedTuple):
@@ -46,35 +56,41 @@ def numbers(values: Any) -> list[float | None]:
     return [number(v) for v in values] if isinstance(values, list) else []
 
 
-def cell(summary: Any, key: str) -> Cell:
-    """The statistic `key` of a summary or group, written as `{key: {"mean", "null", "excess"}}` or flat."""
+def cell(summary: Any, key: str, kind: str = "") -> Cell:
+    """A statistic of a summary or group, written as `{key: {"mean", "null", "excess", "count"}}` or flat.
+
+    Args:
+        summary: statistics by key, nested, or flat with `<key>_null`, `<key>_excess`, `<key>_count`, `<key>_ci`.
+        key: the statistic.
+        kind: which of its further nulls, "" for the first; the value is then the mean over that null's population.
+    """
     if not isinstance(summary, dict):
         return Cell(None)
-    entry = summary.get(key)
-    if isinstance(entry, dict):
-        value = number(entry.get("mean", entry.get("value")))
-        null, excess, count = number(entry.get("null")), number(entry.get("excess")), entry.get("count")
+    entry, ahead = summary.get(key), f"{kind}_" if kind else ""
+    nested = entry if isinstance(entry, dict) else {}
+    if nested:
+        value = number(nested.get(f"{ahead}mean", nested.get("mean", nested.get("value"))))
     else:
-        value, null, excess, count = number(entry), None, None, None
-    if null is None:
-        null = _flat(summary.get(f"{key}_null"))
-    if excess is None:
-        excess = _flat(summary.get(f"{key}_excess"))
+        value = number(summary.get(f"{key}_{kind}_mean", entry) if kind else entry)
+
+    def beside(name: str) -> Any:
+        if f"{ahead}{name}" in nested:
+            return nested[f"{ahead}{name}"]
+        held = summary.get(f"{key}_{ahead}{name}")
+        return held.get("mean") if isinstance(held, dict) else held
+
+    null, excess = number(beside("null")), number(beside("excess"))
+    if kind and null is None:
+        return Cell(None)
     if excess is None and value is not None and null is not None:
         excess = value - null
-    return Cell(value, null, excess, count=count if isinstance(count, int) else None)
+    low, high = (numbers(beside("ci")) + [None, None])[:2] if not kind else (None, None)
+    count, of = beside("count"), nested.get("of", summary.get(f"{key}_of"))
+    return Cell(value, null, excess, low, high, _whole(count), _whole(of))
 
 
-def rounding_null(summary: Any, key: str) -> float | None:
-    """The second null of an overlap of two runs' masks: two random updates, rounded."""
-    entry = summary.get(key) if isinstance(summary, dict) else None
-    if isinstance(entry, dict):
-        return number(entry.get("rounding_null"))
-    return number(summary.get(f"{key}_rounding_null")) if isinstance(summary, dict) else None
-
-
-def _flat(entry: Any) -> float | None:
-    return number(entry.get("mean")) if isinstance(entry, dict) else number(entry)
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -87,22 +103,64 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def method_cell(method: dict[str, Any], key: str) -> Cell:
-    """The statistic of a method: over seeds the mean and its 95 % interval, else the one value."""
+    """The statistic of a method by itself: over seeds the mean and its 95 % interval, else the one value."""
+    own = cell(method.get("summary"), key)
     seeds = [cell(seed.get("summary"), key) for seed in seeds_of(method)]
     values = [c.value for c in seeds if c.value is not None]
-    if len(values) < 2:
-        return cell(method.get("summary"), key)
-    nulls = [c.null for c in seeds if c.null is not None]
-    excesses = [c.excess for c in seeds if c.excess is not None]
+    if own.low is not None or len(values) < 2:
+        return own
+    nulls = [c.null for c in seeds if c.value is not None and c.null is not None]
+    mean, null = stats.fmean(values), stats.fmean(nulls) if len(nulls) == len(values) else None
     low, high = interval(values) or (None, None)
-    return Cell(
-        stats.fmean(values),
-        stats.fmean(nulls) if nulls else None,
-        stats.fmean(excesses) if excesses else None,
-        low,
-        high,
-        len(values),
-    )
+    return Cell(mean, null, None if null is None else mean - null, low, high, own.count, own.of)
+
+
+def population_range(key: str, cells: Sequence[Cell]) -> str:
+    """`n = 3 to 7 of 7 matrices`: over how many the numbers of a panel are; empty where it is not known."""
+    known = [(own.count, own.of) for own in cells if own.value is not None and own.count is not None]
+    counts, totals = [count for count, _ in known], {of for _, of in known}
+    if not counts:
+        return ""
+    of = totals.pop() if len(totals) == 1 else None
+    if min(counts) == max(counts):
+        return population_words(counts[0], of, noun=population_noun(key))
+    words = population_words(max(counts), of, noun=population_noun(key))
+    return words.replace("n = ", f"n = {format_count(min(counts))} to ", 1)
+
+
+def compared_cell(report: dict[str, Any], name: str, key: str, *, at: str = "end") -> Cell:
+    """The statistic of a method over the matrices that are defined in every method, for showing them side by side.
+
+    Args:
+        report: the content of a study's `report.json`.
+        name: the method.
+        key: the statistic.
+        at: which comparison: `end`, `step`, `relative_norm` or `early`.
+
+    Returns:
+        The cell; that of the method by itself where the report holds no such comparison of ends.
+    """
+    block = (report.get("matched") or {}).get(at)
+    rows = matched_rows(block)
+    if name in rows:
+        noun = "parameters" if statistic(key).counted else "matrices"
+        return cell(rows[name], key)._replace(of=_whole(((block or {}).get("of") or {}).get(noun)))
+    method = methods_of(report).get(name)
+    return method_cell(method, key) if method is not None and at == "end" and not rows else Cell(None)
+
+
+def compared_seeds(report: dict[str, Any], name: str, key: str) -> list[float | None]:
+    """A method's statistic seed by seed, over the matrices that are defined in every method."""
+    row = matched_rows((report.get("matched") or {}).get("end")).get(name)
+    if row is None:
+        return [cell(seed.get("summary"), key).value for seed in seeds_of(methods_of(report).get(name) or {})]
+    return numbers(row.get(f"{key}_seeds")) or [number(row.get(key))]
+
+
+def matched_rows(block: Any) -> dict[str, dict[str, Any]]:
+    """The rows of a matched comparison by method."""
+    rows = block.get("rows") if isinstance(block, dict) else None
+    return {str(row.get("method")): row for row in rows or [] if isinstance(row, dict)}
 
 
 def seeds_of(method: dict[str, Any]) -> list[dict[str, Any]]:
@@ -142,6 +200,18 @@ def track(trajectory: Any, key: str, field: str = "mean") -> list[float | None]:
         found = numbers(values)
         return (found + [None] * len(steps))[: len(steps)]
     return [number(values)] * len(steps)
+
+
+def track_cells(trajectory: Any, key: str) -> list[Cell]:
+    """A statistic at every step of a trajectory, each over that step's population."""
+    fields = [track(trajectory, key, field) for field in ("mean", "null", "excess", "count")]
+    of = _whole((((trajectory or {}).get("summary") or {}).get(key) or {}).get("of"))
+    cells = []
+    for value, null, excess, count in zip(*fields, strict=True):
+        if excess is None and value is not None and null is not None:
+            excess = value - null
+        cells.append(Cell(value, null, excess, count=None if count is None else int(count), of=of))
+    return cells
 
 
 SCHEMA = 1

@@ -1,17 +1,35 @@
-"""What a study found, and which of paper A's orderings appear in it, in sentences written from the numbers."""
+"""What a study found, and which published orderings appear in it, in sentences written from the numbers.
+
+The orderings are those of *On the Geometry of On-Policy Distillation* (arXiv 2606.07082). Methods are compared over the
+matrices that are defined in all of them.
+"""
 
 from typing import Any, NamedTuple
 
-from .catalogue import format_count, format_number, format_value, statistic
+from ..diagnostics.statistics import COMPARED, SOURCES
 from .findings import early_sentence, path_word, rank_path
-from .reading import Cell, cell, interval, label_of, method_cell, methods_of, number, seeds_of, track
+from .formatting import format_count, format_number, format_value, statistic
+from .reading import (
+    Cell,
+    compared_cell,
+    compared_seeds,
+    interval,
+    label_of,
+    matched_rows,
+    methods_of,
+    number,
+    population_range,
+    seeds_of,
+    track,
+)
 from .tables import EARLY, accuracy_cells, early_similarity
 
 _THREE = ("sft_anchor", "opd", "rlvr")
+_PAPER = SOURCES["2606.07082"]
 
 
 class _Claim(NamedTuple):
-    """A's ordering of SFT, OPD, RLVR on a statistic: +1 where A finds it rising from SFT to RLVR, −1 where falling."""
+    """The published ordering of SFT, OPD, RLVR on a statistic: +1 for rising from SFT to RLVR, −1 for falling."""
 
     key: str
     sign: int
@@ -30,10 +48,9 @@ _CLAIMS = (
 def study_findings(report: dict[str, Any]) -> list[str]:
     """Sentences on a study of SFT, OPD and RLVR.
 
-    They say what was learned, how large each update was, each statistic with null and excess, which orderings of
-    paper A (arXiv 2606.07082) appear at this scale and which do not, whether the nulls alone have the same order, and
-    what one
-    seed or several allow to be said.
+    They say what was learned, how large each update was, each statistic with null and excess, which published
+    orderings (arXiv 2606.07082) appear at this scale and which do not, whether the nulls alone have the same order, and
+    what one seed or several allow to be said.
 
     Args:
         report: the content of a study's `report.json`.
@@ -44,19 +61,18 @@ def study_findings(report: dict[str, Any]) -> list[str]:
     methods = methods_of(report)
     if not methods:
         return []
-    said = [_scope(report, methods), _learning(methods), _sizes(methods)]
-    said += [_values(key, methods) for key in ("sparsity_bf16", "overlap_principal", "overlap_low")]
-    said += [_values(key, methods) for key in ("angle_left_mean_deg", "angle_right_mean_deg", "nss")]
-    said += [_orderings(methods), *(_ordering(claim, methods) for claim in _CLAIMS)]
-    said += [_control(methods), _matched(report, methods)]
+    said = [_scope(report, methods), _learning(methods), _sizes(report)]
+    said += [_values(claim.key, report) for claim in _CLAIMS]
+    said += [_orderings(report), *(_ordering(claim, report) for claim in _CLAIMS)]
+    said += [_control(report), _matched(report)]
     for name, method in methods.items():
         said.append(rank_path(method.get("trajectory"), label_of(name, method)))
     said += [_rank_claim(methods)]
     for name, method in methods.items():
         said.append(early_sentence(method.get("trajectory"), label_of(name, method)))
-    said += [_locking(methods), _undefined(methods)]
+    said += [_locking(report), _undefined(report)]
     said.append(
-        "A's claims on functional sufficiency (training inside the early subspace) and its controls (token "
+        "The published claims on functional sufficiency (training inside the early subspace) and its controls (token "
         "sparsification, teacher rollouts, mixed objectives) are not tested by this study."
     )
     return [sentence for sentence in said if sentence]
@@ -103,13 +119,15 @@ def _brackets(key: str, own: Cell) -> str:
     )
 
 
-def _sizes(methods: dict[str, Any]) -> str:
-    parts = [
-        f"{label_of(n, m)} {format_value('relative_norm', own.value)}{_brackets('relative_norm', own)}"
-        + (f" in {format_count(steps)} steps" if (steps := number(m.get("steps"))) is not None else "")
-        for n, m in methods.items()
-        if (own := method_cell(m, "relative_norm")).value is not None
-    ]
+def _sizes(report: dict[str, Any]) -> str:
+    parts = []
+    for name, method in methods_of(report).items():
+        own, steps = compared_cell(report, name, "relative_norm"), number(method.get("steps"))
+        if own.value is not None:
+            parts.append(
+                f"{label_of(name, method)} {format_value('relative_norm', own.value)}{_brackets('relative_norm', own)}"
+                + (f" in {format_count(steps)} steps" if steps is not None else "")
+            )
     if not parts:
         return ""
     return (
@@ -118,22 +136,25 @@ def _sizes(methods: dict[str, Any]) -> str:
     )
 
 
-def _values(key: str, methods: dict[str, Any]) -> str:
-    parts = []
-    for name, method in methods.items():
-        own = method_cell(method, key)
+def _values(key: str, report: dict[str, Any]) -> str:
+    parts, cells = [], []
+    for name, method in methods_of(report).items():
+        own = compared_cell(report, name, key)
         if own.value is None:
             continue
+        cells.append(own)
         text = f"{label_of(name, method)} {format_value(key, own.value)}{_brackets(key, own)}"
         if own.null is not None and own.excess is not None:
             text += f" (null {format_value(key, own.null)}, excess {format_value(key, own.excess, signed=True)})"
         parts.append(text)
-    label = statistic(key).label
-    return f"{label[0].upper()}{label[1:]}: {'; '.join(parts)}." if parts else ""
+    label, over = statistic(key).label, population_range(key, cells)
+    return f"{label[0].upper()}{label[1:]}{f', {over}' if over else ''}: {'; '.join(parts)}." if parts else ""
 
 
-def _three(methods: dict[str, Any], key: str, field: str = "value") -> list[float] | None:
-    cells = [getattr(method_cell(methods[m], key), field) for m in _THREE if m in methods]
+def _three(
+    report: dict[str, Any], key: str, field: str = "value", *, names: tuple[str, ...] = _THREE, at: str = "end"
+) -> list[float] | None:
+    cells = [getattr(compared_cell(report, name, key, at=at), field) for name in names]
     return cells if len(cells) == 3 and all(c is not None for c in cells) else None
 
 
@@ -155,18 +176,22 @@ def _nearer(values: list[float]) -> bool:
     return abs(values[1] - values[2]) < abs(values[1] - values[0])
 
 
-def _orderings(methods: dict[str, Any]) -> str:
-    """How many of A's orderings appear at all."""
-    tested = [(c, v) for c in _CLAIMS if (v := _three(methods, c.key)) is not None]
+def _orderings(report: dict[str, Any]) -> str:
+    """How many of the published orderings appear at all."""
+    methods = methods_of(report)
+    tested = [(c, v) for c in _CLAIMS if (v := _three(report, c.key)) is not None]
     if not tested:
         missing = [m for m in _THREE if m not in methods]
         return (
-            f"A's ordering of the three methods cannot be tested: {', '.join(missing)} was not run." if missing else ""
+            f"The published ordering of the three methods cannot be tested: {', '.join(missing)} was not run."
+            if missing
+            else ""
         )
     there = [statistic(c.key).label for c, v in tested if _ordered(v, c.sign)]
     absent = [statistic(c.key).label for c, v in tested if not _ordered(v, c.sign)]
     sentence = (
-        f"Paper A finds OPD between SFT and RLVR. Of {len(tested)} statistics tested here, that order appears in "
+        f"{_PAPER.title} (arXiv {_PAPER.key}) finds OPD between SFT and RLVR. Of {len(tested)} statistics tested here, "
+        "that order appears in "
     )
     sentence += f"{len(there)} ({', '.join(there)})" if there else "none"
     sentence += f" and does not appear in {len(absent)} ({', '.join(absent)})" if absent else ""
@@ -178,39 +203,39 @@ def _orderings(methods: dict[str, Any]) -> str:
     return sentence + "."
 
 
-def _ordering(claim: _Claim, methods: dict[str, Any]) -> str:
-    values, nulls = _three(methods, claim.key), _three(methods, claim.key, "null")
-    excesses = _three(methods, claim.key, "excess")
+def _ordering(claim: _Claim, report: dict[str, Any]) -> str:
+    values, nulls = _three(report, claim.key), _three(report, claim.key, "null")
+    excesses = _three(report, claim.key, "excess")
     if values is None:
         return ""
     label, ordered = statistic(claim.key).label, _ordered(values, claim.sign)
     relation = " < " if claim.sign > 0 else " > "
     shown = ", ".join(f"{n} {format_value(claim.key, v)}" for n, v in zip(("SFT", "OPD", "RLVR"), values, strict=True))
     verb = "appears" if ordered else "does not appear"
-    sentence = f"{label[0].upper()}{label[1:]}: A's order SFT{relation}OPD{relation}RLVR {verb} ({shown})"
+    sentence = f"{label[0].upper()}{label[1:]}: the published order SFT{relation}OPD{relation}RLVR {verb} ({shown})"
     if ordered:
-        sentence += f", with OPD nearer to {'RLVR, as in A' if _nearer(values) else 'SFT, unlike in A'}"
+        sentence += f", with OPD nearer to {'RLVR, as published' if _nearer(values) else 'SFT, unlike the published'}"
     if nulls is not None and excesses is not None:
         gaps = ", ".join(format_value(claim.key, e, signed=True) for e in excesses)
         if _ordered(nulls, claim.sign):
             so = ", so the size of the updates and chance would give it too" if ordered else ""
-            sentence += f"; the nulls alone have A's order{so}; what is left is the excess ({gaps})"
+            sentence += f"; the nulls alone have that order{so}; what is left is the excess ({gaps})"
         else:
             sentence += f"; the nulls alone do not have that order (excess {gaps})"
         sentence += (
-            (", which is itself in A's order" if _ordered(excesses, claim.sign) else ", which is not in A's order")
+            (", which is itself in that order" if _ordered(excesses, claim.sign) else ", which is not in that order")
             if ordered
             else ""
         )
-    return sentence + _seed_votes(claim, methods) + "."
+    return sentence + _seed_votes(claim, report) + "."
 
 
-def _seed_votes(claim: _Claim, methods: dict[str, Any]) -> str:
+def _seed_votes(claim: _Claim, report: dict[str, Any]) -> str:
     """In how many seeds the order appears, and the paired interval of OPD − RLVR and OPD − SFT."""
-    runs = [seeds_of(methods[m]) for m in _THREE if m in methods]
+    runs = [compared_seeds(report, name, claim.key) for name in _THREE]
     count = max((len(r) for r in runs), default=0)
     runs = [r * count if len(r) == 1 else r for r in runs]  # one anchor may serve every seed
-    per_seed = [[cell(s.get("summary"), claim.key).value for s in group] for group in zip(*runs, strict=False)]
+    per_seed = list(zip(*runs, strict=False))
     complete = [[v for v in row if v is not None] for row in per_seed]
     complete = [row for row in complete if len(row) == 3]
     if len(complete) < 2:
@@ -226,54 +251,52 @@ def _seed_votes(claim: _Claim, methods: dict[str, Any]) -> str:
     return f". It appears in {votes} of {len(complete)} seeds; paired 95 % intervals: {', '.join(parts)}"
 
 
-def _control(methods: dict[str, Any]) -> str:
+def _control(report: dict[str, Any]) -> str:
     """The same orderings with SFT continued from the anchor in SFT's place."""
-    if not all(m in methods for m in ("sft_continued", "opd", "rlvr")):
-        return ""
-    swapped = {"sft_anchor": methods["sft_continued"], "opd": methods["opd"], "rlvr": methods["rlvr"]}
-    tested = [(c, v) for c in _CLAIMS if (v := _three(swapped, c.key)) is not None]
+    names = ("sft_continued", "opd", "rlvr")
+    tested = [(c, v) for c in _CLAIMS if (v := _three(report, c.key, names=names)) is not None]
     if not tested:
         return ""
     there = [statistic(c.key).label for c, v in tested if _ordered(v, c.sign)]
     names = f" ({', '.join(there)})" if there else ""
     sentence = (
-        "With SFT continued from the same anchor in place of SFT from the base (a control that A does not have), "
+        "With SFT continued from the same anchor in place of SFT from the base (a control that was not published), "
     )
     sentence += "the order appears in "
     return sentence + f"{len(there)} of {len(tested)} statistics{names}."
 
 
-def _matched(report: dict[str, Any], methods: dict[str, Any]) -> str:
-    """Which orderings survive at the same relative norm."""
-    blocks, parts = report.get("matched") or {}, []
+def _matched(report: dict[str, Any]) -> str:
+    """Which orderings survive at the same step and at the same relative norm."""
+    blocks, methods, parts = report.get("matched") or {}, methods_of(report), []
     for field, words in (("step", "At the same step"), ("relative_norm", "At the same relative norm")):
         block = blocks.get(field)
-        rows = {str(r.get("method")): r for r in (block or {}).get("rows") or [] if isinstance(r, dict)}
-        start = "sft_anchor" if "sft_anchor" in rows else "sft_continued"
-        found = []
-        for claim in _CLAIMS:
-            values = [cell(rows.get(m), claim.key).value for m in (start, "opd", "rlvr")]
-            known = [v for v in values if v is not None]
-            if len(known) == 3:
-                found.append((claim, known))
+        start = "sft_anchor" if "sft_anchor" in matched_rows(block) else "sft_continued"
+        names = (start, "opd", "rlvr")
+        found = [(c, v) for c in _CLAIMS if (v := _three(report, c.key, names=names, at=field)) is not None]
         if found:
             there = [statistic(c.key).label for c, v in found if _ordered(v, c.sign)]
             at = number((block or {}).get(field))
             where = "" if at is None else f" ({at:.0f})" if field == "step" else f" ({format_number(at)})"
-            names = f" ({', '.join(there)})" if there else ""
-            against = label_of(start, methods.get(start))
+            named = f" ({', '.join(there)})" if there else ""
+            cells = [compared_cell(report, n, c.key, at=field) for c, _ in found for n in names if not _is_counted(c)]
+            over = population_range("nss", cells)
             parts.append(
-                f"{words}{where}, A's order of {against}, OPD, RLVR appears in {len(there)} of {len(found)} "
-                f"statistics{names}"
+                f"{words}{where}, the published order of {label_of(start, methods.get(start))}, OPD, RLVR appears in "
+                f"{len(there)} of {len(found)} statistics{named}{f', {over}' if over else ''}"
             )
     return ". ".join(parts) + "." if parts else ""
+
+
+def _is_counted(claim: _Claim) -> bool:
+    return statistic(claim.key).counted
 
 
 _PATHS = (("opd", "stays in a band"), ("sft_anchor", "widens"), ("rlvr", "contracts"))
 
 
 def _rank_claim(methods: dict[str, Any]) -> str:
-    """A: OPD's stable rank stays in a band, SFT's widens, RLVR's contracts; here, in both precision views."""
+    """Published: OPD's stable rank stays in a band, SFT's widens, RLVR's contracts; here, in both precision views."""
     parts = []
     for name, claimed in _PATHS:
         trajectory = (methods.get(name) or {}).get("trajectory")
@@ -283,7 +306,7 @@ def _rank_claim(methods: dict[str, Any]) -> str:
             if len(values) > 1:
                 words[key] = path_word(values)
         if "stable_rank" in words:
-            text = f"{label_of(name, methods[name])} {words['stable_rank']} (A: {claimed})"
+            text = f"{label_of(name, methods[name])} {words['stable_rank']} (published: {claimed})"
             rounded = words.get("stable_rank_bf16")
             if rounded and rounded != words["stable_rank"]:
                 text += f", but in the bf16 view {rounded}"
@@ -294,19 +317,25 @@ def _rank_claim(methods: dict[str, Any]) -> str:
     return f"Path of the stable rank {rule}: {'; '.join(parts)}."
 
 
-def _locking(methods: dict[str, Any]) -> str:
-    """A: OPD's subspace is near its final one early; here against the random walk, and against the other methods."""
-    cells = {n: early_similarity(m) for n, m in methods.items()}
+def _locking(report: dict[str, Any]) -> str:
+    """Published: OPD's subspace is near its final one early; here against the random walk, and against the others."""
+    methods = methods_of(report)
+    cells = {n: early_similarity(report, n) for n in methods}
     known = {n: c.excess for n, c in cells.items() if c.excess is not None}
     if "opd" not in known:
         return ""
     opd = known["opd"]
     rank = sorted(known, key=lambda n: -known[n])
     order = ", ".join(f"{label_of(n, methods[n])} {format_value('sim_to_final', known[n], signed=True)}" for n in rank)
-    sentence = f"Early subspace, excess over the random walk at {100 * EARLY:.0f} % of the steps: {order}. "
+    over = population_range("sim_to_final", list(cells.values()))
+    sentence = (
+        f"Early subspace, excess over the random walk at {100 * EARLY:.0f} % of the steps"
+        f"{f', {over}' if over else ''}: {order}. "
+    )
     if opd < 0.02:
         return (
-            sentence + "OPD's subspace is not found earlier than a random walk's, so A's locking does not appear here."
+            sentence + "OPD's subspace is not found earlier than a random walk's, so the published locking does not "
+            "appear here."
         )
     near = [label_of(n, methods[n]) for n in rank if n != "opd" and abs(known[n] - opd) < 0.03]
     if near:
@@ -314,17 +343,16 @@ def _locking(methods: dict[str, Any]) -> str:
             sentence + f"OPD is above chance, and {listed(near)} within three points of it: no mark of OPD alone here."
         )
     if rank[0] == "opd":
-        return sentence + "OPD is above chance and above the other methods, as A's subspace locking says."
+        return sentence + "OPD is above chance and above the other methods, as the published subspace locking says."
     ahead = label_of(rank[0], methods[rank[0]])
     return sentence + f"OPD is above chance, but {ahead} more so: early subspaces are not peculiar to OPD here."
 
 
-def _undefined(methods: dict[str, Any]) -> str:
+def _undefined(report: dict[str, Any]) -> str:
     parts = []
-    for name, method in methods.items():
-        keys = ("overlap_principal", "overlap_low", "angle_left_mean_deg", "nss", "stable_rank", "hill")
+    for name, method in methods_of(report).items():
         summary = method.get("summary") or {}
-        missing = [k for k in keys if k in summary and method_cell(method, k).value is None]
+        missing = [k for k in COMPARED if k in summary and compared_cell(report, name, k).value is None]
         for key in missing:
             parts.append(f"{statistic(key).label} of {label_of(name, method)} ({statistic(key).undefined})")
     return f"Undefined: {'; '.join(parts)}." if parts else ""

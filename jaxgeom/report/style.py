@@ -94,13 +94,23 @@ _RC: dict[str, Any] = {
 
 
 class Drawing(NamedTuple):
-    """A figure, its file name, and what stands beside it on the page."""
+    """A figure, its file name, and what stands beside it on the page.
+
+    Attributes:
+        name: of its files.
+        title: over it.
+        how_to_read: what is drawn, for any report.
+        alt: for who cannot see it.
+        figure: the figure.
+        found: what it shows in this report, a sentence a statistic, from value and null of one population.
+    """
 
     name: str
     title: str
     how_to_read: str
     alt: str
     figure: Figure
+    found: tuple[str, ...] = ()
 
 
 def look(method: str, index: int = 0) -> Look:

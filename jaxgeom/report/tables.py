@@ -5,53 +5,43 @@ import statistics as stats
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from .catalogue import (
-    FURTHER_NULLS,
-    STATISTICS,
-    SUFFIXES,
-    base_key,
+from ..diagnostics.statistics import FURTHER, KIND_LABELS, STATISTICS, split_key
+from .formatting import (
     column_label,
     format_count,
     format_value,
+    headline_of,
+    in_order,
+    is_headline,
+    population_noun,
+    population_words,
     statistic,
 )
 from .reading import (
     Cell,
     cell,
+    compared_cell,
     interval,
     label_of,
-    method_cell,
     methods_of,
     number,
     numbers,
-    rounding_null,
     seeds_of,
     track,
+    track_cells,
 )
 
-HEADLINE = (
-    "relative_norm",
-    "sparsity_bf16",
-    "overlap_principal",
-    "overlap_low",
-    "angle_left_mean_deg",
-    "angle_right_mean_deg",
-    "nss",
-    "stable_rank",
-    "stable_rank_bf16",
-)
-BETWEEN = ("jaccard", "overlap_a_in_b", "overlap_b_in_a", "orthogonal_share", "subspace_similarity")
-ALONG = ("relative_norm", "stable_rank", "stable_rank_bf16", "hill", "sim_to_final", "sim_disjoint", "drift_ratio")
-EARLY = 0.2  # the share of training at which A asks whether the subspace is already found
+EARLY = 0.2  # the share of training at which *On the Geometry of OPD* asks whether the subspace is already found
 
 
 class Written(NamedTuple):
-    """A cell as text: value, null, excess, 95 % interval."""
+    """A cell as text: value, null, excess, 95 % interval, and over how many it was taken."""
 
     value: str
     null: str = ""
     excess: str = ""
     interval: str = ""
+    population: str = ""
 
 
 class Row(NamedTuple):
@@ -63,6 +53,13 @@ class Row(NamedTuple):
     cells: list[Written]
 
 
+class Column(NamedTuple):
+    """A column of the headline: its label, and over how many matrices its numbers are."""
+
+    label: str
+    population: str = ""
+
+
 def written(key: str, own: Cell) -> Written:
     """A cell as text."""
     span = ""
@@ -70,26 +67,42 @@ def written(key: str, own: Cell) -> Written:
         span = f"{format_value(key, own.low)} to {format_value(key, own.high)}"
     null = format_value(key, own.null) if own.null is not None else ""
     excess = format_value(key, own.excess, signed=True) if own.excess is not None else ""
-    return Written(format_value(key, own.value), null, excess, span)
+    population = population_words(own.count, own.of, noun=population_noun(key)) if own.value is not None else ""
+    return Written(format_value(key, own.value), null, excess, span, population)
 
 
-def study_headline(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
-    """Column labels and one row per method: what it learned, its size, and each statistic with null and excess."""
+def study_headline(report: dict[str, Any]) -> tuple[list[Column], list[Row]]:
+    """Columns and one row per method: what it learned, its size, and each statistic with null and excess.
+
+    Methods stand side by side, so every statistic is over the matrices that are defined in all of them.
+    """
     methods = methods_of(report)
-    keys = [k for k in HEADLINE if any(method_cell(m, k).value is not None for m in methods.values())]
-    early = any(early_similarity(m).value is not None for m in methods.values())
-    columns = ["accuracy before", "accuracy after", "steps", *(statistic(k).label for k in keys)]
-    columns += [f"similarity to final at {100 * EARLY:.0f} % of steps"] if early else []
+    cells = {key: [compared_cell(report, name, key) for name in methods] for key in headline_of("compare")}
+    cells = {key: held for key, held in cells.items() if any(own.value is not None for own in held)}
+    early = [early_similarity(report, name) for name in methods]
+    columns = [Column("accuracy before"), Column("accuracy after"), Column("steps")]
+    columns += [Column(statistic(key).label, shared_population(key, held)) for key, held in cells.items()]
+    if any(own.value is not None for own in early):
+        cells["sim_to_final"] = early
+        label = f"similarity to final at {100 * EARLY:.0f} % of steps"
+        columns.append(Column(label, shared_population("sim_to_final", early)))
     rows = []
-    for name, method in methods.items():
+    for place, (name, method) in enumerate(methods.items()):
         before, after = accuracy_cells(method)
         steps = number(method.get("steps"))
-        cells = [written("accuracy", before), written("accuracy", after)]
-        cells.append(Written("–" if steps is None else f"{steps:.0f}"))
-        cells += [written(k, method_cell(method, k)) for k in keys]
-        cells += [written("sim_to_final", early_similarity(method))] if early else []
-        rows.append(Row(name, label_of(name, method), str(method.get("origin") or ""), cells))
+        texts = [written("accuracy", before), written("accuracy", after)]
+        texts.append(Written("–" if steps is None else f"{steps:.0f}"))
+        for key, held in cells.items():
+            text = written(key, held[place])
+            texts.append(text._replace(population="") if shared_population(key, held) else text)
+        rows.append(Row(name, label_of(name, method), str(method.get("origin") or ""), texts))
     return columns, rows
+
+
+def shared_population(key: str, cells: list[Cell]) -> str:
+    """The population that cells have in common, in words; empty where it is not one and the same."""
+    words = {population_words(own.count, own.of, noun=population_noun(key)) for own in cells if own.value is not None}
+    return words.pop() if len(words) == 1 else ""
 
 
 def accuracy_cells(method: dict[str, Any]) -> tuple[Cell, Cell]:
@@ -101,7 +114,7 @@ def accuracy_cells(method: dict[str, Any]) -> tuple[Cell, Cell]:
         accuracy = method.get("accuracy") or {}
         if len(known) > 1:
             low, high = interval(known) or (None, None)
-            found.append(Cell(stats.fmean(known), low=low, high=high, count=len(known)))
+            found.append(Cell(stats.fmean(known), low=low, high=high))
         else:
             ci = numbers(accuracy.get("ci")) if field == "final" else []
             low, high = ci if len(ci) == 2 else (None, None)
@@ -109,17 +122,11 @@ def accuracy_cells(method: dict[str, Any]) -> tuple[Cell, Cell]:
     return found[0], found[1]
 
 
-def early_similarity(method: dict[str, Any]) -> Cell:
-    """Similarity to the final subspace at the checkpoint nearest to 20 % of the steps, with the random walk's."""
-    sources = seeds_of(method) if len(seeds_of(method)) > 1 else [method]
-    cells = [early_cell(source.get("trajectory"), "sim_to_final") for source in sources]
-    values = [c.value for c in cells if c.value is not None]
-    nulls = [c.null for c in cells if c.null is not None]
-    if not values:
-        return Cell(None)
-    value, null = stats.fmean(values), stats.fmean(nulls) if nulls else None
-    low, high = interval(values) or (None, None)
-    return Cell(value, null, None if null is None else value - null, low, high)
+def early_similarity(report: dict[str, Any], name: str) -> Cell:
+    """A method's similarity to its final subspace at the checkpoint nearest to 20 % of the steps, with the walk's."""
+    if (report.get("matched") or {}).get("early"):
+        return compared_cell(report, name, "sim_to_final", at="early")
+    return early_cell((methods_of(report).get(name) or {}).get("trajectory"), "sim_to_final")
 
 
 def _early_index(steps: list[float]) -> int:
@@ -135,39 +142,44 @@ def early_share(trajectory: Any) -> float:
 def early_cell(trajectory: Any, key: str) -> Cell:
     """The statistic of one trajectory at the checkpoint nearest to 20 % of its steps."""
     steps = [s or 0.0 for s in numbers((trajectory or {}).get("steps"))]
-    if len(steps) < 3:
-        return Cell(None)
-    at = _early_index(steps)
-    value, null = track(trajectory, key)[at], track(trajectory, key, "null")[at]
-    return Cell(value, null, None if value is None or null is None else value - null)
+    return track_cells(trajectory, key)[_early_index(steps)] if len(steps) >= 3 else Cell(None)
 
 
 def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[dict[str, Any]]:
-    """One row per statistic of a comparison: mean, median, null, excess, matrices and parameters that it covers."""
+    """One row per statistic of a comparison: mean, median, null, excess, over how many, parameters that it covers."""
     rows, forms = [], null_forms if isinstance(null_forms, dict) else {}
-    for key in _statistics_of(summary):
+    for key in statistics_of(summary):
         own, entry = cell(summary, key), summary.get(key)
         covered = (coverage or {}).get(key) if isinstance(coverage, dict) else None
         covered = covered if isinstance(covered, dict) else {}
         median = number(entry.get("median")) if isinstance(entry, dict) else None
         text = written(key, own)
-        count = covered.get("matrices", own.count)
+        count = own.count if own.of is not None else number(covered.get("matrices", own.count))
         rows.append(
             {
                 "label": statistic(key).label,
-                "main": key in HEADLINE or key in BETWEEN or key in ("hill", "functional_distance"),
+                "main": is_headline(key),
                 "value": text.value if own.value is not None else "undefined",
                 "median": format_value(key, median),
                 "null": text.null or "–",
-                "rounding_null": format_value(key, rounding_null(summary, key)),
                 "excess": text.excess or "–",
-                "matrices": "–" if count is None else format_count(number(count)),
+                "population": _population(key, count, own.of),
                 "parameters": format_value("sparsity_bf16", number(covered.get("parameters"))),
-                "further": further_nulls(key, entry),
+                "further": further_nulls(key, summary),
                 "null_is": null_form(key, forms) if text.null else "",
             }
         )
     return rows
+
+
+def _population(key: str, count: float | int | None, of: int | None) -> str:
+    if count is None:
+        return "–"
+    return (
+        format_count(count)
+        + (f" of {format_count(of)}" if of is not None else "")
+        + (" tensors" if statistic(key).counted else "")
+    )
 
 
 def null_form(key: str, forms: dict[str, Any]) -> str:
@@ -175,41 +187,43 @@ def null_form(key: str, forms: dict[str, Any]) -> str:
     for names, words in forms.items():
         if ":" not in names and any(fnmatchcase(key, name.strip()) for name in names.split(",")):
             return str(words)
-    return statistic(key).null
+    null = statistic(key).null
+    return "" if null is None else null.described
 
 
 def trajectory_rows(trajectory: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Written]]]]:
-    """Column labels and one row per step of a trajectory: each statistic's mean over the matrices, null and excess."""
+    """Column labels and one row per step of a trajectory: each statistic's mean, null, excess and population."""
     summary = trajectory.get("summary") or {}
-    keys = [k for k in _statistics_of(summary) if any(v is not None for v in track(trajectory, k))]
-    rows = []
-    for place, step in enumerate(numbers(trajectory.get("steps"))):
-        cells = []
-        for key in keys:
-            value, null, excess = (track(trajectory, key, field)[place] for field in ("mean", "null", "excess"))
-            cells.append(written(key, Cell(value, null, excess)))
-        rows.append((format_count(step), cells))
+    keys = [k for k in statistics_of(summary) if any(v is not None for v in track(trajectory, k))]
+    cells = [track_cells(trajectory, key) for key in keys]
+    rows = [
+        (format_count(step), [written(key, held[place]) for key, held in zip(keys, cells, strict=True)])
+        for place, step in enumerate(numbers(trajectory.get("steps")))
+    ]
     return [statistic(key).label for key in keys], rows
 
 
-def further_nulls(key: str, entry: Any) -> list[tuple[str, str, str]]:
+def further_nulls(key: str, summary: Any) -> list[tuple[str, str, str]]:
     """Label, value and excess of the nulls that a statistic of a summary has beside its first one.
 
-    A null that fewer matrices or parameters have than the statistic itself says how many.
+    A null that fewer matrices or parameters have than the statistic itself says how many, and the statistic's mean over
+    those.
     """
     found = []
-    for name, label in FURTHER_NULLS.items() if isinstance(entry, dict) else ():
-        null, excess = number(entry.get(f"{name}_null")), number(entry.get(f"{name}_excess"))
-        if null is not None:
-            count = entry.get(f"{name}_count")
-            label += f", {count} of {entry.get('count')}" if count != entry.get("count") else ""
-            found.append((label, format_value(key, null), format_value(key, excess, signed=True)))
+    own = cell(summary, key)
+    for kind in FURTHER:
+        other = cell(summary, key, kind)
+        if other.null is not None:
+            label = KIND_LABELS[kind]
+            if other.count is not None and other.count != own.count:
+                label += f" (n = {format_count(other.count)}, mean there {format_value(key, other.value)})"
+            found.append((label, format_value(key, other.null), format_value(key, other.excess, signed=True)))
     return found
 
 
-def _statistics_of(summary: Any) -> list[str]:
-    keys = {base_key(k)[0] for k in summary} if isinstance(summary, dict) else set()
-    return [k for k in STATISTICS if k in keys] + sorted(keys.difference(STATISTICS))
+def statistics_of(summary: Any) -> list[str]:
+    """The statistics that a summary holds, nested or flat, in the order of the table."""
+    return in_order({split_key(k)[0] for k in summary} if isinstance(summary, dict) else set())
 
 
 def coverage_rows(coverage: Any) -> list[tuple[str, str, str]]:
@@ -257,27 +271,29 @@ def matrix_data(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     keys = dict.fromkeys(k for row in rows for k in row)
     text = [k for k in _TEXT_COLUMNS if k in keys]
-    bases = dict.fromkeys(base_key(k)[0] for k in keys if k not in _TEXT_COLUMNS)
+    bases = dict.fromkeys(split_key(k)[0] for k in keys if k not in _TEXT_COLUMNS)
     order = [b for b in STATISTICS if b in bases] + [b for b in bases if b not in STATISTICS]
-    beside = ("_null", "_rounding_null", "_excess", "_z", "_ratio")
-    suffixes = ("", *beside, *(s for s in SUFFIXES if s not in beside))
+    kinds = ("", *(f"_{kind}" for kind in FURTHER))
+    suffixes = ("", *(f"{kind}_{what}" for kind in kinds for what in ("null", "excess", "z")))
     numeric = [key for base in order for suffix in suffixes if (key := base + suffix) in keys]
     left_out: list[str] = []
-    for kinds in (("z", "ratio"), ("null", "rounding null")):
+    for what in ("z", "null"):
         if len(rows) * len(numeric) > _MAX_VALUES:
-            left_out += sorted({kind for k in numeric if (kind := base_key(k)[1]) in kinds})
-            numeric = [k for k in numeric if base_key(k)[1] not in kinds]
+            left_out += [what] if any(split_key(k)[2] == what for k in numeric) else []
+            numeric = [k for k in numeric if split_key(k)[2] != what]
     columns = [{"key": k, "base": k, "label": k, "kind": "text", "unit": ""} for k in text]
     data: list[list[Any]] = [[_cell_text(row.get(k)) for row in rows] for k in text]
     for key in numeric:
         found = [row.get(key) for row in rows]
         values = [float(f"{v:.5g}") if isinstance(v, float | int) and math.isfinite(v) else None for v in found]
         if any(v is not None for v in values) or key in STATISTICS:
-            base, kind = base_key(key)
-            label, unit = column_label(key), statistic(base).unit
-            columns.append({"key": key, "base": base, "label": label, "kind": kind, "unit": unit})
+            base, _, what = split_key(key)
+            columns.append(
+                {"key": key, "base": base, "label": column_label(key), "kind": what, "unit": statistic(base).unit}
+            )
             data.append(values)
-    main = (*HEADLINE, *BETWEEN, *(ALONG if "step" in keys else ()))
+    main = [key for command in ("compare", "between") for key in headline_of(command)]
+    main += headline_of("trajectory") if "step" in keys else ()
     return {
         "columns": columns,
         "data": data,

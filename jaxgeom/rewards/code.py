@@ -19,7 +19,14 @@ _FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL |
 
 
 def extract_code(text: str) -> str | None:
-    """The content of the last complete fenced block of a response (after the last `</think>`), or None."""
+    """The content of the last complete fenced block of a response (after the last `</think>`), or None.
+
+    Args:
+        text: the response.
+
+    Returns:
+        The code, or None where there is no such block or it is empty.
+    """
     blocks = _FENCE.findall(text.rpartition("</think>")[2])
     return blocks[-1] if blocks and blocks[-1].strip() else None
 

@@ -64,6 +64,12 @@ def normalize_answer(answer: str) -> str:
     r"""The answer without dollar signs, spacing commands, `\text{}`, spaces, a final full stop, outer parentheses of a
     single letter.
 
+    Args:
+        answer: as written.
+
+    Returns:
+        What is compared as text.
+
     >>> normalize_answer(r" $\left( 1,\, 2 \right)$. ")
     '(1,2)'
     """

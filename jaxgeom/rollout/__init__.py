@@ -1,5 +1,5 @@
 """Sampling from a model with a KV cache."""
 
-from jaxgeom.rollout.sample import Rollout as Rollout
-from jaxgeom.rollout.sample import SamplingSettings as SamplingSettings
-from jaxgeom.rollout.sample import sample as sample
+from jaxgeom.rollout.sampling import Rollout as Rollout
+from jaxgeom.rollout.sampling import SamplingSettings as SamplingSettings
+from jaxgeom.rollout.sampling import sample as sample

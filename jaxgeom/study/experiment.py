@@ -112,6 +112,12 @@ class Experiment:
 def load_experiment(path: str | Path) -> Experiment:
     """Runs an experiment file and takes its variable `experiment`.
 
+    Args:
+        path: a Python file.
+
+    Returns:
+        What the file defines.
+
     Raises:
         UserError: the file is missing, fails (the message has its line), has an unknown field, or defines none.
     """

@@ -1,100 +1,273 @@
-"""Comparing methods where they are comparable: at the same step, and at the same relative norm of the update."""
+"""Comparing methods where they are comparable: at their ends, at the same step, at the same size, early in training.
+
+A comparison is over the matrices that are defined in every method (and every seed of it) at what is compared, so that
+no difference between two methods is one of population; their count stands beside every number. A method in which a
+statistic is defined nowhere has no value there and leaves the population to the others.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-MATCHED_STATISTICS = (
-    "relative_norm",
-    "fro_norm",
-    "sparsity_bf16",
-    "overlap_principal",
-    "overlap_low",
-    "angle_left_mean_deg",
-    "angle_right_mean_deg",
-    "nss",
-    "stable_rank",
-    "stable_rank_bf16",
-    "hill",
-    "sim_to_final",
-)
+from jaxgeom.comparison.files.summary import Row, at, groups_of, keys_of, mean_of, population, triple
+from jaxgeom.diagnostics.statistics import COMPARED, is_counted
+from jaxgeom.study.seeds import mean_interval, mean_rows
+
+EARLY = 0.2
+"""The share of training at which *On the Geometry of On-Policy Distillation* asks whether the subspace is found."""
 
 
-def at_step(trajectories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every method's statistics at the last step that all of them saved.
+class Measured(NamedTuple):
+    """What was measured of one run, matrix by matrix.
+
+    Attributes:
+        end: rows of the last checkpoint's comparison, matrices and other parameters.
+        steps: saved steps, ascending.
+        along: rows of the trajectory, with a list of numbers per statistic, one a step.
+    """
+
+    end: Sequence[Row]
+    steps: Sequence[int]
+    along: Sequence[Row]
+
+    def at(self, index: int) -> list[Row]:
+        """The trajectory's rows at one of its steps."""
+        return [at(row, index, len(self.steps)) for row in self.along]
+
+
+Runs = Mapping[str, Sequence[Measured]]
+"""By method: one run a seed."""
+
+Points = Mapping[str, Sequence[Sequence[Row]]]
+"""By method: the rows of each of its seeds at the point that is compared; no seeds where it does not reach it."""
+
+
+def at_end(runs: Runs) -> dict[str, Any]:
+    """Every method's statistics at its own end.
 
     Args:
-        trajectories: By method: a trajectory's `steps` and `summary`.
+        runs: what was measured, by method and seed.
 
     Returns:
-        `{"step": n, "rows": [{"method", statistic: value, statistic + "_null": value}]}`; empty rows where the methods
-        share no step.
+        `{"rows": […], "of": …, "layers": {method: {layer: {statistic: entry}}}}`, see `compared`.
     """
-    shared = set.intersection(*(set(t["steps"]) for t in trajectories.values())) - {0} if trajectories else set()
+    points = {method: [run.end for run in seeds] for method, seeds in runs.items()}
+    keys = keys_of(row for seeds in points.values() for rows in seeds for row in rows)
+    layers = {}
+    shared = {method: _matrices(rows) for method, rows in shared_rows(points, COMPARED).items()}
+    for method, rows in shared.items():
+        by_layer = groups_of([{k: v for k, v in row.items() if _is_compared(k)} for row in rows])["layer"]
+        layers[method] = by_layer
+    return compared(points, keys) | {"layers": layers}
+
+
+def at_step(runs: Runs) -> dict[str, Any]:
+    """Every method's statistics at the last step that all runs saved.
+
+    Args:
+        runs: what was measured, by method and seed.
+
+    Returns:
+        `{"step": n, "rows": […], "of": …}`, see `compared`; no rows where the runs share no step.
+    """
+    saved = [set(run.steps) for seeds in runs.values() for run in seeds]
+    shared = set.intersection(*saved) - {0} if saved else set()
     if not shared:
         return {"step": None, "rows": []}
     step = max(shared)
-    rows = []
-    for method, trajectory in trajectories.items():
-        index = list(trajectory["steps"]).index(step)
-        rows.append({"method": method} | {key: curve[index] for key, curve in _curves(trajectory).items()})
-    return {"step": step, "rows": rows}
+    points = {method: [run.at(list(run.steps).index(step)) for run in seeds] for method, seeds in runs.items()}
+    return {"step": step} | compared(points, COMPARED)
 
 
-def at_relative_norm(trajectories: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every method's statistics where its update first has the relative norm that all of them reach.
+def at_relative_norm(runs: Runs) -> dict[str, Any]:
+    """Every method's statistics where its update first has the relative norm that all runs reach.
 
-    That norm is the smallest of the methods' largest; between two checkpoints the statistics are interpolated linearly
-    in the relative norm. A method that is past that norm at its first checkpoint has no value there: its row is empty.
+    That norm is the smallest of the runs' largest; a run's is the mean over the matrices that have one at every step of
+    every run. Between two checkpoints value and null of each matrix are interpolated linearly in the relative norm. A
+    method of which a run is past that norm at its first checkpoint has no value there: its row is empty.
+
+    Args:
+        runs: what was measured, by method and seed.
 
     Returns:
-        `{"relative_norm": x, "rows": [{"method", "step", statistic: value, …}]}`.
+        `{"relative_norm": x, "rows": […], "of": …}`, see `compared`; a row's `step` is the mean over its seeds.
     """
-    norms = {m: _numbers(t["summary"]["relative_norm"]["mean"]) for m, t in trajectories.items()}
-    if not norms or any(np.all(np.isnan(values)) for values in norms.values()):
+    norms = _norms(runs)
+    if norms is None:
         return {"relative_norm": None, "rows": []}
-    target = float(min(np.nanmax(values) for values in norms.values()))
-    rows = []
-    for method, trajectory in trajectories.items():
-        place = _crossing(norms[method], target)
-        curves = {"step": trajectory["steps"]} | _curves(trajectory)
-        rows.append({"method": method} | {key: _interpolate(curve, place) for key, curve in curves.items()})
-    return {"relative_norm": target, "rows": rows}
+    target = float(min(curve.max() for curves in norms.values() for curve in curves))
+    places = {method: [_crossing(curve, target) for curve in curves] for method, curves in norms.items()}
+    points: dict[str, list[list[Row]]] = {}
+    steps: dict[str, float | None] = {}
+    for method, seeds in runs.items():
+        found = [place for place in places[method] if place is not None]
+        reached = len(found) == len(seeds)
+        points[method] = [_between(run, place) for run, place in zip(seeds, found, strict=True)] if reached else []
+        own = [_step(run.steps, place) for run, place in zip(seeds, found, strict=True)] if reached else []
+        steps[method] = sum(own) / len(own) if own else None
+    return {"relative_norm": target} | compared(points, COMPARED, steps)
 
 
-def _curves(trajectory: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    curves = {}
-    for name in MATCHED_STATISTICS:
-        entry = trajectory["summary"].get(name)
-        if entry is None:
+def early(runs: Runs) -> dict[str, Any]:
+    """How near every run's subspace is to its final one at the checkpoint nearest to a fifth of its steps.
+
+    Args:
+        runs: what was measured, by method and seed; methods of fewer than three checkpoints are left out.
+
+    Returns:
+        `{"share": 0.2, "rows": […], "of": …}`, see `compared`.
+    """
+    points: dict[str, list[list[Row]]] = {}
+    steps: dict[str, float | None] = {}
+    for method, seeds in runs.items():
+        if all(len(run.steps) >= 3 for run in seeds):
+            places = [min(range(len(run.steps)), key=lambda i: abs(run.steps[i] - EARLY * run.steps[-1]))
+                      for run in seeds]  # fmt: skip
+            points[method] = [run.at(place) for run, place in zip(seeds, places, strict=True)]
+            steps[method] = sum(run.steps[place] for run, place in zip(seeds, places, strict=True)) / len(seeds)
+    return {"share": EARLY} | compared(points, ("sim_to_final", "sim_to_final_bf16"), steps)
+
+
+def compared(
+    points: Points, keys: Sequence[str], steps: Mapping[str, float | None] | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """Statistics of methods at a point, each over the matrices that are defined in all of them.
+
+    Args:
+        points: by method, the rows of its seeds there.
+        keys: the statistics.
+        steps: by method, the step that its point lies at, where that belongs to the row.
+
+    Returns:
+        `rows`: by method one flat row: a statistic's mean under its key, `_null`, `_excess` (the mean less the null,
+        exactly) and `_count`, and of several seeds `_ci`, the 95 % interval of the mean, and `_seeds`, each one's mean;
+        `of`: how many `matrices`, and how many `parameters` (tensors) for what is counted over them all.
+    """
+    means = {method: mean_rows(seeds) for method, seeds in points.items()}
+    rows: list[Row] = [{"method": method} | ({"step": steps[method]} if steps else {}) for method in points]
+    for key in keys:
+        names = shared_names(means, key)
+        if names is None:
             continue
-        curves[name] = entry["mean"]
-        if entry.get("null") is not None:
-            curves[name + "_null"] = entry["null"]
-    return curves
+        for row in rows:
+            method = str(row["method"])
+            row |= _cells(key, names.get(method, set()), means[method], points[method])
+    everything = [rows for seeds in points.values() for rows in seeds]
+    of = {
+        "matrices": max((len(_matrices(rows)) for rows in everything), default=0),
+        "parameters": max((len(rows) for rows in everything), default=0),
+    }
+    return {"rows": rows, "of": of}
+
+
+def shared_names(means: Mapping[str, Sequence[Row]], key: str) -> dict[str, set[str]] | None:
+    """By method the matrices that a comparison by `key` is over: the same for all that have it; None where none has."""
+    held = {method: {row["name"] for row in population(_rows_for(key, rows), key)} for method, rows in means.items()}
+    defined = {method: names for method, names in held.items() if names}
+    if not defined:
+        return None
+    common = set.intersection(*defined.values())
+    return {method: common if method in defined else set() for method in means}
+
+
+def shared_rows(points: Points, keys: Sequence[str]) -> dict[str, list[Row]]:
+    """By method its rows, averaged over seeds, with every statistic of `keys` left out where it is not compared."""
+    means = {method: mean_rows(seeds) for method, seeds in points.items()}
+    result = {method: [dict(row) for row in rows] for method, rows in means.items()}
+    for key in keys:
+        names = shared_names(means, key) or {}
+        for method, rows in result.items():
+            for row in rows:
+                if key in row and row["name"] not in names.get(method, set()):
+                    row[key] = None
+    return result
+
+
+def _is_compared(key: str) -> bool:
+    base = next((key.removesuffix(end) for end in ("_null", "_excess") if key.endswith(end)), key)
+    return base in COMPARED or key in ("name", "layer", "module", "group", "parameters")
+
+
+def _matrices(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["group"] == "matrices"]
+
+
+def _rows_for(key: str, rows: Sequence[Row]) -> Sequence[Row]:
+    return rows if is_counted(key) else _matrices(rows)
+
+
+def _cells(key: str, names: set[str], mean: Sequence[Row], seeds: Sequence[Sequence[Row]]) -> dict[str, Any]:
+    """A statistic of one method over the given matrices: of its seeds' mean, and each seed's own."""
+    own = triple([row for row in _rows_for(key, mean) if row["name"] in names], key)
+    cells: dict[str, Any] = {
+        key: own["mean"], f"{key}_null": own["null"], f"{key}_excess": own["excess"], f"{key}_count": own["count"],
+    }  # fmt: skip
+    if len(seeds) > 1 and names:
+        values = seed_values(seeds, key, names)
+        cells |= {f"{key}_seeds": values, f"{key}_ci": list(mean_interval(values)[1:])}
+    return cells
+
+
+def seed_values(seeds: Sequence[Sequence[Row]], key: str, names: set[str]) -> list[float]:
+    """A statistic's mean over the named rows, seed by seed; every seed has it for each of them."""
+    found = []
+    for rows in seeds:
+        value = mean_of([row for row in rows if row["name"] in names], key, weighted=is_counted(key))
+        assert value is not None  # a name is shared where all seeds have it
+        found.append(value)
+    return found
+
+
+def _norms(runs: Runs) -> dict[str, list[np.ndarray]] | None:
+    """By method and seed the relative norm along the steps, over the matrices that have one throughout."""
+    flat = [[run.at(index) for index in range(len(run.steps))] for seeds in runs.values() for run in seeds]
+    names = [
+        {row["name"] for row in _matrices(rows) if row.get("relative_norm") is not None} for run in flat for rows in run
+    ]
+    common = set.intersection(*names) if names else set()
+    if not common:
+        return None
+    curves = [
+        np.array([np.mean([row["relative_norm"] for row in rows if row["name"] in common]) for rows in run])
+        for run in flat
+    ]
+    following = iter(curves)
+    return {method: [next(following) for _ in seeds] for method, seeds in runs.items()}
 
 
 def _crossing(values: np.ndarray, target: float) -> float | None:
     """The first place, in checkpoints and fractions of one, where a curve reaches `target`; None if before them all."""
     # Rounding must not push the method that sets the target past its own end.
-    reached = np.flatnonzero(values >= target * (1 - 1e-12))
-    index = int(reached[0])
-    if index == 0 or np.isnan(values[index - 1]):
-        return float(index) if values[index] <= target * (1 + 1e-12) else None
+    index = int(np.flatnonzero(values >= target * (1 - 1e-12))[0])
+    if index == 0:
+        return 0.0 if values[0] <= target * (1 + 1e-12) else None
     return float(index - 1 + (target - values[index - 1]) / (values[index] - values[index - 1]))
 
 
-def _interpolate(curve: Sequence[Any], place: float | None) -> float | None:
-    """A curve's value between two checkpoints; None where one of the two is undefined, or there is no place."""
-    if place is None:
-        return None
-    values = _numbers(curve)
+def _between(run: Measured, place: float) -> list[Row]:
+    """Rows between two checkpoints: value and null interpolated together, None where one of the two is undefined."""
     low = int(np.floor(place))
     share = place - low
-    value = values[low] if share == 0 else (1 - share) * values[low] + share * values[low + 1]
-    return None if np.isnan(value) else float(value)
+    first = run.at(low)
+    if share == 0:
+        return first
+    second = run.at(low + 1)
+    return [
+        a | {key: _mixed(a[key], b.get(key), share) for key in a if _is_number(key)}
+        for a, b in zip(first, second, strict=True)
+    ]
 
 
-def _numbers(curve: Sequence[Any]) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in curve], float)
+def _is_number(key: str) -> bool:
+    return key in COMPARED or (key.endswith("_null") and key.removesuffix("_null") in COMPARED)
+
+
+def _mixed(a: float | None, b: float | None, share: float) -> float | None:
+    return None if a is None or b is None else (1 - share) * a + share * b
+
+
+def _step(steps: Sequence[int], place: float) -> float:
+    low = int(np.floor(place))
+    share = place - low
+    return float(steps[low]) if share == 0 else (1 - share) * steps[low] + share * steps[low + 1]

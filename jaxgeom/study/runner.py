@@ -1,43 +1,32 @@
 """The stages of an experiment, in order, each resumable: data, training, measuring, comparing, reporting."""
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxgeom import __version__
-from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
-from jaxgeom.comparison.between import flat_summary
+from jaxgeom.comparison.files.summary import flat_summary
 from jaxgeom.data import arithmetic
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.files import write_atomically
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, study_findings, write_report
 from jaxgeom.study.experiment import DataFiles, Experiment
-from jaxgeom.study.matched import at_relative_norm, at_step
 from jaxgeom.study.preflight import check_inputs
-from jaxgeom.study.seeds import mean_interval, over_seeds
-from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, saved_steps, train, wilson_interval
-from jaxgeom.training.run_directory import claim_directory, mark_done, read_json_lines
+from jaxgeom.study.results import Result, add_along, matched_results, method_results, read_result, write_matrices
+from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, train
+from jaxgeom.training.run_directory import claim_directory, mark_done
 from jaxgeom.training.settings import to_json
 
-# What a comparison measures of every checkpoint, beside the trajectory's own statistics, for the matched comparisons.
-ALONG_STATISTICS = (
-    "overlap_principal",
-    "overlap_low",
-    "nss",
-    "angle_left_mean_deg",
-    "angle_right_mean_deg",
-)
 # What between.json has of a pair of runs and the report leaves out.
 _BETWEEN_DETAILS = ("schema", "kind", "version", "command", "inputs", "settings", "matrices")
 LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
@@ -93,17 +82,18 @@ def run_study(
             clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, reporter))
             runs[name, seed] = (run, anchor)
 
-    measured: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, list[Result]] = {}
     for (name, seed), (run, origin) in runs.items():
         label = LABELS[name] if name == "sft_anchor" else f"{LABELS[name]}, seed {seed}"
         directory = out / "measures" / name / f"seed{seed}"
         stage = _bind(_measure, run, origin, experiment.measure, directory, label, reporter)
         clock.stage(f"measure {label}", stage)
-        measured.setdefault(name, []).append(_collect(directory, run, seed))
+        results.setdefault(name, []).append(read_result(directory, run, seed, _size(origin)))
     between = clock.stage("compare runs", lambda: _between(experiment, runs, anchor, out))
-    report = _report(experiment, measured, between, clock, command)
+    report = _report(experiment, results, between, clock, command)
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    _write_matrices(out / "matrices.csv", runs, out)
+    tables = [(name, seed, out / "measures" / name / f"seed{seed}" / "matrices.csv") for name, seed in runs]
+    write_matrices(out / "matrices.csv", tables)
     reporter.say("report: figures and page")
     page = write_report(out)
     mark_done(out)
@@ -182,48 +172,18 @@ def _measure(
         for step, checkpoint in checkpoints:
             last = directory if step == steps[-1] else None
             report = compare_checkpoints(initial, checkpoint, settings, out=last, cache=cache, command=label)
-            along.append(report.to_json()["summary"])
+            along.append(report.to_json())
             task.advance(1, f"step {step}")
         trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=run_learning_rates(run))
-    for name in ALONG_STATISTICS:
-        trajectory["summary"][name] = {
-            kind: [summary.get(name, {}).get(kind) for summary in along] for kind in ("mean", "null", "excess")
-        }
+    add_along(trajectory, along, _size(origin))
     write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
     mark_done(directory)
 
 
-def _collect(directory: Path, run: Path, seed: int) -> dict[str, Any]:
-    """What the report says of one run."""
-    comparison = json.loads((directory / "report.json").read_text(encoding="utf-8"))
-    trajectory = json.loads((directory / "trajectory.json").read_text(encoding="utf-8"))
-    rows = read_json_lines(run / "metrics.jsonl")
-    evaluations = [row for row in rows if "accuracy" in row]
-    steps = [row for row in rows if "loss" in row]
-    first, last = evaluations[0], evaluations[-1]
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
-    return {
-        "seed": seed,
-        "steps": config["steps"],
-        "learning_rate": config["optimizer"]["learning_rate"],
-        "accuracy": {
-            "initial": first["accuracy"],
-            "final": last["accuracy"],
-            "curve": [[row["step"], row["accuracy"]] for row in evaluations],
-            "ci": list(wilson_interval(last["accuracy"] * last["accuracy_count"], int(last["accuracy_count"]))),
-            "count": int(last["accuracy_count"]),
-        },
-        "training": {
-            "steps": [row["step"] for row in steps],
-            "loss": [row["loss"] for row in steps],
-            "reward": [row["reward"] for row in steps] if "reward" in steps[0] else None,
-            "gap": [row["gap"] for row in steps] if "gap" in steps[0] else None,
-        },
-        "summary": comparison["summary"],
-        "groups": comparison["groups"],
-        "coverage": comparison["coverage"],
-        "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
-    }
+def _size(checkpoint: Path) -> int:
+    """Parameters of a checkpoint."""
+    tensors = open_checkpoint(checkpoint)
+    return sum(tensors[name].size for name in tensors)
 
 
 def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> list[dict[str, Any]]:
@@ -249,21 +209,14 @@ def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> lis
 
 
 def _report(
-    experiment: Experiment, measured: dict[str, list[dict]], between: list[dict], clock: _Clock, command: str
+    experiment: Experiment, results: dict[str, list[Result]], between: list[dict], clock: _Clock, command: str
 ) -> dict[str, Any]:
-    methods = {}
-    for name, seeds in measured.items():
-        merged = {key: over_seeds([seed[key] for seed in seeds]) for key in seeds[0] if key != "seed"}
-        if len(seeds) > 1:
-            for statistic, entry in merged["summary"].items():
-                values = [seed["summary"][statistic]["mean"] for seed in seeds]
-                if all(value is not None for value in values):
-                    entry["mean"], *entry["ci"] = mean_interval(values)
-            accuracies = [seed["accuracy"]["final"] for seed in seeds]
-            merged["accuracy"]["final"], *merged["accuracy"]["ci"] = mean_interval(accuracies)
-        origin = "base" if name == "sft_anchor" else "anchor"
-        methods[name] = {"label": LABELS[name], "origin": origin} | merged | {"per_seed": seeds}
-    trajectories = {name: methods[name]["trajectory"] for name in experiment.methods()}
+    methods = {
+        name: {"label": LABELS[name], "origin": "base" if name == "sft_anchor" else "anchor"}
+        | method_results(seeds)
+        | {"per_seed": [result.said for result in seeds]}
+        for name, seeds in results.items()
+    }
     report = {
         "schema": 1,
         "kind": "study",
@@ -276,26 +229,11 @@ def _report(
         "stages": clock.rows(),
         "seeds": list(experiment.seeds),
         "methods": methods,
-        "matched": {"step": at_step(trajectories), "relative_norm": at_relative_norm(trajectories)},
+        "matched": matched_results(results, list(experiment.methods())),
         "between": [{k: v for k, v in row.items() if k not in _BETWEEN_DETAILS} for row in between],
         "matrices_csv": "matrices.csv",
     }
     return report | {"findings": study_findings(report)}
-
-
-def _write_matrices(path: Path, runs: dict, out: Path) -> None:
-    """All runs' per-matrix rows in one table, with the method and the seed in front."""
-    rows: list[dict[str, Any]] = []
-    for name, seed in runs:
-        source = out / "measures" / name / f"seed{seed}" / "matrices.csv"
-        with source.open(newline="", encoding="utf-8") as file:
-            rows += [{"method": name, "seed": seed} | row for row in csv.DictReader(file)]
-    columns: Sequence[str] = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 def _machine() -> dict[str, Any]:

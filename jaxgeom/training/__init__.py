@@ -2,7 +2,6 @@
 
 from .checkpointing import Checkpoints as Checkpoints
 from .checkpointing import load_start as load_start
-from .checkpointing import saved_steps as saved_steps
 from .evaluation import evaluate as evaluate
 from .evaluation import wilson_interval as wilson_interval
 from .functional_distance import functional_distance as functional_distance

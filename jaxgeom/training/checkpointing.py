@@ -1,6 +1,5 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.checkpoints.safetensors_files import read_json
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
-from jaxgeom.sharding import partition_specs
+from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training.step import TrainState
 
 
@@ -37,6 +38,7 @@ class Checkpoints:
         self._manager.close()
 
     def latest_step(self) -> int | None:
+        """The newest step that is stored, or None."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data_state: dict, seed: int) -> None:
@@ -70,46 +72,51 @@ class Checkpoints:
         return state, restored["data"]
 
 
-def saved_steps(run: Path) -> list[int]:
-    """Steps of the whole checkpoints in a run directory, ascending."""
-    directory = run / "checkpoints"
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-
-
 def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
-    """A model to start from: a Hugging Face directory, or `RUN@STEP` of a run of ours (its float32 masters).
+    """A model to start from: a Hugging Face directory, or a checkpoint of a run of ours (its float32 masters).
+
+    A run is named as `open_checkpoint` takes it: `RUN@STEP`, or `RUN` for its last step.
+
+    Args:
+        source: where it lies.
+        mesh: devices to put the parameters on; None for one.
+        compute_dtype: of activations, "float32" or "bfloat16".
+        remat: recompute activations in the backward pass.
+
+    Returns:
+        The module and its float32 parameters.
 
     Raises:
         UserError: nothing readable is there.
     """
-    run, at, step = str(source).rpartition("@")
-    if not at or not (Path(run) / "config.json").is_file() or Path(source).exists():
+    found = named_run(source)
+    if found is None:
         return load_model(source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat)
-    steps = saved_steps(Path(run))
-    if not step.isdigit() or int(step) not in steps:
-        raise UserError(f"{source}: no such step; the run has {steps}")
-    config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+    run, step = found.run, found.saved_step()
+    config = read_json(run / "config.json")
+    if not isinstance(config.get("model"), dict):
+        raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
     architecture = Qwen3Config.from_hf(config["model"])
-    model = Qwen3(architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, mesh=mesh)
-    abstract = abstract_parameters(model)
     place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    model = Qwen3(
+        architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, platform=platform_of(place), mesh=mesh
+    )
+    abstract = abstract_parameters(model)
     specs = partition_specs(abstract, place) if mesh else jax.tree.map(lambda _: PartitionSpec(), abstract)
     placed = jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(place, spec)),
         abstract,
         specs,
     )
-    with ocp.CheckpointManager((Path(run) / "checkpoints").absolute(), item_names=("params",)) as manager:
-        restored = manager.restore(int(step), args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)))
+    with ocp.CheckpointManager((run / "checkpoints").absolute(), item_names=("params",)) as manager:
+        restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)))
     return model, restored["params"]
 
 
 def tokenizer_directory(source: str | Path) -> Path:
     """Where the tokenizer of a start is: the Hugging Face directory itself, or the run's copy of it."""
-    run, at, _ = str(source).rpartition("@")
-    return Path(run) / "tokenizer" if at and (Path(run) / "tokenizer").is_dir() else Path(source)
+    found = named_run(source)
+    return found.run / "tokenizer" if found is not None and (found.run / "tokenizer").is_dir() else Path(source)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,18 @@ from jaxgeom.training.rollouts import Actor, Answers, sample_answers
 def evaluate(
     actor: Actor, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int = 256
 ) -> tuple[float, list[Answers]]:
-    """Share of the prompts whose greedy answer is verified, and the answers, batch by batch."""
+    """Share of the prompts whose greedy answer is verified, and the answers, batch by batch.
+
+    Args:
+        actor: model and parameters that answer.
+        tokenizer: decodes the answers.
+        prompts: with their ground truth.
+        max_new_tokens: longest answer.
+        batch_size: prompts at a time.
+
+    Returns:
+        The share in [0, 1], and the answers in the order of the prompts.
+    """
     settings = SamplingSettings(max_new_tokens=max_new_tokens, greedy=True, stop_tokens=stop_tokens(tokenizer))
     batches = []
     for start in range(0, len(prompts), batch_size):
@@ -25,6 +36,14 @@ def evaluate(
 
 def wilson_interval(successes: float | int, count: int, *, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a proportion, 95 % by default.
+
+    Args:
+        successes: out of `count`; means over repetitions may be fractions.
+        count: trials, at least 1.
+        z: standard normal quantile of the coverage.
+
+    Returns:
+        Lower and upper end, in [0, 1].
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 3), round(high, 3)

@@ -21,6 +21,9 @@ def run_learning_rates(run: Path, *, initial_step: int = 0) -> LearningRates:
         run: The run directory.
         initial_step: The step of the run from which updates are taken.
 
+    Returns:
+        The rates, by step, and where they were found.
+
     Raises:
         UserError: the directory tells neither.
     """

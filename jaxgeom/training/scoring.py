@@ -69,6 +69,16 @@ def score(
     """`sequence_log_probs`, compiled once a model and shape.
 
     Student and teacher of one architecture run the identical program, so with equal weights their gap is exactly 0.
+
+    Args:
+        model: the module.
+        params: its parameters, sharded or not.
+        tokens: `[batch, time]` ids.
+        valid: `[batch, time]`, which tokens are real.
+        temperature: divides the logits.
+
+    Returns:
+        `[batch, time]` float32, nats, as `sequence_log_probs`.
     """
     return _score(model, mesh_of(params), temperature, params, tokens, valid)
 

@@ -162,7 +162,10 @@ class RLVRSettings(OnPolicySettings):
 
 @dataclass(frozen=True, kw_only=True)
 class OPDSettings(OnPolicySettings):
-    """On-policy distillation by the sampled-token reverse KL, with the controls of A's section 5.
+    """On-policy distillation by the sampled-token reverse KL.
+
+    The controls (which tokens, whose rollouts, the mix) are those of section 5 of "On the Geometry of On-Policy
+    Distillation" (arXiv 2606.07082).
 
     Attributes:
         keep_tokens: Fraction ρ of response tokens that keep their advantage.

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.models import Qwen3
-from jaxgeom.objectives import loss_denominator, policy_gradient_loss, sft_loss
+from jaxgeom.objectives import loss_denominator, policy_gradient_loss, sft_loss, token_means, token_sums
 from jaxgeom.sharding import mesh_of, parameter_shardings
 from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import OnPolicySettings, RunSettings
@@ -49,7 +49,15 @@ class Batch:
 
 
 def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0: the optimizer's moments sharded as the parameters are, its scalars on their mesh."""
+    """Step 0: the optimizer's moments sharded as the parameters are, its scalars on their mesh.
+
+    Args:
+        params: float32 parameters, sharded or not.
+        optimizer: any Optax transformation.
+
+    Returns:
+        State with `step` 0.
+    """
     sharding = jax.tree.leaves(params)[0].sharding
     if not isinstance(sharding, jax.sharding.NamedSharding) or not isinstance(sharding.mesh, jax.sharding.Mesh):
         state = TrainState(step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params))
@@ -110,7 +118,8 @@ def make_train_step(
         state: The first state, for its shardings: left to itself the compiler may return parameters laid out otherwise.
 
     Returns:
-        A jitted function. Metrics: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the loss.
+        A jitted function. Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the
+        loss: `tokens` of the whole batch, the others means over all of them, whatever the number of parts.
     """
     loss = make_loss(model, settings, mesh_of(state.params))
     aggregate = settings.aggregate if isinstance(settings, OnPolicySettings) else "token"
@@ -136,17 +145,22 @@ def make_train_step(
 def _accumulate(
     loss: Callable[..., Any], params: PyTree, batch: Batch, denominator: Array, parts: int
 ) -> tuple[tuple[Array, Metrics], PyTree]:
+    """Loss and gradient summed over the parts, the loss's metrics averaged over their tokens."""
     gradient = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         return gradient(params, batch, denominator)
+
+    def sums(part: Batch) -> tuple[tuple[Array, Metrics], PyTree]:
+        (value, metrics), grads = gradient(params, part, denominator)
+        return (value, token_sums(metrics)), grads
+
     # Strided parts: with the batch sharded along its first axis every device has work in every part.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split), denominator)
+    shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], split))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part, denominator)), None
+        return jax.tree.map(jnp.add, total, sums(part)), None
 
     ((value, metrics), grads), _ = jax.lax.scan(add, zero, split)
-    # The loss and the gradient are sums over parts; the loss's own metrics are means.
-    return (value, jax.tree.map(lambda m: m / parts, metrics)), grads
+    return (value, token_means(metrics)), grads

@@ -48,7 +48,14 @@ class Check:
 
 
 def first_failure(checks: list[Check]) -> Check | None:
-    """The first row that did not hold, or None."""
+    """The first row that did not hold, or None.
+
+    Args:
+        checks: rows in the order in which they were made.
+
+    Returns:
+        The row, or None.
+    """
     return next((check for check in checks if not check.ok), None)
 
 

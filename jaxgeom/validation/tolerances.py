@@ -33,3 +33,4 @@ TOLERANCES: dict[str, dict[str, float]] = {
         "diagnostics": 1e-6,
     },
 }
+"""Largest error allowed, by dtype and by check: `TOLERANCES["float32"]["logits"]`."""

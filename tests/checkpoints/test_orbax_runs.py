@@ -3,15 +3,14 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3, save_model
-from tests.tiny import tiny_config
+from jaxgeom.models import save_model
+from tests.tiny import tiny_config, tiny_params
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def run(tmp_path_factory):
     """A run directory with two steps, and each step's parameters as a Hugging Face directory."""
     folder = tmp_path_factory.mktemp("run")
     config = tiny_config()
-    params = Qwen3(config).init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = tiny_params(config)
     (folder / "config.json").write_text(json.dumps({"model": config.to_hf()}))
     with ocp.CheckpointManager(folder / "checkpoints") as manager:
         for step in (3, 10):

@@ -9,7 +9,8 @@ from scipy import stats
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs
-from jaxgeom.comparison.one_matrix.two_runs import independence_nulls, measure_pair
+from jaxgeom.comparison.one_matrix.two_runs import measure_pair
+from jaxgeom.diagnostics import independence_null
 from jaxgeom.errors import UserError
 from tests.comparison import disk
 
@@ -51,7 +52,8 @@ def test_every_matrix_equals_the_oracle(runs, tmp_path):
         assert row["jaccard_null"] == pytest.approx(da * db / (da + db - da * db))
         assert row["overlap_a_in_b_null"] == pytest.approx(da) and row["overlap_b_in_a_null"] == pytest.approx(db)
         for name in MASKS:
-            assert row[f"{name}_excess"] == pytest.approx(row[name] - row[f"{name}_rounding_null"])
+            assert row[f"{name}_excess"] == row[name] - row[f"{name}_null"]
+            assert row[f"{name}_rounding_excess"] == row[name] - row[f"{name}_rounding_null"]
         cosine = ((a - w) * (b - w)).sum() / np.linalg.norm(a - w) / np.linalg.norm(b - w)
         assert row["orthogonal_share"] == pytest.approx(1 - cosine**2, rel=1e-9)
         assert row["orthogonal_share_z"] == pytest.approx((1 / w.size - cosine**2) * w.size / np.sqrt(2))
@@ -80,7 +82,7 @@ def test_independent_updates_meet_the_rounding_null(on_grid):
         finals = [(origin + s * rng.standard_normal(origin.shape)).astype(np.float32) for s in (2e-5, 5e-5)]
         rows.append(measure_pair(origin, *finals, CompareSettings(subspace_k=K)))
     for name in MASKS:
-        z = np.array([row[f"{name}_z"] for row in rows])
+        z = np.array([row[f"{name}_rounding_z"] for row in rows])
         assert abs(z.mean()) < 3.5 / np.sqrt(60), name
         assert 0.75 < z.std(ddof=1) < 1.3, name
         assert np.mean([row[name] - row[f"{name}_null"] for row in rows]) > 0.03, name
@@ -91,13 +93,13 @@ def test_independent_updates_meet_the_rounding_null(on_grid):
 
 def test_independence_is_hypergeometric():
     count, a, b = 500, 120, 300
-    nulls = independence_nulls(count, (a, b))
+    nulls = independence_null(count, a, b)
     law = stats.hypergeom(count, a, b)
-    assert nulls["overlap_a_in_b"] == pytest.approx((law.mean() / b, law.std() / b))
-    assert nulls["overlap_b_in_a"] == pytest.approx((law.mean() / a, law.std() / a))
+    assert nulls.a_in_b == pytest.approx((law.mean() / b, law.std() / b))
+    assert nulls.b_in_a == pytest.approx((law.mean() / a, law.std() / a))
     draws = law.rvs(200_000, random_state=0)
     jaccard = draws / (a + b - draws)
-    assert nulls["jaccard"] == pytest.approx((jaccard.mean(), jaccard.std()), rel=1e-2)
+    assert nulls.jaccard == pytest.approx((jaccard.mean(), jaccard.std()), rel=1e-2)
 
 
 def test_where_nothing_changed_the_statistics_are_null_with_a_note():
@@ -110,10 +112,10 @@ def test_where_nothing_changed_the_statistics_are_null_with_a_note():
     assert row["orthogonal_share"] is None and row["subspace_similarity"] is None
     still = measure_pair(origin, origin, origin, CompareSettings(subspace_k=K))
     assert all(still[name] is None for name in MASKS) and "A and B" in still["overlap_note"]
-    # Every entry changed: no finite noise does that, so the excess is over independence.
+    # Every entry changed: no finite noise does that.
     full = measure_pair(origin, moved, moved, CompareSettings(subspace_k=K))
     assert full["jaccard"] == full["jaccard_null"] == 1 and full["jaccard_rounding_null"] is None
-    assert full["jaccard_excess"] == 0 and full["jaccard_z"] is None and full["orthogonal_share"] < 1e-12
+    assert full["jaccard_excess"] == 0 and full["jaccard_rounding_z"] is None and full["orthogonal_share"] < 1e-12
 
 
 def test_interrupted_it_goes_on_and_another_needs_force(runs, tmp_path):

@@ -57,15 +57,6 @@ def test_long_rows_are_cut_and_padding_is_no_target(tokenizer):
     assert not (batch["loss_mask"] & ~batch["valid"]).any()
 
 
-def test_processes_share_the_rows_without_overlap(tokenizer):
-    rows = arithmetic.prompts(arithmetic.ArithmeticTask(), 20, seed=0)
-    seen = []
-    for process in range(2):
-        iterator = pipelines.prompt_batches(rows, tokenizer, batch_size=10, seed=0, shard=(process, 2))
-        seen.append({prompt.tokens for prompt in next(iterator)})
-    assert len(seen[0]) == len(seen[1]) == 10 and not seen[0] & seen[1]
-
-
 @pytest.mark.parametrize(
     ("length", "bucket"), [(1, 12), (12, 12), (13, 16), (17, 24), (49, 64), (65, 96), (1_000, 1_024)]
 )

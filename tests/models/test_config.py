@@ -8,7 +8,7 @@ import pytest
 
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, RopeScaling, load_model
-from jaxgeom.models.rope import rope_frequencies, rotate_by_product, rotate_pairs
+from jaxgeom.models.rope import apply_rope, rope_frequencies
 
 QWEN3_0_6B = {
     "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
@@ -169,11 +169,12 @@ def test_unreadable_directories_are_named(tmp_path):
         load_model(tmp_path)
 
 
-def test_both_rotations_turn_pairs_as_complex_numbers():
+def test_the_rotation_turns_pairs_as_complex_numbers():
     rng = np.random.default_rng(0)
     x, angles = rng.normal(size=(2, 5, 3, 16)), rng.normal(size=(2, 5, 1, 8))
     turned = (x[..., :8] + 1j * x[..., 8:]) * np.exp(1j * angles)
     want = np.concatenate([turned.real, turned.imag], axis=-1)
     x, cos, sin = (jnp.asarray(array, jnp.float32) for array in (x, np.cos(angles), np.sin(angles)))
-    np.testing.assert_allclose(rotate_by_product(x, cos, sin), want, atol=1e-6)
-    np.testing.assert_allclose(rotate_pairs(x, cos, sin, axis=-1), want, atol=1e-6)
+    np.testing.assert_allclose(apply_rope(x, cos, sin), want, atol=1e-6)
+    other = jnp.moveaxis(apply_rope(*(jnp.moveaxis(array, -1, 1) for array in (x, cos, sin)), axis=-3), 1, -1)
+    np.testing.assert_allclose(other, want, atol=1e-6)

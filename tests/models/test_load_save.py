@@ -12,9 +12,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3, Qwen3Config, load_model, save_model
+from jaxgeom.models import Qwen3Config, load_model, save_model
 from jaxgeom.models.load import _put_slice
 from jaxgeom.sharding import make_mesh
+from tests.tiny import tiny_params
 
 CONFIG = Qwen3Config(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
@@ -25,7 +26,7 @@ CONFIG = Qwen3Config(
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
-    params = jax.jit(Qwen3(CONFIG).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = tiny_params(CONFIG)
     source = tmp_path_factory.mktemp("tokenizer")
     (source / "tokenizer.json").write_text("{}")
     save_model(directory, CONFIG, params, tokenizer_from=source)
@@ -67,10 +68,10 @@ def test_bfloat16_files_and_parameters(written, tmp_path):
 
 def test_host_memory_stays_at_a_few_tensors(tmp_path):
     config = Qwen3Config(
-        vocab_size=2048, hidden_size=256, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=4,
+        vocab_size=1024, hidden_size=256, intermediate_size=1024, num_hidden_layers=10, num_attention_heads=4,
         num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
     )  # fmt: skip
-    params = jax.jit(Qwen3(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = tiny_params(config)
     save_model(tmp_path, config, params)
     load_model(tmp_path)  # what tracing and compiling allocate is not the model
     tracemalloc.start()
@@ -78,7 +79,7 @@ def test_host_memory_stays_at_a_few_tensors(tmp_path):
     jax.block_until_ready(loaded)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    largest = 2048 * 256 * 4
+    largest = 1024 * 256 * 4
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(params)) > 30 * largest
     assert peak < 3 * largest
 
@@ -149,7 +150,7 @@ def test_weights_that_overflow_the_dtype_asked_for_are_named(written, tmp_path):
 
 def test_a_tied_head_must_be_the_embedding(tmp_path):
     config = dataclasses.replace(CONFIG, num_experts=0, tie_word_embeddings=True)
-    params = jax.jit(Qwen3(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = tiny_params(config)
     save_model(tmp_path, config, params)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()

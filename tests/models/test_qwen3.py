@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, hf_tensors, module_of, parameter_specs
-from jaxgeom.models.attention import attend_splash, causal_attention, resolve_attention
+from jaxgeom.models.attention import attend_cache, attend_chunked, attend_splash, causal_attention, resolve_attention
 from jaxgeom.models.load import load_model
 from jaxgeom.models.moe import mixture_of_experts
 from jaxgeom.models.save import save_model
-from jaxgeom.sharding import make_mesh
+from jaxgeom.sharding import make_mesh, partition_specs
+from tests.tiny import tiny_params
 
 CONFIG = Qwen3Config(
     vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -25,11 +26,10 @@ CONFIG = Qwen3Config(
 FLOAT32 = 2e-6
 
 
-def initial(config, **options):
-    model = Qwen3(config, **options)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    # Larger than the usual start, so that attention and experts are far from uniform.
-    return model, jax.tree.map(lambda x: 6 * x if x.ndim > 2 else x, params)
+@pytest.fixture(scope="module")
+def params():
+    # Larger than the usual start, so that attention is far from uniform.
+    return jax.tree.map(lambda x: 6 * x if x.ndim > 2 else x, tiny_params(CONFIG))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -37,9 +37,15 @@ def forward(model, params, tokens, valid=None):
     return model.apply({"params": params}, tokens, valid=valid)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["scanned", "unrolled"])
-def dense(request):
-    return initial(CONFIG, unroll=request.param)
+@pytest.fixture(scope="module", params=[None, "cpu"], ids=["general", "cpu"])
+def dense(request, params):
+    """Both forms of the layers, with the same parameters."""
+    return Qwen3(CONFIG, platform=request.param), params
+
+
+@pytest.fixture(scope="module")
+def general(params):
+    return Qwen3(CONFIG), params
 
 
 def random_tokens(*shape):
@@ -63,7 +69,7 @@ def test_no_logit_depends_on_a_later_token(dense):
     assert (seen[:4] > 0).all() and (seen[4:] == 0).all()
 
 
-@pytest.mark.parametrize("attention", ["plain", "blocked", "chunked"])
+@pytest.mark.parametrize("attention", ["plain", "chunked"])
 def test_padding_on_either_side_changes_nothing(dense, attention):
     model, params = dense
     model = model.clone(attention=attention)
@@ -92,47 +98,71 @@ def reference_attention(q, k, v, valid):
     return out
 
 
-@pytest.mark.parametrize(("kind", "time"), [("plain", 11), ("blocked", 11), ("blocked", 150), ("chunked", 11)])
-def test_attention_forms_equal_float64_loops(kind, time):
+@pytest.mark.parametrize(("chunk", "time"), [(None, 11), (4, 11), (4, 30), (16, 11)])
+def test_attention_forms_equal_float64_loops(chunk, time):
     rng = np.random.default_rng(3)
     q, k, v = (rng.normal(size=(2, time, heads, 8)) for heads in (4, 2, 2))
     valid = np.arange(time)[None] >= np.array([[0], [4]])
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-    got = jax.jit(lambda *a: causal_attention(*a, valid=jnp.asarray(valid), kind=kind))(*arrays)
+    got = jax.jit(lambda *a: attend(*a, jnp.asarray(valid), chunk))(*arrays)
     np.testing.assert_allclose(np.where(valid[..., None, None], got, 0), reference_attention(q, k, v, valid), atol=2e-6)
 
 
-@pytest.mark.parametrize(("form", "time"), [("blocked", 150), ("blocked", 300), ("chunked", 530), ("chunked", 1300)])
-def test_gradients_equal_plain_ones_over_several_blocks_and_chunks(form, time):
+def attend(q, k, v, valid, chunk):
+    """In chunks of queries, or the plain form."""
+    if chunk is not None:
+        return attend_chunked(q, k, v, valid, chunk=chunk)
+    return causal_attention(q, k, v, valid=valid, kind="plain")
+
+
+@pytest.mark.parametrize("time", [33, 81])
+def test_gradients_equal_plain_ones_over_several_blocks_and_chunks(time):
     rng = np.random.default_rng(4)
     arrays = [jnp.asarray(rng.normal(size=(1, time, heads, 8)), jnp.float32) for heads in (2, 1, 1)]
-    valid = jnp.arange(time)[None] >= 13
+    valid = jnp.arange(time)[None] >= 5
 
-    def gradients(kind):
+    def gradients(chunk):
         def loss(*a):
-            return jnp.sum(
-                jnp.where(valid[..., None, None], jnp.sin(causal_attention(*a, valid=valid, kind=kind)), 0.0)
-            )
+            return jnp.sum(jnp.where(valid[..., None, None], jnp.sin(attend(*a, valid, chunk)), 0.0))
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arrays)
 
-    for plain, got in zip(gradients("plain"), gradients(form), strict=True):
-        # Sums of up to 1300 float32 terms in another order.
-        np.testing.assert_allclose(got, plain, rtol=2e-6, atol=1e-5)
+    for plain, got in zip(gradients(None), gradients(16), strict=True):
+        # Sums of up to 81 float32 terms in another order.
+        np.testing.assert_allclose(got, plain, rtol=2e-6, atol=5e-6)
 
 
-@pytest.mark.parametrize(("kind", "keys"), [("blocked", {512, 1024, 1536, 2048}), ("chunked", {768, 1536, 2048})])
-def test_blocks_leave_out_scores_that_causality_hides(kind, keys):
-    time, heads, hd = 2048, 2, 16
+def test_blocks_leave_out_scores_that_causality_hides():
+    time, heads, hd = 256, 2, 16
     shape = jax.ShapeDtypeStruct((1, time, heads, hd), jnp.float32)
 
-    def products(kind):
-        run = jax.jit(lambda q, k, v: causal_attention(q, k, v, valid=None, kind=kind))
-        text = run.lower(shape, shape, shape).compile().as_text()
+    def products(chunk):
+        text = jax.jit(lambda q, k, v: attend(q, k, v, None, chunk)).lower(shape, shape, shape).compile().as_text()
         # Scores, by their last two axes: queries at a time and keys.
         return {int(n) for n in re.findall(rf"f32\[1,{heads},(?:\d+),(?:1,)?(\d+)\]", text)}
 
-    assert products("plain") >= {time} and products(kind) >= keys
+    assert products(None) >= {time} and products(32) >= {96, 192, 256}
+
+
+def test_long_sequences_hold_no_square_of_scores():
+    time, heads, hd = 1024, 4, 16
+    shape = jax.ShapeDtypeStruct((1, time, heads, hd), jnp.float32)
+
+    def scratch(chunk):
+        gradient = jax.grad(lambda *a: jnp.sum(attend(*a, None, chunk)), argnums=(0, 1, 2))
+        return jax.jit(gradient).lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+    square = heads * time * time * 4
+    assert scratch(64) < square / 3 < square < scratch(None)
+
+
+def test_attention_to_a_cache_is_that_of_the_last_column():
+    rng = np.random.default_rng(8)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 9, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    valid = jnp.arange(9)[None] >= jnp.array([[0], [4]])
+    whole = causal_attention(q, k, v, valid=valid, kind="plain")
+    got = attend_cache(q[:, -1:], k.swapaxes(1, 2), v.swapaxes(1, 2), valid)
+    np.testing.assert_allclose(got, whole[:, -1:], atol=2e-6)
 
 
 def test_splash_kernel_interpreted_equals_plain():
@@ -142,7 +172,7 @@ def test_splash_kernel_interpreted_equals_plain():
     np.testing.assert_allclose(got, causal_attention(q, k, v, valid=None, kind="plain"), atol=2e-5)
 
 
-@pytest.mark.parametrize(("rows", "kv"), [(4, 2), (3, 2), (4, 1)])
+@pytest.mark.parametrize(("rows", "kv"), [(4, 2), (3, 1)])
 def test_splash_kernel_works_on_each_devices_rows_and_heads(rows, kv):
     mesh = make_mesh(2, 2, 2, 1)
     rng = np.random.default_rng(7)
@@ -155,8 +185,8 @@ def test_splash_kernel_works_on_each_devices_rows_and_heads(rows, kv):
     assert run(*placed).sharding.is_equivalent_to(NamedSharding(mesh, spec), 4)
 
 
-def test_a_loaded_model_tells_the_kernels_of_its_mesh(dense, tmp_path, monkeypatch):
-    model, params = dense
+def test_a_loaded_model_tells_the_kernels_of_its_mesh(general, tmp_path, monkeypatch):
+    model, params = general
     save_model(tmp_path / "model", model.config, params)
     mesh, seen = make_mesh(2, 2, 2, 1), []
 
@@ -170,8 +200,8 @@ def test_a_loaded_model_tells_the_kernels_of_its_mesh(dense, tmp_path, monkeypat
     assert seen and all(found == mesh for found in seen)
 
 
-def test_forms_that_take_no_mask_see_the_real_tokens_first(dense, monkeypatch):
-    model, params = dense
+def test_forms_that_take_no_mask_see_the_real_tokens_first(general, monkeypatch):
+    model, params = general
     # On this machine the kernel is the plain form: what is tested is the order of the columns around it.
     monkeypatch.setattr(
         "jaxgeom.models.attention.attend_splash",
@@ -184,13 +214,53 @@ def test_forms_that_take_no_mask_see_the_real_tokens_first(dense, monkeypatch):
     np.testing.assert_allclose(np.asarray(kernel)[valid], np.asarray(plain)[valid], atol=20 * FLOAT32)
 
 
-def test_attention_form_is_chosen_by_backend_and_length():
-    assert resolve_attention("auto", dtype=jnp.float32, time=64) == "plain"
-    assert resolve_attention("auto", dtype=jnp.float32, time=128) == "blocked"
-    assert resolve_attention("auto", dtype=jnp.float32, time=4096) == "chunked"
-    assert resolve_attention("splash", dtype=jnp.float32, time=4) == "splash"
+@pytest.mark.parametrize(
+    ("platform", "dtype", "time", "form"),
+    [
+        ("cpu", jnp.float32, 64, "plain"),
+        ("cpu", jnp.float32, 4096, "chunked"),
+        (None, jnp.bfloat16, 1024, "plain"),
+        ("gpu", jnp.bfloat16, 64, "cudnn"),
+        ("gpu", jnp.float32, 64, "plain"),
+        ("tpu", jnp.float32, 64, "plain"),
+        ("tpu", jnp.float32, 128, "splash"),
+        ("tpu", jnp.bfloat16, 4096, "splash"),
+    ],
+)
+def test_attention_form_is_chosen_by_platform_and_length(platform, dtype, time, form):
+    assert resolve_attention("auto", platform=platform, dtype=dtype, time=time) == form
+    assert resolve_attention("chunked", platform=platform, dtype=dtype, time=time) == "chunked"
+
+
+def test_an_unknown_attention_form_is_named():
     with pytest.raises(ValueError, match="attention='flash'"):
-        resolve_attention("flash", dtype=jnp.float32, time=4)
+        resolve_attention("flash", platform=None, dtype=jnp.float32, time=4)
+
+
+@pytest.mark.parametrize(("platform", "for_cpus"), [("cpu", True), ("gpu", False), ("tpu", False), (None, False)])
+def test_forms_for_cpus_are_chosen_by_the_models_platform_alone(platform, for_cpus):
+    """The default backend is a CPU here, whatever the platform that a program is made for."""
+    model = Qwen3(dataclasses.replace(CONFIG, head_dim=128), platform=platform)
+    params, tokens = abstract_parameters(model), jax.ShapeDtypeStruct((1, 128), jnp.int32)
+    traced = jax.jit(lambda p, t: model.apply({"params": p}, t, method="hidden_states")).trace(params, tokens)
+    text = traced.lower(lowering_platforms=({"gpu": "cuda", None: "cpu"}.get(platform, platform),)).as_text()
+    assert model.is_unrolled is for_cpus and ("stablehlo.while" not in text) is for_cpus
+    assert ("tpu_custom_call" in text) is (platform == "tpu")
+
+
+def test_deep_and_rematerialised_models_are_scanned_on_a_cpu_too():
+    model = Qwen3(CONFIG, platform="cpu")
+    assert not model.clone(remat=True).is_unrolled
+    assert not model.clone(config=dataclasses.replace(CONFIG, num_hidden_layers=13)).is_unrolled
+
+
+def test_a_model_is_loaded_for_the_platform_of_its_devices(general, tmp_path, monkeypatch):
+    save_model(tmp_path / "model", CONFIG, general[1])
+    assert load_model(tmp_path / "model")[0].platform == "cpu"
+    mesh, asked = make_mesh(1, 8, 1, 1), []
+    monkeypatch.setattr("jaxgeom.models.load.platform_of", lambda place: asked.append(place) or "tpu")
+    model, _ = load_model(tmp_path / "model", mesh=mesh)
+    assert asked == [mesh] and model.platform == "tpu" and not model.is_unrolled
 
 
 def test_every_token_reaches_its_experts_when_all_choose_the_same():
@@ -211,12 +281,13 @@ def test_every_token_reaches_its_experts_when_all_choose_the_same():
             share = probabilities[expert] / probabilities[chosen].sum()
             want[row] += share * ((gate / (1 + np.exp(-gate)) * up) @ kernels["down"][expert])
     mlp = {name: {"kernel": jnp.asarray(value, jnp.float32)} for name, value in (kernels | {"router": router}).items()}
-    got = mixture_of_experts(jnp.asarray(x, jnp.float32), mlp, experts_per_token=2, normalize=True)
+    mixture = jax.jit(functools.partial(mixture_of_experts, experts_per_token=2, normalize=True))
+    got = mixture(jnp.asarray(x, jnp.float32), mlp)
     np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4)
 
 
-def test_rematerialised_blocks_give_the_same_gradient(dense):
-    model, params = dense
+def test_rematerialised_blocks_give_the_same_gradient(general):
+    model, params = general
     tokens = random_tokens(2, 8)
 
     def gradient(model):
@@ -230,8 +301,8 @@ def test_rematerialised_blocks_give_the_same_gradient(dense):
 
 
 @pytest.mark.parametrize("stored", [jnp.float32, jnp.bfloat16])
-def test_compute_dtype_is_the_modules_and_logits_are_float32(dense, stored):
-    model, params = dense
+def test_compute_dtype_is_the_modules_and_logits_are_float32(general, stored):
+    model, params = general
     params = jax.tree.map(lambda x: x.astype(stored), params)
     narrow = model.clone(dtype=jnp.bfloat16)
     tokens = random_tokens(1, 5)
@@ -270,27 +341,7 @@ def test_names_and_specs_cover_the_tree(config):
         module_of("model.conv.weight")
 
 
-def test_long_sequences_hold_no_square_of_scores():
-    config = dataclasses.replace(CONFIG, num_hidden_layers=1)
-    time = 4096
-
-    def compiled(attention):
-        model = Qwen3(config, attention=attention, remat=True)
-        params = abstract_parameters(model)
-        tokens = jax.ShapeDtypeStruct((1, time), jnp.int32)
-
-        def loss(params, tokens):
-            return jnp.sum(model.apply({"params": params}, tokens, method="hidden_states"))  # pyright: ignore
-
-        return jax.jit(jax.grad(loss)).lower(params, tokens).compile().memory_analysis().temp_size_in_bytes
-
-    square = config.num_attention_heads * time * time * 4
-    assert compiled("chunked") < square / 3 < square < compiled("plain")
-
-
 def test_every_parameter_axis_has_a_rule():
-    from jaxgeom.sharding import make_mesh, partition_specs
-
     specs = partition_specs(abstract_parameters(Qwen3(CONFIG)), make_mesh(1, 2, 2, 2))
     assert specs["layers"]["attention"]["q"]["kernel"] == PartitionSpec(None, "fsdp", "tensor", None)
     assert specs["embed"]["embedding"] == PartitionSpec(None, "fsdp")  # 61 rows do not split in 2

@@ -1,6 +1,8 @@
 """Eight simulated devices compute what one does, and parameters are born on their shards."""
 
 import dataclasses
+import types
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,15 @@ import pytest
 
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.rollout import SamplingSettings, sample
-from jaxgeom.sharding import batch_divisor, batch_sharding, init_sharded, make_mesh, partition_specs
+from jaxgeom.sharding import (
+    batch_divisor,
+    batch_sharding,
+    init_sharded,
+    make_mesh,
+    parameter_shardings,
+    partition_specs,
+    platform_of,
+)
 
 CONFIG = Qwen3Config(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -36,13 +46,14 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
 
         return jax.grad(loss, has_aux=True)(params)
 
+    settings = SamplingSettings(3)
     with jax.set_mesh(mesh):
         gradient, logits = run(sharded, jax.device_put(tokens, batch_sharding(mesh)))
-        rollout = sample(model, sharded, tokens.tolist(), range(4), SamplingSettings(5), pad_id=0)
+        rollout = sample(model, sharded, tokens.tolist(), range(4), settings, pad_id=0)
     want_gradient, want_logits = run(local, tokens)
     np.testing.assert_allclose(logits, want_logits, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, want_gradient)
-    want = sample(model, local, tokens.tolist(), range(4), SamplingSettings(5), pad_id=0)
+    want = sample(model, local, tokens.tolist(), range(4), settings, pad_id=0)
     assert rollout.responses() == want.responses()
 
 
@@ -63,3 +74,29 @@ def test_an_axis_that_the_mesh_has_not_is_left_out():
 def test_a_leaf_without_a_rule_is_named():
     with pytest.raises(ValueError, match="adapter/kernel"):
         partition_specs({"adapter": {"kernel": jnp.zeros((2, 2))}}, make_mesh())
+
+
+def test_the_platform_is_that_of_the_devices():
+    mesh = make_mesh(1, 8, 1, 1)
+    shapes = {"embed": {"embedding": jax.ShapeDtypeStruct((16, 8), jnp.float32)}}
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        parameter_shardings(shapes, mesh),
+    )
+    for place in (mesh, placed, jnp.zeros(3), np.zeros(3), None):
+        assert platform_of(place) == "cpu"
+
+
+def test_a_mesh_of_another_platform_than_the_default_is_believed():
+    device = types.SimpleNamespace(platform="tpu", id=0)
+    mesh = unittest.mock.Mock(spec=jax.sharding.Mesh, devices=np.array([[device]], object))
+    array = types.SimpleNamespace(sharding=types.SimpleNamespace(device_set={device.id: device}.values()))
+    assert jax.default_backend() == "cpu" and platform_of(mesh) == platform_of(array) == "tpu"
+    with jax.default_device("tpu"):
+        assert platform_of(None) == "tpu"
+
+
+def test_arrays_inside_a_program_lie_nowhere():
+    with pytest.raises(ValueError, match="inside jit"):
+        jax.jit(lambda x: platform_of({"w": x}) and x)(jnp.zeros(2))

@@ -76,18 +76,25 @@ def test_value_and_gradient_equal_pytorch(name):
 def test_limits():
     # Tame logits: the limits in beta are reached once beta times the largest ratio of probabilities is small.
     inputs = tuple(jnp.asarray(0.3 * a, jnp.float32) for a in make())
-    forward, reverse = forward_kl(*inputs), reverse_kl(*inputs)
-    np.testing.assert_allclose(generalized_jsd(*inputs, beta=1e-3) / 1e-3, forward, rtol=5e-2, atol=1e-3)
-    np.testing.assert_allclose(generalized_jsd(*inputs, beta=1 - 1e-3) / 1e-3, reverse, rtol=5e-2, atol=1e-3)
-    np.testing.assert_allclose(teacher_top_k_kl(*inputs, k=23), reverse, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(teacher_top_k_kl(*inputs, k=1), 0.0, atol=1e-6)
-    swapped = (*inputs[2:], *inputs[:2])
-    np.testing.assert_allclose(
-        generalized_jsd(*inputs, beta=0.5), generalized_jsd(*swapped, beta=0.5), rtol=1e-4, atol=1e-6
-    )
-    assert float(generalized_jsd(*inputs, beta=0.5).max()) <= np.log(2)
-    for name in ALL:
-        np.testing.assert_allclose(ALL[name](*inputs[:2], *inputs[:2]), 0.0, atol=1e-6, err_msg=name)
+
+    @jax.jit
+    def values(student, teacher):
+        both = (*student, *teacher)
+        jsd = {beta: generalized_jsd(*both, beta=beta) for beta in (1e-3, 0.5, 1 - 1e-3)}
+        top = {k: teacher_top_k_kl(*both, k=k) for k in (1, 23)}
+        equal = {name: divergence(*student, *student) for name, divergence in ALL.items()}
+        swapped = generalized_jsd(*teacher, *student, beta=0.5)
+        return forward_kl(*both), reverse_kl(*both), jsd, top, equal, swapped
+
+    forward, reverse, jsd, top, equal, swapped = values(inputs[:2], inputs[2:])
+    np.testing.assert_allclose(jsd[1e-3] / 1e-3, forward, rtol=5e-2, atol=1e-3)
+    np.testing.assert_allclose(jsd[1 - 1e-3] / 1e-3, reverse, rtol=5e-2, atol=1e-3)
+    np.testing.assert_allclose(top[23], reverse, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(top[1], 0.0, atol=1e-6)
+    np.testing.assert_allclose(jsd[0.5], swapped, rtol=1e-4, atol=1e-6)
+    assert float(jsd[0.5].max()) <= np.log(2)
+    for name, value in equal.items():
+        np.testing.assert_allclose(value, 0.0, atol=1e-6, err_msg=name)
 
 
 def test_never_holds_the_logits():

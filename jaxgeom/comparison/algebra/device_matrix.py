@@ -18,7 +18,7 @@ program = functools.partial(jax.jit, compiler_options={"xla_gpu_deterministic_op
 
 @program
 def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Product in the full precision of its dtype."""
+    """Product of `[m, p]` and `[p, n]` in the full precision of their dtype: `[m, n]`."""
     return jnp.matmul(left, right, precision="highest")
 
 
@@ -33,13 +33,16 @@ class DeviceMatrix(Matrix):
     device: Any = dataclasses.field(kw_only=True)
 
     def put(self, array: Any) -> jax.Array:
-        """An array of the host on the device."""
+        """An array of the host, of any shape, on the device."""
         return jax.device_put(array, self.device)
 
     def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by a symmetric float32 array `[short, short]`, its upper triangle given, which stays there.
+        """As `Matrix.operator`; the array stays on the device.
 
         Only directions are sought with it, whose values are then taken from products of the matrix itself.
+
+        Args:
+            upper: float32 `[short, short]`, of which the upper triangle is read.
         """
         held = self.put(np.triu(upper) + np.triu(upper, 1).T)
         return lambda vectors: np.array(multiply(held, self.put(vectors)))

@@ -79,17 +79,17 @@ class Float64Matrix(DeviceMatrix):
         return self.put(self.array), minus, self.put(np.float64(self.scale))
 
     def gram(self, dtype: type = np.float64) -> np.ndarray:
-        """Gram matrix of the smaller side, upper triangle, Fortran-ordered."""
+        """Gram matrix `[short, short]`, upper triangle, Fortran-ordered."""
         with jax.enable_x64(True):
             program = _gram_float32 if dtype == np.float32 else _gram_float64
             return np.asfortranarray(np.triu(np.asarray(program(*self._placed))))
 
     def times_short(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with vectors of the smaller side `[short, k]`: `[long, k]`, summed in float64."""
+        """Product with vectors over the short side `[short, k]`: `[long, k]`, summed in float64."""
         return self._times(vectors, self.is_wide)
 
     def times_long(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with vectors of the longer side `[long, k]`: `[short, k]`, summed in float64."""
+        """Product with vectors over the long side `[long, k]`: `[short, k]`, summed in float64."""
         return self._times(vectors, not self.is_wide)
 
     def _times(self, vectors: np.ndarray, transposed: bool) -> np.ndarray:
@@ -98,28 +98,28 @@ class Float64Matrix(DeviceMatrix):
             return np.asfortranarray(np.asarray(product).astype(vectors.dtype))
 
     def multiply(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Product of two plain arrays of one dtype."""
+        """Product of two plain arrays `[m, p]` and `[p, n]` of one dtype."""
         with jax.enable_x64(True):
             return np.asfortranarray(np.asarray(multiply(self.put(left), self.put(right))))
 
     def eigenvalues(self) -> np.ndarray:
-        """All eigenvalues of the Gram matrix, ascending."""
+        """All eigenvalues of the Gram matrix, ascending `[short]`."""
         with jax.enable_x64(True):
             return _finite("eigenvalues", _eigenvalues(*self._placed))
 
     def eigenvectors(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """All eigenvalues of the Gram matrix, ascending, and the `count` leading vectors, leading first."""
+        """Eigenvalues of the Gram matrix, ascending `[short]`; its leading vectors, leading first `[short, count]`."""
         with jax.enable_x64(True):
             squares, vectors = _eigenvectors(*self._placed, count)
             return _finite("eigenvalues", squares), np.asfortranarray(np.asarray(vectors))
 
     def bidiagonal_values(self) -> np.ndarray:
-        """All singular values, descending, by the bidiagonal route."""
+        """All singular values, descending `[short]`, by the bidiagonal route."""
         with jax.enable_x64(True):
             return _finite("singular values", _svd(*self._placed, False))
 
     def svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Left vectors `[out, r]`, singular values and right vectors `[r, in]`, r = min(out, in)."""
+        """Left vectors `[out, r]`, singular values `[r]` and right vectors `[r, in]`, r = min(out, in)."""
         with jax.enable_x64(True):
             left, values, right = _svd(*self._placed, True)
             return np.asarray(left), _finite("singular values", values), np.asarray(right)

@@ -25,8 +25,13 @@ from jaxgeom.comparison.algebra.device_matrix import DeviceMatrix
 _DIGITS = 8
 _BITS = 7
 _WORD = 28
+"""Bits in an int32 word: four digits."""
+
 _INNER = 1 << 15
+"""Longest inner dimension whose sums stay below 2³¹."""
+
 _BLOCK = 1 << 20
+"""Entries that are brought to fixed point at a time on the host."""
 
 
 def _words(array: np.ndarray, scale: float) -> np.ndarray:
@@ -98,7 +103,7 @@ class IntegerMatrix(DeviceMatrix):
 
     @functools.cached_property
     def _placed(self) -> tuple[list[tuple[slice, jax.Array]], float]:
-        """Fixed-point words on the device in blocks of the longer side, and their scale."""
+        """Fixed-point words on the device in blocks of the long side, and their scale."""
         scale = _power_above(self.array)
         if self.minus is not None:
             # The difference may be far below both: its own largest entry sets the scale.
@@ -130,7 +135,7 @@ class IntegerMatrix(DeviceMatrix):
         return 1 if self.is_wide else 0
 
     def gram(self, dtype: type = np.float64) -> np.ndarray:
-        """Gram matrix of the smaller side, upper triangle, Fortran-ordered; exact but for the fixed point."""
+        """Gram matrix `[short, short]`, upper triangle, Fortran-ordered; exact but for the fixed point."""
         blocks, scale = self._placed
         gram = np.zeros((self.short, self.short))
         for _, words in blocks:
@@ -138,7 +143,7 @@ class IntegerMatrix(DeviceMatrix):
         return np.asfortranarray(np.triu(gram)).astype(dtype, copy=False)
 
     def times_short(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with vectors of the smaller side `[short, k]`: `[long, k]`."""
+        """Product with vectors over the short side `[short, k]`: `[long, k]`."""
         blocks, scale = self._placed
         size = _power_above(vectors)
         if self.short > _INNER:
@@ -150,7 +155,7 @@ class IntegerMatrix(DeviceMatrix):
         return out
 
     def times_long(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with vectors of the longer side `[long, k]`: `[short, k]`."""
+        """Product with vectors over the long side `[long, k]`: `[short, k]`."""
         blocks, scale = self._placed
         size = _power_above(vectors)
         out = np.zeros((self.short, vectors.shape[1]), order="F")

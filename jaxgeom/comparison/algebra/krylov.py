@@ -6,15 +6,18 @@ from jaxgeom.comparison.algebra import lapack
 from jaxgeom.comparison.algebra.matrix import Matrix
 
 _SEED = 314159
+"""Of the random start: fixed, so that a matrix has the same directions in every run."""
+
 _ROOM = (1e-25, 1e35)
 """Range of squared column norms within which float32 holds a Gram matrix with all its digits."""
 
 _DIRECT_SIZE = 1536
-"""Up to this size a tridiagonal form costs less than the Krylov space, and separates all directions."""
+"""Up to this size the tridiagonal form, which separates all directions, costs at most 1.4 times the Krylov space; at
+twice the size 3 times: `experiments/benchmarks/algebra_thresholds.py`."""
 
 
 def _unit_gram(matrix: Matrix) -> tuple[np.ndarray, float]:
-    """The float32 Gram matrix (upper triangle) over its largest entry, and that entry; 0 for a zero matrix.
+    """The float32 Gram matrix `[short, short]` (upper triangle) over its largest entry, and that entry; 0 for zeros.
 
     Where squares of the entries leave the range of float32 it is summed in float64 first.
     """
@@ -30,8 +33,8 @@ def leading_square(matrix: Matrix, *, tolerance: float = 1e-7) -> float:
     """Largest squared singular value: Lanczos on the float32 Gram matrix, then a Rayleigh quotient of the matrix.
 
     Args:
-        matrix: the matrix.
-        tolerance: relative residual of the Ritz value at which the iteration stops.
+        matrix: the matrix `[out, in]`.
+        tolerance: relative error of the Ritz value at which the iteration stops, where the next one is 1 % below.
     """
     gram, peak = _unit_gram(matrix)
     return _leading_square(matrix, gram, peak, tolerance) if peak > 0 else 0.0
@@ -59,6 +62,8 @@ def _leading_square(matrix: Matrix, gram: np.ndarray, peak: float, tolerance: fl
             small = np.diag(diagonal[:count]) + np.diag(off[: count - 1], 1) + np.diag(off[: count - 1], -1)
             values, vectors = np.linalg.eigh(small)
             ritz = vectors[:, -1]
+            # The error of a Ritz value is at most its residual squared over the gap above it, here taken to be 1 % or
+            # more of the value; a step that is zero in float32 has found the whole space.
             if abs(off[step] * ritz[-1]) ** 2 < tolerance * values[-1] ** 2 * 1e-2 or off[step] < 1e-6:
                 break
         vector = image / np.float32(off[step])
@@ -76,7 +81,7 @@ def _squares(vector: np.ndarray) -> float:
 
 
 def leading_and_fourth(matrix: Matrix, *, tolerance: float = 1e-7) -> tuple[float, float]:
-    """Largest squared singular value and Σσ⁴, from one float32 Gram matrix."""
+    """Largest squared singular value and Σσ⁴, from one float32 Gram matrix; `tolerance` as in `leading_square`."""
     gram, peak = _unit_gram(matrix)
     if peak == 0:
         return 0.0, 0.0
@@ -86,11 +91,19 @@ def leading_and_fourth(matrix: Matrix, *, tolerance: float = 1e-7) -> tuple[floa
 
 
 def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Leading singular triplets of the float32 Gram matrix: short-side vectors, long-side vectors, values (float64).
+    """Leading singular triplets of the float32 Gram matrix, in float64.
 
     Small ones by their tridiagonal form. Larger ones by block Krylov iteration: the Rayleigh quotient in the space over
     a random block of `count + 16` columns and `passes` powers; directions whose values lie close together at the cut
     are not separated fully there.
+
+    Args:
+        matrix: the matrix `[out, in]`.
+        count: how many, k.
+        passes: powers of the Gram matrix that span the Krylov space.
+
+    Returns:
+        vectors of the short side `[short, k]`, those of the long side `[long, k]`, and the values, descending `[k]`.
     """
     size = matrix.short
     width = min(size, count + 16)

@@ -3,6 +3,10 @@
 SciPy exposes its LAPACK through `scipy.linalg.cython_lapack`, a public C interface that covers routines which
 `scipy.linalg.lapack` does not (`dstedc`, `dormtr`) and that a thread may call while another one runs Python: two
 matrices can be measured side by side. Matrices are Fortran-ordered; functions work in place where they say so.
+
+A routine that is given a pointer believes the sizes and the order that come with it. So every array is checked before
+its pointer leaves Python: dtype, shape, order, and that it may be written to where it is. What does not fit is a
+`ValueError` that says so, not a wrong number or a crash.
 """
 
 import ctypes
@@ -45,8 +49,55 @@ _sormtr = _routine(scipy.linalg.cython_lapack, "sormtr", 13)
 _dgesdd = _routine(scipy.linalg.cython_lapack, "dgesdd", 14)
 
 
+_LARGEST = 2**31 - 1
+_REAL = (np.dtype(np.float32), np.dtype(np.float64))
+_DOUBLE = (np.dtype(np.float64),)
+
+
 def _int(value: int) -> Any:
+    if not 0 <= value <= _LARGEST:
+        raise ValueError(f"a size of {value} does not fit into the 32 bits that LAPACK counts with")
     return ctypes.byref(ctypes.c_int(value))
+
+
+def _require(
+    name: str, array: np.ndarray, shape: tuple[int | None, ...], dtypes: tuple[np.dtype, ...] = _REAL,
+    *, order: str = "F", written: bool = False,
+) -> None:  # fmt: skip
+    """Raises `ValueError` unless an array is what a routine will take it for.
+
+    Args:
+        name: its name, for the message.
+        array: the array.
+        shape: its shape; None where any size will do.
+        dtypes: native dtypes that it may have.
+        order: `F` for Fortran order, `A` for that or C order.
+        written: whether the routine writes to it.
+    """
+    if array.dtype not in dtypes:
+        raise ValueError(f"{name} has dtype {array.dtype}, not {' or '.join(map(str, dtypes))}")
+    fits = zip(array.shape, shape, strict=False)
+    if array.ndim != len(shape) or any(wanted not in (None, held) for held, wanted in fits):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(array.shape)}, not [{wanted}]")
+    flags = array.flags
+    if not (flags.aligned and (flags.f_contiguous or (order == "A" and flags.c_contiguous))):
+        raise ValueError(f"{name} is not contiguous in {'C or Fortran' if order == 'A' else 'Fortran'} order")
+    if written and not flags.writeable:
+        raise ValueError(f"{name} is read-only, but is to be overwritten")
+
+
+def _require_tridiagonal(diagonal: np.ndarray, off: np.ndarray, dtypes: tuple[np.dtype, ...]) -> None:
+    """Checks a diagonal `[p]` and an off-diagonal of one dtype, of which the first p − 1 entries count."""
+    _require("diagonal", diagonal, (None,), dtypes)
+    _require("off", off, (None,), (diagonal.dtype,))
+    if off.size < diagonal.size - 1:
+        raise ValueError(f"off has {off.size} entries, a diagonal of {diagonal.size} needs {diagonal.size - 1}")
+
+
+def _require_count(count: int, size: int) -> None:
+    if not 1 <= count <= size:
+        raise ValueError(f"count = {count}: of {size} vectors 1 to {size} can be asked for")
 
 
 def _char(value: str) -> Any:
@@ -60,23 +111,28 @@ def _check(name: str, info: ctypes.c_int) -> None:
 
 def add_gram(gram: np.ndarray, rows: np.ndarray) -> None:
     """`gram += rowsᵀ rows`, upper triangle of the Fortran-ordered `gram [p, p]` only; `rows [r, p]` in either order."""
+    _require("gram", gram, (rows.shape[-1],) * 2, written=True)
+    if not (rows.flags.c_contiguous or rows.flags.f_contiguous):
+        rows = np.ascontiguousarray(rows)
+    _require("rows", rows, (None, gram.shape[0]), (gram.dtype,), order="A")
     count, size = rows.shape
+    if 0 in (count, size):
+        return
     real, routine = (ctypes.c_double, _dsyrk) if gram.dtype == np.float64 else (ctypes.c_float, _ssyrk)
-    if rows.dtype != gram.dtype:
-        raise ValueError(f"rows of dtype {rows.dtype} do not add to a Gram matrix of dtype {gram.dtype}")
     one = ctypes.byref(real(1.0))
     if rows.flags.c_contiguous:
         form, step = _char("N"), size
-    elif rows.flags.f_contiguous:
-        form, step = _char("T"), count
     else:
-        rows, form, step = np.ascontiguousarray(rows), _char("N"), size
+        form, step = _char("T"), count
     size_, count_ = _int(size), _int(count)
     routine(_char("U"), form, size_, count_, one, rows.ctypes.data, _int(step), one, gram.ctypes.data, size_)
 
 
 def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """`left @ right` for two matrices of one dtype, each C- or Fortran-ordered; the result is Fortran-ordered."""
+    left, right = (array if array.flags.f_contiguous else np.ascontiguousarray(array) for array in (left, right))
+    _require("left", left, (None, None), order="A")
+    _require("right", right, (left.shape[1], None), (left.dtype,), order="A")
     (rows, inner), columns = left.shape, right.shape[1]
     out = np.empty((rows, columns), left.dtype, order="F")
     if 0 in (rows, inner, columns):
@@ -87,7 +143,6 @@ def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     def form(array: np.ndarray) -> tuple[np.ndarray, Any, Any]:
         if array.flags.f_contiguous:
             return array, _char("N"), _int(max(1, array.shape[0]))
-        array = np.ascontiguousarray(array)
         return array, _char("T"), _int(max(1, array.shape[1]))
 
     left, left_form, left_step = form(left)
@@ -111,9 +166,11 @@ def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def symmetric_multiply(upper: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Product of a symmetric float32 matrix with `[p]` or `[p, k]`; its upper triangle is read (Fortran-ordered)."""
+    """Product of a symmetric float32 matrix `[p, p]` with `[p]` or `[p, k]`; its upper triangle is read."""
+    _require("upper", upper, (upper.shape[0],) * 2, (np.dtype(np.float32),))
     size, one, zero, step = upper.shape[0], ctypes.byref(ctypes.c_float(1)), ctypes.byref(ctypes.c_float(0)), _int(1)
     vectors = np.asfortranarray(vectors, np.float32)
+    _require("vectors", vectors, (size, None)[: vectors.ndim], (np.dtype(np.float32),))
     out, rows, data = np.empty_like(vectors), _int(size), upper.ctypes.data
     if vectors.ndim == 1:
         _ssymv(_char("U"), rows, one, data, rows, vectors.ctypes.data, step, zero, out.ctypes.data, step)
@@ -126,10 +183,11 @@ def symmetric_multiply(upper: np.ndarray, vectors: np.ndarray) -> np.ndarray:
 
 
 def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Householder form of a symmetric matrix (upper triangle, overwritten), float64 or float32.
+    """Householder form of a symmetric matrix `[p, p]` (upper triangle, overwritten), float64 or float32.
 
-    Diagonal, off-diagonal, reflector scales, in its dtype.
+    Diagonal `[p]`, off-diagonal `[p − 1]` and reflector scales `[p − 1]` (of one entry at least), in its dtype.
     """
+    _require("matrix", matrix, (matrix.shape[0],) * 2, written=True)
     size, dtype = matrix.shape[0], matrix.dtype
     name, routine = ("dsytrd", _dsytrd) if dtype == np.float64 else ("ssytrd", _ssytrd)
     diagonal, off, tau = np.empty(size, dtype), np.empty(max(size - 1, 1), dtype), np.empty(max(size - 1, 1), dtype)
@@ -152,7 +210,8 @@ def tridiagonalize(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
-    """All eigenvalues, ascending, of a symmetric tridiagonal matrix, in its dtype."""
+    """All eigenvalues `[p]`, ascending, of a symmetric tridiagonal matrix: diagonal `[p]`, p − 1 entries beside it."""
+    _require_tridiagonal(diagonal, off, _REAL)
     values, off = diagonal.copy(), off.copy()
     name, routine = ("dsterf", _dsterf) if values.dtype == np.float64 else ("ssterf", _ssterf)
     info = ctypes.c_int()
@@ -162,7 +221,7 @@ def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
 
 
 def symmetric_values(matrix: np.ndarray) -> np.ndarray:
-    """All eigenvalues, ascending, of a symmetric matrix, float64 or float32.
+    """All eigenvalues `[p]`, ascending, of a symmetric matrix `[p, p]`, float64 or float32.
 
     Its upper triangle is read (Fortran-ordered); the matrix is overwritten.
     """
@@ -170,14 +229,33 @@ def symmetric_values(matrix: np.ndarray) -> np.ndarray:
     return tridiagonal_values(diagonal, off)
 
 
+_GOOD_PART = 6
+"""From this part (a sixth) of the vectors on, all of them by divide and conquer cost less than the wanted ones alone:
+`experiments/benchmarks/algebra_thresholds.py`."""
+
+_SMALL = 64
+"""Below this size neither route takes a millisecond, and divide and conquer is the more accurate."""
+
+
 def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues and vectors `[p, count]` of the `count` largest, ascending; all eigenvalues where they come along.
 
     Divide and conquer when a good part is asked for, else relatively robust representations on the wanted part.
+
+    Args:
+        diagonal: float64 `[p]`.
+        off: float64, the p − 1 entries beside it.
+        count: 1 to p.
     """
+    _require_tridiagonal(diagonal, off, _DOUBLE)
+    _require_count(count, diagonal.size)
+    return _top_vectors(diagonal, off, count, divide=count * _GOOD_PART >= diagonal.size or diagonal.size < _SMALL)
+
+
+def _top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int, *, divide: bool) -> tuple[np.ndarray, np.ndarray]:
     size = diagonal.size
     info = ctypes.c_int()
-    if count * 6 >= size or size < 64:
+    if divide:
         values, scratch = diagonal.copy(), np.append(off[: size - 1], 0.0)
         vectors = np.empty((size, size), order="F")
         work = np.empty(1 + 4 * size + size * size)
@@ -231,10 +309,13 @@ def tridiagonal_top_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
 
 
 def tridiagonal_few_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` largest eigenvalues, ascending, and their vectors `[p, count]`, for a tridiagonal matrix (float64)
-    whose entries have single precision: bisection to 1e-10 of the largest value, then inverse iteration.
+    """The `count` largest eigenvalues, ascending, and their vectors `[p, count]`, of a float64 tridiagonal matrix.
+
+    For one whose entries have single precision: bisection to 1e-10 of the largest value, then inverse iteration.
     """
-    if count * 6 >= diagonal.size or diagonal.size < 64:
+    _require_tridiagonal(diagonal, off, _DOUBLE)
+    _require_count(count, diagonal.size)
+    if count * _GOOD_PART >= diagonal.size or diagonal.size < _SMALL:
         values, vectors = tridiagonal_top_vectors(diagonal, off, count)
         return values[-count:], vectors
     size, info, real = diagonal.size, ctypes.c_int(), ctypes.c_double
@@ -288,9 +369,15 @@ def tridiagonal_few_vectors(diagonal: np.ndarray, off: np.ndarray, count: int) -
 def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Vectors of the tridiagonal form turned into those of the original matrix (in place; Fortran-ordered `[p, k]`).
 
-    In the dtype of the reflectors.
+    Args:
+        reflectors: `[p, p]` as `tridiagonalize` left the matrix.
+        tau: `[p − 1]` beside it, in the same dtype.
+        vectors: `[p, k]`, copied where it has another dtype or order.
     """
     vectors = np.asfortranarray(vectors, reflectors.dtype)
+    _require("reflectors", reflectors, (reflectors.shape[0],) * 2)
+    _require("tau", tau, (max(reflectors.shape[0] - 1, 1),), (reflectors.dtype,))
+    _require("vectors", vectors, (reflectors.shape[0], None), (reflectors.dtype,), written=True)
     name, routine = ("dormtr", _dormtr) if vectors.dtype == np.float64 else ("sormtr", _sormtr)
     size, count = vectors.shape
     work = np.empty(max(1, count * 64) + 64 * 65, vectors.dtype)
@@ -315,8 +402,12 @@ def back_transform(reflectors: np.ndarray, tau: np.ndarray, vectors: np.ndarray)
 
 
 def singular_values(matrix: np.ndarray) -> np.ndarray:
-    """All singular values, descending, by the bidiagonal route (`dgesdd`), which keeps those near `eps·σ₁`."""
+    """All singular values `[min(m, n)]`, descending, of a matrix `[m, n]` by the bidiagonal route.
+
+    `dgesdd` keeps those near `eps·σ₁`.
+    """
     matrix = np.array(matrix, np.float64, order="F")
+    _require("matrix", matrix, (None, None), _DOUBLE)
     rows, columns = matrix.shape
     values = np.empty(min(rows, columns))
     smaller, larger = min(rows, columns), max(rows, columns)

@@ -13,14 +13,16 @@ _BLOCK_BYTES = 1 << 24
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A matrix or the difference of two, delivered in float64 blocks along its longer side.
+    """A matrix `W` or a difference `W − scale·V`, for which float64 is never held whole: it comes in float64 blocks.
 
-    What costs more than one pass over the entries is a method here, by LAPACK and BLAS on the host; `Float64Matrix` and
-    `IntegerMatrix` do the same on an accelerator. Whatever uses a matrix is written once for all of them.
+    Vectors and products are named by the sides of the matrix, since the Gram matrix is taken of the smaller one: the
+    *short* side has min(out, in) entries (the inputs of a tall or square matrix, the outputs of a wide one), the *long*
+    side max(out, in). What costs more than one pass over the entries is a method here, by LAPACK and BLAS on the host;
+    `Float64Matrix` and `IntegerMatrix` do the same on an accelerator. What uses a matrix is written once for all three.
 
     Attributes:
-        array: float32 `[out, in]`.
-        minus: float32 of the same shape that is subtracted after widening, None for a plain matrix.
+        array: `W`, float32 `[out, in]`.
+        minus: `V`, float32 `[out, in]`, subtracted in float64; None for a plain matrix.
         scale: factor on `minus`.
     """
 
@@ -30,26 +32,26 @@ class Matrix:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the smaller side is the output side."""
+        """Whether the short side is that of the outputs: out < in."""
         return self.array.shape[0] < self.array.shape[1]
 
     @property
     def short(self) -> int:
-        """min(out, in)."""
+        """Length of the short side, min(out, in)."""
         return min(self.array.shape)
 
     @property
     def long(self) -> int:
-        """max(out, in)."""
+        """Length of the long side, max(out, in)."""
         return max(self.array.shape)
 
     def blocks(self, dtype: type = np.float64) -> "list[slice]":
-        """Slices of the longer side whose blocks fill about 16 MiB."""
+        """Slices of the long side whose blocks, in `dtype`, fill about 16 MiB."""
         step = max(1, _BLOCK_BYTES // (self.short * np.dtype(dtype).itemsize))
         return [slice(start, min(start + step, self.long)) for start in range(0, self.long, step)]
 
     def block(self, where: slice, dtype: type = np.float64) -> np.ndarray:
-        """One block as `[long part, short]`; C-ordered for a tall matrix, Fortran-ordered for a wide one."""
+        """One block as `[part of long, short]`; C-ordered for a tall matrix, Fortran-ordered for a wide one."""
         cut = (slice(None), where) if self.is_wide else (where, slice(None))
         part = self.array[cut]
         if self.minus is None:
@@ -62,48 +64,52 @@ class Matrix:
         return out.T if self.is_wide else out
 
     def gram(self, dtype: type = np.float64) -> np.ndarray:
-        """Gram matrix of the smaller side, upper triangle, Fortran-ordered."""
+        """Gram matrix `[short, short]`, upper triangle, Fortran-ordered: `WᵀW`, of a wide matrix `WWᵀ`."""
         gram = np.zeros((self.short, self.short), dtype, order="F")
         for where in self.blocks(dtype):
             lapack.add_gram(gram, self.block(where, dtype))
         return gram
 
     def dense(self) -> np.ndarray:
-        """All of it in float64, `[out, in]`."""
+        """All of it at once, float64 `[out, in]`."""
         out = self.array.astype(np.float64)
         if self.minus is not None:
             out -= np.float64(self.scale) * self.minus.astype(np.float64)
         return out
 
     def times_short(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with vectors of the smaller side `[short, k]`: `[long, k]`."""
+        """Product with vectors over the short side `[short, k]`: `[long, k]`, in their dtype."""
         out = np.empty((self.long, vectors.shape[1]), vectors.dtype, order="F")
         for where in self.blocks():
             out[where] = lapack.multiply(self.block(where, vectors.dtype.type), vectors)
         return out
 
     def times_long(self, vectors: np.ndarray) -> np.ndarray:
-        """Product with vectors of the longer side `[long, k]`: `[short, k]`."""
+        """Product with vectors over the long side `[long, k]`: `[short, k]`, in their dtype."""
         out = np.zeros((self.short, vectors.shape[1]), vectors.dtype, order="F")
         for where in self.blocks():
             out += lapack.multiply(self.block(where, vectors.dtype.type).T, np.asfortranarray(vectors[where]))
         return out
 
     def multiply(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Product of two plain arrays of one dtype, where this matrix lives."""
+        """Product of two plain arrays `[m, p]` and `[p, n]` of one dtype, computed where this matrix is: `[m, n]`."""
         return lapack.multiply(left, right)
 
     def operator(self, upper: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """Multiplication by a symmetric float32 array `[short, short]` given by its upper triangle, many times over."""
+        """A function that multiplies vectors `[short]` or `[short, k]` by a symmetric float32 array.
+
+        Args:
+            upper: `[short, short]`, of which the upper triangle is read.
+        """
         return functools.partial(lapack.symmetric_multiply, upper)
 
     def eigenvalues(self) -> np.ndarray:
-        """All eigenvalues of the Gram matrix, ascending, float64."""
+        """All eigenvalues of the Gram matrix, ascending, float64 `[short]`."""
         diagonal, off, _ = lapack.tridiagonalize(self.gram())
         return lapack.tridiagonal_values(diagonal, off)
 
     def eigenvectors(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """All eigenvalues of the Gram matrix, ascending, and the `count` leading vectors, leading first."""
+        """Eigenvalues of the Gram matrix, ascending `[short]`; its leading vectors, leading first `[short, count]`."""
         reduced = self.gram()
         diagonal, off, tau = lapack.tridiagonalize(reduced)
         squares, vectors = lapack.tridiagonal_top_vectors(diagonal, off, count)
@@ -111,13 +117,15 @@ class Matrix:
         return squares, lapack.back_transform(reduced, tau, np.asfortranarray(vectors[:, ::-1]))
 
     def bidiagonal_values(self) -> np.ndarray:
-        """All singular values, descending, by the bidiagonal route."""
+        """All singular values, descending `[short]`, by the bidiagonal route."""
         return lapack.singular_values(self.dense())
 
     def svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Left vectors `[out, r]`, singular values and right vectors `[r, in]`, r = min(out, in)."""
+        """Left vectors `[out, r]`, singular values `[r]` and right vectors `[r, in]`, r = min(out, in)."""
         return np.linalg.svd(self.dense(), full_matrices=False)
 
 
 MatrixForm = Callable[..., Matrix]
-"""Makes a matrix from `(array, minus=None, scale=1.0)` where its algebra is to run: `Matrix` itself on the host."""
+"""What makes a `Matrix` of `(array, minus=None, scale=1.0)`: the class itself, whose algebra runs on the host, or
+`functools.partial` of a subclass that holds it on one accelerator. What measures a matrix is given it and need not know
+which."""

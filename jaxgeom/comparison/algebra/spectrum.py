@@ -13,18 +13,23 @@ import numpy as np
 from jaxgeom.comparison.algebra.matrix import Matrix
 
 _EPS = 4e-16
+"""Relative error of LAPACK's values in units of the largest: twice float64's rounding, 2.2e-16."""
+
+LEADING = 1e-4
+"""Directions whose value is this share of the largest are 1e-6 degrees off by the Gram matrix, a hundredth of what is
+stated of angles, and ten times more for every third of the share: `experiments/benchmarks/algebra_thresholds.py`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Spectrum:
-    """Singular values and leading vectors of a matrix.
+    """Singular values and leading vectors of a matrix `[out, in]`, by its sides: see `Matrix`.
 
     Attributes:
-        values: all singular values, descending `[min(m, n)]`.
-        short: leading vectors of the smaller side `[min(m, n), k]`.
-        long: leading vectors of the longer side `[max(m, n), k]`; empty when they were not asked for.
-        error: bound on `‖δσ‖₂`, the error of the values together.
-        is_exact: from the bidiagonal route.
+        values: all singular values, descending `[min(out, in)]`.
+        short: leading singular vectors of the short side `[min(out, in), k]`: right ones of a tall matrix.
+        long: those of the long side `[max(out, in), k]`; empty when they were not asked for.
+        error: bound on `‖δσ‖₂`, the error of all values together.
+        is_exact: whether they are from the bidiagonal route, which does not square the condition.
     """
 
     values: np.ndarray
@@ -45,9 +50,13 @@ class Spectrum:
 
 
 def value_errors(values: np.ndarray, is_exact: bool) -> np.ndarray:
-    """Error bound of each singular value: eps·σ₁ by the bidiagonal route.
+    """Error bound of each singular value `[p]`.
 
-    Eps·σ₁²/σ_i (at most √eps·σ₁) by the Gram matrix.
+    `eps·σ₁` by the bidiagonal route; `eps·σ₁²/σ_i`, at most `√eps·σ₁`, by the Gram matrix.
+
+    Args:
+        values: singular values, descending `[p]`.
+        is_exact: whether they are from the bidiagonal route.
     """
     top = float(values[0]) if values.size else 0.0
     if is_exact or top == 0:
@@ -73,16 +82,16 @@ def exact_values(matrix: Matrix) -> Spectrum:
 def decompose(matrix: Matrix, count: int, *, long: bool) -> Spectrum:
     """All singular values and `count` leading vectors.
 
-    Where `σ_count` is so small that the Gram matrix cannot tell its vector from its neighbours', a full SVD is taken.
+    Where `σ_count` is below `LEADING·σ₁` a full SVD is taken.
 
     Args:
         matrix: the matrix.
-        count: number of leading vectors, at most min(m, n).
-        long: whether vectors of the longer side are wanted too.
+        count: number of leading vectors, at most min(out, in).
+        long: whether vectors of the long side are wanted too.
     """
     squares, short = matrix.eigenvectors(count)
     values = np.sqrt(np.maximum(squares[::-1], 0))
-    if values[0] > 0 and values[count - 1] < 1e-4 * values[0]:
+    if values[0] > 0 and values[count - 1] < LEADING * values[0]:
         return _by_svd(matrix, count)
     other = np.empty((matrix.long, 0))
     if long:

@@ -1,51 +1,96 @@
-"""How many threads BLAS uses: one, where several matrices are measured side by side."""
+"""How many threads BLAS uses: one a call, where several matrices are measured side by side.
 
-import contextlib
-import ctypes
-import pathlib
+LAPACK is called in SciPy's own library, products of NumPy arrays in NumPy's: two copies of a BLAS, often, each with
+threads of its own. `threadpoolctl` finds whichever are loaded (OpenBLAS, MKL, BLIS) and sets them.
+"""
+
 import threading
+import warnings
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import scipy
+import threadpoolctl
+
+_UNCONTROLLED = "accelerate"
+"""Apple's BLAS has no setting for its threads."""
 
 
-def _thread_controls() -> list[tuple[Any, Any]]:
-    """(getter, setter) of the number of threads of each OpenBLAS that NumPy and SciPy brought along."""
-    controls = []
+def limit_this_thread() -> None:
+    """One BLAS thread for the calls of this thread, where a BLAS (one with OpenMP) has a setting for each thread."""
+    threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
+def _why_not() -> str | None:
+    """Why the threads of some BLAS that is in use are not limited; None where all are."""
     for package in (np, scipy):
-        folder = pathlib.Path(package.__file__ or "").parent.parent / f"{package.__name__}.libs"
-        for path in sorted(folder.glob("*openblas*")):
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:
-                continue
-            for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
-                name = f"{prefix}openblas_%s_num_threads{suffix}"
-                if hasattr(library, name % "get") and hasattr(library, name % "set"):
-                    controls.append((getattr(library, name % "get"), getattr(library, name % "set")))
-                    break
-    return controls
+        name = package.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+        if _UNCONTROLLED in str(name).lower():
+            return f"{package.__name__} was built with {name}"
+    found = threadpoolctl.ThreadpoolController().select(user_api="blas").info()
+    if not found:
+        return "threadpoolctl finds no BLAS that it knows"
+    many = [str(library["filepath"]) for library in found if library["num_threads"] not in (1, None)]
+    return f"{', '.join(many)} went on with several" if many else None
 
 
-_controls_lock = threading.Lock()
+class _Limit:
+    """The limit of the whole process, held as long as anybody is inside.
 
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[bool]:
-    """Within it each BLAS call uses one thread, so that several matrices run side by side.
-
-    Yields whether that took hold.
+    A thread of its own sets it and puts it back: threadpoolctl lets the thread that set a shared pool change it, and
+    whoever is out last may not be the one who was in first.
     """
-    with _controls_lock:
-        controls = _thread_controls()
-        before = [get() for get, _ in controls]
-        for _, put in controls:
-            put(1)
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._thread, self._stack, self._reason = ThreadPoolExecutor(1), ExitStack(), None
+
+    def enter(self) -> str | None:
+        """Sets it; why it does not hold, None where it does."""
+        with self._lock:
+            if self._inside == 0:
+                self._thread = ThreadPoolExecutor(1, "blas-limit")
+                self._reason = self._thread.submit(self._set).result()
+            self._inside += 1
+            return self._reason
+
+    def leave(self) -> None:
+        """Puts back what was before, if nobody is left inside."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._thread.submit(self._stack.close).result()
+                self._thread.shutdown()
+
+    def _set(self) -> str | None:
+        self._stack = ExitStack()
+        self._stack.enter_context(threadpoolctl.threadpool_limits(limits=1, user_api="blas"))
+        return _why_not()
+
+
+_limit = _Limit()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[bool]:
+    """Within it each BLAS call of the process uses one thread, so that several matrices run side by side.
+
+    Threads started inside call `limit_this_thread` first. Several may be inside at a time.
+
+    Yields:
+        Whether that took hold; where it did not, a warning says so and why.
+    """
+    reason = _limit.enter()
     try:
-        yield len(controls) >= 2
+        if reason is not None:
+            warnings.warn(
+                f"the threads of BLAS cannot be limited ({reason}): matrices are measured one after another, which may "
+                "take several times as long",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        yield reason is None
     finally:
-        with _controls_lock:
-            for (_, put), count in zip(controls, before, strict=True):
-                put(count)
+        _limit.leave()

@@ -1,4 +1,9 @@
-"""From rows per matrix to the report's summary, groups and coverage."""
+"""From rows per matrix to summaries, groups, curves and coverage; a triple is always over one population.
+
+Value, null and excess of a statistic are over the same rows: those where value and null are both defined, or, where no
+row has a null, those where the value is. Their number stands beside them, and the excess is the mean less the null.
+Which rows those are, and how they are weighted, the table of statistics says.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,111 +11,228 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.comparison.files.population import MODULES
+from jaxgeom.diagnostics.statistics import FURTHER, STATISTICS, is_counted, split_key, statistic
 
 Row = dict[str, Any]
 
-COUNTED = ("sparsity_bf16", "sparsity_stored", "sparsity_abs_1e-5", "density_bf16", "share_beyond_half_ulp")
-"""Statistics that are averaged by parameter count over every parameter; `sparsity_rms_*` are too."""
+_TRIPLE = ("mean", "null", "excess", "count")
 
-_LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters")
-FURTHER_NULLS = ("profile", "permutation")
-"""Nulls that some statistics have beside their first one: `<name>_<null>_null`, `_excess` and `_z`."""
-
-_SUFFIXES = ("_null", "_excess", "_z")
+LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters")
+"""What a row says of its matrix, beside what was measured."""
 
 
-def is_counted(statistic: str) -> bool:
-    """Whether a statistic is averaged by parameter count."""
-    return statistic in COUNTED or statistic.startswith("sparsity_")
-
-
-def statistics_of(rows: Iterable[Row]) -> list[str]:
-    """The statistics that occur in rows, in order, without labels, nulls, notes and lists."""
+def keys_of(rows: Iterable[Row]) -> list[str]:
+    """The statistics that occur in rows, in order, without labels, nulls, settings, notes and lists."""
     found: dict[str, None] = {}
     for row in rows:
         for key, value in row.items():
-            if key in _LABELS or key.endswith(_SUFFIXES) or isinstance(value, str | list | bool):
+            if key in LABELS or isinstance(value, str | list | bool | dict) or split_key(key)[2] != "value":
                 continue
-            if key in ("angle_k", "hill_k", "projection_k", "mask_rank"):
-                continue
-            found[key] = None
+            entry = statistic(key)
+            if entry is None or not entry.is_setting:
+                found[key] = None
     return list(found)
 
 
-def _values(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(row[key], row["parameters"]) for row in rows if row.get(key) is not None]
-    return np.array([value for value, _ in pairs], float), np.array([weight for _, weight in pairs], float)
+def population(rows: Iterable[Row], key: str, kind: str = "") -> list[Row]:
+    """The rows that a statistic's triple is taken over.
 
+    Args:
+        rows: one a matrix or parameter.
+        key: the statistic.
+        kind: which of its further nulls; "" for the first one.
 
-def summarize(rows: Sequence[Row], statistic: str, *, weighted: bool) -> dict[str, Any]:
-    """Mean, median, count and, where there is a null, its mean and the mean excess; the weights are said with it.
-
-    Further nulls add `<null>_null`, `<null>_excess` and `<null>_count`, the number of rows that have it.
+    Returns:
+        The rows where value and null are defined; where none has a null, those where the value is.
     """
-    values, weights = _values(rows, statistic)
-    result: dict[str, Any] = {"mean": None, "median": None, "count": int(values.size), "null": None, "excess": None}
-    result["weights"] = "parameters" if weighted else "none"
-    if not values.size:
-        return result
+    defined = [row for row in rows if row.get(key) is not None]
+    null = f"{key}_{kind}_null" if kind else f"{key}_null"
+    return [row for row in defined if row.get(null) is not None] or ([] if kind else defined)
 
-    def average(v: np.ndarray, w: np.ndarray) -> float:
-        return float(np.average(v, weights=w if weighted else None))
 
-    result["mean"], result["median"] = average(values, weights), float(np.median(values))
-    for name in ("null", "excess"):
-        theirs, their_weights = _values(rows, f"{statistic}_{name}")
-        if theirs.size:
-            result[name] = average(theirs, their_weights)
-    for kind in FURTHER_NULLS:
-        for name in ("null", "excess"):
-            theirs, their_weights = _values(rows, f"{statistic}_{kind}_{name}")
-            if theirs.size:
-                result |= {f"{kind}_{name}": average(theirs, their_weights), f"{kind}_count": int(theirs.size)}
+def mean_of(rows: Sequence[Row], key: str, *, weighted: bool) -> float | None:
+    """Mean of a key over rows that all have it, weighted by their parameters or plain; None for no rows."""
+    if not rows or any(row.get(key) is None for row in rows):
+        return None
+    weights = [row["parameters"] for row in rows] if weighted else None
+    return float(np.average([row[key] for row in rows], weights=weights))
+
+
+def triple(rows: Iterable[Row], key: str, kind: str = "", *, weighted: bool | None = None) -> dict[str, Any]:
+    """Mean, null, excess (mean less null, exactly) and count over the statistic's population.
+
+    Args:
+        rows: one a matrix or parameter.
+        key: the statistic.
+        kind: which of its further nulls; "" for the first one.
+        weighted: by parameters; as the table of statistics has it where None.
+
+    Returns:
+        `{"mean", "null", "excess", "count"}`, None where undefined.
+    """
+    weighted = is_counted(key) if weighted is None else weighted
+    over = population(rows, key, kind)
+    mean = mean_of(over, key, weighted=weighted)
+    null = mean_of(over, f"{key}_{kind}_null" if kind else f"{key}_null", weighted=weighted)
+    excess = None if mean is None or null is None else mean - null
+    return {"mean": mean, "null": null, "excess": excess, "count": len(over)}
+
+
+def summarize(rows: Sequence[Row], key: str) -> dict[str, Any]:
+    """Mean, median, null and excess over one population, its size, and out of how many; how it was weighted.
+
+    Each further null adds `<kind>_mean`, `<kind>_null`, `<kind>_excess` and `<kind>_count` over its own population.
+    """
+    over = population(rows, key)
+    result = triple(over, key) | {
+        "median": float(np.median([row[key] for row in over])) if over else None,
+        "of": len(rows),
+        "weights": "parameters" if is_counted(key) else "none",
+    }
+    for kind in FURTHER:
+        if any(f"{key}_{kind}_null" in row for row in rows):
+            result |= {f"{kind}_{name}": value for name, value in triple(rows, key, kind).items()}
     return result
 
 
-def summary_of(matrices: Sequence[Row], parameters: Sequence[Row]) -> dict[str, Any]:
-    """Per statistic: sparsity over every parameter, by count; everything else a plain mean over matrices."""
-    result = {}
-    for statistic in statistics_of([*matrices, *parameters]):
-        counted = is_counted(statistic)
-        result[statistic] = summarize([*matrices, *parameters] if counted else matrices, statistic, weighted=counted)
-    return result
+def summary_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[str, Any]:
+    """Per statistic: what is counted over every parameter, by their number; everything else a plain mean over matrices.
+
+    Args:
+        matrices: one row a matrix.
+        parameters: one row a parameter that is no matrix of the layers.
+    """
+    everything = [*matrices, *parameters]
+    return {key: summarize(everything if is_counted(key) else matrices, key) for key in keys_of(everything)}
 
 
-def groups_of(matrices: Sequence[Row], parameters: Sequence[Row]) -> dict[str, Any]:
-    """Summaries per module, per layer, and of sparsity per group of parameters."""
-    statistics = statistics_of(matrices)
+def groups_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[str, Any]:
+    """Summaries per module, per layer, and of what is counted per group of parameters."""
+    keys = keys_of(matrices)
 
-    def split(key: str) -> dict[str, Any]:
-        labels = list(dict.fromkeys(row[key] for row in matrices if row[key] is not None))
-        labels.sort(key=MODULES.index if key == "module" else None)
-        table = {}
-        for label in labels:
-            rows = [row for row in matrices if row[key] == label]
-            table[str(label)] = {name: summarize(rows, name, weighted=is_counted(name)) for name in statistics}
-        return table
+    def split(label: str) -> dict[str, Any]:
+        labels = list(dict.fromkeys(row[label] for row in matrices if row[label] is not None))
+        labels.sort(key=(lambda m: MODULES.index(m) if m in MODULES else len(MODULES)) if label == "module" else None)
+        return {
+            str(one): {key: summarize([row for row in matrices if row[label] == one], key) for key in keys}
+            for one in labels
+        }
 
     everything = [*matrices, *parameters]
     sparsity = {"all": everything, "matrices": list(matrices)}
     for row in parameters:
         sparsity.setdefault(row["group"], []).append(row)
-    counted = [name for name in statistics_of(everything) if is_counted(name)]
+    counted = [key for key in keys_of(everything) if is_counted(key)]
     return {
         "module": split("module"),
         "layer": split("layer"),
-        "sparsity": {
-            label: {name: summarize(rows, name, weighted=True) for name in counted} for label, rows in sparsity.items()
-        },
+        "sparsity": {label: {key: summarize(rows, key) for key in counted} for label, rows in sparsity.items()},
     }
 
 
 def coverage_of(matrices: Sequence[Row], parameters: Sequence[Row], total: int) -> dict[str, Any]:
-    """Per statistic the share of the checkpoint's parameters and the number of matrices that it is taken of."""
+    """Per statistic the share of the checkpoint's parameters and the number of matrices that its summary is over."""
     result = {}
-    for statistic in statistics_of([*matrices, *parameters]):
-        over = [*matrices, *parameters] if is_counted(statistic) else matrices
-        held = [row for row in over if row.get(statistic) is not None]
-        share = sum(row["parameters"] for row in held) / total if total else 0.0
-        result[statistic] = {"parameters": share, "matrices": sum(1 for row in held if row["group"] == "matrices")}
+    for key in keys_of([*matrices, *parameters]):
+        over = population([*matrices, *parameters] if is_counted(key) else matrices, key)
+        result[key] = _covered(over, total)
     return result
+
+
+def _covered(rows: Sequence[Row], total: int) -> dict[str, Any]:
+    share = sum(row["parameters"] for row in rows) / total if total else 0.0
+    return {"parameters": share, "matrices": sum(1 for row in rows if row.get("group", "matrices") == "matrices")}
+
+
+def at(row: Row, index: int, count: int) -> Row:
+    """A trajectory's row at one of its steps: every list of `count` numbers becomes its entry there."""
+    return {
+        key: value[index] if key != "shape" and isinstance(value, list) and len(value) == count else value
+        for key, value in row.items()
+    }
+
+
+def _along(rows: Sequence[Row]) -> list[str]:
+    """The statistics that rows have per step, in the order of the table."""
+    return [key for key in STATISTICS if any(isinstance(row.get(key), list) for row in rows) and key not in LABELS]
+
+
+def curves_of(rows: Sequence[Row], count: int) -> dict[str, Any]:
+    """Summaries along a trajectory: per statistic lists over its steps, each step with its own population and count.
+
+    Args:
+        rows: one a matrix or parameter, with lists of `count` numbers; matrices are those of the group `matrices`.
+        count: number of steps.
+
+    Returns:
+        Per statistic `mean`, `median`, `count`, and where there are any `null`, `excess`, `z`, as lists over the steps;
+        `of` how many rows; `weights`. The mean z is given where all of a step's population has one.
+    """
+    steps = [[at(row, index, count) for row in rows] for index in range(count)]
+    table = {}
+    for key in _along(rows):
+        counted = is_counted(key)
+        over = [[row for row in step if counted or row["group"] == "matrices"] for step in steps]
+        found = [summarize(step, key) for step in over]
+        z = [mean_of(population(step, key), f"{key}_z", weighted=False) for step in over]
+        lists: dict[str, Any] = {
+            name: [entry[name] for entry in found] for name in ("mean", "median", "count", "null", "excess")
+        }
+        lists["z"] = z
+        for name in ("null", "excess", "z"):
+            if all(value is None for value in lists[name]):
+                lists[name] = None
+        table[key] = lists | {name: found[0][name] for name in ("of", "weights")}
+    return table
+
+
+def curve_coverage(rows: Sequence[Row], count: int, total: int) -> dict[str, Any]:
+    """Per statistic of a trajectory what its summary is over at any step."""
+    result = {}
+    for key in _along(rows):
+        over = [row for row in rows if is_counted(key) or row["group"] == "matrices"]
+        names = {row["name"] for index in range(count) for row in population([at(r, index, count) for r in over], key)}
+        result[key] = _covered([row for row in over if row["name"] in names], total)
+    return result
+
+
+def similarity_of(tables: Sequence[dict[str, list[list[float | None]]]], count: int) -> dict[str, Any]:
+    """Mean similarities of every pair of steps over the matrices that have both value and null there, and how many.
+
+    Args:
+        tables: per matrix `full`, `full_null`, `disjoint`, `disjoint_null`, each `[count][count]`.
+        count: number of steps.
+
+    Returns:
+        The same four as means, with `full_count` and `disjoint_count`.
+    """
+    result: dict[str, Any] = {}
+    for kind in ("full", "disjoint"):
+        shape = (len(tables), count, count)
+        values, nulls = (
+            np.array([table[name] for table in tables], float).reshape(shape) for name in (kind, f"{kind}_null")
+        )
+        both = np.isfinite(values) & np.isfinite(nulls)
+        over = both | (np.isfinite(values) & ~both.any(0))
+        result |= {kind: _means(values, over), f"{kind}_null": _means(nulls, both)}
+        result[f"{kind}_count"] = over.sum(0).tolist()
+    return result
+
+
+def _means(values: np.ndarray, over: np.ndarray) -> list[list[float | None]]:
+    """Means along the first axis over the chosen entries; None where there are none."""
+    counts, sums = over.sum(0), np.where(over, values, 0.0).sum(0)
+    return [
+        [float(total / n) if n else None for total, n in zip(*line, strict=True)]
+        for line in zip(sums, counts, strict=True)
+    ]
+
+
+def flat_summary(summary: dict[str, Any]) -> dict[str, float | None]:
+    """A summary with one number per key: the mean as `NAME`, the rest as `NAME_null`, `NAME_rounding_mean` …"""
+    kept = ("null", "excess", "count", "of", *(f"{kind}_{name}" for kind in FURTHER for name in _TRIPLE))
+    flat: dict[str, float | None] = {}
+    for name, entry in summary.items():
+        flat[name] = entry["mean"]
+        flat |= {f"{name}_{key}": entry[key] for key in kept if entry.get(key) is not None}
+    return flat

@@ -13,12 +13,12 @@ from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
 from jaxgeom.comparison.algebra.spectrum import decompose, exact_values
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache, HeldBase
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
-from jaxgeom.comparison.one_matrix.rounding import RoundingNull
 from jaxgeom.comparison.one_matrix.rows import Null, Row, put, put_numbers
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, bf16_view, widen
+from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, right_subspace, similarity
 from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, random_walk_similarity, similarity_curve
 from jaxgeom.diagnostics.path_numbers import path_statistics, rate_statistics, similarity_statistics
 from jaxgeom.diagnostics.stored_walk import spacing_counts, walk_covariance
@@ -37,13 +37,16 @@ RATE_STATISTICS = ("lr_diffusion_ratio", "lr_drift_ratio")
 SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
 """W_t against W0, at the price of one decomposition per step."""
 
+ENTRY_KEYS = ("fro_norm", "relative_norm", *(f"sparsity_bf16{end}" for end in ("", "_null", "_excess", "_z")))
+"""What a trajectory takes of the statistics that are counted entry by entry."""
+
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
     square: float
-    totals: ElementTotals
+    totals: EntrySums
     right: np.ndarray | None
     rest: np.ndarray | None
     right_bf16: np.ndarray | None
@@ -134,18 +137,13 @@ class MatrixTrajectory:
             self._put_family(index, {key: values[index] for key, values in numbers.items()})
 
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
-        totals = ElementTotals()
+        totals = EntrySums()
         totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
-        square = totals.delta_squares
-        self._put("fro_norm", index, math.sqrt(square))
-        if totals.initial_squares:
-            self._put("relative_norm", index, math.sqrt(square / totals.initial_squares))
-        on_grid = totals.is_rounded
-        null = None
-        if square:
-            rounding = RoundingNull(totals.histogram, self.settings.eta, totals.on_grid)
-            null = rounding.sparsity(rounding.scale_for_squares(square, stored_in_bf16=on_grid))
-        self._put("sparsity_bf16", index, 1 - totals.density, null)
+        square, on_grid = totals.delta_squares, totals.is_rounded
+        cells: Row = {}
+        put_numbers(cells, entry_statistics(totals.counts, eta=self.settings.eta))
+        for key in ENTRY_KEYS:
+            self.row[key][index] = cells[key]
         self._spectra(index, stored, totals)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
@@ -159,7 +157,7 @@ class MatrixTrajectory:
             rest = right_subspace(self.form(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
 
-    def _spectra(self, index: int, stored: np.ndarray, totals: ElementTotals) -> None:
+    def _spectra(self, index: int, stored: np.ndarray, totals: EntrySums) -> None:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
@@ -173,7 +171,7 @@ class MatrixTrajectory:
             if key in found:
                 self.row.setdefault(key, [None] * self.count)[index] = found[key]
 
-    def _update_statistics(self, index: int, update: Matrix, totals: ElementTotals) -> np.ndarray | None:
+    def _update_statistics(self, index: int, update: Matrix, totals: EntrySums) -> np.ndarray | None:
         shape, kurtosis = self.origin.shape, np.float64(totals.kurtosis)
         square = np.float64(totals.delta_squares)
         if self.settings.suite == "fast":
@@ -192,7 +190,7 @@ class MatrixTrajectory:
             return None
         return spectrum.long if update.is_wide else spectrum.short
 
-    def _bf16(self, index: int, stored: np.ndarray, totals: ElementTotals) -> np.ndarray | None:
+    def _bf16(self, index: int, stored: np.ndarray, totals: EntrySums) -> np.ndarray | None:
         """The view of a bfloat16 reader, beside the precision null.
 
         The final update's direction at this step's norm.

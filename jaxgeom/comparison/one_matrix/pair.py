@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 
 import numpy as np
 
@@ -10,49 +9,20 @@ from jaxgeom.comparison.algebra.krylov import leading_directions
 from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
 from jaxgeom.comparison.one_matrix import update_ranks, weight_changes
 from jaxgeom.comparison.one_matrix.base_spectra import Base, BaseCache, measure_base, vector_count
+from jaxgeom.comparison.one_matrix.entries import put_entries, put_overlaps
 from jaxgeom.comparison.one_matrix.masks import magnitude_mask, reconstruction_mask
-from jaxgeom.comparison.one_matrix.rounding import RoundingNull
-from jaxgeom.comparison.one_matrix.rows import Row, put, put_null, put_undefined, put_with_null
+from jaxgeom.comparison.one_matrix.rows import Row, put_null
 from jaxgeom.comparison.one_matrix.scan import (  # fmt: skip
-    ElementTotals,
+    EntrySums,
     bf16_view,
     histogram_of,
     low_magnitude_mask,
     root_mean_square,
     widen,
 )
-from jaxgeom.comparison.one_matrix.update_cells import MASKS
 from jaxgeom.comparison.one_matrix.update_nulls import permuted_ranks, put_update_nulls
-from jaxgeom.comparison.settings import RMS_TOLERANCES, CompareSettings
+from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.weight_numbers import is_open
-
-
-def element_statistics(row: Row, totals: ElementTotals, eta: float) -> None:
-    """Sparsities and what else is counted entry by entry; the null is isotropic noise of the same norm, rounded."""
-    null: tuple[float, float] = (1.0, 0.0)
-    if totals.delta_squares > 0:
-        counts = RoundingNull(totals.histogram, eta, totals.on_grid)
-        scale = counts.scale_for_squares(totals.delta_squares, stored_in_bf16=totals.is_rounded)
-        null = counts.sparsity(scale)
-    put(row, "sparsity_bf16", 1 - totals.density, null)
-    put(row, "density_bf16", totals.density, (1 - null[0], null[1]))
-    put(row, "sparsity_stored", 1 - totals.differs / totals.count)
-    put(row, "sparsity_abs_1e-5", 1 - totals.beyond_absolute / totals.count)
-    for tolerance, beyond in zip(RMS_TOLERANCES, totals.beyond_rms, strict=True):
-        put(row, f"sparsity_rms_{tolerance:g}", 1 - int(beyond) / totals.count if totals.initial_squares else None)
-    put(row, "share_beyond_half_ulp", totals.beyond_half_ulp / totals.count)
-    row["hidden_by_decile"] = totals.hidden_by_decile()
-
-
-def norm_statistics(row: Row, totals: ElementTotals) -> None:
-    """Norms of the update and its decay component `c = ⟨ΔW, W0⟩/‖W0‖²`, whose null is zero."""
-    norm, initial = math.sqrt(totals.delta_squares), math.sqrt(totals.initial_squares)
-    put(row, "fro_norm", norm)
-    put(row, "relative_norm", norm / initial if initial else None)
-    if initial:
-        put(row, "decay", totals.inner / totals.initial_squares, (0.0, norm / math.sqrt(totals.count) / initial))
-    else:
-        put_undefined(row, "decay")
 
 
 @dataclasses.dataclass
@@ -81,13 +51,12 @@ class MatrixMeasurement:
         settings, shape = self.settings, self.initial.shape
         self.a, self.b = widen(self.initial), widen(self.final)
         self.changed = np.empty(self.a.size, bool)
-        self.totals = ElementTotals()
+        self.totals = EntrySums()
         rms = root_mean_square([self.a])
         self.totals.add(self.initial, self.final, eta=settings.eta, rms=rms, changed_out=self.changed)
         self.row: Row = {}
-        element_statistics(self.row, self.totals, settings.eta)
-        norm_statistics(self.row, self.totals)
-        self.on_grid = self.totals.on_grid and not _leaves_grid(self.final, self.b)
+        put_entries(self.row, self.totals, settings.eta)
+        self.on_grid = self.totals.is_rounded
         base = self._base()
         if settings.suite == "full":
             self._full(base)
@@ -103,7 +72,7 @@ class MatrixMeasurement:
         self.row["shape"] = list(shape)
         return self.row
 
-    def drift_and_rotation(self, totals: ElementTotals) -> Row:
+    def drift_and_rotation(self, totals: EntrySums) -> Row:
         """NSS and principal angles alone, with their nulls and notes: what a trajectory takes of each of its steps.
 
         Args:
@@ -174,30 +143,14 @@ class MatrixMeasurement:
         """
         settings, totals = self.settings, self.totals
         self.row["mask_rank"] = min(settings.mask_rank, min(self.initial.shape))
-        self.row |= {"rounding_scale": None} | dict.fromkeys(f"{name}_enrichment" for name in MASKS)
-        if totals.changed == 0 or totals.initial_squares == 0:
-            put_undefined(self.row, *MASKS)
-            still = "nothing changed in the bfloat16 view" if totals.changed == 0 else "the initial matrix is zero"
-            self.row["overlap_note"] = f"undefined: {still}"
-            return {}
-        null = RoundingNull(totals.histogram, settings.eta, totals.on_grid)
-        scale = null.scale_for_density(totals.density)
-        self.row["rounding_scale"] = scale
-        low, low_histogram = low_magnitude_mask(self.initial, totals, settings.mask_fraction)
-        histograms, masks = {"overlap_low": low_histogram}, {"overlap_low": low}
-        principal = self._principal_mask(base)
-        if principal is None:
-            put_undefined(self.row, "overlap_principal")
-        else:
-            histograms["overlap_principal"] = histogram_of(self.initial, principal)
-            masks["overlap_principal"] = principal
-        for name, histogram in histograms.items():
-            overlap = int(np.count_nonzero(masks[name] & self.changed)) / totals.changed
-            expected = null.overlap(histogram, scale) if scale is not None else None
-            put_with_null(self.row, name, overlap, expected)
-            baseline = expected[0] if expected and expected[0] else int(histogram.sum()) / totals.count
-            self.row[f"{name}_enrichment"] = overlap / baseline if baseline else None  # a single entry: an empty mask
-        return masks
+        masks: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if totals.changed and totals.initial_squares:
+            masks["overlap_low"] = low_magnitude_mask(self.initial, totals, settings.mask_fraction)
+            principal = self._principal_mask(base)
+            if principal is not None:
+                masks["overlap_principal"] = principal, histogram_of(self.initial, principal)
+        put_overlaps(self.row, totals, masks, self.changed, settings.eta)
+        return {name: mask for name, (mask, _) in masks.items()}
 
     def _generator(self, purpose: str) -> np.random.Generator:
         """Source of the draws of one sampled null, the same in every run of the same settings and name."""
@@ -225,8 +178,3 @@ class MatrixMeasurement:
         short, long, values = short[:, :rank], long[:, :rank], values[:rank]
         left, right = (short, long) if matrix.is_wide else (long, short)
         return reconstruction_mask(left * values, right, take)
-
-
-def _leaves_grid(stored: np.ndarray, wide: np.ndarray) -> bool:
-    """Whether some entry is no bfloat16 number."""
-    return stored.dtype.name != "bfloat16" and bool(np.any(wide.view(np.uint32) & np.uint32(0xFFFF)))

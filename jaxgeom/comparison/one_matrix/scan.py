@@ -6,15 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from jaxgeom.comparison.one_matrix.rounding import BINS
-from jaxgeom.comparison.settings import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
+from jaxgeom.diagnostics.entry_counts import (  # fmt: skip
+    ABSOLUTE_TOLERANCE,
+    RMS_TOLERANCES,
+    EntryCounts,
+    above_half_ulp,
+    bits_changed,
+    exceeds,
+    storage_of,
+)
+from jaxgeom.diagnostics.precision import bf16_bits
+from jaxgeom.diagnostics.storage_grids import BINS
 from jaxgeom.diagnostics.update_numbers import kurtosis_from_sums
 from jaxgeom.errors import UserError
 
 _BLOCK = 1 << 17
 _MAGNITUDE = np.uint16(0x7FFF)
-_EIGHT = np.uint16(8 << 7)
-"""Exponent field 8 of a bfloat16 number, in its place."""
 
 
 def widen(array: np.ndarray) -> np.ndarray:
@@ -24,17 +31,6 @@ def widen(array: np.ndarray) -> np.ndarray:
     if array.dtype.name == "bfloat16":
         return (array.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     return array.astype(np.float32)
-
-
-def bf16_bits(wide: np.ndarray) -> np.ndarray:
-    """Bits of float32 numbers rounded to the nearest bfloat16, ties to even."""
-    bits = np.ascontiguousarray(wide).view(np.uint32)
-    rounded = bits >> np.uint32(16)
-    rounded &= np.uint32(1)
-    rounded += np.uint32(0x7FFF)
-    rounded += bits
-    rounded >>= np.uint32(16)
-    return rounded.astype(np.uint16)
 
 
 def bf16_view(array: np.ndarray) -> np.ndarray:
@@ -50,29 +46,14 @@ def bf16_view(array: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass
-class ElementTotals:
-    """Sums over the entries of a pair of arrays; adds up over blocks.
+class EntrySums:
+    """Sums over the entries of a pair of arrays; adds up over blocks. `counts` is what the statistics take.
 
-    Attributes:
-        count: entries.
-        changed: entries that fail the bfloat16 unchanged test.
-        differs: entries that differ as stored.
-        beyond_absolute: entries with `|ΔW|` above the absolute tolerance.
-        beyond_rms: the same for each tolerance relative to RMS(W0).
-        beyond_half_ulp: entries with `|ΔW|` above half the bfloat16 spacing at W0.
-        delta_squares: Σ ΔW², float64.
-        delta_fourths: Σ ΔW⁴.
-        delta_max: max |ΔW|.
-        initial_squares: Σ W0².
-        inner: Σ ΔW·W0.
-        bf16_delta_squares: Σ ΔW² of the bfloat16 views.
-        bf16_delta_fourths: Σ ΔW⁴ of them.
-        on_grid: every entry of W0 is a bfloat16 number.
-        histogram: entries of W0 per magnitude bin.
-        changed_histogram: changed ones of them.
-        hidden_histogram: changed ones whose `|ΔW|` an absolute tolerance hides.
+    The fields are those of `EntryCounts`, of which they are sums, and sums of squares in float64.
     """
 
+    storage: str = "bfloat16"
+    stored_alike: bool = False
     count: int = 0
     changed: int = 0
     differs: int = 0
@@ -87,6 +68,7 @@ class ElementTotals:
     bf16_delta_squares: float = 0.0
     bf16_delta_fourths: float = 0.0
     on_grid: bool = True
+    final_on_grid: bool = True
     histogram: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
     changed_histogram: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
     hidden_histogram: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -97,12 +79,14 @@ class ElementTotals:
         """Adds a block of entries.
 
         Args:
-            initial: entries of W0 in a stored dtype.
+            initial: entries of W0 in a stored dtype, any shape.
             final: the same entries of W+.
             eta: relative tolerance of the unchanged test.
             rms: RMS of the whole W0 in float64, for the tolerances relative to it.
             changed_out: bool array of the block's size that receives the changed mask.
         """
+        self.storage = storage_of(initial.dtype)
+        self.stored_alike = initial.dtype == final.dtype == np.float16
         first, second = initial.reshape(-1), final.reshape(-1)
         out = None if changed_out is None else changed_out.reshape(-1)
         for start in range(0, first.size, _BLOCK):
@@ -114,45 +98,41 @@ class ElementTotals:
     def _add_block(self, initial: np.ndarray, final: np.ndarray, eta: float, rms: float) -> np.ndarray:
         a, b = widen(initial), widen(final)
         a_bits, b_bits = view_bits(initial, a), view_bits(final, b)
-        if eta < 2**-8:
-            changed = a_bits != b_bits
-            changed &= ((a_bits | b_bits) & _MAGNITUDE) != 0  # +0 and −0 are equal
-        else:
-            x, y = _value(a_bits).astype(np.float64), _value(b_bits).astype(np.float64)
-            changed = np.abs(x - y) > eta * np.maximum(np.abs(x), np.abs(y))
-        delta = np.subtract(b, a)
-        magnitude = np.abs(delta)
+        changed = bits_changed(a_bits, b_bits, eta)
+        magnitude = np.subtract(b, a)
+        np.abs(magnitude, out=magnitude)
         self.count += a.size
         self.changed += int(np.count_nonzero(changed))
         self.differs += int(np.count_nonzero(a != b))
-        beyond = _above(magnitude, a, b, ABSOLUTE_TOLERANCE)
+        beyond = exceeds(magnitude, a, b, ABSOLUTE_TOLERANCE)
         self.beyond_absolute += int(np.count_nonzero(beyond))
         for index, tolerance in enumerate(RMS_TOLERANCES):
-            self.beyond_rms[index] += int(np.count_nonzero(_above(magnitude, a, b, tolerance * rms)))
-        self.beyond_half_ulp += _count_above_half_ulp(magnitude, a_bits)
+            self.beyond_rms[index] += int(np.count_nonzero(exceeds(magnitude, a, b, tolerance * rms)))
+        self.beyond_half_ulp += int(np.count_nonzero(above_half_ulp(magnitude, a_bits)))
         wide_a = a.astype(np.float64)
         wide = b.astype(np.float64)
         wide -= wide_a
+        squares, fourths = float(wide @ wide), _fourths(wide)
         self.initial_squares += float(wide_a @ wide_a)
         self.inner += float(wide_a @ wide)
-        self.delta_squares += float(wide @ wide)
-        self.delta_fourths += _fourths(wide)
-        self.delta_max = max(self.delta_max, float(magnitude.max(initial=0)))
-        same_grid = initial.dtype.name == "bfloat16" and final.dtype.name == "bfloat16"
-        if same_grid:
-            self.bf16_delta_squares, self.bf16_delta_fourths = self.delta_squares, self.delta_fourths
+        self.delta_squares += squares
+        self.delta_fourths += fourths
+        if initial.dtype.name == "bfloat16" and final.dtype.name == "bfloat16":
+            self.bf16_delta_squares += squares
+            self.bf16_delta_fourths += fourths
         else:
             rounded = _value(b_bits).astype(np.float64) - _value(a_bits).astype(np.float64)
             self.bf16_delta_squares += float(rounded @ rounded)
             self.bf16_delta_fourths += _fourths(rounded)
-        if self.on_grid and initial.dtype.name != "bfloat16":
-            self.on_grid = not np.any(a.view(np.uint32) & np.uint32(0xFFFF))
-        counts = _counts(a_bits, changed)
+        self.on_grid = self.on_grid and _is_on_grid(initial, a)
+        self.final_on_grid = self.final_on_grid and _is_on_grid(final, b)
+        bins = initial.view(np.uint16) if self.storage == "float16" else a_bits
+        counts = _counts(bins, changed)
         self.histogram += counts[0] + counts[1]
         self.changed_histogram += counts[1]
         hidden = changed & ~beyond
         few = np.flatnonzero(hidden) if np.count_nonzero(hidden) * 16 < a.size else None
-        self.hidden_histogram += _counts(a_bits, hidden)[1] if few is None else _bin_counts(a_bits[few])
+        self.hidden_histogram += _counts(bins, hidden)[1] if few is None else _bin_counts(bins[few])
         return changed
 
     @property
@@ -172,19 +152,24 @@ class ElementTotals:
 
     @property
     def is_rounded(self) -> bool:
-        """Whether both sides are on the bfloat16 grid, so that ΔW is what rounding left of an update."""
-        return self.on_grid and self.bf16_delta_squares == self.delta_squares
+        """Whether both sides are on the bfloat16 grid, so that a bfloat16 reader sees what is stored."""
+        return self.on_grid and self.final_on_grid
 
-    def hidden_by_decile(self) -> list[float | None]:
-        """Share of the visibly changed entries that the absolute tolerance hides, by decile of |W0|, smallest first.
+    @property
+    def counts(self) -> EntryCounts:
+        """What was counted, as the statistics take it."""
+        same = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in _SHARED}
+        initial = self.initial_squares
+        return EntryCounts(
+            **same,
+            delta_norm=np.float64(np.sqrt(self.delta_squares)),
+            initial_norm=np.float64(np.sqrt(initial)),
+            decay=np.float64(self.inner / initial if initial else np.nan),
+            bf16_delta_norm=np.float64(np.sqrt(self.bf16_delta_squares)),
+        )
 
-        Deciles are cut between bfloat16 magnitudes, so that equal magnitudes stay together; None where nothing changed.
-        """
-        total = np.cumsum(self.histogram)
-        decile = np.minimum((total - self.histogram) * 10 // max(int(total[-1]), 1), 9)
-        changed = np.bincount(decile, self.changed_histogram, minlength=10)
-        hidden = np.bincount(decile, self.hidden_histogram, minlength=10)
-        return [float(h / c) if c else None for h, c in zip(hidden, changed, strict=True)]
+
+_SHARED = {field.name for field in dataclasses.fields(EntryCounts)}
 
 
 def _fourths(wide: np.ndarray) -> float:
@@ -196,6 +181,16 @@ def _fourths(wide: np.ndarray) -> float:
 def view_bits(stored: np.ndarray, wide: np.ndarray) -> np.ndarray:
     """Bits of the bfloat16 view of a stored array, of which `wide` is the float32 widening."""
     return stored.view(np.uint16) if stored.dtype.name == "bfloat16" else bf16_bits(wide)
+
+
+def histogram_bits(stored: np.ndarray) -> np.ndarray:
+    """The 16 bits by which the entries of a stored array are counted."""
+    return stored.view(np.uint16) if stored.dtype == np.float16 else view_bits(stored, widen(stored))
+
+
+def _is_on_grid(stored: np.ndarray, wide: np.ndarray) -> bool:
+    """Whether every entry is a bfloat16 number."""
+    return stored.dtype.name == "bfloat16" or not np.any(wide.view(np.uint32) & np.uint32(0xFFFF))
 
 
 def _bin_counts(bits: np.ndarray) -> np.ndarray:
@@ -210,34 +205,8 @@ def _counts(bits: np.ndarray, flags: np.ndarray) -> np.ndarray:
     return np.bincount(keys, minlength=2 * BINS).reshape(2, BINS)
 
 
-def _count_above_half_ulp(magnitude: np.ndarray, bits: np.ndarray) -> int:
-    """How many float32 magnitudes exceed half the bfloat16 spacing `2^(E−135)` at the numbers of the given bits.
-
-    E is the exponent field, at least 1. Read as integers, positive floats keep their order, and half the spacing is the
-    exponent lowered by 8; where that leaves the normal numbers, it is written out.
-    """
-    exponent = bits & np.uint16(0x7F80)
-    half = (np.maximum(exponent, _EIGHT) - _EIGHT).astype(np.uint32)
-    half <<= np.uint32(16)
-    above = magnitude.view(np.uint32) > half
-    tiny = np.flatnonzero(exponent <= _EIGHT)
-    if tiny.size:
-        above[tiny] = magnitude[tiny] > np.ldexp(np.float32(1), np.maximum(exponent[tiny] >> 7, 1).astype(int) - 135)
-    return int(np.count_nonzero(above))
-
-
 def _value(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
-def _above(magnitude: np.ndarray, a: np.ndarray, b: np.ndarray, tolerance: float) -> np.ndarray:
-    """`|b − a| > tolerance` exactly: float32 decides all but the entries on the rounded tolerance, float64 those."""
-    nearest = np.float32(tolerance)
-    above = magnitude > nearest
-    edge = np.flatnonzero(magnitude == nearest)
-    if edge.size:
-        above[edge] = np.abs(b[edge].astype(np.float64) - a[edge].astype(np.float64)) > tolerance
-    return above
 
 
 def require_finite(array: np.ndarray, where: str) -> None:
@@ -271,7 +240,7 @@ def root_mean_square(blocks: Iterable[np.ndarray]) -> float:
     return float(np.sqrt(total / max(count, 1)))
 
 
-def low_magnitude_mask(initial: np.ndarray, totals: ElementTotals, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def low_magnitude_mask(initial: np.ndarray, totals: EntrySums, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Flat mask of the ⌊fraction·n + ½⌋ entries of smallest |W0| as stored, ties to the lower row-major index.
 
     Returns:
@@ -317,10 +286,10 @@ def order_statistic(values: np.ndarray, rank: int) -> Any:
 
 
 def histogram_of(initial: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Entries of W0 inside a flat mask per magnitude bin."""
+    """Entries of W0 inside a flat mask per magnitude bin `[2¹⁵]`."""
     flat = initial.reshape(-1)
     out = np.zeros(BINS, np.int64)
     for start in range(0, flat.size, 4 * _BLOCK):
         where = slice(start, start + 4 * _BLOCK)
-        out += _counts(view_bits(flat[where], widen(flat[where])), mask[where])[1]
+        out += _counts(histogram_bits(flat[where]), mask[where])[1]
     return out

@@ -1,183 +1,217 @@
-"""What the nulls that keep something of the real update need of it: two passes over ΔW, counted into small tables.
+"""Counts behind the nulls that keep something of the real update: its row and column scales, or its own entries.
 
-The scale-profile null asks for each entry of W0 how far it is from rounding elsewhere and how loud its row and column
-are; the permutation null asks for the former and for the distribution of ΔW's entries. Both depend on an entry through
-few values: its class (bfloat16 patterns whose unchanged interval lies alike around them) and its noise scale `r_i·c_j`
-on a fine logarithmic grid, whose bins add up from those of the row and of the column.
+An entry matters to them through few values. Where it stands: which values of W0 round alike (a class of patterns),
+which masks of W0 it lies in, and how loud its row and its column are, on a logarithmic grid where their levels add up.
+What it becomes: the value of ΔW to eight bits. So a few passes over the arrays, block by block, fill small tables.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from jaxgeom.comparison.one_matrix.rounding import BINS, FINITE, classes, edges
-from jaxgeom.comparison.one_matrix.scale_profile import ScaleProfile, scale_profile
-from jaxgeom.comparison.one_matrix.scan import view_bits
-
-MASKS = ("overlap_principal", "overlap_low")
-"""Statistics whose masks the counts tell apart; the place is the bit in the last axis of the counts."""
+from jaxgeom.comparison.one_matrix.scan import EntrySums, histogram_bits
+from jaxgeom.diagnostics.entry_statistics import OVERLAPS
+from jaxgeom.diagnostics.null_permutation import (  # fmt: skip
+    UPDATE_BINS,
+    PermutationCounts,
+    pattern_classes,
+    update_bins,
+    update_values,
+)
+from jaxgeom.diagnostics.null_profile import ProfileCells, averages, estimation
+from jaxgeom.diagnostics.rounding_cells import RoundingCells, cells_of
+from jaxgeom.diagnostics.scale_profile import (  # fmt: skip
+    STEPS_PER_OCTAVE,
+    ScaleProfile,
+    fit_profile,
+    is_active,
+    kinds_of,
+    look_up,
+    places,
+    rounding_table,
+)
+from jaxgeom.diagnostics.storage_grids import grid_classes
 
 _SCAN = 1 << 17
-_UPDATE_KEYS = 1 << 17
 
 
-class PatternClasses(NamedTuple):
-    """The 2¹⁶ bfloat16 patterns grouped by which updates leave them unchanged.
+class UpdateSums:
+    """Sums over the rows and columns of ΔW², in units of a power of two near its largest entry.
 
-    `of` is the class of each pattern, `magnitude` each class's class of magnitudes (`rounding.classes`). An update δ of
-    an entry on the bfloat16 grid changes it where `δ < below` or `δ > above`: ties go to even mantissas, so these are
-    the ends of the interval or the float64 numbers next to them. `is_negative` mirrors what is relative to magnitudes.
-    """
-
-    of: np.ndarray
-    magnitude: np.ndarray
-    below: np.ndarray
-    above: np.ndarray
-    is_negative: np.ndarray
-
-
-@functools.lru_cache(maxsize=8)
-def pattern_classes(eta: float) -> PatternClasses:
-    """The classes of patterns: for η < 2⁻⁸ four per exponent, odd and even ones and both signs of powers of two."""
-    table, intervals = classes(eta), edges(eta)
-    low, high = table.low[table.of], table.high[table.of]
-    low_odd, high_odd = (bins % 2 == 1 for bins in (intervals.lowest, intervals.highest))
-    mirrored = (-low == high) & (low_odd == high_odd)
-    finite = np.minimum(np.arange(BINS), FINITE - 1)  # float32 numbers that round to infinity count as the largest
-    codes = np.concatenate(
-        [table.of * 8 + low_odd * 4 + high_odd * 2 + (negative & ~mirrored) for negative in (False, True)]
-    )
-    found, of = np.unique(codes, return_inverse=True)
-    of = of.reshape(2, FINITE)[:, finite].reshape(-1)
-    magnitude, negative = found // 8, found % 2 == 1
-    low, high = table.low[magnitude], table.high[magnitude]
-    low = np.where(found & 4, np.nextafter(low, np.inf), low)
-    high = np.where(found & 2, np.nextafter(high, -np.inf), high)
-    below, above = np.where(negative, -high, low), np.where(negative, -low, high)
-    return PatternClasses(of.astype(np.uint16), magnitude, below, above, negative)
-
-
-@dataclasses.dataclass(frozen=True)
-class UpdateCells:
-    """Counts of one pair of matrices.
-
-    Attributes:
+    Args:
+        initial: stored W0 `[out, in]`.
+        a, b: W0 and W+ widened to float32 `[out, in]`, not equal everywhere.
+        storage: format of the magnitudes of W0.
         eta: relative tolerance of the unchanged test.
-        on_grid: whether every entry of W0 is a bfloat16 number.
-        members: which of `pattern_classes` the rows of `counts` stand for.
-        profile: relative scale of the noise per scale bin; mean square 1 over the entries.
-        counts: entries per class, scale bin and masks that they lie in `[class, scale, 2^masks]`, int64.
-        update_values: values of ΔW's entries, ascending: exact where they have 8 significant bits, else the middle of
-            the values between two such numbers.
-        update_counts: entries of ΔW per value.
     """
 
-    eta: float
-    on_grid: bool
-    members: np.ndarray
-    profile: np.ndarray
-    counts: np.ndarray
-    update_values: np.ndarray
-    update_counts: np.ndarray
+    def __init__(self, initial: np.ndarray, a: np.ndarray, b: np.ndarray, storage: str, eta: float) -> None:
+        self.initial, self.a, self.b, self.storage = initial, a, b, storage
+        self.kinds, self.table = kinds_of(storage), _square_and_slope(storage, eta)
+        peak = max(float(np.abs(b[where] - a[where]).max()) for where in row_blocks(a.shape))
+        self.unit = int(np.clip(math.frexp(peak)[1], -125, 125))
 
-    @property
-    def total(self) -> int:
-        """Entries of the matrix."""
-        return int(self.update_counts.sum())
+    def _squares(self) -> Iterator[tuple[slice, np.ndarray]]:
+        for where in row_blocks(self.a.shape):
+            delta = np.subtract(self.b[where], self.a[where], dtype=np.float64)
+            delta *= 2.0**-self.unit
+            yield where, np.square(delta, out=delta)
 
-    def inside(self, name: str, counts: np.ndarray | None = None) -> np.ndarray:
-        """The counts without their last axis, of the entries in the mask of the statistic `name` alone."""
-        codes = np.arange(1 << len(MASKS))
-        counts = self.counts if counts is None else counts
-        return counts[..., codes & (1 << MASKS.index(name)) > 0].sum(-1)
+    def rows(self, weights: np.ndarray) -> np.ndarray:
+        """`Σ_j w_j ΔW_ij²` `[out]` for weights `[in]`."""
+        out = np.empty(self.a.shape[0])
+        for where, squares in self._squares():
+            out[where] = squares @ weights
+        return out
+
+    def columns(self, weights: np.ndarray) -> np.ndarray:
+        """`Σ_i w_i ΔW_ij²` `[in]` for weights `[out]`."""
+        out = np.zeros(self.a.shape[1])
+        for where, squares in self._squares():
+            out += weights[where] @ squares
+        return out
+
+    def _left(self, profile: ScaleProfile) -> Iterator[tuple[slice, np.ndarray]]:
+        """What storage leaves of the profile's noise over its square, and as imaginary part its slope."""
+        start = places(self.storage) + np.int32(STEPS_PER_OCTAVE * self.unit * self.kinds)
+        rows, columns = (np.where(is_active(side), side, 0).astype(np.int32) * np.int32(self.kinds) for side in profile)
+        for where in row_blocks(self.a.shape):
+            keys = start[histogram_bits(self.initial[where])]
+            keys += columns
+            keys += rows[where, None]
+            yield where, look_up(self.table, keys)
+
+    def left_rows(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over the active columns, `[out]` each."""
+        out, active = np.empty(self.a.shape[0], complex), is_active(profile.columns).astype(complex)
+        for where, left in self._left(profile):
+            out[where] = left @ active
+        return out.real, out.imag
+
+    def left_columns(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
+        """Sums over the active rows, `[in]` each."""
+        out, active = np.zeros(self.a.shape[1], complex), is_active(profile.rows).astype(complex)
+        for where, left in self._left(profile):
+            out += active[where] @ left
+        return out.real, out.imag
+
+    def values(self) -> np.ndarray:
+        """Entries of ΔW per bin of values `[2¹⁷]`."""
+        found = np.zeros(UPDATE_BINS, np.int64)
+        for where in row_blocks(self.a.shape):
+            found += np.bincount(update_bins(self.b[where] - self.a[where]).reshape(-1), minlength=UPDATE_BINS)
+        return found
+
+
+@functools.lru_cache(maxsize=2)
+def _square_and_slope(storage: str, eta: float) -> np.ndarray:
+    """Two tables in one, so that an entry looks up both at a time; flat."""
+    table = rounding_table(storage, eta)
+    return (table.square + 1j * table.slope).reshape(-1)
 
 
 def count_cells(
     initial: np.ndarray,
     a: np.ndarray,
     b: np.ndarray,
-    histogram: np.ndarray,
+    sums: EntrySums,
+    masks: Mapping[str, np.ndarray],
     *,
     eta: float,
-    on_grid: bool,
-    masks: dict[str, np.ndarray],
-    left_by: Callable[[float], float] | None = None,
-) -> UpdateCells:
+) -> tuple[ProfileCells, PermutationCounts]:
     """Counts a pair of matrices for the nulls that keep something of its update.
 
     Args:
         initial: stored W0 `[out, in]`.
         a: the same widened to float32.
         b: W+ widened to float32, not equal to `a` everywhere.
-        histogram: entries of W0 per bfloat16 magnitude bin `[2¹⁵]`.
+        sums: what was counted of the pair.
+        masks: flat bool masks of W0 by the statistic that they belong to; absent ones count as empty.
         eta: relative tolerance of the unchanged test.
-        on_grid: whether every entry of W0 is a bfloat16 number.
-        masks: flat bool masks of W0 by the statistic of `MASKS` that they belong to; absent ones count as empty.
-        left_by: mean square that bfloat16 storage leaves of noise of a given scale, where ΔW was stored so.
     """
-    rows, columns, values, counts = _update_scan(a, b)
-    profile = scale_profile(rows, columns, left_by)
+    counts = sums.counts
+    update = UpdateSums(initial, a, b, counts.storage, eta)
+    profile = fit_profile(update, (a.shape[0], a.shape[1]), bool(counts.is_rounded))
     codes = np.zeros(a.shape, np.uint8)
     for name, mask in masks.items():
-        codes |= mask.reshape(a.shape).view(np.uint8) << np.uint8(MASKS.index(name))
-    table = pattern_classes(eta)
-    members, counted = _joint_counts(initial, a, histogram, table.of, profile, codes)
-    return UpdateCells(eta, on_grid, members, profile.scale, counted, values, counts)
+        codes |= mask.reshape(a.shape).view(np.uint8) << np.uint8(OVERLAPS.index(name))
+    active = [is_active(side) for side in profile]
+    lowest = [int(side[moved].min()) for side, moved in zip(profile, active, strict=True)]
+    own, other = (side - low for side, low in zip(profile, lowest, strict=True))
+    levels = int(own.max() + other.max()) + 1
+    own, other = (np.where(moved, steps, levels) for steps, moved in zip((own, other), active, strict=True))
+    members, found = _joint_counts(initial, counts.storage, counts.histogram, eta, own, other, codes)
+    bits = {name: np.arange(1 << len(OVERLAPS)) & (1 << place) > 0 for place, name in enumerate(OVERLAPS)}
+    values = update.values()
+    kept = np.flatnonzero(values)
+    permutation = PermutationCounts(
+        found.sum((1, 2)), {name: found[..., of].sum((1, 2)) for name, of in bits.items()}, members,
+        values[kept].astype(np.float64), update_values()[kept], counts.storage, eta, bool(counts.is_open),
+    )  # fmt: skip
+
+    isotropic = cells_of(counts, eta)
+    drift, noise, fitted, thin = _estimation(isotropic, own, other, sum(lowest), levels, update.unit)
+    table = pattern_classes(counts.storage, eta)
+    classes, place = np.unique(table.magnitude[members], return_inverse=True)
+    merged = np.zeros((classes.size, levels, found.shape[-1]), np.int64)
+    for row, one in zip(place, found[:, :levels], strict=True):
+        merged[row] += one
+    which, level = np.nonzero(merged.any(-1))
+    entries, ends = merged[which, level].astype(np.float64), grid_classes(counts.storage, eta)
+    cells = RoundingCells(
+        entries.sum(-1), *(end[classes[which]] for end in _ends(ends)), None, bool(counts.is_open),
+        bool(counts.is_rounded), eta, counts.storage, classes[which],
+    )  # fmt: skip
+    scale = np.ldexp(np.exp2((sum(lowest) + level) / STEPS_PER_OCTAVE), update.unit)
+    inside = {name: entries[:, of].sum(-1) for name, of in bits.items()}
+    return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, np.float64(a.size), inside), permutation
 
 
-def _row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
+def _ends(table: "np.ndarray | tuple") -> tuple:
+    return table[3], table[4], table[1], table[2], table[5], table[6]
+
+
+def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
+    """Blocks of whole rows of about so many entries."""
     step = max(1, entries // shape[1])
     return [slice(start, start + step) for start in range(0, shape[0], step)]
 
 
-def _update_scan(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Means of ΔW² per row and per column, and the values of ΔW's entries with their counts.
-
-    A key of 17 bits tells an entry's upper 16 bits, and whether the others are zero: then the value is exact.
-    """
-    rows, columns, found = np.empty(a.shape[0]), np.zeros(a.shape[1]), np.zeros(_UPDATE_KEYS, np.int64)
-    peak = max(float(np.abs(b[where] - a[where]).max()) for where in _row_blocks(a.shape))
-    power = -int(np.clip(math.frexp(peak)[1], -126, 126))
-    unit = np.float32(2.0**power)  # squares of small updates would vanish
-    for where in _row_blocks(a.shape):
-        delta = b[where] - a[where]
-        squares = np.square(delta * unit)
-        rows[where] = squares.sum(1)
-        columns += squares.sum(0)
-        bits = delta.view(np.uint32)
-        keys = bits >> np.uint32(16)
-        bits += np.uint32(0xFFFF)
-        bits >>= np.uint32(16)
-        keys += bits
-        found += np.bincount(keys.reshape(-1), minlength=_UPDATE_KEYS)
-    keys = np.flatnonzero(found)
-    exact, counts = keys % 2 == 0, found[keys]
-    ends = [(((keys + more) // 2).astype(np.uint32) << np.uint32(16)).view(np.float32) for more in (0, 1)]
-    values = np.where(exact, ends[0], (ends[0].astype(np.float64) + ends[1]) / 2)
-    order = np.argsort(values, kind="stable")
-    rows, columns = (np.ldexp(sums, -2 * power) for sums in (rows / a.shape[1], columns / a.shape[0]))
-    return rows, columns, values[order], counts[order]
+def _estimation(
+    isotropic: RoundingCells, own: np.ndarray, other: np.ndarray, base: int, levels: int, unit: int
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Bias and variance of the fitted log scales by level, and so on; rows of equal level are one."""
+    groups = [np.unique(side, return_counts=True) for side in (own, other)]
+    steps = [side for side, _ in groups]
+    sizes = [np.where(side < levels, held, 0).astype(np.float64) for side, held in groups]
+    found = averages(isotropic, np.int32(base), levels, np.int32(unit))
+    return estimation(found._replace(base=0), steps[0], steps[1], sizes[0], sizes[1])
 
 
 def _joint_counts(
-    initial: np.ndarray, a: np.ndarray, histogram: np.ndarray, of: np.ndarray, profile: ScaleProfile, codes: np.ndarray
+    initial: np.ndarray,
+    storage: str,
+    histogram: np.ndarray,
+    eta: float,
+    own: np.ndarray,
+    other: np.ndarray,
+    codes: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The classes that occur, and entries per class, scale bin and mask code."""
+    """The classes of patterns that occur, and entries per class, sum of the levels and mask code."""
+    of, half = pattern_classes(storage, eta).of, histogram.size
     magnitudes = np.flatnonzero(histogram)
     present = np.zeros(int(of.max()) + 1, bool)
-    present[of[magnitudes]] = present[of[magnitudes + BINS]] = True
+    present[of[magnitudes]] = present[of[magnitudes + half]] = True
     members = np.flatnonzero(present)
-    width, scales = 1 << len(MASKS), profile.scale.size
+    width, scales = 1 << len(OVERLAPS), int(own.max() + other.max()) + 1
     start_of = ((np.cumsum(present) - 1) * (scales * width))[of]
-    row_start, column_start = profile.rows[:, None] * width, profile.columns[None, :] * width
+    row_start, column_start = own[:, None] * width, other[None, :] * width
     size = members.size * scales * width
     found = np.zeros(size, np.int64)
-    for where in _row_blocks(a.shape, max(_SCAN, size)):
-        keys = start_of[view_bits(initial[where], a[where])]
+    for where in row_blocks(initial.shape, max(_SCAN, size)):
+        keys = start_of[histogram_bits(initial[where])]
         keys += column_start
         keys += row_start[where]
         keys += codes[where]

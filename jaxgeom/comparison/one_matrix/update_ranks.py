@@ -8,14 +8,14 @@ from jaxgeom.comparison.algebra.krylov import leading_and_fourth, leading_square
 from jaxgeom.comparison.algebra.matrix import Matrix
 from jaxgeom.comparison.algebra.spectrum import Spectrum, exact_values, values_only
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
-from jaxgeom.comparison.one_matrix.scan import ElementTotals
+from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics import update_numbers as families
 
 RANK_KEYS = ("", "_null", "_excess", "_z")
 
 
-def full(row: Row, update: Matrix, totals: ElementTotals, settings: CompareSettings) -> None:
+def full(row: Row, update: Matrix, totals: EntrySums, settings: CompareSettings) -> None:
     """Everything that the full spectrum of ΔW tells.
 
     Args:
@@ -34,7 +34,7 @@ def full(row: Row, update: Matrix, totals: ElementTotals, settings: CompareSetti
     row["hill_k"] = order
 
 
-def fast(row: Row, update: Matrix, totals: ElementTotals) -> None:
+def fast(row: Row, update: Matrix, totals: EntrySums) -> None:
     """Ranks from one float32 Gram matrix of ΔW."""
     top, fourth = leading_and_fourth(update) if totals.delta_squares > 0 else (0.0, 0.0)
     squares, shape = np.float64(totals.delta_squares), update.array.shape
@@ -44,7 +44,7 @@ def fast(row: Row, update: Matrix, totals: ElementTotals) -> None:
     )
 
 
-def bf16(row: Row, difference: Matrix, totals: ElementTotals) -> None:
+def bf16(row: Row, difference: Matrix, totals: EntrySums) -> None:
     """Stable rank of the update that a bfloat16 reader sees.
 
     Args:

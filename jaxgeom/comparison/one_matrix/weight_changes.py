@@ -15,7 +15,7 @@ from jaxgeom.comparison.algebra.spectrum import Spectrum, decompose, exact_value
 from jaxgeom.comparison.one_matrix.base_spectra import Base, exact_base
 from jaxgeom.comparison.one_matrix.rotation import principal_angles
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers, put_undefined
-from jaxgeom.comparison.one_matrix.scan import ElementTotals, bf16_view
+from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view
 from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
 from jaxgeom.diagnostics import weight_numbers as families
 from jaxgeom.diagnostics.null_rotation import (
@@ -77,7 +77,7 @@ class WeightChanges:
     a: np.ndarray
     b: np.ndarray
     on_grid: bool
-    totals: ElementTotals
+    totals: EntrySums
     base: Base
     update: Matrix
     settings: CompareSettings

@@ -35,8 +35,10 @@ class Journal:
         directory: the output folder, None to keep rows in memory only.
         key: identifies inputs and settings; a journal with another key is another comparison's.
         final: the file that a finished comparison leaves.
-        described: what a finished one says of itself when it is this one: names of inputs and settings.
-        contents: digests of the inputs as the finished one has them, computed where names and settings are the same.
+        described: names of the inputs, and settings. A finished comparison in the folder whose `final` has others is
+            another one, and is not written over.
+        contents: computes the digests of the inputs. Called only where a finished comparison has the same names and
+            settings: with other digests the files behind the names have changed, and it is not written over either.
         force: takes over a folder that holds another comparison.
         process: (index, number) where several processes share the folder: each appends to a file of its own and reads
             those of all, also of a run with another number of processes.

@@ -55,6 +55,12 @@ def check_pair(initial: Reader, final: Reader, settings: CompareSettings) -> lis
     return names
 
 
+def check_sides(sides: Sequence[Reader], settings: CompareSettings) -> list[str]:
+    """`check_pair` of the first side with each of the others."""
+    names = [check_pair(sides[0], side, settings) for side in sides[1:]]
+    return names[0]
+
+
 def plan_parts(initial: Reader, names: Sequence[str], settings: CompareSettings) -> list[Part]:
     """All parts of the named tensors that the settings' population has.
 

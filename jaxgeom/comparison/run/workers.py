@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from jaxgeom.comparison.algebra.threads import one_blas_thread
+from jaxgeom.comparison.algebra.threads import limit_this_thread, one_blas_thread
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.cores import usable_cores
 
@@ -13,6 +13,7 @@ Progress = Callable[[int, int, str], None]
 """Called with entries done, entries in all, and the name of what was finished."""
 
 _IN_FLIGHT_ENTRIES = 1 << 27
+"""Entries of the parts that are read ahead or measured at a time, per device: 1 GiB for two sides in float32."""
 
 
 def worker_count(devices: int = 0) -> int:
@@ -21,7 +22,10 @@ def worker_count(devices: int = 0) -> int:
 
 
 class _Flight:
-    """Bounds how many entries are read or measured at a time; one part always may."""
+    """Bounds the memory of what is read ahead or measured: by the number of its entries.
+
+    A part that alone is beyond the bound is let in once nothing else is there.
+    """
 
     def __init__(self, entries: int) -> None:
         self.entries, self.used = entries, 0
@@ -57,7 +61,7 @@ def measure_parts(
         devices: accelerators at work; a host with several has the memory to keep them busy.
     """
     with one_blas_thread() as single:
-        workers = worker_count(devices) if single else 1
+        workers, limit = (worker_count(devices), limit_this_thread) if single else (1, None)
         flight = _Flight(_IN_FLIGHT_ENTRIES * max(1, devices))
         pending: list[tuple[Part, Future[dict[str, Any]]]] = []
 
@@ -67,7 +71,7 @@ def measure_parts(
             finally:
                 flight.give(part.size)
 
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers, initializer=limit) as pool:
             try:
                 for part in parts:
                     while len(pending) > 2 * workers:

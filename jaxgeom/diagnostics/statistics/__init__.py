@@ -5,6 +5,7 @@ function beside it.
 """
 
 import dataclasses
+import functools
 import re
 
 from .between import BETWEEN
@@ -26,17 +27,27 @@ CHEAP: tuple[str, ...] = tuple(entry.key for entry in STATISTICS.values() if ent
 FURTHER: tuple[str, ...] = tuple(dict.fromkeys(kind for entry in STATISTICS.values() for kind in entry.further))
 """Kinds of nulls beside the first one: `<name>_<kind>_null`, `_excess`, `_z`."""
 
+KIND_LABELS = {"profile": "scale profile", "permutation": "permuted", "rounding": "rounding null"}
+"""What tables call the nulls beside the first one."""
+
 COMPARED: tuple[str, ...] = tuple(entry.key for entry in STATISTICS.values() if entry.compared)
 """Statistics by which methods are compared."""
 
+HEADLINE: tuple[str, ...] = ("relative_norm", *(
+    entry.key for entry in STATISTICS.values() if entry.headline and entry.key != "relative_norm"
+))  # fmt: skip
+"""Statistics that tables show before every other one: first the size of the update, which the others follow."""
+
 _PART = re.compile(r"[A-Z]{3,}|(?<=_)K$")
 _FAMILIES = {
-    entry.key: re.compile(_PART.sub(r"(.+)", re.escape(entry.key)))
+    entry.key: (re.compile(_PART.sub(r"(.+)", re.escape(entry.key))), found[0])
     for entry in STATISTICS.values()
-    if _PART.search(entry.key)
+    if (found := _PART.search(entry.key))
 }
+"""Per family the pattern of its members' keys, and the part in capitals that stands for what tells them apart."""
 
 
+@functools.lru_cache(maxsize=1024)
 def statistic(key: str) -> Statistic | None:
     """The entry of a statistic's key, a member of a family (`energy_top_16`) by its family's.
 
@@ -53,15 +64,11 @@ def statistic(key: str) -> Statistic | None:
     """
     if key in STATISTICS and key not in _FAMILIES:
         return STATISTICS[key]
-    for family, pattern in _FAMILIES.items():
+    for family, (pattern, part) in _FAMILIES.items():
         if found := pattern.fullmatch(key):
-            entry, part = STATISTICS[family], _PART.search(family)
-            assert part is not None
-            own = {
-                field: re.sub(rf"\b{part[0]}\b", lambda _: found[1], getattr(entry, field))
-                for field in ("label", "definition")
-            }
-            return dataclasses.replace(entry, key=key, **own)
+            entry, own = STATISTICS[family], found[1]
+            words = {field: re.sub(rf"\b{part}\b", own, getattr(entry, field)) for field in ("label", "definition")}
+            return dataclasses.replace(entry, key=key, **words)
     return None
 
 
@@ -71,6 +78,7 @@ def is_counted(key: str) -> bool:
     return entry is not None and entry.counted
 
 
+@functools.lru_cache(maxsize=4096)
 def split_key(key: str) -> tuple[str, str, str]:
     """A key of a report's row as statistic, kind of null, and what of it: "value", "null", "excess" or "z".
 

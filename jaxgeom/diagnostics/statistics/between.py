@@ -24,7 +24,7 @@ BETWEEN = (
     *(
         Statistic(
             key, label, formula, meaning, unit="share", null=INDEPENDENCE, further={"rounding": ROUNDING},
-            commands=("between",), undefined=NO_MASK, sources=("2511.08567", "2505.11711"),
+            commands=("between",), undefined=NO_MASK, sources=("2511.08567", "2505.11711"), headline=True,
         )
         for key, label, formula, meaning in (
             ("jaccard", "Jaccard of the changed masks", "|A ∩ B|/|A ∪ B|",
@@ -39,13 +39,13 @@ BETWEEN = (
         "orthogonal_share", "orthogonal share of the updates", "1 − cos²(ΔW_A, ΔW_B)",
         "The share of one update's energy that is orthogonal to the other.",
         unit="share", null=Null("1 − 1/(mn), independent isotropic updates", how="Beta distribution"),
-        commands=("between",), undefined=ZERO,
+        commands=("between",), undefined=ZERO, headline=True,
     ),
     Statistic(
         "subspace_similarity", "similarity of the right subspaces", "‖V_K(ΔW_A)ᵀ V_K(ΔW_B)‖_F²/K",
         "How near the leading right subspaces of the two updates are.",
         unit="share", null=CHANCE, commands=("between",), undefined=FEW, sources=("2606.07082",), agreement=1e-6,
-        agreement_fast=1e-4,
+        agreement_fast=1e-4, headline=True,
     ),
     Statistic(
         "subspace_k", "K of the subspaces", "min(subspace_k, min(m, n) − 1)", "As the settings have it, capped.",

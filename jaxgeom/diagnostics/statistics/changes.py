@@ -36,6 +36,7 @@ CHANGES = (
         unit="share", weighting="parameters",
         null=ROUNDED_NORM, further={"profile": PROFILE, "permutation": PERMUTATION},
         commands=("compare", "trajectory"), sources=("2511.08567", "2606.07082"), cheap=True, compared=True,
+        headline=True, short="visible sparsity",
     ),
     Statistic(
         "density_bf16",
@@ -88,6 +89,7 @@ CHANGES = (
         unit="share",
         null=ROUNDED_DENSITY, further={"profile": PROFILE, "permutation": PERMUTATION},
         undefined=NO_CHANGE, sources=("2511.08567", "2606.07082", "2506.00772"), agreement_fast=5e-3, compared=True,
+        headline=True, short="overlap, principal",
     ),
     Statistic(
         "overlap_low",
@@ -97,6 +99,7 @@ CHANGES = (
         unit="share",
         null=ROUNDED_DENSITY, further={"profile": PROFILE, "permutation": PERMUTATION},
         undefined=NO_CHANGE, sources=("2511.08567", "2606.07082"), compared=True,
+        headline=True, short="overlap, low-mag.",
     ),
     *(
         Statistic(

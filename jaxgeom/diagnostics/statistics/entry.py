@@ -9,8 +9,9 @@ from .sources import SOURCES
 Unit = Literal["share", "deg", "rank", "relative", "count", "nats", ""]
 """How a number is printed: a share in percent, an angle in degrees; "" and the others are plain numbers."""
 
-Weighting = Literal["parameters", "matrices"]
-"""How a mean is taken: over every parameter, each tensor weighted by its size; or plainly over the matrices."""
+Weighting = Literal["parameters", "matrices", "tokens"]
+"""How a mean is taken: over every parameter, each tensor weighted by its size; plainly over the matrices; or over the
+tokens of answers, for what is one number of the models."""
 
 Command = Literal["compare", "trajectory", "between", "measure"]
 
@@ -68,6 +69,8 @@ class Statistic:
       cheap: whether it needs no decomposition of a whole matrix, and is in `CHEAP`.
       is_setting: a parameter that a statistic was taken with (`angle_k`): shown by the matrix, never averaged.
       compared: whether methods are compared by it, at the same step and at the same size.
+      headline: whether tables show it before every other one.
+      short: what narrow columns and panels call it; the label where empty.
     """
 
     key: str
@@ -81,13 +84,15 @@ class Statistic:
     along: Null | None = None
     commands: tuple[Command, ...] = ("compare",)
     suites: tuple[str, ...] = ("full", "fast")
-    undefined: str = "it is always defined"
+    undefined: str = "never"
     sources: tuple[str, ...] = ()
     agreement: float = 1e-9
     agreement_fast: float | None = None
     cheap: bool = False
     is_setting: bool = False
     compared: bool = False
+    headline: bool = False
+    short: str = ""
 
     def __post_init__(self) -> None:
         nulls = [null for null in (self.null, self.along, *self.further.values()) if null is not None]

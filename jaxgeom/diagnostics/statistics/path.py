@@ -19,6 +19,7 @@ PATH = (
         "How near the leading right subspace of the update so far is to that of the whole update.",
         unit="share", null=WALK, commands=("trajectory",), undefined=FEW, sources=("2606.07082",), agreement=1e-6,
         agreement_fast=1e-4, compared=True,
+        headline=True, short="sim. to final",
     ),
     Statistic(
         "sim_to_final_bf16", "similarity to the final subspace (bf16 view)", "Sim_K(t, T) of the bfloat16 views",
@@ -30,6 +31,7 @@ PATH = (
         "sim_disjoint", "similarity of the update so far and the rest", "Sim_K between W_t − W_0 and W_T − W_t",
         "Whether training goes on in the directions that it used before: two stretches that share no step.",
         unit="share", null=CHANCE, commands=("trajectory",), undefined=ENDS, agreement=1e-6, agreement_fast=1e-4,
+        headline=True,
     ),
     Statistic(
         "path_cosine", "cosine of this stretch and the next", "cos(W_t − W_s, W_u − W_t), s, t, u neighbours",
@@ -46,6 +48,7 @@ PATH = (
         "1 where stretches add up at random, √t where they all go one way.",
         null=Null("1, independent increments", "fixed", "deviation to first order in their inner products"),
         commands=("trajectory",), undefined=ZERO,
+        headline=True,
     ),
     Statistic(
         "lr_diffusion_ratio", "‖ΔW‖ rms over lr·√T", "‖ΔW‖_rms/√Σlr²",
@@ -74,6 +77,8 @@ PATH = (
         "functional_distance", "forward KL(π0‖π), nats a token",
         "mean over the tokens of answers by π0 of Σ_v π0(v) log(π0(v)/π(v)); k3 beside it: r − 1 − log r, r = π/π0",
         "How far the final model's distribution is from the initial one's, on what the initial one says.",
-        unit="nats", undefined="no prompts were given", sources=("2509.04259", "schulman2020"), agreement=1e-5,
+        unit="nats", weighting="tokens", undefined="no prompts were given",
+        sources=("2509.04259", "schulman2020"), agreement=1e-5,
+        headline=True,
     ),
 )  # fmt: skip

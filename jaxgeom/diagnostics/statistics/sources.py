@@ -32,14 +32,27 @@ SOURCES: dict[str, Source] = {
     for source in (
         Source("2606.07082", "Geometry of OPD", "On the Geometry of On-Policy Distillation"),
         Source("2511.08567", "The Path Not Taken", "The Path Not Taken: RLVR Provably Learns Off the Principals"),
-        Source("2606.13657", "Dense Supervision, Sparse Updates", "Dense Supervision, Sparse Updates"),
-        Source("2605.11739", "Learning to Foresee", "Learning to Foresee"),
+        Source(
+            "2606.13657",
+            "Dense Supervision, Sparse Updates",
+            "Dense Supervision, Sparse Updates: On the Sparsity and Geometry of On-Policy Distillation",
+        ),
+        Source(
+            "2605.11739",
+            "Learning to Foresee",
+            "Learning to Foresee: Unveiling the Unlocking Efficiency of On-Policy Distillation",
+        ),
         Source(
             "2505.11711",
             "RL Finetunes Small Subnetworks",
             "Reinforcement Learning Finetunes Small Subnetworks in Large Language Models",
         ),
-        Source("2506.00772", "LIFT", "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction"),
+        Source(
+            "2506.00772",
+            "LIFT",
+            "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for Reasoning-Focused "
+            "Supervised Fine-Tuning",
+        ),
         Source("2509.04259", "RL's Razor", "RL's Razor: Why Online Reinforcement Learning Forgets Less"),
         Source("hill1975", "Hill 1975", "A Simple General Approach to Inference About the Tail of a Distribution"),
         Source("roy2007", "Roy and Vetterli 2007", "The Effective Rank: A Measure of Effective Dimensionality"),
@@ -67,3 +80,4 @@ SOURCES: dict[str, Source] = {
         Source("schulman2020", "Schulman 2020", "Approximating KL Divergence"),
     )
 }
+"""Every paper by its key."""

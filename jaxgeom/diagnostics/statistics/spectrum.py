@@ -41,10 +41,11 @@ SPECTRUM = (
         "The size of the update beside the weights; most static statistics move with this number.",
         unit="relative", commands=("compare", "trajectory"), undefined=ZERO_WEIGHTS, sources=("2606.07082",),
         cheap=True, compared=True,
+        headline=True, short="relative norm",
     ),
     Statistic(
         "op_norm", "spectral norm of ΔW", "‖ΔW‖₂ = σ₁(ΔW)", "The size of the update along its leading direction.",
-        commands=("compare", "trajectory"), agreement_fast=1e-5,
+        commands=("compare", "trajectory"), agreement_fast=1e-5, cheap=True,
     ),
     Statistic(
         "decay", "decay component c", "c = ⟨ΔW, W0⟩/‖W0‖²",
@@ -57,12 +58,14 @@ SPECTRUM = (
         "stable_rank", "stable rank", "‖ΔW‖_F²/‖ΔW‖₂²", "How many directions of equal strength carry the update.",
         unit="rank", null=RANK, further={"permutation": PERMUTED_RANKS}, commands=("compare", "trajectory"),
         undefined=ZERO, sources=("rudelson2007", "2606.07082"), agreement_fast=1e-5, cheap=True, compared=True,
+        headline=True, short="stable rank",
     ),
     Statistic(
         "stable_rank_bf16", "stable rank (bf16 view)", "‖Δ‖_F²/‖Δ‖₂², Δ the difference of the bfloat16 views",
         "The stable rank that a bfloat16 reader sees: rounding spreads a small update over many directions.",
         unit="rank", null=RANK, along=PRECISION, commands=("compare", "trajectory"), undefined=NO_VISIBLE,
         sources=("2606.07082",), agreement=1e-6, agreement_fast=1e-5, compared=True,
+        headline=True, short="stable rank, bf16",
     ),
     Statistic(
         "entropy_rank", "entropy rank", "exp H(σ/Σσ), σ the singular values of ΔW, H the entropy",
@@ -87,6 +90,7 @@ SPECTRUM = (
         null=BULK, commands=("compare", "trajectory"), suites=("full",),
         undefined="σ_k of the update is numerically zero, or equal to all above it", sources=("hill1975", "2606.07082"),
         agreement=1e-6, compared=True,
+        headline=True, short="Hill index",
     ),
     Statistic(
         "hill_k", "k of the Hill index", "hill_k, or max(10, ⌈0.1·min(m, n)⌉)", "As the settings have it, capped.",
@@ -97,6 +101,7 @@ SPECTRUM = (
         "How far the singular values of the weights moved, whichever way their vectors turned.",
         unit="relative", null=SHIFT, commands=("compare", "trajectory"), suites=("full",), undefined=NO_SPECTRUM,
         sources=("2511.08567", "2606.07082"), agreement=2e-6, compared=True,
+        headline=True, short="spectral shift",
     ),
     Statistic(
         "nss_bf16", "spectral shift (NSS, bf16 view)", "NSS between the bfloat16 views of W0 and W+",
@@ -118,7 +123,8 @@ SPECTRUM = (
             unit="deg", null=ROTATION,
             commands=("compare", "trajectory") if figure == "mean" else ("compare",), suites=("full",),
             undefined=GAP, sources=("bjorck1973", "2511.08567", "2606.07082"), agreement=1e-4,
-            compared=figure == "mean",
+            compared=figure == "mean", headline=figure == "mean",
+            short=f"angle, {side}" if figure == "mean" else "",
         )
         for side, basis in (("left", "U"), ("right", "V"))
         for figure, word, formula in (("mean", "mean", "mean"), ("max", "largest", "maximum"))

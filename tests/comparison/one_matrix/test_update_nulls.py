@@ -12,7 +12,7 @@ from jaxgeom.comparison.files.summary import statistics_of, summarize
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.rows import put_null
-from jaxgeom.comparison.one_matrix.scan import ElementTotals
+from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.update_cells import MASKS, count_cells
 from jaxgeom.comparison.one_matrix.update_nulls import PermutationNull, profile_null
 from jaxgeom.errors import UserError
@@ -48,7 +48,7 @@ def masks_of(w0: np.ndarray) -> dict[str, np.ndarray]:
 
 def cells_of(w0: np.ndarray, w1: np.ndarray, eta: float = 1e-3):
     a, b = w0.astype(np.float32), w1.astype(np.float32)
-    totals = ElementTotals()
+    totals = EntrySums()
     totals.add(w0, w1, eta=eta, rms=0.02)
     masks = masks_of(w0)
     return count_cells(w0, a, b, totals.histogram, eta=eta, on_grid=totals.on_grid, masks=masks), totals, masks

@@ -1,4 +1,4 @@
-"""Several real processes at one comparison: the report of one process, resumption, failures."""
+"""Several real processes at one measurement: the result of one process, resumption, failures."""
 
 import json
 import os
@@ -9,13 +9,17 @@ import sys
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.comparison import CompareSettings, compare_checkpoints
+from jaxgeom.comparison import CompareSettings, between_runs, compare, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.comparison.files.report import to_json_text
+from jaxgeom.comparison.run.journal import Journal
 from jaxgeom.comparison.run.plan import check_pair, plan_parts
 from jaxgeom.comparison.run.processes import ProcessFailed, Team, share
+from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
 from tests.comparison import disk
 
@@ -28,53 +32,127 @@ def pair(tmp_path):
     return disk.write(tmp_path / "a", initial), disk.write(tmp_path / "b", disk.moved(initial, 1e-3))
 
 
-def start(pair, out: pathlib.Path, count: int = 2) -> list[subprocess.Popen[str]]:
-    """`jaxgeom compare --distributed` in `count` processes that find each other by environment variables."""
+SCRIPT = """
+import contextlib, io, json, sys
+from jaxgeom.cli import main
+said = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(arguments)
+    said.append([status, out.getvalue(), err.getvalue()])
+from jaxgeom.comparison import CompareSettings, Team, compare
+from tests.comparison.run.test_processes import tree, SPECS
+compare(tree(0), tree(1), SPECS, CompareSettings(angle_k=8), out=sys.argv[2], team=Team.here())
+print(json.dumps(said))
+"""
+SPECS = {"layers": {"up": {"kernel": MatrixSpec(out=(1,), in_=(2,), batch=(0,))}, "norm": {"scale": None}}}
+
+
+def tree(seed: int) -> dict:
+    """A small tree: three stacked matrices and a vector."""
+    rng = np.random.default_rng(seed)
+    sizes = {"up": {"kernel": (3, 24, 16)}, "norm": {"scale": (16,)}}
+    draw = {name: {leaf: rng.standard_normal(size) for leaf, size in leaves.items()} for name, leaves in sizes.items()}
+    return {"layers": jax.tree.map(lambda array: array.astype(np.float32), draw)}
+
+
+def arguments(kind: str, paths: list, out: pathlib.Path) -> list[str]:
+    return [kind, *map(str, paths), "--out", str(out), "--angle-k", "8", "--subspace-k", "3", "--distributed"]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Two processes on this machine, which find each other by environment variables, and do one thing after another.
+
+    `compare`, `trajectory` and `between` by the command line, a comparison with a broken checkpoint, and trees.
+
+    Returns the folder, the checkpoints, and per process the status, output and errors of every command.
+    """
+    folder, initial = tmp_path_factory.mktemp("real"), disk.weights(layers=1)
+    paths = [disk.write(folder / "0", initial)]
+    paths += [disk.write(folder / str(seed), disk.moved(initial, 1e-3, seed)) for seed in (1, 2)]
+    broken = disk.moved(initial, 1e-3)
+    broken["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
+    commands = [arguments("compare", paths[:2], folder / "compare")]
+    commands += [arguments(kind, paths, folder / kind) for kind in ("trajectory", "between")]
+    commands += [arguments("compare", [paths[0], disk.write(folder / "broken", broken)], folder / "failed")]
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    arguments = ["compare", *map(str, pair), "--out", str(out), "--angle-k", "8", "--distributed"]
     processes = []
-    for index in range(count):
+    for index in range(2):
         environment = {
             **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index),
+            "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index),
         }  # fmt: skip
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "jaxgeom.cli", *arguments],
+                [sys.executable, "-c", SCRIPT, json.dumps(commands), str(folder / "trees")],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                cwd=pathlib.Path(__file__).parents[3],
             )
         )
-    return processes
-
-
-def test_two_processes_write_the_report_of_one(pair, tmp_path):
-    out, single = tmp_path / "out", tmp_path / "single"
-    processes = start(pair, out)
     said = [process.communicate(timeout=500) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert "page:" in said[0][0] and "page:" not in said[1][0] and "process 1 of 2: done" in said[1][0]
-    command = json.loads((out / "report.json").read_text())["command"]
-    compare_checkpoints(*map(open_checkpoint, pair), SETTINGS, out=single, command=command)
-    for name in ("report.json", "matrices.csv"):
-        assert (out / name).read_bytes() == (single / name).read_bytes()
-    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    return folder, paths, [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
-def test_a_failure_reaches_the_other_process(pair, tmp_path):
-    broken = disk.moved(disk.weights(), 1e-3)
-    broken["model.layers.0.mlp.up_proj.weight"][0, 0] = np.nan
-    processes = start((pair[0], disk.write(tmp_path / "broken", broken)), tmp_path / "out")
-    said = [process.communicate(timeout=500) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], said
+def test_two_processes_write_the_result_of_one(real):
+    folder, paths, said = real
+    opened, settings = [open_checkpoint(path) for path in paths], CompareSettings(angle_k=8, subspace_k=3)
+    single = folder / "single"
+    for place, kind in enumerate(("compare", "trajectory", "between")):
+        first, second = (process[place] for process in said)
+        assert (first[0], second[0]) == (0, 0), (first, second)
+        assert "page:" in first[1] and "page:" not in second[1] and "process 1 of 2: done" in second[1]
+        out, files = folder / kind, ["report.json", "matrices.csv"]
+        if kind == "trajectory":
+            files = ["trajectory.json"]
+        told = {"out": single / kind, "command": json.loads((out / files[0]).read_text())["command"]}
+        if kind == "compare":
+            compare_checkpoints(*opened[:2], settings, **told)
+        elif kind == "between":
+            between_runs(*opened, settings, **told)
+        else:
+            trajectory_checkpoints(opened[0], list(enumerate(opened))[1:], settings, **told)
+        for name in files:
+            assert (out / name).read_bytes() == (single / kind / name).read_bytes()
+        assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    report = compare(tree(0), tree(1), SPECS, CompareSettings(angle_k=8))
+    assert (folder / "trees" / "report.json").read_text() == to_json_text(report.to_json())
+
+
+def test_a_failure_reaches_the_other_process(real):
+    folder, _, said = real
+    failed = [process[3] for process in said]
+    assert [status for status, _, _ in failed] == [2, 2], failed
     own = "up_proj.weight: 1 of 2880 entries are NaN or infinite"
-    assert all(own in errors for _, errors in said)
-    assert sum("failed:" in errors.split("jaxgeom: ")[-1] for _, errors in said) == 1
-    assert not (tmp_path / "out" / "report.json").exists()
+    assert all(own in errors for _, _, errors in failed)
+    assert sum("failed:" in errors.split("jaxgeom: ")[-1] for _, _, errors in failed) == 1
+    assert not (folder / "failed" / "report.json").exists()
+
+
+def test_trees_go_on_with_the_same_weights_alone(tmp_path, monkeypatch):
+    real, seen = Journal.add, []
+
+    def stop(self: Journal, row: dict) -> None:
+        real(self, row)
+        seen.append(row["name"])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compare(tree(0), tree(1), SPECS, CompareSettings(angle_k=8), out=tmp_path)
+    with pytest.raises(UserError, match="unfinished comparison of other inputs"):
+        compare(tree(0), tree(2), SPECS, CompareSettings(angle_k=8), out=tmp_path)
+    report = compare(tree(0), tree(1), SPECS, CompareSettings(angle_k=8), out=tmp_path)
+    assert len(seen) == len(set(seen)) == len(report.matrices) + len(report.parameters)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report.to_json()))
 
 
 def together(pair, out: pathlib.Path, run: int, count: int = 2, patience: float = 60.0, who=None) -> list:

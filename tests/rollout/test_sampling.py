@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import sys
+import importlib
 import threading
 
 import chex
@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxgeom.rollout
 from jaxgeom.models import Qwen3, Qwen3Config
-from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.rollout import SamplingSettings, cpu_parts, sample, sampling
 from jaxgeom.rollout.choose import choose_tokens
-from jaxgeom.rollout.sample import _decode, _prefill, bucket_length
+from jaxgeom.rollout.sampling import _decode, _prefill, _uniforms, bucket_length
+from tests.tiny import tiny_params
 
 CONFIG = Qwen3Config(
     vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -26,11 +28,20 @@ CONFIG = Qwen3Config(
 SCORER = 1e-4
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["scanned", "unrolled"])
-def actor(request):
-    model = Qwen3(CONFIG, unroll=request.param)
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return model, jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, params)
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, tiny_params(CONFIG))
+
+
+@pytest.fixture(scope="module", params=[None, "cpu"], ids=["general", "cpu"])
+def actor(request, params):
+    """Both forms of the decode loop, with the same parameters."""
+    return Qwen3(CONFIG, platform=request.param), params
+
+
+@pytest.fixture(scope="module")
+def general(params):
+    return Qwen3(CONFIG), params
 
 
 def prompts(count, seed=0, longest=12):
@@ -65,22 +76,15 @@ KINDS = {
 }
 
 
-@pytest.fixture
-def cores(monkeypatch):
-    """Sets how many cores the sampler sees."""
-    return lambda count: monkeypatch.setattr(sys.modules[_decode.__module__], "usable_cores", lambda: count)
-
-
-@pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("tied", 33), ("bias", 32), ("bias", 40), ("experts", 5)])
-def test_every_kind_decodes_as_the_scorer_in_columns_and_in_rows(kind, rows, cores):
-    cores(1)
-    model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), unroll=True)
-    params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 1), jnp.int32))["params"]
+@pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("bias", 3), ("experts", 4)])
+def test_every_kind_decodes_in_columns_as_the_scorer(kind, rows):
+    model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), platform="cpu")
+    params = tiny_params(model.config, seed=1)
     rng = np.random.default_rng(6)
     # Every parameter off its start: a scale or bias that decoding forgets would show.
     params = jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), params)
-    rollout = sample(model, params, prompts(rows), range(rows), SamplingSettings(7), pad_id=0)
-    assert rollout.response_mask.sum() == 7 * rows
+    rollout = sample(model, params, prompts(rows), range(rows), SamplingSettings(4), pad_id=0)
+    assert rollout.response_mask.sum() == 4 * rows
     np.testing.assert_allclose(rollout.log_probs, scored((model, params), rollout), atol=SCORER)
 
 
@@ -174,8 +178,6 @@ def test_draws_follow_the_distribution_exactly(settings):
 
 
 def test_uniforms_of_a_request_are_uniform():
-    from jaxgeom.rollout.sample import _uniforms
-
     values = np.asarray(_uniforms(jnp.arange(200, dtype=jnp.uint32), 50, False))
     assert abs(values.mean() - 0.5) < 0.01 and abs(values.var() - 1 / 12) < 0.003
     assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.03
@@ -183,47 +185,59 @@ def test_uniforms_of_a_request_are_uniform():
 
 
 @pytest.mark.parametrize(("count", "parts"), [(3, 2), (64, 4)])
-def test_parts_of_a_large_batch_are_sampled_as_the_whole(actor, cores, monkeypatch, count, parts):
-    requests, settings, sampled = prompts(100), SamplingSettings(6, stop_tokens=(3, 5)), []
+def test_parts_of_a_large_batch_are_sampled_as_the_whole(params, monkeypatch, count, parts):
+    actor, sampled = (Qwen3(CONFIG, platform="cpu"), params), []
+    requests, settings = prompts(14), SamplingSettings(6, stop_tokens=(3, 5))
 
     def watched(*arguments):
         sampled.append((threading.get_ident(), arguments[4].shape[0]))
         return _prefill(*arguments)
 
-    cores(count), monkeypatch.setattr(sys.modules[_decode.__module__], "_prefill", watched)
-    rollout = sample(*actor, requests, range(100), settings, pad_id=0)
+    monkeypatch.setattr(cpu_parts, "usable_cores", lambda: count)
+    monkeypatch.setattr(cpu_parts, "_ROWS_OF_A_PART", 4)  # as if these few rows were many
+    monkeypatch.setattr(sampling, "_prefill", watched)
+    rollout = sample(*actor, requests, range(14), settings, pad_id=0)
     threads, rows = zip(*sampled, strict=True)
     # A thread that is done may take another part.
-    assert rows == (128 // parts,) * parts and 2 <= len(set(threads)) <= parts
+    assert rows == (16 // parts,) * parts and 2 <= len(set(threads)) <= parts
     np.testing.assert_allclose(rollout.log_probs, scored(actor, rollout), atol=SCORER)
-    for first in range(0, 100, 30):
-        alone = sample(*actor, requests[first : first + 5], range(first, first + 5), settings, pad_id=0).responses()
-        assert rollout.responses()[first : first + 5] == alone
+    size = 16 // parts
+    alone = sample(*actor, requests[5 : 5 + size], range(5, 5 + size), settings, pad_id=0).responses()
+    assert rollout.responses()[5 : 5 + size] == alone
 
 
-def test_few_compilations_for_any_mix_of_lengths(actor):
+def test_parts_are_for_a_single_cpu_device():
+    assert cpu_parts.count_parts(31, "cpu", None) == 1
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    for platform, where in (("gpu", None), ("tpu", None), (None, None), ("cpu", mesh)):
+        assert cpu_parts.count_parts(4096, platform, where) == 1
+
+
+def test_the_function_does_not_hide_its_module():
+    assert importlib.import_module("jaxgeom.rollout.sampling").sample is jaxgeom.rollout.sample is sample
+
+
+def test_few_compilations_for_any_mix_of_lengths(general):
     settings = SamplingSettings(3)
     _prefill.clear_cache(), _decode.clear_cache()
-    rng = np.random.default_rng(3)
-    for rows in (5, 6, 7, 8):
-        for longest in rng.integers(1, 49, 4):
-            requests = prompts(rows, longest=int(longest))
-            sample(*actor, requests, range(rows), settings, pad_id=0)
-    # Rows share one bucket; lengths up to 48 fall into 12, 16, 24, 32 and 48.
-    assert _prefill._cache_size() <= 5 and _decode._cache_size() <= 5
+    for rows in (5, 8):
+        for longest in (1, 7, 12, 13, 16, 17, 24):
+            sample(*general, [[1] * longest] * rows, range(rows), settings, pad_id=0)
+    # Rows share one bucket; lengths up to 24 fall into 12, 16 and 24.
+    assert _prefill._cache_size() == _decode._cache_size() == 3
     chex.clear_trace_counter()
     traced = jax.jit(chex.assert_max_traces(lambda x: x, n=5))
     for length in range(1, 49):
         traced(jnp.zeros(bucket_length(length)))
 
 
-def test_a_fixed_cache_compiles_once_and_gives_the_same_answers(actor):
+def test_a_fixed_cache_compiles_once_and_gives_the_same_answers(general):
     settings = SamplingSettings(4)
     _decode.clear_cache()
-    short = sample(*actor, prompts(4), range(4), settings, pad_id=0, cache_length=52)
-    sample(*actor, prompts(4, longest=40), range(4), settings, pad_id=0, cache_length=52)
+    short = sample(*general, prompts(4), range(4), settings, pad_id=0, cache_length=52)
+    sample(*general, prompts(4, longest=40), range(4), settings, pad_id=0, cache_length=52)
     assert _decode._cache_size() == 1 and short.prompt_length == 48
-    assert short.responses() == sample(*actor, prompts(4), range(4), settings, pad_id=0).responses()
+    assert short.responses() == sample(*general, prompts(4), range(4), settings, pad_id=0).responses()
 
 
 @pytest.mark.parametrize(
@@ -241,10 +255,10 @@ def test_a_fixed_cache_compiles_once_and_gives_the_same_answers(actor):
         (([[1]], [-1], SamplingSettings(8), {}), "seeds"),
     ],
 )
-def test_requests_that_cannot_be_served_are_named(actor, arguments, named):
+def test_requests_that_cannot_be_served_are_named(general, arguments, named):
     requests, seeds, settings, options = arguments
     with pytest.raises(ValueError, match=named):
-        sample(*actor, requests, seeds, settings, pad_id=0, **options)
+        sample(*general, requests, seeds, settings, pad_id=0, **options)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import flax.struct
@@ -11,15 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxgeom.cores import usable_cores
 from jaxgeom.data.buckets import bucket_length
 from jaxgeom.errors import UserError
 from jaxgeom.models.qwen3 import Qwen3
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
+from jaxgeom.rollout.cpu_parts import count_parts, run_parts
 from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
-
-_ROWS_OF_A_PART = 32
 
 
 @flax.struct.dataclass
@@ -61,8 +58,8 @@ def sample(
     rounding of matmuls of other shapes can flip a token whose draw falls on the edge between two).
 
     Args:
-        model: the module; its compute dtype is used.
-        params: its parameters, sharded or not.
+        model: the module; its compute dtype and its platform's forms are used.
+        params: its parameters, sharded or not, on devices of that platform.
         prompts: token ids, of any lengths.
         seeds: one number in [0, 2³²) per request.
         settings: how tokens are drawn.
@@ -93,19 +90,15 @@ def sample(
         valid[row, width - len(prompt) :] = True
     row_seeds = np.zeros(padded_rows, np.uint32)
     row_seeds[:rows] = np.asarray(seeds, np.uint32)
-    parts = _parts(padded_rows, mesh)
-    weights = _decoding_weights(model, padded_rows // parts, params) if model.is_unrolled else params["layers"]
+    turned = _turned_weights(model, params) if model.is_unrolled else None
 
     def answer(tokens: np.ndarray, valid: np.ndarray, row_seeds: np.ndarray) -> tuple[np.ndarray, ...]:
         logits, cache = _prefill(model, mesh, new, params, tokens, valid)
-        answers, _ = _decode(model, settings, mesh, pad_id, params, weights, logits, cache, valid, row_seeds)
+        answers, _ = _decode(model, settings, mesh, pad_id, params, turned, logits, cache, valid, row_seeds)
         return jax.device_get(answers)
 
-    first, *others = zip(*(np.split(x, parts) for x in (tokens, valid, row_seeds)), strict=True)
-    with ThreadPoolExecutor(parts) as threads:
-        pending = [threads.submit(answer, *part) for part in others]
-        answers = [answer(*first), *(part.result() for part in pending)]
-    drawn, log_probs, answered = (np.concatenate(x) for x in zip(*answers, strict=True))
+    parts = count_parts(padded_rows, model.platform, mesh)
+    drawn, log_probs, answered = run_parts(answer, (tokens, valid, row_seeds), parts)
     blank = np.zeros((rows, width))
     return Rollout(
         tokens=np.concatenate([tokens[:rows], drawn[:rows]], axis=1),
@@ -136,27 +129,15 @@ def _bucket_rows(rows: int, divisor: int) -> int:
     return -(-size // divisor) * divisor
 
 
-def _parts(rows: int, mesh: jax.sharding.Mesh | None) -> int:
-    """How many parts of the batch are sampled side by side, each on a thread of its own.
-
-    On CPU, XLA runs a small operation on one thread: products of less than about 30 MFLOP, and all of attention. With
-    fewer rows to a part, reading the weights once more costs what the second thread gains.
-    """
-    if jax.default_backend() != "cpu" or (mesh is not None and mesh.size > 1):
-        return 1
-    parts = min(usable_cores(), rows // _ROWS_OF_A_PART)
-    return 1 << max(parts.bit_length() - 1, 0)  # divides the rows, a power of two on one device
-
-
 def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _decoding_weights(model: Qwen3, rows: int, params: Any) -> Any:
-    return model.apply({"params": params}, rows, method="decoding_weights")
+@functools.partial(jax.jit, static_argnums=0)
+def _turned_weights(model: Qwen3, params: Any) -> Any:
+    return model.apply({"params": params}, method="turned_weights")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -176,7 +157,7 @@ def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, tokens: jax.Array, 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _decode(
-    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, weights: Any,
+    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, turned: Any,
     logits: jax.Array, cache: Any, valid: jax.Array, seeds: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:  # fmt: skip
     """Draw up to `max_new_tokens` per row; stops early when every row has stopped.
@@ -211,7 +192,7 @@ def _decode(
             {"params": params},
             tokens,
             cache,
-            weights,
+            turned=turned,
             positions=prompt_lengths + step - 1,
             index=index,
             visible=visible,

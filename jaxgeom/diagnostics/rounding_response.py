@@ -1,0 +1,86 @@
+"""How an entry answers noise `s·g`, g standard normal: does its bfloat16 view change?
+
+As a function of the scale s, with derivatives in `log s`, in closed form, elementwise, in the namespace of the
+arguments.
+
+- `change_at_place`: probability of a visible change of a weight whose place in its rounding cell is known.
+- `change_in_cell`: the same averaged over the place, uniform in the cell: for weights that are stored finer.
+
+For noise that is not rounded itself, `Cov(changed, g²) = dp/d log s`, because `g² − 1` is the score of log s.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._namespace import namespace, ndtr, real
+
+
+class Change(NamedTuple):
+    """Probability of a visible change and its first two derivatives in log s."""
+
+    probability: Any
+    slope: Any
+    bend: Any
+
+
+def density(z: Any) -> Any:
+    xp = namespace(z)
+    return xp.exp(-0.5 * z * z) * (1 / math.sqrt(2 * math.pi))
+
+
+def times_density(z: Any) -> Any:
+    """`z·φ(z)`, 0 at infinity."""
+    xp = namespace(z)
+    z = xp.clip(z, -60.0, 60.0)
+    return z * density(z)
+
+
+def change_at_place(low: Any, high: Any, scale: Any) -> Change:
+    """Response of a weight at a known place.
+
+    Args:
+      low, high: ends of its unchanged interval, relative to it, low ≤ 0 ≤ high.
+      scale: s > 0, broadcast against the ends.
+
+    Returns:
+      `Change`, elementwise.
+    """
+    xp = namespace(low, scale)
+    ends = xp.clip(xp.stack(xp.broadcast_arrays(high / scale, -low / scale)), 0.0, 60.0)
+    slopes = times_density(ends)
+    parts = ndtr(-ends), slopes, slopes * (ends * ends - 1)
+    return Change(*(part[0] + part[1] for part in parts))
+
+
+def change_in_cell(low: Any, high: Any, cell_low: Any, cell_high: Any, scale: Any) -> Change:
+    """Response of a weight anywhere in a cell, averaged uniformly.
+
+    The mass that stays within [low, high] is `s/w·[R((h−a)/s) − R((h−b)/s) − R((l−a)/s) + R((l−b)/s)]` for the cell
+    [a, b] of width w, `R(z) = z·Φ(z) + φ(z)`.
+
+    Args:
+      low, high: ends of the unchanged interval, relative to the cell's magnitude.
+      cell_low, cell_high: ends of the cell.
+      scale: s > 0, broadcast against the ends.
+
+    Returns:
+      `Change`, elementwise.
+    """
+    xp = namespace(low, scale)
+    width = cell_high - cell_low
+    far = xp.stack(
+        xp.broadcast_arrays(*((end - side) / scale for end in (high, low) for side in (cell_low, cell_high)))
+    )
+    z = xp.clip(far, -60.0, 60.0)
+    phi, below = density(z), ndtr(-xp.abs(z))
+    # Beyond 60 deviations R(z) is z, or 0: taken from the distance, which is not clipped.
+    ramp = phi + xp.where(z < 0, z * below, far - z * below)
+    stay, slope, bend = (part[0] - part[1] - part[2] + part[3] for part in (ramp, -phi, -phi * (1 + z * z)))
+    share = scale / width
+    averaged = Change(xp.clip(1 - share * stay, 0.0, 1.0), share * slope, share * bend)
+    known = change_at_place(low, high, scale)
+    # Far wider noise makes the place irrelevant, and the ramps cancel; a cell without an end has no average.
+    smooth = (share > (1e3 if real(xp) == np.float64 else 30.0)) | ~xp.isfinite(width)
+    return Change(*(xp.where(smooth, one, other) for one, other in zip(known, averaged, strict=True)))

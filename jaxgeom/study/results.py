@@ -1,0 +1,176 @@
+"""From what was measured of every run to the study's report: per method over its seeds, and between methods."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxgeom.comparison.files.summary import (
+    Row,
+    coverage_of,
+    curve_coverage,
+    curves_of,
+    groups_of,
+    population,
+    summary_of,
+)
+from jaxgeom.diagnostics.statistics import COMPARED, is_counted
+from jaxgeom.files import write_atomically
+from jaxgeom.study.matched import Measured, at_end, at_relative_norm, at_step, early, seed_values
+from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
+from jaxgeom.training import wilson_interval
+from jaxgeom.training.run_directory import read_json_lines
+
+_KINDS = ("", "_null", "_excess", "_z")
+
+
+class Result(NamedTuple):
+    """One run: what the report says of it, and its rows."""
+
+    said: dict[str, Any]
+    measured: Measured
+    total: int
+
+
+def add_along(trajectory: dict[str, Any], reports: Sequence[dict[str, Any]], total: int) -> None:
+    """Puts what the comparisons of every step measured, and the trajectory did not, into its rows and summary.
+
+    Args:
+        trajectory: content of `trajectory.json`, changed in place.
+        reports: contents of the comparison's `report.json`, one a step.
+        total: parameters of the checkpoint.
+    """
+    steps = len(trajectory["steps"])
+    names = [key for key in COMPARED if key not in trajectory["summary"]]
+    by_name = [{row["name"]: row for row in report["matrices"]} for report in reports]
+    for row in trajectory["matrices"]:
+        held = [rows[row["name"]] for rows in by_name]
+        keys = [name + kind for name in names for kind in _KINDS if any(name + kind in one for one in held)]
+        row |= {key: [one.get(key) for one in held] for key in keys}
+    rows = [*trajectory["matrices"], *trajectory["parameters"]]
+    trajectory["summary"] = curves_of(rows, steps)
+    trajectory["coverage"] = curve_coverage(rows, steps, total)
+    forms = reports[-1]["settings"]["null_forms"] if reports else {}
+    trajectory["settings"]["null_forms"] |= {name: forms[name] for name in names if name in forms}
+
+
+def read_result(directory: Path, run: Path, seed: int, total: int) -> Result:
+    """What the report says of one run, from its measures and its log.
+
+    Args:
+        directory: holds `report.json` and `trajectory.json` of the run.
+        run: the training run's directory.
+        seed: its seed.
+        total: parameters of the checkpoint.
+    """
+    comparison = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    trajectory = json.loads((directory / "trajectory.json").read_text(encoding="utf-8"))
+    rows = read_json_lines(run / "metrics.jsonl")
+    evaluations = [row for row in rows if "accuracy" in row]
+    steps = [row for row in rows if "loss" in row]
+    first, last = evaluations[0], evaluations[-1]
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    said = {
+        "seed": seed,
+        "steps": config["steps"],
+        "learning_rate": config["optimizer"]["learning_rate"],
+        "accuracy": {
+            "initial": first["accuracy"],
+            "final": last["accuracy"],
+            "curve": [[row["step"], row["accuracy"]] for row in evaluations],
+            "ci": list(wilson_interval(last["accuracy"] * last["accuracy_count"], int(last["accuracy_count"]))),
+            "count": int(last["accuracy_count"]),
+        },
+        "training": {
+            "steps": [row["step"] for row in steps],
+            "loss": [row["loss"] for row in steps],
+            "reward": [row["reward"] for row in steps] if "reward" in steps[0] else None,
+            "gap": [row["gap"] for row in steps] if "gap" in steps[0] else None,
+        },
+        "summary": comparison["summary"],
+        "groups": comparison["groups"],
+        "coverage": comparison["coverage"],
+        "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
+    }
+    along = [*trajectory["matrices"], *trajectory["parameters"]]
+    end = [*comparison["matrices"], *comparison["parameters"]]
+    return Result(said, Measured(end, trajectory["steps"], along), total)
+
+
+def method_results(results: Sequence[Result]) -> dict[str, Any]:
+    """What the report says of a method: the means over its seeds, each over the matrices that are defined in them all.
+
+    Args:
+        results: one a seed.
+
+    Returns:
+        A seed's content with every number averaged; summaries, groups and curves are those of the seeds' mean rows, and
+        a statistic of several seeds has a 95 % interval `ci`.
+    """
+    seeds = [result.said for result in results]
+    merged = {key: over_seeds([seed[key] for seed in seeds]) for key in seeds[0] if key != "seed"}
+    if len(results) < 2:
+        return merged
+    ends = [result.measured.end for result in results]
+    matrices, parameters = _split(mean_rows(ends))
+    total = results[0].total
+    merged["summary"] = summary_of(matrices, parameters)
+    merged["groups"] = groups_of(matrices, parameters)
+    merged["coverage"] = coverage_of(matrices, parameters, total)
+    for key, entry in merged["summary"].items():
+        over = population([*matrices, *parameters] if is_counted(key) else matrices, key)
+        if over:
+            entry["ci"] = list(mean_interval(seed_values(ends, key, {row["name"] for row in over}))[1:])
+    steps = results[0].measured.steps
+    if all(list(result.measured.steps) == list(steps) for result in results):
+        along = mean_rows([result.measured.along for result in results])
+        merged["trajectory"] |= {
+            "summary": curves_of(along, len(steps)),
+            "coverage": curve_coverage(along, len(steps), total),
+        }
+    accuracies = [seed["accuracy"]["final"] for seed in seeds]
+    merged["accuracy"]["final"], *merged["accuracy"]["ci"] = mean_interval(accuracies)
+    return merged
+
+
+def matched_results(results: Mapping[str, Sequence[Result]], from_anchor: Sequence[str]) -> dict[str, Any]:
+    """Every comparison between methods, see `jaxgeom.study.matched`.
+
+    Args:
+        results: by method, one a seed.
+        from_anchor: the methods that started from one anchor, which are compared along training.
+    """
+    runs = {method: [result.measured for result in seeds] for method, seeds in results.items()}
+    matched = {method: runs[method] for method in from_anchor}
+    return {
+        "end": at_end(runs),
+        "step": at_step(matched),
+        "relative_norm": at_relative_norm(matched),
+        "early": early(runs),
+    }
+
+
+def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    matrices = [row for row in rows if row["group"] == "matrices"]
+    return matrices, [row for row in rows if row["group"] != "matrices"]
+
+
+def write_matrices(path: Path, sources: Sequence[tuple[str, int, Path]]) -> None:
+    """All runs' per-matrix rows in one table, with the method and the seed in front.
+
+    Args:
+        path: the table.
+        sources: method, seed and `matrices.csv` of each run.
+    """
+    rows: list[dict[str, Any]] = []
+    for method, seed, source in sources:
+        with source.open(newline="", encoding="utf-8") as file:
+            rows += [{"method": method, "seed": seed} | row for row in csv.DictReader(file)]
+    columns: Sequence[str] = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())

@@ -1,0 +1,83 @@
+"""One population a triple: value, null, excess and count of summaries, groups and curves, on rows made by hand."""
+
+import pytest
+
+from jaxgeom.comparison.files.summary import coverage_of, curves_of, groups_of, similarity_of, summary_of
+
+
+def _row(name, *, parameters=10, group="matrices", **values):
+    return {"name": name, "module": "q", "layer": 0, "group": group, "parameters": parameters} | values
+
+
+def test_value_and_null_are_over_the_matrices_that_have_both():
+    rows = [
+        _row("a", nss=1.0, nss_null=0.5, nss_excess=0.5),
+        _row("b", nss=4.0, nss_null=None, nss_excess=None),  # too large for the null's expansion
+        _row("c", nss=None, nss_null=0.7, nss_excess=None),
+        _row("d", nss=3.0, nss_null=1.0, nss_excess=2.0),
+    ]
+    entry = summary_of(rows)["nss"]
+    assert (entry["mean"], entry["median"], entry["null"], entry["excess"]) == (2.0, 2.0, 0.75, 1.25)
+    assert (entry["count"], entry["of"], entry["weights"]) == (2, 4, "none")
+    assert coverage_of(rows, [], 100)["nss"] == {"parameters": 0.2, "matrices": 2}
+    assert groups_of(rows)["module"]["q"]["nss"] == groups_of(rows)["layer"]["0"]["nss"] == entry
+
+
+def test_without_any_null_the_value_stands_alone_over_all_that_have_it():
+    entry = summary_of([_row("a", nss=1.0, nss_null=None), _row("b", nss=3.0, nss_null=None)])["nss"]
+    assert (entry["mean"], entry["null"], entry["excess"], entry["count"]) == (2.0, None, None, 2)
+
+
+def test_a_further_null_has_a_population_and_a_mean_of_its_own():
+    rows = [
+        _row("a", jaccard=0.2, jaccard_null=0.1, jaccard_rounding_null=0.15),
+        _row("b", jaccard=0.6, jaccard_null=0.5, jaccard_rounding_null=None),
+    ]
+    entry = summary_of(rows)["jaccard"]
+    assert (entry["mean"], entry["null"], entry["count"]) == (pytest.approx(0.4), pytest.approx(0.3), 2)
+    assert (entry["rounding_mean"], entry["rounding_null"], entry["rounding_count"]) == (0.2, 0.15, 1)
+    assert entry["rounding_excess"] == 0.2 - 0.15
+
+
+def test_what_is_counted_is_over_every_tensor_and_its_null_too():
+    matrices = [_row("q", sparsity_bf16=0.5, sparsity_bf16_null=0.4)]
+    others = [_row("embed", parameters=30, group="embedding", sparsity_bf16=0.9, sparsity_bf16_null=0.8)]
+    entry = summary_of(matrices, others)["sparsity_bf16"]
+    assert entry["mean"] == pytest.approx(0.8) and entry["null"] == pytest.approx(0.7) and entry["count"] == 2
+    groups = groups_of(matrices, others)["sparsity"]
+    assert groups["embedding"]["sparsity_bf16"]["mean"] == 0.9 and groups["all"]["sparsity_bf16"] == entry
+
+
+def test_a_curve_has_a_population_at_every_step():
+    rows = [
+        _row("a", nss=[1.0, 2.0, 3.0], nss_null=[1.0, None, 2.0], nss_z=[0.5, None, 1.0]),
+        _row("b", nss=[3.0, 4.0, None], nss_null=[2.0, 5.0, 1.0], nss_z=[1.5, 1.0, None]),
+        _row("norm", group="norm", nss=[9.0, 9.0, 9.0], nss_null=[9.0, 9.0, 9.0], nss_z=[9.0, 9.0, 9.0]),
+    ]
+    entry = curves_of(rows, 3)["nss"]
+    assert entry["mean"] == [2.0, 4.0, 3.0] and entry["null"] == [1.5, 5.0, 2.0] and entry["excess"] == [0.5, -1.0, 1.0]
+    assert entry["count"] == [2, 1, 1] and entry["of"] == 2 and entry["z"] == [1.0, 1.0, 1.0]
+
+
+def test_a_mean_z_is_given_where_the_whole_population_has_one():
+    rows = [_row("a", nss=[1.0], nss_null=[1.0], nss_z=[0.5]), _row("b", nss=[1.0], nss_null=[1.0], nss_z=[None])]
+    assert curves_of(rows, 1)["nss"]["z"] is None
+
+
+def test_a_trajectory_averages_sparsity_and_its_null_over_every_tensor():
+    rows = [
+        _row("q", sparsity_bf16=[0.5], sparsity_bf16_null=[0.4]),
+        _row("embed", parameters=30, group="embedding", sparsity_bf16=[0.9], sparsity_bf16_null=[0.8]),
+    ]
+    entry = curves_of(rows, 1)["sparsity_bf16"]
+    assert entry["mean"] == [pytest.approx(0.8)] and entry["null"] == [pytest.approx(0.7)] and entry["count"] == [2]
+
+
+def test_similarities_of_steps_are_over_the_matrices_that_have_value_and_null():
+    def table(value, null):
+        return {"full": [[value]], "full_null": [[null]], "disjoint": [[None]], "disjoint_null": [[0.1]]}
+
+    mean = similarity_of([table(1.0, 0.5), table(0.5, None), table(0.6, 0.1)], 1)
+    assert mean["full"] == [[0.8]] and mean["full_null"] == [[0.3]] and mean["full_count"] == [[2]]
+    assert mean["disjoint"] == [[None]] and mean["disjoint_null"] == [[None]] and mean["disjoint_count"] == [[0]]
+    assert similarity_of([], 1)["full"] == [[None]]
