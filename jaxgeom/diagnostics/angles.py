@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
@@ -26,11 +27,13 @@ class PrincipalAngles(NamedTuple):
     right: jax.Array
 
 
-def _by_branch(sines: Any, cosines: Any) -> Any:
+def _by_branch(sines: Any, cosines: Callable[[], Any]) -> Any:
     """Angles from ascending sines and descending cosines: below 45° by the sine, where the cosine has lost digits."""
-    xp = namespace(sines, cosines)
-    sines, cosines = xp.clip(sines, 0.0, 1.0), xp.clip(cosines, 0.0, 1.0)
-    return xp.where(sines * sines < 0.5, xp.arcsin(sines), xp.arccos(cosines))
+    xp = namespace(sines)
+    sines = xp.clip(sines, 0.0, 1.0)
+    if xp is np and not np.any(sines * sines >= 0.5):
+        return np.arcsin(sines)  # cosines are not needed
+    return xp.where(sines * sines < 0.5, xp.arcsin(sines), xp.arccos(xp.clip(cosines(), 0.0, 1.0)))
 
 
 def angles_from_bases(u0: Any, u1: Any, *, product: Callable[[Any, Any], Any] = matmul) -> Any:
@@ -57,7 +60,7 @@ def angles_from_bases(u0: Any, u1: Any, *, product: Callable[[Any, Any], Any] = 
     residual = residual - product(u0, product(transpose(u0), residual))
     # Singular values of the residual are those of its triangular factor: a k × k problem instead of n × k.
     sines = namespace(u0).flip(svd_values(triangle(residual)), axis=-1)
-    return _by_branch(sines, svd_values(cross))
+    return _by_branch(sines, lambda: svd_values(cross))
 
 
 def angles_from_cosines(cosines: Any, *, gram: Callable[[Any], Any] | None = None) -> Any:
@@ -76,8 +79,11 @@ def angles_from_cosines(cosines: Any, *, gram: Callable[[Any], Any] | None = Non
     xp = namespace(cosines)
     shared = matmul(transpose(cosines), cosines) if gram is None else gram(cosines)
     sines = symmetric_values(xp.eye(shared.shape[-1], dtype=shared.dtype) - shared)
-    closeness = xp.flip(symmetric_values(shared), axis=-1)
-    return _by_branch(xp.sqrt(xp.clip(sines, 0.0, 1.0)), xp.sqrt(xp.clip(closeness, 0.0, 1.0)))
+
+    def closeness() -> Any:
+        return xp.sqrt(xp.clip(xp.flip(symmetric_values(shared), axis=-1), 0.0, 1.0))
+
+    return _by_branch(xp.sqrt(xp.clip(sines, 0.0, 1.0)), closeness)
 
 
 def principal_angles(

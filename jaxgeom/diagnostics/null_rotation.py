@@ -5,6 +5,7 @@ The draws are an argument, so that the same draws give the same numbers in every
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -102,23 +103,7 @@ def rotation_draws(
     if draws < 2:
         raise ValueError(f"draws is {draws}; a deviation needs at least 2")
     around = min(k, EDGE) + min(max(rank - k, 1), EDGE)
-    if isinstance(source, np.random.Generator):
-
-        def normal(_: int, size: tuple[int, ...]) -> Any:
-            return source.standard_normal(size, np.float32)
-
-        def chisquare(_: int, freedom: np.ndarray, size: tuple[int, ...]) -> Any:
-            return source.chisquare(freedom, size).astype(np.float32)
-
-    else:
-        keys, dtype = jax.random.split(source, 5), jax.numpy.result_type(float)
-
-        def normal(place: int, size: tuple[int, ...]) -> Any:
-            return jax.random.normal(keys[place], size, dtype)
-
-        def chisquare(place: int, freedom: np.ndarray, size: tuple[int, ...]) -> Any:
-            return jax.random.chisquare(keys[place], jax.numpy.asarray(freedom, dtype), size, dtype)
-
+    normal, chisquare = _sampler(source)
     block, beyond = normal(0, (draws, k, max(rank - k, 1))), normal(1, (draws, k, min(k, more)))
     if more >= k:  # Bartlett's form: below the diagonal normal, on it χ
         xp = namespace(beyond)
@@ -126,6 +111,23 @@ def rotation_draws(
         beyond = xp.tril(beyond, -1) + diagonal[..., None] * xp.eye(k, dtype=beyond.dtype)
     whole = normal(4, (draws, rows, columns)) if noise else None
     return RotationDraws(block, beyond, normal(3, (EDGE_DRAWS, around, around)), whole)
+
+
+def _sampler(source: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Normal numbers of (place, size) and χ² ones of (place, freedom, size), each place with a stream of its own."""
+    if isinstance(source, np.random.Generator):
+        generator: np.random.Generator = source
+        return (
+            lambda _, size: generator.standard_normal(size, np.float32),
+            lambda _, freedom, size: generator.chisquare(freedom, size).astype(np.float32),
+        )
+    keys, dtype = jax.random.split(source, 5), jax.numpy.result_type(float)
+    return (
+        lambda place, size: jax.random.normal(keys[place], size, dtype),
+        lambda place, freedom, size: jax.random.chisquare(
+            keys[place], jax.numpy.asarray(freedom, dtype), shape=size, dtype=dtype
+        ),
+    )
 
 
 class AngleNull(NamedTuple):
@@ -231,8 +233,11 @@ def norm_matched_angles(
         return _large(xp, sigma, scale, draws, found, k, shape)
 
     if xp is np:
-        return AngleNull(*(large_update() if large else small_update()), large)
-    return AngleNull(*lax.cond(large, large_update, small_update), large)
+        chosen = large_update() if large else small_update()
+    else:
+        chosen = lax.cond(large, large_update, small_update)
+    left_mean, left_max, right_mean, right_max = chosen
+    return AngleNull(left_mean, left_max, right_mean, right_max, large)
 
 
 def _first_order(

@@ -62,8 +62,9 @@ def norm_matched_shift(sigma: Any, norm: Any, *, shape: tuple[int, ...]) -> Shif
     tiny = float(xp.finfo(sigma.dtype).tiny)
     s = norm / math.sqrt(float(small) * large)
     drift = xp.square(s)[..., None] * _repulsion(xp, sigma, s, small, large)
-    room = xp.maximum(RIGIDITY * xp.square(_spacing(xp, sigma)), tiny)
     variance = xp.broadcast_to(xp.square(s)[..., None], sigma.shape)
+    # Equal levels leave no room at all: what is left keeps the quotient below within its range.
+    room = xp.maximum(RIGIDITY * xp.square(_spacing(xp, sigma)), xp.maximum(1e-30 * variance, tiny))
     if small > 8:  # fewer levels have no local spacing to speak of
         variance = room * xp.log1p(variance / room)
     moved = variance + xp.square(drift)
@@ -101,7 +102,7 @@ def _repulsion(xp: Any, sigma: Any, s: Any, small: int, large: int) -> Any:
     """What drives each level apart from the others and from zero, per s² `[..., r]`."""
     tiny = float(xp.finfo(sigma.dtype).tiny)
     # In units of σ₁, so that the squares of squares stay within the range of float32.
-    top = xp.maximum(sigma[..., :1], tiny)
+    top = xp.where(sigma[..., :1] > 0, sigma[..., :1], xp.ones_like(sigma[..., :1]))
     level, noise = sigma / top, (s[..., None] / top)
     regular = xp.maximum(level, noise)
 

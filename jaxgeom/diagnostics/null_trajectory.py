@@ -100,25 +100,44 @@ def _right_subspace(matrix: np.ndarray, k: int) -> np.ndarray:
     return matrix.T @ vectors / np.sqrt(values) if wide else vectors
 
 
-def random_walk_similarity(curve: SimilarityCurve, increment_norms: Any) -> NullMoments:
+def similarity_at(curve: SimilarityCurve, correlation: Any) -> NullMoments:
+    """Sim_K of two isotropic updates of given correlation.
+
+    Args:
+      curve: `similarity_curve` of the shape and K.
+      correlation: ρ, numpy or JAX, any shape.
+
+    Returns:
+      Mean and deviation; no deviation (NaN) where the two updates are one.
+    """
+    xp = namespace(correlation)
+    apart = xp.sqrt(xp.clip(1 - xp.square(as_real(correlation, xp)), 0.0, 1.0))
+    grid, mean, std = (as_real(x, xp) for x in curve)
+    return NullMoments(xp.interp(apart, grid, mean), xp.where(apart > 0, xp.interp(apart, grid, std), xp.nan))
+
+
+def random_walk_similarity(curve: SimilarityCurve, increment_norms: Any, covariance: Any = None) -> NullMoments:
     """Sim_K between the cumulative updates of a random walk with the observed increment norms.
 
     Args:
       curve: `similarity_curve` of the shape and K.
       increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
 
     Returns:
       Mean and deviation, `[..., T, T]` each; no deviation (NaN) where the two updates are one, neither of the two
       against a step where nothing has moved yet.
     """
-    xp = namespace(increment_norms)
+    xp = namespace(increment_norms, covariance)
+    if covariance is not None:
+        own = xp.diagonal(covariance, axis1=-2, axis2=-1)
+        both = xp.sqrt(own[..., :, None] * own[..., None, :])
+        same = xp.eye(own.shape[-1], dtype=bool)
+        return similarity_at(curve, xp.where(same & (own[..., :, None] > 0), 1.0, divide(covariance, both)))
     energy = xp.cumsum(xp.square(as_real(increment_norms, xp)), axis=-1)
     early = xp.minimum(energy[..., :, None], energy[..., None, :])
     late = xp.maximum(energy[..., :, None], energy[..., None, :])
-    share = xp.where(early > 0, divide(early, late), xp.nan)
-    apart = xp.sqrt(xp.clip(1 - share, 0.0, 1.0))
-    grid, mean, std = (as_real(x, xp) for x in curve)
-    return NullMoments(xp.interp(apart, grid, mean), xp.where(apart > 0, xp.interp(apart, grid, std), xp.nan))
+    return similarity_at(curve, xp.sqrt(xp.where(early > 0, divide(early, late), xp.nan)))
 
 
 def disjoint_similarity(shape: tuple[int, ...], *, k: int) -> float:

@@ -3,7 +3,8 @@
 Directions are judged by signs: under the null the products of two updates' entries have independent signs, given their
 sizes. Then `⟨A, B⟩` has mean 0 and variance Σa²b², which is `‖A‖²‖B‖²/(mn)` for isotropic updates, and more where both
 have their large entries in the same places (shared scales of rows and columns; rounding, which moves the same small
-weights in both).
+weights in both). Checkpoints rounded to the bfloat16 grid share the rounding error of what lies between them, which
+turns their increments against each other: with the covariances of `stored_walk` the nulls have that too.
 """
 
 import math
@@ -20,33 +21,47 @@ from .null_trajectory import (
     disjoint_similarity,
     disjoint_similarity_std,
     random_walk_similarity,
+    similarity_at,
     walked_distance,
 )
 from .update_numbers import Numbers
 
 
 def cosine_statistics(
-    key: str, product: Any, squares_a: Any, squares_b: Any, *, alignment: Any = None, shape: tuple[int, ...]
+    key: str,
+    product: Any,
+    squares_a: Any,
+    squares_b: Any,
+    *,
+    alignment: Any = None,
+    expected: Any = 0.0,
+    shape: tuple[int, ...],
 ) -> Numbers:
-    """The cosine of two updates beside that of independent signs, which is 0.
+    """The cosine of two updates beside that of independent signs, or of a stored random walk.
 
     Args:
       key: `path_cosine` or `cosine_to_rest`.
       product: `⟨A, B⟩`, `[...]`.
       squares_a, squares_b: `‖A‖²`, `‖B‖²`, `[...]`.
       alignment: Σa²b², `[...]`; that of isotropic updates where it is not given.
+      expected: the cosine ρ under the null, `[...]`. The deviation then shrinks as that of a sample correlation does,
+        `(1 − ρ²)²/(1 + 2ρ²)` of Σa²b²'s.
       shape: `[..., m, n]` of the matrix.
 
     Returns:
       The statistic with its null; NaN where an update is zero.
     """
-    xp = namespace(product, squares_a, squares_b, alignment)
+    xp = namespace(product, squares_a, squares_b, alignment, expected)
     product, a, b = (as_real(x, xp) for x in (product, squares_a, squares_b))
     size = xp.sqrt(a) * xp.sqrt(b)
     value = xp.clip(divide(product, size), -1.0, 1.0)
-    std = xp.full_like(value, cosine_std(shape)) if alignment is None else divide(xp.sqrt(alignment), size)
+    square = xp.square(as_real(expected, xp))
+    isotropic = xp.sqrt(1 + 2 * square) * cosine_std(shape) * xp.ones_like(value)
+    std = isotropic if alignment is None else divide(xp.sqrt(as_real(alignment, xp)), size)
+    std = std * (1 - square) / xp.sqrt(1 + 2 * square)
     hidden = xp.isnan(value)
-    return triple(key, value, NullMoments(*(xp.where(hidden, xp.nan, x) for x in (xp.zeros_like(value), std))))
+    mean = as_real(expected, xp) + xp.zeros_like(value)
+    return triple(key, value, NullMoments(*(xp.where(hidden, xp.nan, x) for x in (mean, std))))
 
 
 def path_statistics(
@@ -59,6 +74,7 @@ def path_statistics(
     shape: tuple[int, ...],
     step_alignments: Any = None,
     rest_alignments: Any = None,
+    covariance: Any = None,
 ) -> Numbers:
     """How straight a run's path is, at each of T checkpoints.
 
@@ -71,6 +87,7 @@ def path_statistics(
       shape: `[..., m, n]` of the matrix.
       step_alignments, rest_alignments: Σa²b² of the pairs in the products, `[..., T]`; those of isotropic updates
         where they are not given.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
 
     Returns:
       With nulls, each `[..., T]`: `drift_ratio`, `‖W_t − W_0‖/√Σ‖increments‖²`, 1 in pure diffusion and √t in pure
@@ -80,10 +97,14 @@ def path_statistics(
     squares, increments = as_real(squares, xp), as_real(increments, xp)
     steps = xp.square(increments)
     after = xp.concatenate([steps[..., 1:], xp.full_like(steps[..., :1], 0.0)], axis=-1)
-    found = cosine_statistics("path_cosine", step_products, steps, after, alignment=step_alignments, shape=shape)
-    found |= cosine_statistics(
-        "cosine_to_rest", rest_products, squares, rest_squares, alignment=rest_alignments, shape=shape
+    expected = _expected_cosines(covariance) if covariance is not None else (0.0, 0.0, 1.0)
+    found = cosine_statistics(
+        "path_cosine", step_products, steps, after, alignment=step_alignments, expected=expected[0], shape=shape
     )
+    found |= cosine_statistics(
+        "cosine_to_rest", rest_products, squares, rest_squares, alignment=rest_alignments, expected=expected[1],
+        shape=shape,
+    )  # fmt: skip
     spread = xp.full(steps.shape[:-1], cosine_std(shape), steps.dtype)
     if step_alignments is not None:
         # Increments that are no neighbours are taken to share their large entries as neighbours do.
@@ -92,8 +113,30 @@ def path_statistics(
         spread = xp.where(xp.isnan(spread), cosine_std(shape), spread)
     walked, std = walked_distance(increments, spread)
     moved = walked > 0
-    null = NullMoments(xp.where(moved, 1.0, xp.nan), xp.where(moved, std, xp.nan))
+    null = NullMoments(*(xp.where(moved, part * expected[2], xp.nan) for part in (1.0, std)))
     return found | triple("drift_ratio", divide(xp.sqrt(squares), walked), null)
+
+
+def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
+    """`path_cosine`, `cosine_to_rest` and `drift_ratio` `[..., T]` of a walk with these covariances `[..., T, T]`."""
+    xp = namespace(covariance)
+    own = xp.diagonal(covariance, axis1=-2, axis2=-1)
+    zero = xp.zeros_like(own[..., :1])
+
+    def shifted(x: Any, by: int) -> Any:
+        return xp.concatenate([zero, x[..., :-1]] if by < 0 else [x[..., 1:], zero], axis=-1)
+
+    beside = xp.concatenate([zero, xp.diagonal(covariance, offset=1, axis1=-2, axis2=-1)], axis=-1)  # t − 1 and t
+    twice = xp.concatenate([zero, xp.diagonal(covariance, offset=2, axis1=-2, axis2=-1), zero], axis=-1)[
+        ..., : own.shape[-1]
+    ]  # t − 1 and t + 1
+    steps = own + shifted(own, -1) - 2 * beside
+    # ⟨W_t − W_{t−1}, W_{t+1} − W_t⟩
+    cross = shifted(beside, 1) - own - twice + beside
+    path = divide(cross, xp.sqrt(steps * shifted(steps, 1)))
+    final, last = covariance[..., -1], own[..., -1:]
+    to_rest = divide(final - own, xp.sqrt(own * xp.maximum(last - 2 * final + own, 0.0)))
+    return path, to_rest, xp.sqrt(divide(own, xp.cumsum(steps, axis=-1)))
 
 
 def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tuple[int, ...]) -> Numbers:
@@ -119,7 +162,14 @@ def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tup
 
 
 def similarity_statistics(
-    to_final: Any, disjoint: Any, increments: Any, curve: SimilarityCurve, *, shape: tuple[int, ...], k: int
+    to_final: Any,
+    disjoint: Any,
+    increments: Any,
+    curve: SimilarityCurve,
+    *,
+    shape: tuple[int, ...],
+    k: int,
+    covariance: Any = None,
 ) -> Numbers:
     """When an update finds its subspace, and whether training goes on in it, at each of T checkpoints.
 
@@ -130,13 +180,20 @@ def similarity_statistics(
       curve: `similarity_curve` of the shape and K.
       shape: `[..., m, n]` of the matrix.
       k: K.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
 
     Returns:
-      `sim_to_final` beside a random walk of the observed increments, `sim_disjoint` beside K/n, each `[..., T]`.
+      `sim_to_final` beside a random walk of the observed increments; `sim_disjoint` beside K/n, or beside the
+      similarity of two stretches that share a rounding error; each `[..., T]`.
     """
-    null = random_walk_similarity(curve, increments)
+    null = random_walk_similarity(curve, increments, covariance)
     found = triple("sim_to_final", to_final, NullMoments(null.mean[..., -1], null.std[..., -1]))
-    return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
+    if covariance is None:
+        return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
+    xp = namespace(disjoint, covariance)
+    apart = similarity_at(curve, _expected_cosines(covariance)[1])
+    hidden = xp.isnan(as_real(disjoint, xp))
+    return found | triple("sim_disjoint", disjoint, NullMoments(*(xp.where(hidden, xp.nan, x) for x in apart)))
 
 
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:

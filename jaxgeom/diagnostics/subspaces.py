@@ -187,9 +187,9 @@ class ProjectionEnergy(NamedTuple):
       right: `‖ΔW V‖² / ‖ΔW‖²`.
     """
 
-    joint: jax.Array
-    left: jax.Array
-    right: jax.Array
+    joint: Any
+    left: Any
+    right: Any
 
 
 def projection_energy_from_bases(

@@ -135,7 +135,7 @@ def angle_flags(sigma0: Any, sigma1: Any, *, norm: Any, decay: Any, k: int) -> A
     near = xp.sum(xp.abs(sigma0 - sigma0[k - 1]) <= moved)
     still = xp.asarray(norm) == 0
     unresolved = (sigma1[k - 1] <= RESOLUTION[sigma0.dtype.name] * sigma0[0]) | is_open(sigma0, k)
-    crossed = (moved >= gap) & ~still
+    crossed = (moved >= gap) & ~still & ~unresolved
     blurred = crossed & (near > int(max(2.0, BLUR * k)))
     return AngleFlags(unresolved & ~still, crossed, blurred, xp.zeros_like(crossed), moved, gap, near)
 

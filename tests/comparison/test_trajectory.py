@@ -12,6 +12,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.comparison import CompareSettings, compare, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.one_matrix import pair as matrix_module
+from jaxgeom.comparison.one_matrix import weight_changes
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
 from tests.comparison import disk
@@ -126,16 +127,17 @@ def test_learning_rate_ratios_are_those_of_the_pure_functions(walk):
             delta, steps = weights[t + 1][row["name"]] - weights[0][row["name"]], 10 * (t + 1)
             known = {"learning_rate": 2e-5, "steps": steps}
             assert row["lr_diffusion_ratio"][t] == pytest.approx(
-                float(diagnostics.diffusion_ratio(delta, **known)), rel=1e-5
+                float(diagnostics.lr_diffusion_ratio(delta, **known)), rel=1e-5
             )
-            assert row["lr_drift_ratio"][t] == pytest.approx(float(diagnostics.drift_ratio(delta, **known)), rel=1e-5)
+            drift = float(diagnostics.lr_drift_ratio(delta, **known))
+            assert row["lr_drift_ratio"][t] == pytest.approx(drift, rel=1e-5)
             taken = np.array(rates[:steps])
             mean, root = float(taken.mean()), float(np.sqrt(np.square(taken).mean()))
             assert other["lr_diffusion_ratio"][t] == pytest.approx(
-                float(diagnostics.diffusion_ratio(delta, learning_rate=root, steps=steps)), rel=1e-5
+                float(diagnostics.lr_diffusion_ratio(delta, learning_rate=root, steps=steps)), rel=1e-5
             )
             assert other["lr_drift_ratio"][t] == pytest.approx(
-                float(diagnostics.drift_ratio(delta, learning_rate=mean, steps=steps)), rel=1e-5
+                float(diagnostics.lr_drift_ratio(delta, learning_rate=mean, steps=steps)), rel=1e-5
             )
             assert row["lr_drift_ratio_null"][t] == 1
             assert row["lr_drift_ratio_excess"][t] == row["lr_drift_ratio"][t] - 1
@@ -167,11 +169,11 @@ def test_steps_of_plus_and_minus_the_learning_rate_diffuse(tmp_path):
 def test_spectra_decompose_w0_once_and_equal_a_comparison(walk, tmp_path, monkeypatch):
     _, checkpoints = walk
     bases, decompositions = [], []
-    measure_base, decompose = matrix_module.measure_base, matrix_module.decompose_matrix
+    measure_base, decompose = matrix_module.measure_base, weight_changes.decompose
     monkeypatch.setattr(matrix_module, "measure_base", lambda w, *a, **k: bases.append(1) or measure_base(w, *a, **k))
     monkeypatch.setattr(
-        matrix_module,
-        "decompose_matrix",
+        weight_changes,
+        "decompose",
         lambda m, *a, **k: decompositions.append(m.minus is None) or decompose(m, *a, **k),
     )
     settings = CompareSettings(subspace_k=K, angle_k=6, mask_rank=4)

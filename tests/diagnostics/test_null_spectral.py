@@ -1,3 +1,5 @@
+"""Isotropic and norm-matched nulls against sampling, and the z's that they give over draws from the null itself."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,19 +11,24 @@ from . import tolerances as tol
 from .matrices import as_bf16, from_spectrum, gaussian
 
 
+def angles_between(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.arcsin(np.clip(np.linalg.svd(v - u @ (u.T @ v), compute_uv=False), 0, 1))
+
+
 def sample_norm_matched(w: np.ndarray, norm: float, k: int, draws: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     u, s, vt = np.linalg.svd(w, full_matrices=False)
     rows = []
     for _ in range(draws):
         g = rng.standard_normal(w.shape)
-        u1, s1, vt1 = np.linalg.svd(w + g * norm / np.linalg.norm(g), full_matrices=False)
-        left = np.arcsin(np.clip(np.linalg.svd(u1[:, :k] - u[:, :k] @ (u[:, :k].T @ u1[:, :k]))[1], 0, 1))
-        v, v1 = vt[:k].T, vt1[:k].T
-        right = np.arcsin(np.clip(np.linalg.svd(v1 - v @ (v.T @ v1))[1], 0, 1))
+        moved = w + g * norm / np.linalg.norm(g)
+        u1, s1, vt1 = np.linalg.svd(moved, full_matrices=False)
+        c = ((moved - w) * w).sum() / (w * w).sum()
+        left, right = angles_between(u[:, :k], u1[:, :k]), angles_between(vt[:k].T, vt1[:k].T)
         rows.append(
             [
                 np.linalg.norm(s1 - s) / np.linalg.norm(s),
+                np.linalg.norm(np.linalg.svd(moved - c * w, compute_uv=False) - s) / np.linalg.norm(s),
                 left.mean(),
                 left.max(),
                 right.mean(),
@@ -30,7 +37,7 @@ def sample_norm_matched(w: np.ndarray, norm: float, k: int, draws: int) -> dict[
                 np.sum(np.sin(right) ** 2),
             ]
         )
-    return dict(zip("nss lm lx rm rx le re".split(), np.array(rows).T, strict=True))
+    return dict(zip("nss without lm lx rm rx le re".split(), np.array(rows).T, strict=True))
 
 
 def close(null, values, rtol):
@@ -44,47 +51,71 @@ def test_norm_matched_null_against_sampling(shape, relative):
     k = 8
     # A real gap at k = 8, so that the first order holds at both sizes.
     sigma = np.r_[np.linspace(6.0, 4.0, k), np.linspace(3.0, 0.5, 32 - k)]
-    w = (
-        from_spectrum(*shape, sigma)
-        if min(shape) == 32
-        else from_spectrum(*shape, np.r_[sigma, np.linspace(0.45, 0.1, 8)])
-    )
+    if min(shape) == 40:
+        sigma = np.r_[sigma, np.linspace(0.45, 0.1, 8)]
+    w = from_spectrum(*shape, sigma)
     s = np.linalg.svd(w, compute_uv=False)
     norm = relative * np.linalg.norm(w)
     values = sample_norm_matched(w, norm, k, 40)
-    spectrum = jnp.asarray(s, jnp.float32)
-    close(jd.norm_matched_nss(spectrum, jnp.float32(norm), shape=shape).mean, values["nss"], tol.NSS_NULL)
-    energy = jd.norm_matched_sine_energy(spectrum, jnp.float32(norm), k=k, shape=shape)
+    shift = jd.norm_matched_shift(s, norm, shape=shape)
+    close(shift.plain.mean, values["nss"], tol.NSS_NULL)
+    close(shift.without_decay.mean, values["without"], tol.NSS_NULL)
+    assert shift.holds
+    energy = jd.norm_matched_sine_energy(s, norm, k=k, shape=shape)
     close(energy.left, values["le"], tol.ANGLE_NULL)
     close(energy.right, values["re"], tol.ANGLE_NULL)
-    angles = jd.norm_matched_angles(jax.random.key(0), spectrum, jnp.float32(norm), k=k, shape=shape, draws=40)
-    assert bool(angles.first_order)
-    close(angles.left_mean.mean, values["lm"], tol.ANGLE_NULL)
-    close(angles.left_max.mean, values["lx"], tol.ANGLE_NULL)
-    close(angles.right_mean.mean, values["rm"], tol.ANGLE_NULL)
-    close(angles.right_max.mean, values["rx"], tol.ANGLE_NULL)
+    draws = jd.rotation_draws(np.random.default_rng(0), shape=shape, k=k, draws=10)
+    angles = jd.norm_matched_angles(s, np.float64(norm), draws, k=k, shape=shape)
+    assert not angles.large
+    for null, name in ((angles.left_mean, "lm"), (angles.left_max, "lx"), (angles.right_mean, "rm"), (angles[3], "rx")):
+        close(null.mean, values[name], tol.ANGLE_NULL)
+        assert float(null.std) == pytest.approx(values[name].std(ddof=1), rel=0.45)
 
 
 @pytest.mark.parametrize("relative", [1e-3, 0.03, 0.1, 0.3])
-def test_nss_null_on_gaussian_weights_small_and_large(relative):
+def test_shift_null_on_gaussian_weights_small_and_large(relative):
     w = gaussian((96, 64), scale=1.0)
     s = np.linalg.svd(w, compute_uv=False)
     norm = relative * np.linalg.norm(w)
     values = sample_norm_matched(w, norm, 4, 30)["nss"]
-    null = jd.norm_matched_nss(jnp.asarray(s, jnp.float32), jnp.float32(norm), shape=w.shape)
-    close(null.mean, values, tol.NSS_NULL if relative < 0.02 else tol.NSS_NULL_LARGE)
+    null = jd.norm_matched_shift(s, norm, shape=w.shape).plain
+    close(null.mean, values, tol.NSS_NULL)
     if relative < 0.02:  # the first-order form of science.md
         assert float(null.mean) == pytest.approx(relative / np.sqrt(96), rel=0.02)
         assert float(null.std) == pytest.approx(values.std(ddof=1), rel=0.5)
 
 
-def test_first_order_flag_falls_where_the_gap_is_small():
-    sigma = jnp.asarray(np.r_[2.0, 1.0, 1.0 - 1e-6, 0.5], jnp.float32)
-    for k, expected in ((1, True), (2, False)):
-        null = jd.norm_matched_angles(jax.random.key(0), sigma, jnp.float32(1e-2), k=k, shape=(4, 4), draws=2)
-        assert bool(null.first_order) is expected
-    with pytest.raises(ValueError, match="k is 4"):
-        jd.norm_matched_angles(jax.random.key(0), sigma, jnp.float32(1e-2), k=4, shape=(4, 4))
+def test_shift_null_is_undefined_where_the_update_is_too_large_and_zero_where_there_is_none():
+    s = np.linspace(2.0, 1.0, 12)
+    assert np.isnan(jd.norm_matched_shift(s, 100.0, shape=(12, 20)).plain.mean)
+    still = jd.norm_matched_shift(s, 0.0, shape=(12, 20))
+    assert still.plain == (0.0, 0.0) and still.without_decay == (0.0, 0.0)
+    assert np.isnan(jd.norm_matched_shift(np.zeros(3), 1.0, shape=(3, 3)).plain.mean)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (1, 7)])
+@pytest.mark.parametrize("relative", [1e-3, 0.3])
+def test_angle_null_is_one_function_of_its_draws_in_numpy_and_under_jit(shape, relative):
+    w = gaussian(shape)
+    s, k = np.linalg.svd(w, compute_uv=False), jd.capped_rank(4, shape)
+    norm = np.float64(relative * np.linalg.norm(w))
+    draws = jd.rotation_draws(np.random.default_rng(3), shape=shape, k=k, draws=3, noise=True)
+    null = jd.norm_matched_angles(s, norm, draws, k=k, shape=shape)
+    with jax.enable_x64(True):
+        traced = jax.jit(lambda s, n, d: jd.norm_matched_angles(s, n, d, k=k, shape=shape))(
+            jnp.asarray(s), jnp.asarray(norm), jax.tree.map(jnp.asarray, draws)
+        )
+    assert bool(traced.large) == bool(null.large) == (relative > 0.1)
+    np.testing.assert_allclose(np.array(traced[:4]), np.array(null[:4]), rtol=1e-9)
+    drawn = jd.rotation_draws(jax.random.key(0), shape=shape, k=k, draws=3)
+    assert jax.tree.map(jnp.shape, drawn[:3]) == tuple(np.shape(x) for x in draws[:3])
+
+
+def test_bad_draws_are_named():
+    with pytest.raises(ValueError, match="k is 5"):
+        jd.rotation_draws(jax.random.key(0), shape=(4, 4), k=5)
+    with pytest.raises(ValueError, match="draws is 1"):
+        jd.rotation_draws(jax.random.key(0), shape=(4, 4), k=2, draws=1)
 
 
 def test_projection_null_is_exact():
@@ -100,7 +131,7 @@ def test_projection_null_is_exact():
 def test_isotropic_spectrum_and_stable_rank_against_sampling():
     for shape in ((96, 96), (64, 128)):
         samples = [np.linalg.svd(gaussian(shape, seed, 1.0), compute_uv=False) for seed in range(12)]
-        spectrum = np.asarray(jd.isotropic_spectrum(shape))
+        spectrum = jd.isotropic_spectrum(shape)
         mean = np.mean(samples, axis=0)
         np.testing.assert_allclose(spectrum[1:], mean[1:], atol=0.02 * mean[0])
         assert spectrum[0] == pytest.approx(mean[0], rel=0.02)
@@ -108,6 +139,62 @@ def test_isotropic_spectrum_and_stable_rank_against_sampling():
         assert jd.isotropic_stable_rank(shape) == pytest.approx(stable, rel=0.04)
         entropy = np.mean([float(jd.entropy_rank_from_singular_values(s)) for s in samples])
         assert float(jd.entropy_rank_from_singular_values(spectrum)) == pytest.approx(entropy, rel=0.02)
+
+
+RANKS = ("stable_rank", "entropy_rank", "participation_ratio", "hill", "energy_top_6")
+
+
+@pytest.mark.parametrize(("shape", "draws"), [((24, 16), 250), ((150, 110), 40)])
+@pytest.mark.parametrize("relative", [None, 2e-3])
+def test_ranks_of_isotropic_noise_have_standard_z(shape, draws, relative):
+    """As stored in float32, and as the difference of two bfloat16 matrices, whose entries are sparse and unequal."""
+    rng, z = np.random.default_rng(11), []
+    for _ in range(draws):
+        delta = rng.standard_normal(shape) * 0.02
+        if relative:
+            w = as_bf16(rng.standard_normal(shape) * 0.02)
+            delta = as_bf16(w + relative * delta) - w
+        kurtosis = jd.kurtosis_from_sums(delta.size, (delta**2).sum(), (delta**4).sum())
+        values = np.linalg.svd(delta, compute_uv=False)
+        found = jd.update_statistics(values, shape=shape, kurtosis=kurtosis, subspace_k=6)
+        z.append([found[f"{key}_z"] for key in RANKS])
+    z = np.array(z)
+    assert np.all(np.abs(z.mean(0)) < 0.5), dict(zip(RANKS, z.mean(0), strict=True))
+    assert np.all((z.std(0) > 0.7) & (z.std(0) < 1.3)), dict(zip(RANKS, z.std(0), strict=True))
+    assert np.mean(np.abs(z) > 3) <= 0.01
+
+
+def test_shifts_and_angles_of_isotropic_noise_have_standard_z():
+    shape, k, rng, z = (24, 16), 7, np.random.default_rng(5), []
+    for draw in range(200):
+        w = as_bf16(rng.standard_normal(shape) * 0.02)
+        end = as_bf16(w + (1e-2 if draw % 2 else 2e-3) * 0.02 * rng.standard_normal(shape))
+        u, s, vt = np.linalg.svd(w, full_matrices=False)
+        u1, s1, vt1 = np.linalg.svd(end, full_matrices=False)
+        norm, decay = np.linalg.norm(end - w), ((end - w) * w).sum() / (w * w).sum()
+        shift = jd.norm_matched_shift(s, norm, shape=shape)
+        rest = np.linalg.svd(end - decay * w, compute_uv=False)
+        found = jd.shift_statistics(s, s1, shift)
+        found |= jd.shift_statistics(s, rest, shift, key="nss_without_decay", decay=0.0)
+        left, right = jd.angles_from_bases(u[:, :k], u1[:, :k]), jd.angles_from_bases(vt[:k].T, vt1[:k].T)
+        draws = jd.rotation_draws(rng, shape=shape, k=k)
+        numbers, flags = jd.angle_statistics(left, right, s, s1, norm=norm, decay=decay, draws=draws, k=k, shape=shape)
+        assert not flags.open
+        found |= numbers
+        z.append([value for key, value in found.items() if key.endswith("_z")])
+    z = np.array(z)
+    assert np.nanmean(np.abs(z[np.isfinite(z)]) > 3) <= 0.015 and np.isfinite(z).mean() > 0.97
+    assert np.all(np.abs(np.nanmean(z, 0)) < 0.3) and np.all(np.abs(np.nanstd(z, 0) - 1) < 0.25), np.nanstd(z, 0)
+
+
+def test_flags_say_why_angles_are_undefined():
+    sigma = np.array([3.0, 2.0, 2.0, 1.0])
+    flags = jd.angle_flags(sigma, sigma, norm=0.1, decay=0.0, k=2)
+    assert flags.open and not flags.crossed
+    flags = jd.angle_flags(np.array([3.0, 2.0, 1.9, 1.0]), np.array([3.0, 2.2, 1.9, 1.0]), norm=0.1, decay=0.0, k=2)
+    assert flags.crossed and not flags.blurred and not flags.open and flags.near == 2
+    shrunk = jd.angle_flags(np.array([3.0, 2.0, 1.9]), 0.5 * np.array([3.0, 2.0, 1.9]), norm=2.0, decay=-0.5, k=2)
+    assert shrunk.moved == 0 and not shrunk.crossed
 
 
 def test_sampled_updates_keep_what_they_promise():

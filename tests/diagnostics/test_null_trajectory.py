@@ -5,7 +5,8 @@ import pytest
 
 from jaxgeom import diagnostics as jd
 
-from .matrices import orthogonal
+from . import tolerances as tol
+from .matrices import as_bf16, orthogonal
 
 
 def sampled_walk(shape, norms, k, draws):
@@ -21,26 +22,28 @@ def sampled_walk(shape, norms, k, draws):
 @pytest.mark.parametrize("shape", [(48, 32), (24, 48)])
 def test_random_walk_against_a_sampled_walk(shape):
     norms = [1.0, 2.0, 0.5, 1.0, 1.0]
-    curve = jax.jit(lambda key: jd.similarity_curve(key, shape=shape, k=4, draws=16))(jax.random.key(0))
-    null = np.asarray(jd.random_walk_similarity(curve, np.float32(norms)))
-    np.testing.assert_allclose(null, sampled_walk(shape, norms, 4, 40), atol=0.05)
-    np.testing.assert_allclose(np.diag(null), 1.0, atol=1e-5)
-    np.testing.assert_allclose(null, null.T)
+    curve = jd.similarity_curve(shape, k=4, draws=16)
+    null = jd.random_walk_similarity(curve, np.array(norms))
+    np.testing.assert_allclose(null.mean, sampled_walk(shape, norms, 4, 40), atol=0.05)
+    np.testing.assert_allclose(np.diag(null.mean), 1.0, rtol=1e-12)
+    np.testing.assert_allclose(null.mean, null.mean.T)
+    assert np.isnan(np.diag(null.std)).all() and (null.std[0, 1:] > 0).all()
+    # A constant inside a jitted program, batched over matrices.
+    traced = jax.jit(lambda n: jd.random_walk_similarity(curve, n))(jnp.asarray([norms, norms], jnp.float32))
+    np.testing.assert_allclose(traced.mean[1], null.mean, rtol=1e-5)
+    np.testing.assert_allclose(traced.std[0], null.std, rtol=1e-4)
 
 
 def test_smaller_samples_stand_for_a_larger_shape():
-    draw = jax.jit(
-        lambda key, limit: jd.similarity_curve(key, shape=(128, 128), k=6, draws=4, size_limit=limit),
-        static_argnums=1,
-    )
-    direct, scaled = draw(jax.random.key(0), 128), draw(jax.random.key(1), 48)
+    direct = jd.similarity_curve((96, 128), k=6, draws=4, size_limit=128)
+    scaled = jd.similarity_curve((96, 128), k=6, draws=4, size_limit=48)
     np.testing.assert_allclose(scaled.mean, direct.mean, atol=0.08)
     assert float(direct.mean[-1]) == pytest.approx(6 / 128)
 
 
 def test_steps_before_anything_moved_are_undefined():
-    curve = jd.SimilarityCurve(jnp.array([0.0, 1.0]), jnp.array([1.0, 0.1]), jnp.zeros(2))
-    null = jd.random_walk_similarity(curve, jnp.array([0.0, 1.0, 1.0]))
+    curve = jd.SimilarityCurve(np.array([0.0, 1.0]), np.array([1.0, 0.1]), np.zeros(2))
+    null = jd.random_walk_similarity(curve, np.array([0.0, 1.0, 1.0])).mean
     assert np.isnan(null[0]).all() and np.isfinite(null[1:, 1:]).all()
 
 
@@ -49,3 +52,99 @@ def test_disjoint_similarity_of_random_subspaces():
     assert jd.disjoint_similarity((30, 20), k=4) == pytest.approx(np.mean(values), rel=0.03)
     assert jd.disjoint_similarity_std((30, 20), k=4) == pytest.approx(np.std(values), rel=0.12)
     assert jd.disjoint_similarity_std((30, 4), k=4) == 0.0
+
+
+def test_the_deviation_of_the_walked_distance_is_that_of_sampled_walks():
+    rng, norms = np.random.default_rng(0), np.array([1.0, 2.0, 1.5])
+    steps = rng.standard_normal((4000, 3, 24)) * (norms / np.sqrt(24))[:, None]
+    steps *= (norms / np.linalg.norm(steps, axis=-1))[..., None]
+    ratio = np.linalg.norm(steps.cumsum(1), axis=-1) / np.sqrt(np.square(norms).cumsum())
+    walked, std = jd.walked_distance(norms, jd.cosine_std((4, 6)))
+    np.testing.assert_allclose(walked, np.sqrt(np.square(norms).cumsum()))
+    assert np.isnan(std[0])
+    np.testing.assert_allclose(std[1:], ratio.std(0)[1:], rtol=0.05)
+
+
+def test_steps_of_independent_signs_have_standard_directions():
+    """Entries of very unequal sizes in the same places: cosines spread by more than 1/√(mn), and the z's know."""
+    rng, shape, count = np.random.default_rng(1), (12, 10), 4
+    found = {"path_cosine_z": [], "cosine_to_rest_z": [], "drift_ratio_z": []}
+    for _ in range(300):
+        scale = np.exp(1.5 * rng.standard_normal(shape))
+        steps = scale * rng.standard_normal((count, *shape))
+        path = steps.cumsum(0)
+        after = np.concatenate([steps[1:], np.full((1, *shape), np.nan)])
+        rest = path[-1] - path
+
+        def inner(a, b):
+            return (a * b).sum((1, 2))
+
+        numbers = jd.path_statistics(
+            inner(path, path),
+            np.sqrt(inner(steps, steps)),
+            step_products=inner(steps, after),
+            step_alignments=inner(steps**2, after**2),
+            rest_products=inner(path, rest),
+            rest_alignments=inner(path**2, rest**2),
+            rest_squares=inner(rest, rest),
+            shape=shape,
+        )
+        for key, values in found.items():
+            values.append(numbers[key][1])
+    for key, values in found.items():
+        z = np.array(values)
+        assert np.mean(np.abs(z) > 3) <= 0.01 and 0.8 < z.std() < 1.2 and abs(z.mean()) < 0.25, (key, z.mean(), z.std())
+
+
+def test_the_orthogonal_share_has_a_normal_z():
+    rng, shape = np.random.default_rng(2), (8, 9)
+    z = []
+    for _ in range(1000):
+        scale = np.exp(0.5 * rng.standard_normal(shape))
+        a, b = scale * rng.standard_normal((2, *shape))
+        cross, squares = (a * b).sum(), ((a * a).sum(), (b * b).sum())
+        share = 1 - cross**2 / squares[0] / squares[1]
+        found = jd.orthogonal_statistics(share, cross, *squares, alignment=(a * a * b * b).sum(), shape=shape)
+        z.append(found["orthogonal_share_z"])
+        assert found["orthogonal_share_excess"] == share - found["orthogonal_share_null"]
+    assert np.mean(np.abs(z) > 3) <= 0.01 and 0.9 < np.std(z) < 1.1 and abs(np.mean(z)) < 0.1
+    parallel = jd.orthogonal_statistics(1e-9, 1.0, 1.0, 1.0, alignment=1e-4, shape=(100, 100))["orthogonal_share_z"]
+    assert parallel == pytest.approx(-100, rel=1e-3)
+
+
+def test_products_of_rounded_walks_equal_sampling():
+    x, y = np.random.default_rng(3).standard_normal((2, 200_000))
+    for a in (0.15, 0.28, 0.31, 1.0, 3.0):
+        for c in (0.0, 0.05, 0.2, 1.0):
+            products = np.round(a * x) * np.round(a * x + c * y)
+            value = jd.rounded_product(np.array(a), np.array(np.hypot(a, c)))
+            assert abs(value - products.mean()) < tol.SIGMAS * products.std() / np.sqrt(x.size) + 1e-12, (a, c)
+
+
+def test_checkpoints_rounded_to_bfloat16_have_standard_directions():
+    """Increments below the spacing: stored ones turn against each other by a fifth, and the nulls know by how much."""
+    rng, shape, z = np.random.default_rng(4), (40, 30), []
+    for _ in range(60):
+        w = as_bf16(rng.standard_normal(shape) * 0.02)
+        path = w + np.cumsum(4e-5 * rng.standard_normal((3, *shape)), axis=0)
+        stored = np.stack([w, *(as_bf16(x) for x in path)])
+        steps, total = np.diff(stored, axis=0), stored[1:] - w
+        after, rest = np.concatenate([steps[1:], np.full((1, *shape), np.nan)]), stored[-1] - stored[1:]
+
+        def inner(a, b):
+            return (a * b).sum((1, 2))
+
+        histogram = np.bincount(np.abs(w).astype(np.float32).view(np.uint32).ravel() >> 16, minlength=1 << 15)
+        norms = np.sqrt(inner(steps, steps))
+        covariance = jd.walk_covariance(norms, *jd.spacing_counts(histogram))
+        assert covariance[0, 0] == pytest.approx(norms[0] ** 2, rel=1e-9)
+        found = jd.path_statistics(
+            inner(total, total), norms, step_products=inner(steps, after), step_alignments=inner(steps**2, after**2),
+            rest_products=inner(total, rest), rest_alignments=inner(total**2, rest**2),
+            rest_squares=inner(rest, rest), covariance=covariance, shape=shape,
+        )  # fmt: skip
+        assert found["path_cosine_null"][0] < -0.15
+        z.append([found["path_cosine_z"][0], found["cosine_to_rest_z"][1], found["drift_ratio_z"][1]])
+    z = np.array(z)
+    assert np.mean(np.abs(z) > 3) <= 0.01
+    assert np.all(np.abs(z.mean(0)) < 0.5) and np.all((z.std(0) > 0.7) & (z.std(0) < 1.3)), (z.mean(0), z.std(0))

@@ -110,9 +110,9 @@ def test_path_and_drift_measures():
     walk = np.sign(gaussian((8, 9, steps))).sum(-1) * lr
     rms = np.sqrt(np.mean(walk**2))
     delta = jnp.asarray(walk, jnp.float32)
-    np.testing.assert_allclose(jd.diffusion_ratio(delta, learning_rate=lr, steps=steps), rms / (lr * 10), rtol=1e-5)
+    np.testing.assert_allclose(jd.lr_diffusion_ratio(delta, learning_rate=lr, steps=steps), rms / (lr * 10), rtol=1e-5)
     straight = jnp.full((8, 9), lr * steps, jnp.float32)
-    np.testing.assert_allclose(jd.drift_ratio(straight, learning_rate=lr, steps=steps), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(jd.lr_drift_ratio(straight, learning_rate=lr, steps=steps), 1.0, rtol=1e-5)
     assert np.isnan(jd.path_cosine(jnp.ones((2, 2)), jnp.ones((2, 2)), jnp.zeros((2, 2))))
 
 

@@ -61,9 +61,26 @@ FUNCTIONS = {
         jd.cross_run_null(a, jd.visible_density(a, b), 0.5 + 0 * jd.decay_component(a, b)).jaccard
     ),
     "rounding_deciles": lambda a, b: jd.rounding_null_by_decile(a, jd.visible_density(a, b)).mean,
-    "nss_null": lambda a, b: tuple(
-        jd.norm_matched_nss(jd.singular_values(a), jd.frobenius_norm(jd.update(a, b)), shape=(M, N))
-    ),
+    "update_numbers": lambda a, b: {
+        key: x
+        for key, x in jd.update_statistics(
+            jd.singular_values(jd.update(a, b)),
+            shape=(M, N),
+            kurtosis=jd.entry_kurtosis(jd.update(a, b)),
+            hill_k=4,
+            subspace_k=2,
+        ).items()
+        if not key.endswith(("_excess", "_z"))  # differences of nearly equal numbers
+    },
+    "shift_numbers": lambda a, b: {
+        key: x
+        for key, x in jd.shift_statistics(
+            jd.singular_values(a),
+            jd.singular_values(b),
+            jd.norm_matched_shift(jd.singular_values(a), jd.frobenius_norm(jd.update(a, b)), shape=(M, N)),
+        ).items()
+        if not key.endswith(("_excess", "_z"))
+    },
     "rounded_update": lambda a, b: jd.rounded_update(a, jd.update(a, b), jd.frobenius_norm(jd.update(a, b))),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.krylov import leading_square
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.algebra.spectrum import decompose, exact_values
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache, HeldBase
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
@@ -21,6 +21,7 @@ from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, random_walk_similarity, similarity_curve
 from jaxgeom.diagnostics.path_numbers import path_statistics, rate_statistics, similarity_statistics
+from jaxgeom.diagnostics.stored_walk import spacing_counts, walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
 
@@ -60,7 +61,7 @@ class MatrixTrajectory:
         settings: parameters; `subspace_k` is the K of the similarities.
         rates: `Σ lr` and `√Σ lr²` up to each step, None where no learning rate is known.
         spectra: name of the matrix and where base spectra are kept, if `SPECTRAL_STATISTICS` are wanted.
-        form: makes matrices where their algebra is to run.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class MatrixTrajectory:
         *,
         rates: Sequence[tuple[float, float]] | None = None,
         spectra: tuple[str, BaseCache] | None = None,
-        form: MatrixForm = Matrix,
+        make_matrix: MatrixMaker = Matrix,
     ) -> None:
-        self.read, self.count, self.settings, self.rates, self.form = read, count, settings, rates, form
+        self.read, self.count, self.settings, self.rates, self.make_matrix = read, count, settings, rates, make_matrix
         self.name, self.bases = (spectra[0], HeldBase(spectra[1])) if spectra is not None else ("", None)
 
     def measure(self) -> dict[str, Any]:
@@ -108,8 +109,11 @@ class MatrixTrajectory:
             if older is not None:
                 products[:, index - 1] = inner_and_alignment(Matrix(before, older), increment)
             older, before = before, now
-        self._path(steps, increments, products)
-        self._similarities(steps, increments)
+        covariance = None
+        if all(step.totals.is_rounded for step in steps):  # rounding turns stored increments against each other
+            covariance = walk_covariance(increments, *spacing_counts(steps[0].totals.histogram))
+        self._path(steps, increments, products, covariance)
+        self._similarities(steps, increments, covariance)
         self.row |= {"subspace_k": self.k, "digests": self.digests}
         return self.row
 
@@ -143,21 +147,23 @@ class MatrixTrajectory:
         self._spectra(index, stored, totals)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
-        update = self.form(now, self.a)
+        update = self.make_matrix(now, self.a)
         right = self._update_statistics(index, update, totals)
         right_bf16 = right if on_grid else self._bf16(index, stored, totals)
         if on_grid:  # a bfloat16 reader sees what is stored
             self.row["stable_rank_bf16"][index] = self.row["stable_rank"][index]
         rest = None
         if index < self.count - 1 and bool(np.any(self.z != now)):
-            rest = right_subspace(self.form(self.z, now), self.k)
+            rest = right_subspace(self.make_matrix(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
 
     def _spectra(self, index: int, stored: np.ndarray, totals: EntrySums) -> None:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
-        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digests[0], self.form)
+        pair = MatrixMeasurement(
+            self.name, self.origin, stored, self.settings, self.bases, self.digests[0], self.make_matrix
+        )
         found = pair.drift_and_rotation(totals)
         for name in SPECTRAL_STATISTICS:
             for key in (name, *(f"{name}_{kind}" for kind in ("null", "excess", "z"))):
@@ -194,28 +200,31 @@ class MatrixTrajectory:
         if totals.bf16_delta_squares == 0:
             return None
         start = bf16_view(self.origin)
-        update = self.form(bf16_view(stored), start)
+        update = self.make_matrix(bf16_view(stored), start)
         self._put("stable_rank_bf16", index, totals.bf16_delta_squares / leading_square(update))
         if self.final_square:
             share = np.float32(math.sqrt(totals.delta_squares / self.final_square))
-            fixed = self.form(bf16_view(self.a + share * (self.z - self.a)), start)
+            fixed = self.make_matrix(bf16_view(self.a + share * (self.z - self.a)), start)
             square = inner(fixed, fixed)
             if square:
                 value = self.row["stable_rank_bf16"][index]
                 self._put("stable_rank_bf16", index, value, (square / leading_square(fixed), None))
             if self.final_bf16 is None:
-                self.final_bf16 = right_subspace(self.form(bf16_view(self.z), start), self.k)
+                self.final_bf16 = right_subspace(self.make_matrix(bf16_view(self.z), start), self.k)
             null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else math.nan
             self._put("sim_to_final_bf16", index, None, (null, None))
         return right_subspace(update, self.k)
 
-    def _path(self, steps: Sequence[_Step], increments: np.ndarray, products: np.ndarray) -> None:
+    def _path(
+        self, steps: Sequence[_Step], increments: np.ndarray, products: np.ndarray, covariance: np.ndarray | None
+    ) -> None:
         """Distance and direction, from the products of each increment with the next and of each update with the rest.
 
         Args:
             steps: what each step left.
             increments: norms of the increments `[t]`.
             products: `⟨A, B⟩` and `Σ(ab)²` of an increment and the next `[2, t]`.
+            covariance: of a random walk whose checkpoints are rounded `[t, t]`, None where they are not.
         """
         squares = np.array([step.square for step in steps])
         rest, rest_squares = np.full((2, self.count), math.nan), np.full(self.count, math.nan)
@@ -227,14 +236,15 @@ class MatrixTrajectory:
                 rest_squares[index] = inner(after, after)
         numbers = path_statistics(
             squares, increments, step_products=products[0], step_alignments=products[1], rest_products=rest[0],
-            rest_alignments=rest[1], rest_squares=rest_squares, shape=self.origin.shape,
+            rest_alignments=rest[1], rest_squares=rest_squares, covariance=covariance,
+            shape=self.origin.shape,
         )  # fmt: skip
         if self.rates is not None:
             sums, roots = np.array(self.rates, np.float64).T
             numbers |= rate_statistics(squares, sums, roots, shape=self.origin.shape)
         self._put_along(numbers)
 
-    def _similarities(self, steps: Sequence[_Step], increments: np.ndarray) -> None:
+    def _similarities(self, steps: Sequence[_Step], increments: np.ndarray, covariance: np.ndarray | None) -> None:
         count, shape = self.count, (self.origin.shape[0], self.origin.shape[1])
         full, disjoint = np.full((count, count), math.nan), np.full((count, count), math.nan)
         for s in range(count):
@@ -242,9 +252,10 @@ class MatrixTrajectory:
                 full[s, t] = full[t, s] = similarity(steps[s].right, steps[t].right)
                 disjoint[s, t] = similarity(steps[s].right, steps[t].rest)
         curve = similarity_curve(shape, k=self.k, seed=self.settings.seed)
-        self._put_along(
-            similarity_statistics(full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k)
+        numbers = similarity_statistics(
+            full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k, covariance=covariance
         )
+        self._put_along(numbers)
         if self.final_bf16 is None:
             self.final_bf16 = steps[-1].right_bf16
         for s, step in enumerate(steps):
@@ -255,7 +266,7 @@ class MatrixTrajectory:
         chance = disjoint_similarity(shape, k=self.k)
         self.row["similarity"] = {
             "full": _lines(full),
-            "full_null": _lines(random_walk_similarity(curve, increments).mean),
+            "full_null": _lines(random_walk_similarity(curve, increments, covariance).mean),
             "disjoint": _lines(disjoint),
             "disjoint_null": [[chance if t >= s else None for t in range(count)] for s in range(count)],
         }

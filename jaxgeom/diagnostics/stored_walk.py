@@ -1,0 +1,128 @@
+"""A random walk of weights as bfloat16 checkpoints show it: covariances of its cumulative updates, in closed form.
+
+The weights start on the bfloat16 grid and take independent Gaussian increments that keep every digit; a checkpoint is
+their view rounded to the grid. In units of an entry's spacing the stored update is `R(x)`, R rounding to the nearest
+integer and x normal. Two stored updates share the rounding error of what lies between them: neighbouring increments
+are anticorrelated, the stored path is shorter than its steps say, and small updates do not show at all.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ._namespace import as_real, increasing_root, namespace, ndtr
+
+SPACINGS = 255
+_BAND, _TERMS = 5, 64
+_SMALL = 0.3
+"""Standard deviation, in spacings, below which a weight leaves its cell by at most one spacing (to 1e-6)."""
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
+_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
+
+
+def spacing_counts(histogram: Any) -> tuple[Any, Any]:
+    """Spacings of the bfloat16 grid and how many weights lie on each, from a histogram of their magnitudes.
+
+    Args:
+      histogram: weights per 15 magnitude bits (8 of exponent, 7 of mantissa), `[2¹⁵]` (or without the infinite ones).
+
+    Returns:
+      Spacings `[255]` and counts `[255]`, by exponent.
+    """
+    xp = namespace(histogram)
+    counts = xp.sum(as_real(histogram, xp)[: SPACINGS * 128].reshape(SPACINGS, 128), axis=-1)
+    return as_real(np.ldexp(1.0, np.maximum(np.arange(SPACINGS), 1) - 134), xp), counts
+
+
+def _shown(xp: Any, x: Any, c: Any) -> Any:
+    """`E R(x + c·g)`, g standard normal: what a later checkpoint shows of a weight that is at x now."""
+    n = as_real(np.arange(1, _TERMS + 1), xp)
+    wide = xp.maximum(c, 0.15)[..., None]
+    damped = (
+        xp.exp(-2 * xp.square(math.pi * n * wide)) * as_real((-1.0) ** np.arange(1, _TERMS + 1), xp) / (math.pi * n)
+    )
+    fourier = x + xp.sum(damped * xp.sin(2 * math.pi * n * x[..., None]), axis=-1)
+    narrow, steps = xp.maximum(xp.minimum(c, 0.15), 1e-9)[..., None], as_real(np.arange(6) + 0.5, xp)
+    counted = xp.sum(ndtr((x[..., None] - steps) / narrow) - ndtr((-x[..., None] - steps) / narrow), axis=-1)
+    return xp.where(c >= 0.15, fourier, counted)
+
+
+def rounded_product(a: Any, b: Any) -> Any:
+    """`E[R(x)·R(x + y)]` for normal x of deviation a and x + y of deviation b ≥ a, y independent of x.
+
+    By the Fourier series of R where a is at least 0.3, else by quadrature beyond the first rounding boundary.
+
+    Args:
+      a, b: arrays of one shape, numpy or JAX.
+
+    Returns:
+      Array of that shape.
+    """
+    xp = namespace(a, b)
+    c = xp.sqrt(xp.maximum(xp.square(b) - xp.square(a), 0.0))
+    # Fourier: R(x) = x + Σ (−1)ⁿ sin(2πnx)/(πn), terms whose orders differ by more than a few vanish.
+    large = xp.maximum(a, _SMALL)
+    n = as_real(np.arange(1, _TERMS + 1), xp)
+    damped = xp.exp(-2 * xp.square(math.pi * n * c[..., None]))
+    edge = xp.exp(-2 * xp.square(math.pi * n * large[..., None])) * as_real((-1.0) ** np.arange(1, _TERMS + 1), xp)
+    product = xp.square(large) * (1 + 2 * xp.sum(edge * (1 + damped), axis=-1))
+    for apart in range(-_BAND, _BAND + 1):  # n − m
+        m = np.arange(1, _TERMS + 1) + apart
+        weight = np.where(m > 0, (-1.0) ** apart / (2 * math.pi**2 * np.arange(1, _TERMS + 1) * np.maximum(m, 1)), 0.0)
+        close = xp.exp(-2 * xp.square(math.pi * apart * large))[..., None]
+        far = xp.exp(-2 * xp.square(math.pi * (2 * n + apart) * large[..., None]))
+        product = product + xp.sum((close - far) * damped * as_real(weight, xp), axis=-1)
+    # Quadrature: one cell away at most, nodes crowded at its edge, where the later checkpoint may be back.
+    small = xp.clip(a, 1e-3, _SMALL)
+    reach = 12 * small
+    beyond = reach[..., None] * as_real(_NODES**3, xp)
+    x = 0.5 + beyond
+    density = xp.exp(-0.5 * xp.square(x / small[..., None])) / (math.sqrt(2 * math.pi) * small[..., None])
+    shown = _shown(xp, x, xp.broadcast_to(c[..., None], x.shape))
+    tail = 2 * xp.sum(density * shown * as_real(3 * _NODES**2 * _WEIGHTS, xp), axis=-1) * reach
+    return xp.where(a >= _SMALL, product, xp.where(a > 0.05, tail, 0.0))
+
+
+def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = None) -> Any:
+    """Covariances `E⟨W_s − W_0, W_t − W_0⟩` of a run of independent increments with the observed norms.
+
+    Stored exactly they are `Σ_{τ ≤ min(s,t)} a_τ²`. With the spacings of the grid that checkpoints are rounded to, the
+    increments' real sizes are found one after the other such that the stored increments have the observed norms.
+
+    Args:
+      increment_norms: `‖W_t − W_{t−1}‖_F` between checkpoints, `[T]`, numpy or JAX.
+      spacings, counts: `spacing_counts` of W0, where it and all checkpoints are on the bfloat16 grid.
+
+    Returns:
+      `[T, T]`; zero against a step where nothing has moved yet.
+    """
+    xp = namespace(increment_norms, spacings, counts)
+    squares = xp.square(as_real(increment_norms, xp))
+    if spacings is None:
+        energy = xp.cumsum(squares)
+        return xp.minimum(energy[:, None], energy[None, :])
+    unit, weight = as_real(spacings, xp), as_real(counts, xp)
+    if xp is np:
+        unit, weight = unit[weight > 0], weight[weight > 0]
+    energies = weight * xp.square(unit)
+    count = xp.maximum(xp.sum(weight), 1.0)
+
+    def product(a: Any, b: Any) -> Any:
+        return xp.sum(energies * rounded_product(a[..., None] / unit, b[..., None] / unit), axis=-1)
+
+    before, sizes = xp.zeros_like(squares[0]), []
+    for step in range(squares.shape[0]):
+        target, start, own = squares[step], before, product(before, before)
+
+        def short(log_size: Any, start: Any = start, own: Any = own, target: Any = target) -> Any:
+            now = xp.sqrt(xp.square(start) + xp.exp(2 * log_size))
+            return product(now, now) + own - 2 * product(start, now) - target
+
+        guess = 0.5 * xp.log(xp.maximum(target, float(xp.finfo(squares.dtype).tiny)) / count)
+        root = increasing_root(short, guess - 4.0, guess + 8.0)
+        before = xp.where(target > 0, xp.sqrt(xp.square(before) + xp.exp(2 * root)), before)
+        sizes.append(before)
+    along = xp.stack(sizes)
+    return product(xp.minimum(along[:, None], along), xp.maximum(along[:, None], along))
