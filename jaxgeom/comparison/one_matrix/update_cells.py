@@ -21,7 +21,7 @@ from jaxgeom.diagnostics.null_permutation import (  # fmt: skip
     update_values,
 )
 from jaxgeom.diagnostics.null_profile import ProfileCells, averages, estimation
-from jaxgeom.diagnostics.rounding_cells import RoundingCells, cells_of
+from jaxgeom.diagnostics.rounding_cells import ENDS, RoundingCells, cells_of
 from jaxgeom.diagnostics.scale_profile import (  # fmt: skip
     STEPS_PER_OCTAVE,
     ScaleProfile,
@@ -91,14 +91,14 @@ class UpdateSums:
         out, active = np.empty(self.a.shape[0], complex), is_active(profile.columns).astype(complex)
         for where, left in self._left(profile):
             out[where] = left @ active
-        return out.real, out.imag
+        return np.real(out), np.imag(out)
 
     def left_columns(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
         """Sums over the active rows, `[in]` each."""
         out, active = np.zeros(self.a.shape[1], complex), is_active(profile.rows).astype(complex)
         for where, left in self._left(profile):
             out += active[where] @ left
-        return out.real, out.imag
+        return np.real(out), np.imag(out)
 
     def values(self) -> np.ndarray:
         """Entries of ΔW per bin of values `[2¹⁷]`."""
@@ -163,18 +163,14 @@ def count_cells(
         merged[row] += one
     which, level = np.nonzero(merged.any(-1))
     entries, ends = merged[which, level].astype(np.float64), grid_classes(counts.storage, eta)
+    own_ends = {name: getattr(ends, name)[classes[which]] for name in ENDS}
     cells = RoundingCells(
-        entries.sum(-1), *(end[classes[which]] for end in _ends(ends)), None, bool(counts.is_open),
-        bool(counts.is_rounded), eta, counts.storage, classes[which],
+        counts=entries.sum(-1), histogram=None, is_open=bool(counts.is_open), is_rounded=bool(counts.is_rounded),
+        eta=eta, storage=counts.storage, kept=classes[which], **own_ends,
     )  # fmt: skip
     scale = np.ldexp(np.exp2((sum(lowest) + level) / STEPS_PER_OCTAVE), update.unit)
     inside = {name: entries[:, of].sum(-1) for name, of in bits.items()}
     return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, np.float64(a.size), inside), permutation
-
-
-def _ends(table: "np.ndarray | tuple") -> tuple:
-    """The columns of `grid_classes` in the order in which `RoundingCells` has them."""
-    return table[3], table[4], table[1], table[2], table[5], table[6]
 
 
 def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
