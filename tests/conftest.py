@@ -1,6 +1,5 @@
 """What every test lives under: 8 simulated devices, strict dtype promotion, warnings as errors, checked annotations."""
 
-import atexit
 import os
 import shutil
 import tempfile
@@ -11,11 +10,10 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Compiled programs of the commands are kept for this run's other commands, and not in the user's own cache.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgeom-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Each worker keeps the programs that it compiled, for its other tests and for the commands that it starts: not for the
+# other worker, which could read what is half written, and not in the cache of the user.
+CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgeom-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis
 import jax
@@ -45,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the compiled programs."""
+    shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture

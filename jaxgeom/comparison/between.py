@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.devices import Algebra
-from jaxgeom.comparison.algebra.matrix import MatrixForm
+from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import SCHEMA, to_csv_text, to_json_text, version
 from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
@@ -71,8 +71,8 @@ def between_runs(
     if not parts:
         raise UserError("include/exclude leave no matrix to compare")
 
-    def matrix(part: Part, arrays: Sequence[np.ndarray], form: MatrixForm, _: BaseCache) -> dict[str, Any]:
-        row = measure_pair(arrays[0], arrays[1], arrays[2], settings, form)
+    def matrix(part: Part, arrays: Sequence[np.ndarray], make_matrix: MatrixMaker, _: BaseCache) -> dict[str, Any]:
+        row = measure_pair(arrays[0], arrays[1], arrays[2], settings, make_matrix)
         return row | {"digests": [array_digest(array) for array in arrays]}
 
     measurement = Measurement(

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.comparison.algebra.devices import Algebra
-from jaxgeom.comparison.algebra.matrix import MatrixForm
+from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import to_json_text, version
 from jaxgeom.comparison.files.summary import curve_coverage, curves_of, similarity_of
@@ -82,10 +82,10 @@ def trajectory_checkpoints(
     readers = [checkpoint for _, checkpoint in checkpoints]
     names = check_sides([initial, *readers], settings)
 
-    def matrix(part: Part, arrays: Sequence[np.ndarray], form: MatrixForm, bases: BaseCache) -> dict[str, Any]:
+    def matrix(part: Part, arrays: Sequence[np.ndarray], make_matrix: MatrixMaker, bases: BaseCache) -> dict[str, Any]:
         return MatrixTrajectory(
             lambda index: arrays[index + 1], len(steps), settings,
-            rates=rates, spectra=(part.name, bases) if spectra else None, form=form,
+            rates=rates, spectra=(part.name, bases) if spectra else None, make_matrix=make_matrix,
         ).measure()  # fmt: skip
 
     measurement = Measurement(

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.devices import Algebra
-from jaxgeom.comparison.algebra.matrix import MatrixForm
+from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import Report, version
 from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
@@ -100,9 +100,9 @@ def compare_parts(
 ) -> Report:
     """`compare_checkpoints` for parts that are known already."""
 
-    def matrix(part: Part, arrays: Sequence[np.ndarray], form: MatrixForm, bases: BaseCache) -> dict[str, Any]:
+    def matrix(part: Part, arrays: Sequence[np.ndarray], make_matrix: MatrixMaker, bases: BaseCache) -> dict[str, Any]:
         digests = [array_digest(array) for array in arrays]
-        row = MatrixMeasurement(part.name, arrays[0], arrays[1], settings, bases, digests[0], form).measure()
+        row = MatrixMeasurement(part.name, arrays[0], arrays[1], settings, bases, digests[0], make_matrix).measure()
         return row | {"digests": digests}
 
     measurement = Measurement(

@@ -78,6 +78,8 @@ from .null_trajectory import random_walk_similarity as random_walk_similarity
 from .null_trajectory import similarity_at as similarity_at
 from .null_trajectory import similarity_curve as similarity_curve
 from .null_trajectory import walked_distance as walked_distance
+from .null_update import scale_profile as scale_profile
+from .null_update import update_null_statistics as update_null_statistics
 from .path_numbers import cosine_statistics as cosine_statistics
 from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics
@@ -141,6 +143,7 @@ from .subspaces import subspace_leakage as subspace_leakage
 from .subspaces import subspace_similarity as subspace_similarity
 from .subspaces import top_subspace as top_subspace
 from .subspaces import top_subspaces as top_subspaces
+from .summarize_trees import summarize as summarize
 from .update_numbers import hill_statistics as hill_statistics
 from .update_numbers import kurtosis_from_sums as kurtosis_from_sums
 from .update_numbers import leading_statistics as leading_statistics

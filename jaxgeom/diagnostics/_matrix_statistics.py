@@ -18,6 +18,7 @@ from .angles import angles_from_bases
 from .entry_counts import EntryCounts, entry_counts, magnitude_histogram
 from .entry_statistics import OVERLAPS, MaskCounts, overlap_statistics
 from .masks import low_magnitude_mask
+from .moments import NullMoments, triple
 from .null_rotation import (
     RotationDraws,
     SampledAngles,
@@ -28,9 +29,17 @@ from .null_rotation import (
     rotation_is_large,
 )
 from .null_shift import norm_matched_shift
+from .null_update import update_null_statistics
 from .precision import bf16_view, grid_bits
 from .selection import largest_mask
-from .singular_values import capped_rank, default_hill_k, numerical_zero, shifts_linearly
+from .singular_values import (
+    capped_rank,
+    default_hill_k,
+    numerical_zero,
+    participation_ratio_from_singular_values,
+    shifts_linearly,
+    stable_rank_from_singular_values,
+)
 from .sparsity import changed_mask
 from .update_numbers import kurtosis_from_sums, update_statistics
 from .weight_numbers import angle_flags, is_open, projection_statistics, put_angles, shift_statistics
@@ -198,7 +207,7 @@ def _rotation(pair: MatrixPair, large: jax.Array, k: int) -> tuple[RotationDraws
         if pair.source.key is not None:
             return draw(pair.source.key, with_noise)
 
-        def host(index: np.ndarray) -> Any:
+        def host(index: Any) -> Any:
             name = pair.source.names[int(index)]
             return draw(report_generator(pair.options["seed"], name), with_noise)
 
@@ -254,3 +263,50 @@ def _where_initial(pair: MatrixPair, found: Numbers) -> Numbers:
     """Undefined where W0 is zero."""
     nothing = pair.counts.initial_norm == 0
     return {name: jnp.where(nothing, jnp.nan, as_real(number, jnp)) for name, number in found.items()}
+
+
+def update_nulls(pair: MatrixPair, *, kind: str) -> Numbers:
+    """The null of visible sparsity and of the overlaps that keeps the update's scales, or its entries."""
+    found = update_null_statistics(pair.w0, pair.w1, pair.masks, eta=pair.options["eta"], kinds=(kind,))
+    hidden = {name: pair.principal_is_open & name.startswith("overlap_principal") for name in found}
+    return {name: jnp.where(hidden[name], jnp.nan, number) for name, number in found.items()}
+
+
+def permuted_ranks(pair: MatrixPair) -> Numbers:
+    """Stable rank and participation ratio of ΔW beside those of its entries in random places.
+
+    Raises:
+      ValueError: where there are no draws.
+    """
+    count, size = pair.options["permutation_draws"], pair.delta.size
+    if count < 2:
+        raise ValueError(f"permutation_draws is {count}; the permutation null of ranks needs at least 2")
+
+    def host(index: Any) -> np.ndarray:
+        rng, order = (
+            report_generator(pair.options["seed"], pair.source.names[int(index)], "permutation"),
+            np.arange(size),
+        )
+        found = np.empty((count, size), np.int32)
+        for one in found:
+            rng.shuffle(order)
+            one[:] = order
+        return found
+
+    if pair.source.key is None:
+        like = jax.ShapeDtypeStruct((count, size), np.int32)
+        orders = jax.pure_callback(host, like, pair.source.index, vmap_method="sequential")
+    else:
+        keys = jax.random.split(jax.random.fold_in(pair.source.key, 1), count)
+        orders = jax.lax.map(lambda key: jax.random.permutation(key, size), keys)
+    flat = pair.delta.reshape(-1)
+    found: Numbers = {}
+    drawn = jax.lax.map(lambda order: svd_values(flat[order].reshape(pair.shape)), orders)
+    own = svd_values(pair.delta)
+    for name, measure in (
+        ("stable_rank", stable_rank_from_singular_values),
+        ("participation_ratio", participation_ratio_from_singular_values),
+    ):
+        values = measure(drawn)
+        found |= triple(name, measure(own), NullMoments(jnp.mean(values), jnp.std(values, ddof=1)), "_permutation")
+    return found

@@ -52,6 +52,15 @@ def divide(numerator: Any, denominator: Any) -> Any:
     return xp.where(defined, quotient, xp.full_like(quotient, np.nan))
 
 
+def repeat(times: int, step: Callable[[Any], Any], state: Any) -> Any:
+    """A step taken so many times from a tree of arrays, by a Python loop or, for JAX arrays, by one compiled body."""
+    if namespace(state) is np:
+        for _ in range(times):
+            state = step(state)
+        return state
+    return lax.fori_loop(0, times, lambda _, held: step(held), state)
+
+
 def increasing_root(function: Callable[[Any], Any], low: Any, high: Any, *, steps: int = 200) -> Any:
     """Where increasing functions cross zero between two bounds, one root per element.
 

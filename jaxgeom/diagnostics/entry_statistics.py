@@ -52,7 +52,8 @@ def scale_of_update(counts: EntryCounts, cells: RoundingCells) -> Any:
 
     def coarser() -> Any:
         width = cells.cell_high - cells.cell_low
-        cell = xp.where(xp.isfinite(width), width, xp.zeros_like(width)) / _positive(plain)[..., None]
+        held = xp.isfinite(width) & (cells.counts > 0)  # of a class that is empty the square may overflow
+        cell = xp.where(held, width, xp.zeros_like(width)) / _positive(plain)[..., None]
         rest = 1 - (cells.counts * cell * cell).sum(-1) / (12 * cells.counts.sum(-1))
         return xp.where(rest > 0, plain * xp.sqrt(xp.maximum(rest, 0.0)), xp.full_like(plain, np.nan))
 
@@ -113,15 +114,19 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
       `{report key: [...]}`. NaN where W0 is zero and the statistic is relative to it.
     """
     xp = namespace(counts.delta_norm, counts.changed)
-    size = xp.asarray(counts.count)
-    density = counts.changed / size
-    found: dict[str, Any] = {"sparsity_bf16": 1 - density, "density_bf16": density}
+    size = as_real(counts.count, xp)
+
+    def unchanged(count: Any) -> Any:
+        return (size - count) / size
+
+    sparsity, density = unchanged(counts.changed), counts.changed / size
+    found: dict[str, Any] = {"sparsity_bf16": sparsity, "density_bf16": density}
     if nulls:
         null = sparsity_moments(counts, eta=eta)
-        found = triple("sparsity_bf16", 1 - density, null)
+        found = triple("sparsity_bf16", sparsity, null)
         found |= triple("density_bf16", density, NullMoments(1 - null.mean, null.std))
-    found["sparsity_stored"] = (size - counts.differs) / size
-    found["sparsity_abs_1e-5"] = (size - counts.beyond_absolute) / size
+    found["sparsity_stored"] = unchanged(counts.differs)
+    found["sparsity_abs_1e-5"] = unchanged(counts.beyond_absolute)
     defined = xp.where(xp.asarray(counts.initial_norm) > 0, size, xp.zeros_like(size))
     for place, tolerance in enumerate(RMS_TOLERANCES):
         beyond = as_real(counts.beyond_rms[..., place], xp)

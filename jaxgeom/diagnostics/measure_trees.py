@@ -57,6 +57,8 @@ COUNTED = (
     "share_beyond_half_ulp", "fro_norm", "relative_norm", "decay", "parameters",
 )  # fmt: skip
 
+ENTRYWISE = ("sparsity_bf16", "overlap_low", "overlap_principal")
+
 # The first family that gives a key computes it: what is had where the leaves lie stands before what takes them whole.
 FAMILIES: tuple[Family, ...] = (
     Family(leaf.entries, COUNTED, kinds=(None,)),
@@ -70,6 +72,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(matrix.shifts, ("nss", "nss_bf16", "nss_without_decay"), whole=True),
     Family(matrix.angles, ("angle_",), whole=True),
     Family(matrix.projections, ("projection_",), whole=True),
+    Family(matrix.permuted_ranks, ("stable_rank", "participation_ratio"), whole=True, kinds=("permutation",)),
+    Family(partial(matrix.update_nulls, kind="profile"), ENTRYWISE, whole=True, kinds=("profile",)),
+    Family(partial(matrix.update_nulls, kind="permutation"), ENTRYWISE, whole=True, kinds=("permutation",)),
     Family(matrix.overlaps, ("overlap_low", "overlap_principal", "rounding_scale", "mask_rank"), whole=True),
 )
 
@@ -161,7 +166,8 @@ def _placed(
         return numbers(*arrays)
     place = tuple(sharding.spec) + (None,) * (arrays[1].ndim - len(sharding.spec))
     out = PartitionSpec(*(place[axis] for axis in spec.batch))
-    return jax.sharding.auto_axes(numbers, out_sharding=dict.fromkeys(wanted, out))(*arrays)
+    placed: Any = jax.sharding.auto_axes(numbers, out_sharding=dict.fromkeys(wanted, out))
+    return placed(*arrays)
 
 
 def _numbers(
@@ -183,7 +189,9 @@ def _numbers(
             found = family.function(pair) | found
     functions = [family.function for family in families if family.whole]
     if functions:
-        found |= _matrix_by_matrix(functions, as_matrix(w0, spec), as_matrix(w1, spec), settings, names, key)
+        missing = [name for name in wanted if name not in found]
+        leaves = as_matrix(w0, spec), as_matrix(w1, spec)
+        found |= _matrix_by_matrix(functions, missing, *leaves, settings, names, key)
     for name in wanted:
         if name not in found:
             raise ValueError(_unknown("statistic", name, found))
@@ -192,6 +200,7 @@ def _numbers(
 
 def _matrix_by_matrix(
     functions: Sequence[Callable[[MatrixPair], Numbers]],
+    wanted: Sequence[str],
     w0: jax.Array,
     w1: jax.Array,
     settings: Mapping[str, Any],
@@ -206,8 +215,11 @@ def _matrix_by_matrix(
         own = None if key is None else jax.random.fold_in(key, index)
         pair, found = MatrixPair(a, b, Source(names, index, own), settings), {}
         for function in functions:
-            found |= function(pair)
-        return found
+            found = function(pair) | found
+        for name in wanted:
+            if name not in found:
+                raise ValueError(_unknown("statistic", name, found))
+        return {name: found[name] for name in wanted}
 
     index = jnp.arange(math.prod(batch), dtype=jnp.int32)
     found = jax.lax.map(one, (index, *(w.reshape(-1, *w.shape[-2:]) for w in (w0, w1))))

@@ -98,13 +98,17 @@ def isotropic_spectrum(shape: tuple[int, ...], kurtosis: Any = None) -> Any:
 def largest_square(shape: tuple[int, ...]) -> NullMoments:
     """Mean and deviation of the largest squared singular value of a standard normal matrix, by the Tracy–Widom law.
 
+    Of a single row or column it is the sum of the squares, `χ²` of as many degrees of freedom.
+
     Args:
       shape: `[..., m, n]`.
 
     Reference:
       Johnstone, *On the distribution of the largest eigenvalue in principal components analysis*, 2001.
     """
-    a, b = (math.sqrt(max(side - 0.5, 0.5)) for side in shape[-2:])
+    if min(shape[-2:]) == 1:
+        return NullMoments(float(max(shape[-2:])), math.sqrt(2.0 * max(shape[-2:])))
+    a, b = (math.sqrt(side - 0.5) for side in shape[-2:])
     width = (a + b) * (1 / a + 1 / b) ** (1 / 3)
     return NullMoments((a + b) ** 2 + TRACY_WIDOM_MEAN * width, math.sqrt(TRACY_WIDOM_VARIANCE) * width)
 

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax import lax
 
-from ._namespace import as_real, divide, namespace
+from ._namespace import as_real, divide, namespace, repeat
 from .moments import NullMoments, triple
 from .rounding_cells import RoundingCells, change, left_noise, moments_of_share, scale_for_density, select
 from .scale_profile import (  # fmt: skip
@@ -125,13 +126,13 @@ def _in_turn(function: Any, values: Any) -> Any:
 
 def _dual(h: Any, row_target: Any, column_target: Any, rows: Any, columns: Any) -> tuple[Any, Any]:
     """α and β with `Σ_j n_j·h_ij·(α_i + β_j)` and `Σ_i n_i·h_ij·(α_i + β_j)` equal to the targets."""
-    xp = namespace(h)
     by_row, by_column = h @ columns, rows @ h
-    alpha, beta = xp.zeros_like(by_row), xp.zeros_like(by_column)
-    for _ in range(_SWEEPS):
-        alpha = _over(row_target - h @ (columns * beta), by_row)
-        beta = _over(column_target - (rows * alpha) @ h, by_column)
-    return alpha, beta
+
+    def sweep(shares: tuple[Any, Any]) -> tuple[Any, Any]:
+        alpha = _over(row_target - h @ (columns * shares[1]), by_row)
+        return alpha, _over(column_target - (rows * alpha) @ h, by_column)
+
+    return repeat(_SWEEPS, sweep, (0 * by_row, 0 * by_column))
 
 
 def _over(a: Any, b: Any) -> Any:

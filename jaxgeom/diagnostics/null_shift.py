@@ -62,8 +62,9 @@ def norm_matched_shift(sigma: Any, norm: Any, *, shape: tuple[int, ...]) -> Shif
     tiny = float(xp.finfo(sigma.dtype).tiny)
     s = norm / math.sqrt(float(small) * large)
     drift = xp.square(s)[..., None] * _repulsion(xp, sigma, s, small, large)
-    room = xp.maximum(RIGIDITY * xp.square(_spacing(xp, sigma)), tiny)
     variance = xp.broadcast_to(xp.square(s)[..., None], sigma.shape)
+    # Equal levels leave no room at all: what is left keeps the quotient below within its range.
+    room = xp.maximum(RIGIDITY * xp.square(_spacing(xp, sigma)), xp.maximum(1e-30 * variance, tiny))
     if small > 8:  # fewer levels have no local spacing to speak of
         variance = room * xp.log1p(variance / room)
     moved = variance + xp.square(drift)

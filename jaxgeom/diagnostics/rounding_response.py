@@ -70,16 +70,18 @@ def change_in_cell(low: Any, high: Any, cell_low: Any, cell_high: Any, scale: An
     """
     xp = namespace(low, scale)
     width = cell_high - cell_low
-    far = xp.stack(
-        xp.broadcast_arrays(*((end - side) / scale for end in (high, low) for side in (cell_low, cell_high)))
-    )
-    z = xp.clip(far, -60.0, 60.0)
-    phi, below = density(z), ndtr(-xp.abs(z))
-    # Beyond 60 deviations R(z) is z, or 0: taken from the distance, which is not clipped.
-    ramp = phi + xp.where(z < 0, z * below, far - z * below)
-    stay, slope, bend = (part[0] - part[1] - part[2] + part[3] for part in (ramp, -phi, -phi * (1 + z * z)))
     share = scale / width
-    averaged = Change(xp.clip(1 - share * stay, 0.0, 1.0), share * slope, share * bend)
+    with np.errstate(invalid="ignore"):  # a cell without an end
+        ends = [end - side + 0 * scale for end in (high, low) for side in (cell_low, cell_high)]
+    reach = xp.stack(xp.broadcast_arrays(*ends))
+    z = xp.clip(reach / scale, -60.0, 60.0)
+    phi, below = density(z), ndtr(-xp.abs(z))
+    # R(z) is max(z, 0) and a rest; the former over w/s is taken from the distances, whose quotient with s may overflow.
+    with np.errstate(invalid="ignore"):
+        straight = xp.where(reach > 0, reach / width, xp.zeros_like(reach))
+    rests = share * (phi - xp.abs(z) * below)
+    stay, slope, bend = (part[0] - part[1] - part[2] + part[3] for part in (rests + straight, -phi, -phi * (1 + z * z)))
+    averaged = Change(xp.clip(1 - stay, 0.0, 1.0), share * slope, share * bend)
     known = change_at_place(low, high, scale)
     # Far wider noise makes the place irrelevant, and the ramps cancel; a cell without an end has no average.
     smooth = (share > (1e3 if real(xp) == np.float64 else 30.0)) | ~xp.isfinite(width)

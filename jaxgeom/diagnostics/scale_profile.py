@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._namespace import as_real, namespace
+from ._namespace import as_real, namespace, repeat
 from .rounding_cells import select
 from .rounding_response import change_at_place
 from .stored_noise import Neighbourhood, neighbourhood, stored_noise
@@ -153,19 +153,23 @@ def fit_profile(sums: Any, shape: tuple[int, int], is_rounded: Any) -> ScaleProf
     xp = namespace(rows)
     whole = 0.5 * _log2(rows.mean())
     profile = ScaleProfile(levels(0.5 * (_log2(rows) - whole)), levels(0.5 * (_log2(columns) - whole)))
-    for _ in range(ROUNDS):
-        for side in (0, 1):
-            this, other = profile[side], profile[1 - side]
-            partners = as_real(is_active(other), xp) / _positive(scale_of_levels(other)) ** 2
-            seen = _log2((sums.rows, sums.columns)[side](partners))
-            found = select(
-                is_rounded,
-                lambda: _before_storage(seen, this, *(sums.left_rows, sums.left_columns)[side](profile)),  # noqa: B023
-                lambda: (seen - xp.log2(as_real(is_active(other).sum(), xp))) / 2,  # noqa: B023
-            )
-            found = levels(xp.where(is_active(this), found, -np.inf))
-            profile = ScaleProfile(found, other) if side == 0 else ScaleProfile(other, found)
-    return profile
+
+    def fitted(profile: ScaleProfile, side: int) -> Any:
+        this, other = profile[side], profile[1 - side]
+        partners = as_real(is_active(other), xp) / _positive(scale_of_levels(other)) ** 2
+        seen = _log2((sums.rows, sums.columns)[side](partners))
+        found = select(
+            is_rounded,
+            lambda: _before_storage(seen, this, *(sums.left_rows, sums.left_columns)[side](profile)),
+            lambda: (seen - xp.log2(as_real(is_active(other).sum(), xp))) / 2,
+        )
+        return levels(xp.where(is_active(this), found, -np.inf))
+
+    def alternate(profile: ScaleProfile) -> ScaleProfile:
+        profile = profile._replace(rows=fitted(profile, 0))
+        return profile._replace(columns=fitted(profile, 1))
+
+    return repeat(ROUNDS, alternate, profile)
 
 
 def _before_storage(seen: Any, this: Any, expected: Any, slope: Any) -> Any:

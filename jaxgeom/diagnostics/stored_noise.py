@@ -197,7 +197,7 @@ def left_on_bf16_grid(cells: Any, scale: Any) -> LeftNoise:
     chance = change_at_place(-edges[1], edges[0], 1.0).probability
     outer = _summed(_smooth(width, edges, (far, far)), chance, xp.zeros_like(width), fine, -1)
     squares = _square_weights(cells.histogram, cells.storage, scale)
-    below = np.arange(squares.shape[-1], dtype=np.int32) < first[..., None] * 128
+    below = xp.arange(squares.shape[-1], dtype=first.dtype) < first[..., None] * 128
     outer = outer._replace(across=xp.where(below, squares, xp.zeros_like(squares)).sum(-1))
     return LeftNoise(*(one + other for one, other in zip(inner, outer, strict=True)))
 

@@ -25,10 +25,9 @@ FUNCTIONS = {
     "absolute_sparsity": jd.absolute_sparsity,
     "relative_sparsity": jd.relative_sparsity,
     "ulp_share": jd.ulp_share,
-    "density_by_decile": lambda a, b: jd.density_by_decile(a, jd.changed_mask(a, b), parts=4),
-    "share_hidden": lambda a, b: jd.share_hidden_by_decile(
-        a, jd.changed_mask(a, b), jnp.abs(jd.update(a, b)) > 1e-4, parts=2
-    ),
+    "hidden_by_decile": lambda a, b: jd.hidden_by_decile(jd.entry_counts(a, b)),
+    "entry_statistics": lambda a, b: jd.entry_statistics(jd.entry_counts(a, b), eta=1e-3),
+    "update_nulls": lambda a, b: jd.update_null_statistics(a, b, {"overlap_low": a > 0}),
     "relative_norm": jd.relative_norm,
     "stable_rank": lambda a, b: jd.stable_rank(jd.update(a, b)),
     "stable_rank_krylov": lambda a, b: jd.stable_rank(jd.update(a, b), method="krylov", iterations=4, block=2),
@@ -58,13 +57,10 @@ FUNCTIONS = {
         jd.rounding_null(a, jd.low_magnitude_mask(a, fraction=0.3), jd.visible_density(a, b))
     ),
     "rounding_null_bf16": lambda a, b: tuple(jd.rounding_null(a.astype(jnp.bfloat16), a > 0, jd.visible_density(a, b))),
-    "rounding_null_profile": lambda a, b: tuple(
-        jd.rounding_null(a, a > 0, jd.visible_density(a, b), profile=jd.scale_profile(jd.update(a, b)))
-    ),
     "cross_run_null": lambda a, b: tuple(
         jd.cross_run_null(a, jd.visible_density(a, b), 0.5 + 0 * jd.decay_component(a, b)).jaccard
     ),
-    "rounding_deciles": lambda a, b: jd.rounding_null_by_decile(a, jd.visible_density(a, b), parts=2).mean,
+    "rounding_deciles": lambda a, b: jd.rounding_null_by_decile(a, jd.visible_density(a, b)).mean,
     "update_numbers": lambda a, b: {
         key: x
         for key, x in jd.update_statistics(

@@ -1,6 +1,6 @@
 """Every triple of a real study's files is over one population: value, null, excess and count, recomputed from the rows.
 
-Nothing of the code under test is used: means, populations and weights are taken here from the rows that the files hold.
+Nothing of the code under test is used for it: means, populations and weights are taken here from the rows in the files.
 The tests of the study call the checks.
 """
 
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+
+from jaxgeom.diagnostics.statistics import split_key, statistic
 
 COUNTED = {"sparsity_bf16", "sparsity_stored", "sparsity_abs_1e-5", "density_bf16", "share_beyond_half_ulp"}
 COUNTED |= {f"sparsity_rms_{tolerance:g}" for tolerance in (1e-4, 1e-3, 1e-2)}
@@ -316,7 +318,28 @@ def check_excesses(study):
     assert read > 1000
 
 
+def check_table(study):
+    """Rows hold what the table of statistics says of the command, and nothing that it does not know."""
+    labels = {"name", "shape", "layer", "module", "group", "parameters"}
+    comparison, trajectory = study.measures["opd", 0]
+    for command, rows in (
+        ("compare", comparison["matrices"]),
+        ("trajectory", trajectory["matrices"]),
+        ("between", study.between[0]["matrices"]),
+    ):
+        keys = {key for row in rows for key in row} - labels
+        names = {split_key(key)[0] for key in keys if not key.endswith(("_note", "_form"))}
+        along = {"overlap_low", "overlap_principal"} if command == "trajectory" else set()  # the study's own
+        for name in names - along:
+            entry = statistic(name)
+            assert entry is not None and command in entry.commands, (command, name)
+            assert entry.is_setting or (f"{name}_null" in keys) == (entry.null_in(command) is not None), (command, name)
+            for kind in KINDS:
+                assert f"{name}_{kind}_null" not in keys or kind in entry.further, (command, name, kind)
+
+
 CHECKS = (
+    check_table,
     check_comparisons,
     check_between,
     check_trajectories,

@@ -82,7 +82,6 @@ def test_matched_comparisons_are_at_a_shared_place(study):
     assert found and all(math.isclose(norm, target, rel_tol=1e-9) for norm in found)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("check", populations.CHECKS)
 def test_every_triple_is_over_one_population(study, check):
     check(populations.read(study[0]))
@@ -95,6 +94,7 @@ def test_every_triple_between_two_runs_is_over_one_population(study):
     assert report["summary"]["jaccard"]["rounding_null"] != report["summary"]["jaccard"]["null"]
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_as_an_undisturbed_one(models, study, tmp_path):
     out = tmp_path / "out"
     line, environment = command("study", EXPERIMENT, "--out", out)

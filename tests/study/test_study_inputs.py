@@ -16,7 +16,7 @@ from tests.tiny import write_tiny_model
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("name=", "nmae="), "nmae"),
+        (("name=", "nmae="), "argument"),
         (('models / "base"', 'models / "absent"'), "absent"),
         (("import os", "import os, absent_module"), "absent_module"),
         (("steps=6", "steps=0"), "steps=0"),

@@ -1,6 +1,7 @@
 """From prompts to batches: the gap, the filter, the controls."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -31,6 +32,11 @@ def world(tmp_path_factory):
     return student, other, tokenizer, encoded
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens, valid):
+    return model.apply({"params": params}, tokens, valid=valid)
+
+
 def _prompts(encoded, size=4):
     return itertools.cycle([encoded[i : i + size] for i in range(0, len(encoded), size)])
 
@@ -54,7 +60,7 @@ def test_the_opd_advantage_is_the_teachers_log_prob_minus_the_students(world):
     mask = np.asarray(batch.loss_mask)
 
     def log_probs(actor):
-        logits = np.asarray(actor.model.apply({"params": actor.params}, batch.tokens, valid=batch.valid), np.float64)
+        logits = np.asarray(forward(actor.model, actor.params, batch.tokens, batch.valid), np.float64)
         table = logits - logits.max(-1, keepdims=True)
         table -= np.log(np.exp(table).sum(-1, keepdims=True))
         picked = np.take_along_axis(table[:, :-1], np.asarray(batch.tokens)[:, 1:, None], -1)[..., 0]

@@ -21,7 +21,7 @@ import jax
 
 from jaxgeom.comparison.algebra.float64_matrix import Float64Matrix
 from jaxgeom.comparison.algebra.integer_matrix import IntegerMatrix
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.errors import UserError
 
 STATED_BOUND = (
@@ -72,7 +72,7 @@ class Algebra:
             return f"float64 {self.devices[0].device_kind}"
         return "" if self.arithmetic == "lapack" else self.arithmetic
 
-    def on(self, device: Any) -> MatrixForm:
+    def on(self, device: Any) -> MatrixMaker:
         """Makes matrices on one of the devices."""
         return functools.partial(Float64Matrix if self.arithmetic == "float64" else IntegerMatrix, device=device)
 
@@ -110,7 +110,7 @@ class DevicePool:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def borrow(self) -> Iterator[MatrixForm]:
+    def borrow(self) -> Iterator[MatrixMaker]:
         """What makes matrices on a device, for as long as one matrix is measured; on the host `Matrix` itself."""
         if not self._busy:
             yield Matrix

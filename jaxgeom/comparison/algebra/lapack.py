@@ -220,15 +220,6 @@ def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
     return values
 
 
-def symmetric_values(matrix: np.ndarray) -> np.ndarray:
-    """All eigenvalues `[p]`, ascending, of a symmetric matrix `[p, p]`, float64 or float32.
-
-    Its upper triangle is read (Fortran-ordered); the matrix is overwritten.
-    """
-    diagonal, off, _ = tridiagonalize(matrix)
-    return tridiagonal_values(diagonal, off)
-
-
 _GOOD_PART = 6
 """From this part (a sixth) of the vectors on, all of them by divide and conquer cost less than the wanted ones alone:
 `experiments/benchmarks/algebra_thresholds.py`."""

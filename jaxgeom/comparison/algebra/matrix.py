@@ -125,7 +125,7 @@ class Matrix:
         return np.linalg.svd(self.dense(), full_matrices=False)
 
 
-MatrixForm = Callable[..., Matrix]
+MatrixMaker = Callable[..., Matrix]
 """What makes a `Matrix` of `(array, minus=None, scale=1.0)`: the class itself, whose algebra runs on the host, or
 `functools.partial` of a subclass that holds it on one accelerator. What measures a matrix is given it and need not know
 which."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.krylov import leading_square
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.algebra.spectrum import decompose, exact_values
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache, HeldBase
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
@@ -61,7 +61,7 @@ class MatrixTrajectory:
         settings: parameters; `subspace_k` is the K of the similarities.
         rates: `Σ lr` and `√Σ lr²` up to each step, None where no learning rate is known.
         spectra: name of the matrix and where base spectra are kept, if `SPECTRAL_STATISTICS` are wanted.
-        form: makes matrices where their algebra is to run.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class MatrixTrajectory:
         *,
         rates: Sequence[tuple[float, float]] | None = None,
         spectra: tuple[str, BaseCache] | None = None,
-        form: MatrixForm = Matrix,
+        make_matrix: MatrixMaker = Matrix,
     ) -> None:
-        self.read, self.count, self.settings, self.rates, self.form = read, count, settings, rates, form
+        self.read, self.count, self.settings, self.rates, self.make_matrix = read, count, settings, rates, make_matrix
         self.name, self.bases = (spectra[0], HeldBase(spectra[1])) if spectra is not None else ("", None)
 
     def measure(self) -> dict[str, Any]:
@@ -147,21 +147,23 @@ class MatrixTrajectory:
         self._spectra(index, stored, totals)
         if square == 0:
             return _Step(0.0, totals, None, None, None)
-        update = self.form(now, self.a)
+        update = self.make_matrix(now, self.a)
         right = self._update_statistics(index, update, totals)
         right_bf16 = right if on_grid else self._bf16(index, stored, totals)
         if on_grid:  # a bfloat16 reader sees what is stored
             self.row["stable_rank_bf16"][index] = self.row["stable_rank"][index]
         rest = None
         if index < self.count - 1 and bool(np.any(self.z != now)):
-            rest = right_subspace(self.form(self.z, now), self.k)
+            rest = right_subspace(self.make_matrix(self.z, now), self.k)
         return _Step(square, totals, right, rest, right_bf16)
 
     def _spectra(self, index: int, stored: np.ndarray, totals: EntrySums) -> None:
         """Spectral drift and rotation against W0, whose own spectrum is taken once for all steps."""
         if self.bases is None:
             return
-        pair = MatrixMeasurement(self.name, self.origin, stored, self.settings, self.bases, self.digests[0], self.form)
+        pair = MatrixMeasurement(
+            self.name, self.origin, stored, self.settings, self.bases, self.digests[0], self.make_matrix
+        )
         found = pair.drift_and_rotation(totals)
         for name in SPECTRAL_STATISTICS:
             for key in (name, *(f"{name}_{kind}" for kind in ("null", "excess", "z"))):
@@ -198,17 +200,17 @@ class MatrixTrajectory:
         if totals.bf16_delta_squares == 0:
             return None
         start = bf16_view(self.origin)
-        update = self.form(bf16_view(stored), start)
+        update = self.make_matrix(bf16_view(stored), start)
         self._put("stable_rank_bf16", index, totals.bf16_delta_squares / leading_square(update))
         if self.final_square:
             share = np.float32(math.sqrt(totals.delta_squares / self.final_square))
-            fixed = self.form(bf16_view(self.a + share * (self.z - self.a)), start)
+            fixed = self.make_matrix(bf16_view(self.a + share * (self.z - self.a)), start)
             square = inner(fixed, fixed)
             if square:
                 value = self.row["stable_rank_bf16"][index]
                 self._put("stable_rank_bf16", index, value, (square / leading_square(fixed), None))
             if self.final_bf16 is None:
-                self.final_bf16 = right_subspace(self.form(bf16_view(self.z), start), self.k)
+                self.final_bf16 = right_subspace(self.make_matrix(bf16_view(self.z), start), self.k)
             null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else math.nan
             self._put("sim_to_final_bf16", index, None, (null, None))
         return right_subspace(update, self.k)

@@ -11,11 +11,11 @@ import zlib
 
 import numpy as np
 
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.algebra.spectrum import Spectrum, decompose, exact_values, value_errors, values_only
-from jaxgeom.comparison.run.journal import as_user_error
 from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
 from jaxgeom.errors import UserError
+from jaxgeom.files import as_user_error
 
 _FORMAT = "1"
 
@@ -137,16 +137,25 @@ def _unpack(held: dict[str, np.ndarray], prefix: str) -> Spectrum:
     return Spectrum(values, held.get(f"{prefix}_short", empty), held.get(f"{prefix}_long", empty), error, is_exact)
 
 
-def measure_base(initial: np.ndarray, count: int, *, view: np.ndarray | None, form: MatrixForm = Matrix) -> Base:
-    """Spectra of W0 (float32 `[out, in]`), and the values of its bfloat16 view where one is given."""
-    stored = decompose(form(initial), count, long=True)
-    return Base(stored, bf16=values_only(form(view)) if view is not None else None)
+def measure_base(
+    initial: np.ndarray, count: int, *, view: np.ndarray | None, make_matrix: MatrixMaker = Matrix
+) -> Base:
+    """Spectra of W0, and the values of its bfloat16 view where one is given.
+
+    Args:
+        initial: W0 widened to float32 `[out, in]`.
+        count: number of leading vectors.
+        view: its bfloat16 view widened to float32 `[out, in]`, None where that is W0 itself.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
+    """
+    stored = decompose(make_matrix(initial), count, long=True)
+    return Base(stored, bf16=values_only(make_matrix(view)) if view is not None else None)
 
 
-def exact_base(base: Base, initial: np.ndarray, form: MatrixForm = Matrix) -> Spectrum:
-    """The values of W0 by the bidiagonal route, computed on first need and then kept with the base."""
+def exact_base(base: Base, initial: np.ndarray, make_matrix: MatrixMaker = Matrix) -> Spectrum:
+    """The values of W0 (float32 `[out, in]`) by the bidiagonal route, computed on first need and kept with the base."""
     if base.stored.is_exact:
         return base.stored
     if base.exact is None:
-        base.exact = exact_values(form(initial))
+        base.exact = exact_values(make_matrix(initial))
     return base.exact

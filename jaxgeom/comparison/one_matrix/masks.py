@@ -11,12 +11,12 @@ _BLOCK = 1 << 21
 
 
 def magnitude_mask(matrix: np.ndarray, take: int) -> np.ndarray:
-    """Flat mask of the `take` largest `|matrix|`, float32 `[out, in]`."""
+    """Flat mask `[out·in]` of the `take` largest `|matrix|`, float32 `[out, in]`."""
     return _largest(np.abs(matrix).reshape(-1), take)
 
 
 def reconstruction_mask(left: np.ndarray, right: np.ndarray, take: int) -> np.ndarray:
-    """Flat mask of the `take` largest `|left·rightᵀ|`, decided in float64.
+    """Flat mask `[out·in]` of the `take` largest `|left·rightᵀ|`, decided in float64.
 
     Only the float32 magnitudes are held; entries that tie with the threshold there are told apart in float64.
 
@@ -41,7 +41,13 @@ def reconstruction_mask(left: np.ndarray, right: np.ndarray, take: int) -> np.nd
 
 
 def _largest(magnitude: np.ndarray, take: int, exact: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-    """Mask of the `take` largest; `exact` gives what tells entries of one float32 magnitude apart."""
+    """Mask of the `take` largest magnitudes, float32 `[n]`.
+
+    Args:
+        magnitude: what is compared first.
+        take: number of entries.
+        exact: of flat places `[t]`, the float64 magnitudes that tell entries of one float32 magnitude apart.
+    """
     if take <= 0:
         return np.zeros(magnitude.size, bool)
     threshold = order_statistic(magnitude, magnitude.size - take)

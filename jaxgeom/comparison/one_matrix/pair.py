@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 
 from jaxgeom.comparison.algebra.krylov import leading_directions
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.one_matrix import update_ranks, weight_changes
 from jaxgeom.comparison.one_matrix.base_spectra import Base, BaseCache, measure_base, vector_count
 from jaxgeom.comparison.one_matrix.entries import put_entries, put_overlaps
@@ -35,7 +35,7 @@ class MatrixMeasurement:
         settings: parameters.
         cache: where base spectra are kept.
         digest: content digest of `initial`, its key there.
-        form: makes matrices where their algebra is to run.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
     """
 
     name: str
@@ -44,7 +44,7 @@ class MatrixMeasurement:
     settings: CompareSettings
     cache: BaseCache
     digest: str
-    form: MatrixForm = Matrix
+    make_matrix: MatrixMaker = Matrix
 
     def measure(self) -> Row:
         """The row: sparsities, norms, ranks, drift, rotation, overlaps, projections, each with its null."""
@@ -82,7 +82,7 @@ class MatrixMeasurement:
         self.on_grid = totals.is_rounded
         base = self._base()
         if base is not None:
-            self._changes(base, self.form(self.b, self.a)).measure(plain=True)
+            self._changes(base, self.make_matrix(self.b, self.a)).measure(plain=True)
         return self.row
 
     def _base(self) -> Base | None:
@@ -92,12 +92,14 @@ class MatrixMeasurement:
         base = self.cache.load(self.digest, count)
         needs_view = not self.totals.on_grid
         if base is None or (needs_view and base.bf16 is None):
-            base = measure_base(self.a, count, view=bf16_view(self.initial) if needs_view else None, form=self.form)
+            base = measure_base(
+                self.a, count, view=bf16_view(self.initial) if needs_view else None, make_matrix=self.make_matrix
+            )
             self.cache.save(self.digest, count, base)
         return base
 
     def _full(self, base: Base | None) -> None:
-        update = self.form(self.b, self.a)
+        update = self.make_matrix(self.b, self.a)
         update_ranks.full(self.row, update, self.totals, self.settings)
         self._bf16_rank()
         if base is None:
@@ -107,14 +109,14 @@ class MatrixMeasurement:
 
     def _fast(self) -> None:
         """What needs no full spectrum: ranks of the update from one float32 Gram matrix."""
-        update_ranks.fast(self.row, self.form(self.b, self.a), self.totals)
+        update_ranks.fast(self.row, self.make_matrix(self.b, self.a), self.totals)
         self._bf16_rank()
 
     def _bf16_rank(self) -> None:
         if self.on_grid or self.totals.delta_squares == 0:
             update_ranks.copy_as_bf16(self.row)
         else:
-            difference = self.form(bf16_view(self.final), bf16_view(self.initial))
+            difference = self.make_matrix(bf16_view(self.final), bf16_view(self.initial))
             update_ranks.bf16(self.row, difference, self.totals)
 
     def _changes(self, base: Base, update: Matrix) -> weight_changes.WeightChanges:
@@ -130,7 +132,7 @@ class MatrixMeasurement:
             base=base,
             update=update,
             settings=self.settings,
-            form=self.form,
+            make_matrix=self.make_matrix,
             rng=self._generator(""),
             save=lambda: self.cache.save(self.digest, count, base),
         )
@@ -161,7 +163,7 @@ class MatrixMeasurement:
         """Flat mask of the largest entries of W0's reconstruction; None where its rank leaves that open."""
         settings, shape = self.settings, self.initial.shape
         take = int(np.floor(settings.mask_fraction * self.totals.count + 0.5))
-        rank, matrix = min(settings.mask_rank, min(shape)), self.form(self.a)
+        rank, matrix = min(settings.mask_rank, min(shape)), self.make_matrix(self.a)
         stored = base.stored if base is not None else None
         if rank == min(shape) or (stored is not None and stored.values[rank] <= stored.errors[rank]):
             return magnitude_mask(self.a, take)  # nothing is left out: W0 itself, with its ties

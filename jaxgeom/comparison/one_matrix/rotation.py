@@ -7,25 +7,27 @@ from jaxgeom.comparison.algebra.spectrum import Spectrum
 from jaxgeom.diagnostics.angles import angles_from_bases, angles_from_cosines
 
 _TINY = 1e-5
-"""Mean angle below which cosines no longer tell it to five digits: the sine branch takes the bases themselves."""
+"""Mean angle in radians below which it is taken from sines, of the bases themselves: cosines in float64 tell an angle θ
+to about 1e-16/θ, here to a millionth of it."""
 
 _WEAK = 1e-2
-"""Share of σ₁ below which a division by σ_k loses digits that the long side's cosines need."""
+"""Share of σ₁ below which the long side's vectors are formed instead of dividing by σ_k: the Gram route holds the short
+ones to about `eps·(σ₁/σ_k)²`, and the division costs a factor σ₁/σ_k more."""
 
 
 def principal_angles(
     base: Spectrum, final: Spectrum, final_matrix: Matrix, pulled: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Angles of the smaller and of the longer side, radians ascending `[k]` each.
+    """Angles of the short and of the long side (see `Matrix`), radians ascending `[k]` each.
 
-    The longer side needs no vectors of W+: with `W+ᵀU0 = V0Σ0 + ΔWᵀU0` its cosines are
-    `U0ᵀU+ = (Σ0·V0ᵀV+ + (ΔWᵀU0)ᵀV+)·Σ+⁻¹`, all of it on the smaller side.
+    The long side needs no vectors of W+: with `W+ᵀU0 = V0Σ0 + ΔWᵀU0` its cosines are
+    `U0ᵀU+ = (Σ0·V0ᵀV+ + (ΔWᵀU0)ᵀV+)·Σ+⁻¹`, all of it on the short side.
 
     Args:
         base: spectrum and vectors of W0.
         final: spectrum and short-side vectors of W+.
         final_matrix: W+, for the rotations so small that its own long vectors are formed; products run where it is.
-        pulled: `ΔWᵀU0`, `[short, ≥ k]`, good to single precision.
+        pulled: `ΔWᵀU0`, of a wide matrix `ΔW·V0`: `[short, ≥ k]`, good to single precision.
         k: dimension of the subspaces.
     """
     short0, short1 = base.short[:, :k], final.short[:, :k]

@@ -43,16 +43,11 @@ def put_numbers(row: Row, numbers: Mapping[str, Any]) -> None:
         row[key] = _number(float(value))
 
 
-def put_with_null(row: Row, name: str, value: float | None, null: Null | None) -> None:
-    """Writes a statistic that has a null, its three further keys too where that null is not defined here."""
-    put(row, name, value)
-    put_null(row, name, null)
-
-
 def put_undefined(row: Row, *names: str) -> None:
     """Writes statistics that have no value here, nor a null: a reader finds their keys in every row."""
     for name in names:
-        put_with_null(row, name, None, None)
+        put(row, name, None)
+        put_null(row, name, None)
 
 
 def _number(value: float | None) -> float | None:

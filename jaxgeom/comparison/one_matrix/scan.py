@@ -25,7 +25,7 @@ _MAGNITUDE = np.uint16(0x7FFF)
 
 
 def widen(array: np.ndarray) -> np.ndarray:
-    """float32 with the same numbers; a bfloat16 array is widened by its bits."""
+    """The same numbers in float32, any shape; a bfloat16 array is widened by its bits."""
     if array.dtype == np.float32:
         return array
     if array.dtype.name == "bfloat16":
@@ -34,7 +34,7 @@ def widen(array: np.ndarray) -> np.ndarray:
 
 
 def bf16_view(array: np.ndarray) -> np.ndarray:
-    """float32 array of the values that a bfloat16 reader sees."""
+    """The values that a bfloat16 reader sees, in float32 and the same shape."""
     if array.dtype.name == "bfloat16":
         return widen(array)
     out = np.empty(array.shape, np.float32)
@@ -49,7 +49,8 @@ def bf16_view(array: np.ndarray) -> np.ndarray:
 class EntrySums:
     """Sums over the entries of a pair of arrays; adds up over blocks. `counts` is what the statistics take.
 
-    The fields are those of `EntryCounts`, of which they are sums, and sums of squares in float64.
+    The fields are those of `EntryCounts`, where they are described: counts, histograms `[2¹⁵]` over the magnitude bits
+    of W0, and sums of squares in float64 in place of norms.
     """
 
     storage: str = "bfloat16"
@@ -62,7 +63,6 @@ class EntrySums:
     beyond_half_ulp: int = 0
     delta_squares: float = 0.0
     delta_fourths: float = 0.0
-    delta_max: float = 0.0
     initial_squares: float = 0.0
     inner: float = 0.0
     bf16_delta_squares: float = 0.0
@@ -179,12 +179,12 @@ def _fourths(wide: np.ndarray) -> float:
 
 
 def view_bits(stored: np.ndarray, wide: np.ndarray) -> np.ndarray:
-    """Bits of the bfloat16 view of a stored array, of which `wide` is the float32 widening."""
+    """uint16 bits of the bfloat16 view of a stored array, any shape, of which `wide` is the float32 widening."""
     return stored.view(np.uint16) if stored.dtype.name == "bfloat16" else bf16_bits(wide)
 
 
 def histogram_bits(stored: np.ndarray) -> np.ndarray:
-    """The 16 bits by which the entries of a stored array are counted."""
+    """uint16, same shape: the bits by which entries are counted; float16 ones by their own, others as bfloat16."""
     return stored.view(np.uint16) if stored.dtype == np.float16 else view_bits(stored, widen(stored))
 
 
@@ -199,7 +199,7 @@ def _bin_counts(bits: np.ndarray) -> np.ndarray:
 
 
 def _counts(bits: np.ndarray, flags: np.ndarray) -> np.ndarray:
-    """Entries per magnitude bin without and with the flag `[2, 2¹⁵]`; the flag takes the place of the sign."""
+    """Entries `[n]` per magnitude bin without and with their flag `[n]`, `[2, 2¹⁵]`; it takes the sign's place."""
     keys = bits & _MAGNITUDE
     keys |= flags.view(np.uint8).astype(np.uint16) << np.uint16(15)
     return np.bincount(keys, minlength=2 * BINS).reshape(2, BINS)
@@ -211,6 +211,10 @@ def _value(bits: np.ndarray) -> np.ndarray:
 
 def require_finite(array: np.ndarray, where: str) -> None:
     """Refuses NaN and infinities.
+
+    Args:
+        array: stored array of any shape and float dtype.
+        where: names it in the message.
 
     Raises:
         UserError: naming where they are and how many there are.
@@ -229,7 +233,7 @@ def require_finite(array: np.ndarray, where: str) -> None:
 
 
 def root_mean_square(blocks: Iterable[np.ndarray]) -> float:
-    """RMS of all entries, summed in float64; 0 where there are none."""
+    """RMS of the entries of all blocks, of any shape, summed in float64; 0 where there are none."""
     total, count = 0.0, 0
     for array in blocks:
         flat = array.reshape(-1)
@@ -243,8 +247,13 @@ def root_mean_square(blocks: Iterable[np.ndarray]) -> float:
 def low_magnitude_mask(initial: np.ndarray, totals: EntrySums, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Flat mask of the ⌊fraction·n + ½⌋ entries of smallest |W0| as stored, ties to the lower row-major index.
 
+    Args:
+        initial: stored W0 `[out, in]`.
+        totals: what was counted of it.
+        fraction: share of the entries.
+
     Returns:
-        The mask (bool, flat) and its histogram over magnitude bins.
+        The mask, bool `[out·in]`, and its histogram over magnitude bins `[2¹⁵]`.
     """
     take = int(np.floor(fraction * totals.count + 0.5))
     flat = initial.reshape(-1)
@@ -272,6 +281,10 @@ def order_statistic(values: np.ndarray, rank: int) -> Any:
     """The value that would stand at index `rank` if the flat array were sorted, found without moving all of it.
 
     A sorted sample brackets it; only what lies within the bracket is partitioned.
+
+    Args:
+        values: `[n]` without NaN.
+        rank: 0 to n − 1.
     """
     if values.size < 1 << 18:
         return np.partition(values, rank)[rank]
@@ -286,7 +299,7 @@ def order_statistic(values: np.ndarray, rank: int) -> Any:
 
 
 def histogram_of(initial: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Entries of W0 inside a flat mask per magnitude bin `[2¹⁵]`."""
+    """Entries of W0 `[out, in]` inside a flat mask `[out·in]` per magnitude bin `[2¹⁵]`."""
     flat = initial.reshape(-1)
     out = np.zeros(BINS, np.int64)
     for start in range(0, flat.size, 4 * _BLOCK):

@@ -18,9 +18,10 @@ def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float:
 
 
 def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
-    """Leading right singular vectors of an update by block Krylov iteration.
+    """Leading right singular vectors of an update `[out, in]`: float64 `[in, k]`, from its float32 Gram matrix.
 
-    None where it has fewer than k directions.
+    None where it has fewer than k directions. Eight powers in place of six: a similarity compares whole subspaces, also
+    where their last directions are close to the next ones.
     """
     short, long, values = leading_directions(update, k, passes=8)
     if not has_directions(values, k):
@@ -29,12 +30,12 @@ def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
 
 
 def inner(first: Matrix, second: Matrix) -> float:
-    """`⟨A, B⟩` in float64."""
+    """`⟨A, B⟩` of two matrices `[out, in]`, in float64."""
     return inner_and_alignment(first, second)[0]
 
 
 def inner_and_alignment(first: Matrix, second: Matrix) -> tuple[float, float]:
-    """`⟨A, B⟩ = Σ ab` and `Σ (ab)²` in float64."""
+    """`⟨A, B⟩ = Σ ab` and `Σ (ab)²` of two matrices `[out, in]`, in float64."""
     total = squares = 0.0
     for where in first.blocks():
         products = first.block(where) * second.block(where)

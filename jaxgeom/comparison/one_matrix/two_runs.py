@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner_and_alignment, right_subspace, similarity
@@ -18,7 +18,11 @@ STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
 
 
 def measure_pair(
-    origin: np.ndarray, final_a: np.ndarray, final_b: np.ndarray, settings: CompareSettings, form: MatrixForm = Matrix
+    origin: np.ndarray,
+    final_a: np.ndarray,
+    final_b: np.ndarray,
+    settings: CompareSettings,
+    make_matrix: MatrixMaker = Matrix,
 ) -> Row:
     """What the updates of two runs share in one matrix.
 
@@ -26,7 +30,7 @@ def measure_pair(
         origin: stored W0 `[out, in]`.
         final_a, final_b: stored ends of the runs, same shape.
         settings: parameters; `subspace_k` is K.
-        form: makes matrices where their algebra is to run.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
 
     Returns:
         The statistics under their names, each with `_null`, `_excess` and `_z`; for masks those are over independence,
@@ -41,7 +45,7 @@ def measure_pair(
     row: Row = {"density_a": totals[0].density, "density_b": totals[1].density}
     _mask_statistics(row, int(np.count_nonzero(masks[0] & masks[1])), totals, settings)
     start = widen(origin)
-    updates = [form(widen(final), start) for final in (final_a, final_b)]
+    updates = [make_matrix(widen(final), start) for final in (final_a, final_b)]
     _update_statistics(row, updates, (totals[0].delta_squares, totals[1].delta_squares), settings)
     return row
 

@@ -74,7 +74,10 @@ class UpdateSums:
         return out
 
     def _left(self, profile: ScaleProfile) -> Iterator[tuple[slice, np.ndarray]]:
-        """What storage leaves of the profile's noise over its square, and as imaginary part its slope."""
+        """Per block of rows, complex `[rows, in]`: the mean square that storage leaves of noise of the entry's scale.
+
+        In units of that scale squared; its derivative by the log of the scale is the imaginary part.
+        """
         start = places(self.storage) + np.int32(STEPS_PER_OCTAVE * self.unit * self.kinds)
         rows, columns = (np.where(is_active(side), side, 0).astype(np.int32) * np.int32(self.kinds) for side in profile)
         for where in row_blocks(self.a.shape):
@@ -107,7 +110,7 @@ class UpdateSums:
 
 @functools.lru_cache(maxsize=2)
 def _square_and_slope(storage: str, eta: float) -> np.ndarray:
-    """Two tables in one, so that an entry looks up both at a time; flat."""
+    """What `_left` looks up, real and imaginary part in one table: complex, flat."""
     table = rounding_table(storage, eta)
     return (table.square + 1j * table.slope).reshape(-1)
 
@@ -170,11 +173,12 @@ def count_cells(
 
 
 def _ends(table: "np.ndarray | tuple") -> tuple:
+    """The columns of `grid_classes` in the order in which `RoundingCells` has them."""
     return table[3], table[4], table[1], table[2], table[5], table[6]
 
 
 def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
-    """Blocks of whole rows of about so many entries."""
+    """Slices of whole rows of a shape `[out, in]` that hold about so many entries each."""
     step = max(1, entries // shape[1])
     return [slice(start, start + step) for start in range(0, shape[0], step)]
 
@@ -182,7 +186,16 @@ def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
 def _estimation(
     isotropic: RoundingCells, own: np.ndarray, other: np.ndarray, base: int, levels: int, unit: int
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Bias and variance of the fitted log scales by level, and so on; rows of equal level are one."""
+    """`estimation` of the scales that were fitted, rows (columns) of one level taken together.
+
+    Args:
+        isotropic: cells of W0 for noise of one scale.
+        own: level of every row `[out]`, `levels` where nothing moved.
+        other: level of every column `[in]` likewise.
+        base: what the sum of the two lowest levels stands for, on the grid of scales.
+        levels: number of different sums.
+        unit: power of two of the scales.
+    """
     groups = [np.unique(side, return_counts=True) for side in (own, other)]
     steps = [side for side, _ in groups]
     sizes = [np.where(side < levels, held, 0).astype(np.float64) for side, held in groups]
@@ -199,7 +212,17 @@ def _joint_counts(
     other: np.ndarray,
     codes: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The classes of patterns that occur, and entries per class, sum of the levels and mask code."""
+    """The classes of patterns that occur `[c]`, and entries per class, sum of the levels and mask code `[c, l, m]`.
+
+    Args:
+        initial: stored W0 `[out, in]`.
+        storage: format of its magnitudes.
+        histogram: entries per magnitude bin `[2¹⁵]`.
+        eta: relative tolerance of the unchanged test.
+        own: level of every row `[out]`.
+        other: level of every column `[in]`.
+        codes: uint8 `[out, in]`, a bit for each mask that an entry is in.
+    """
     of, half = pattern_classes(storage, eta).of, histogram.size
     magnitudes = np.flatnonzero(histogram)
     present = np.zeros(int(of.max()) + 1, bool)

@@ -12,6 +12,10 @@ from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics import update_numbers as families
 
+ENTROPY_ERROR = 2e-6
+"""Error of log(entropy rank) beyond which the bidiagonal route takes the spectrum again: a fifth of the 1e-5 to which
+ranks are stated."""
+
 RANK_KEYS = ("", "_null", "_excess", "_z")
 
 
@@ -35,7 +39,7 @@ def full(row: Row, update: Matrix, totals: EntrySums, settings: CompareSettings)
 
 
 def fast(row: Row, update: Matrix, totals: EntrySums) -> None:
-    """Ranks from one float32 Gram matrix of ΔW."""
+    """Ranks from one float32 Gram matrix of ΔW; arguments as in `full`."""
     top, fourth = leading_and_fourth(update) if totals.delta_squares > 0 else (0.0, 0.0)
     squares, shape = np.float64(totals.delta_squares), update.array.shape
     kurtosis = np.float64(totals.kurtosis)
@@ -49,7 +53,7 @@ def bf16(row: Row, difference: Matrix, totals: EntrySums) -> None:
 
     Args:
         row: receives it.
-        difference: difference of the bfloat16 views.
+        difference: difference of the bfloat16 views `[out, in]`.
         totals: scan of the pair.
     """
     squares = totals.bf16_delta_squares
@@ -67,7 +71,14 @@ def copy_as_bf16(row: Row) -> None:
 
 
 def entropy_error(values: np.ndarray, errors: np.ndarray) -> float:
-    """First-order bound on the error of the entropy that errors of the singular values `[p]` bring."""
+    """First-order bound on the error of the entropy H of `σ/Σσ` that errors of the singular values bring.
+
+    `|dH| ≤ Σ |dσ_i|·(|log(σ_i/Σσ)| + H)/Σσ`, with 12 ≥ log p for H.
+
+    Args:
+        values: singular values `[p]`, not all zero.
+        errors: bound on the error of each `[p]`.
+    """
     total = float(values.sum())
     share = np.maximum(values, errors) / total
     return float((errors / total * (np.abs(np.log(share)) + 12)).sum())
@@ -76,12 +87,15 @@ def entropy_error(values: np.ndarray, errors: np.ndarray) -> float:
 def update_spectrum(update: Matrix) -> Spectrum:
     """Spectrum of ΔW, by the bidiagonal route where its small values would spoil the entropy rank."""
     spectrum = values_only(update)
-    if spectrum.values[0] > 0 and entropy_error(spectrum.values, spectrum.errors) > 2e-6:
+    if spectrum.values[0] > 0 and entropy_error(spectrum.values, spectrum.errors) > ENTROPY_ERROR:
         return exact_values(update)
     return spectrum
 
 
 def order_is_resolved(spectrum: Spectrum, order: int) -> bool:
-    """Whether σ_order stands clear of the errors of the values above zero: else a Hill estimate would read noise."""
+    """Whether σ_order stands clear of the errors of the values: else a Hill estimate would read noise.
+
+    At 1e-4·σ₁ the Gram matrix holds a value to `eps·σ₁²/σ² = 4e-8` of it; a value of zero is known to be that.
+    """
     value = float(spectrum.values[order - 1])
     return spectrum.is_exact or value > 1e-4 * float(spectrum.values[0]) or math.isclose(value, 0.0, abs_tol=0.0)

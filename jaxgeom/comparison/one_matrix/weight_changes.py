@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxgeom.comparison.algebra.matrix import Matrix, MatrixForm
+from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.algebra.spectrum import Spectrum, decompose, exact_values, values_only
 from jaxgeom.comparison.one_matrix.base_spectra import Base, exact_base
 from jaxgeom.comparison.one_matrix.rotation import principal_angles
@@ -35,7 +35,8 @@ KINDS = ("joint", "left", "right")
 """Projection energies: inside both subspaces, the left one, the right one."""
 
 SHIFT_ERROR = 2e-6
-"""Relative error of a spectral shift beyond which the bidiagonal route takes the spectra again."""
+"""Relative error of a spectral shift beyond which the bidiagonal route takes the spectra again: a fifth of the 1e-5 to
+which shifts are stated."""
 
 
 def projection_sizes(settings: CompareSettings, shape: tuple[int, ...]) -> dict[str, int]:
@@ -60,13 +61,13 @@ class WeightChanges:
     Attributes:
         row: receives the numbers; holds the decay component and the relative norm, unless `plain`.
         initial, final: stored arrays `[out, in]`.
-        a, b: the same widened to float32.
+        a, b: the same widened to float32, `[out, in]`.
         on_grid: whether every entry of both is a bfloat16 number.
         totals: scan of the pair.
         base: spectra of W0.
-        update: ΔW.
+        update: ΔW `[out, in]`.
         settings: parameters.
-        form: makes matrices where their algebra is to run.
+        make_matrix: `Matrix`, or what makes one on an accelerator.
         rng: source of the draws.
         save: keeps the base again when it has gained exact values.
     """
@@ -81,7 +82,7 @@ class WeightChanges:
     base: Base
     update: Matrix
     settings: CompareSettings
-    form: MatrixForm
+    make_matrix: MatrixMaker
     rng: np.random.Generator
     save: Callable[[], None]
 
@@ -96,7 +97,7 @@ class WeightChanges:
         if pulled is None:
             self._still(plain)
         else:
-            final_matrix = self.form(self.b)
+            final_matrix = self.make_matrix(self.b)
             final = decompose(final_matrix, self.k, long=False)
             self._shifts(final, final_matrix, plain)
             self._angles(final, final_matrix, pulled)
@@ -127,7 +128,7 @@ class WeightChanges:
         decay = self.row["decay"] or 0.0
         rest = ended
         if not shifts_linearly(decay, self.row["relative_norm"]):
-            matrix, decay = self.form(self.b, self.a, decay), 0.0
+            matrix, decay = self.make_matrix(self.b, self.a, decay), 0.0
             rest = exact_values(matrix) if initial.is_exact else values_only(matrix)
             if self._is_spoiled(initial, rest):
                 initial, rest = self._exact_base(), exact_values(matrix)
@@ -141,7 +142,7 @@ class WeightChanges:
         return not (initial.is_exact and final.is_exact) and initial.error + final.error > SHIFT_ERROR * shift
 
     def _exact_base(self) -> Spectrum:
-        exact = exact_base(self.base, self.a, self.form)
+        exact = exact_base(self.base, self.a, self.make_matrix)
         self.save()
         return exact
 
@@ -153,10 +154,10 @@ class WeightChanges:
         if self.on_grid:
             self.row |= {f"nss_bf16{kind}": self.row[f"nss{kind}"] for kind in ("", "_null", "_excess", "_z")}
             return
-        first, final = self.base.bf16 or initial, self.form(bf16_view(self.final))
+        first, final = self.base.bf16 or initial, self.make_matrix(bf16_view(self.final))
         second = values_only(final)
         if nss_from_singular_values(first.values, second.values) > 0 and self._is_spoiled(first, second):
-            first, second = exact_values(self.form(bf16_view(self.initial))), exact_values(final)
+            first, second = exact_values(self.make_matrix(bf16_view(self.initial))), exact_values(final)
         null = self._shift_null(first, math.sqrt(self.totals.bf16_delta_squares))
         put_numbers(self.row, families.shift_statistics(first.values, second.values, null, key="nss_bf16"))
 
@@ -194,7 +195,7 @@ class WeightChanges:
             window = noise[cut, cut].copy()
             noise *= scale
             noise[np.diag_indices(values.size)] += values
-            matrix = self.form(noise)
+            matrix = self.make_matrix(noise)
             moved = decompose(matrix, k, long=True)
             short, long = axis_angles(moved.short, k), axis_angles(moved.long, k)
             found.append((short, long, window) if matrix.is_wide else (long, short, window))

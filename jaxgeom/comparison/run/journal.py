@@ -1,7 +1,6 @@
 """What a comparison has measured so far, on disk, so that an interrupted one goes on where it was."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from jaxgeom.errors import UserError
+from jaxgeom.files import as_user_error
 
 _NAME = ".partial.jsonl"
 _ALL = ".partial*.jsonl"
@@ -19,13 +19,6 @@ _ADVICE = "give another --out or --force"
 def settings_key(value: Any) -> str:
     """Digest of what identifies a comparison: inputs and settings."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def as_user_error(error: OSError, where: str | os.PathLike[str]) -> UserError:
-    """A clear line for a folder that cannot be written to."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{where}: the disk is full; what was measured before is kept, run the same command again")
-    return UserError(f"{where}: cannot be written to: {error.strerror or error}")
 
 
 class Journal:

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
-from jaxgeom.comparison.algebra.matrix import MatrixForm
+from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import version
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
@@ -79,7 +79,7 @@ class Measurement(Generic[Result]):
     sides: Mapping[str, Reader | list[Reader]]
     parts: Sequence[Part]
     settings: CompareSettings
-    matrix: Callable[[Part, Sequence[np.ndarray], MatrixForm, BaseCache], Row]
+    matrix: Callable[[Part, Sequence[np.ndarray], MatrixMaker, BaseCache], Row]
     result: Callable[[list[Row], dict[str, Any], dict[str, Any]], Result]
     write: Callable[[Result, pathlib.Path], None]
     parameter: Callable[[Part], Row] | None = None
@@ -189,8 +189,8 @@ def _run(
     def measure(part: Part, arrays: Sequence[np.ndarray]) -> Row:
         if not part.is_matrix and measurement.parameter is not None:
             return measurement.parameter(part)
-        with pool.borrow() as form:
-            return measurement.matrix(part, arrays, form, bases)
+        with pool.borrow() as make_matrix:
+            return measurement.matrix(part, arrays, make_matrix, bases)
 
     def finished(part: Part, row: Row) -> None:
         nonlocal done

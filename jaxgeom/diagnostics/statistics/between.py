@@ -38,7 +38,10 @@ BETWEEN = (
     Statistic(
         "orthogonal_share", "orthogonal share of the updates", "1 − cos²(ΔW_A, ΔW_B)",
         "The share of one update's energy that is orthogonal to the other.",
-        unit="share", null=Null("1 − 1/(mn), independent isotropic updates", how="Beta distribution"),
+        unit="share", null=Null(
+            "1 − Σa²b²/(‖A‖²‖B‖²), independent signs of the entries (1 − 1/(mn) for isotropic updates)",
+            how="z from the two-sided tail of the cosine",
+        ),
         commands=("between",), undefined=ZERO, headline=True,
     ),
     Statistic(

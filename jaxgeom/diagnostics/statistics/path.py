@@ -9,7 +9,9 @@ WALK = Null(
     "one curve a shape, seed of the settings",
 )
 CHANCE = Null("K/n, the similarity of two independent random subspaces", how="Haar-distributed subspaces")
-INDEPENDENT = Null("0, independent increments", "fixed", "deviation 1/√(mn)")
+INDEPENDENT = Null(
+    "0, independent signs of the entries", "fixed", "deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones"
+)
 ENDS = "nothing follows the last checkpoint, or one of the two stretches is zero"
 FEW = f"{ZERO}, or it has fewer than K directions"
 
@@ -46,7 +48,7 @@ PATH = (
     Statistic(
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",
         "1 where stretches add up at random, √t where they all go one way.",
-        null=Null("1, independent increments", "fixed", "deviation to first order in their inner products"),
+        null=Null("1, independent increments", "fixed", "deviation to first order in their cosines"),
         commands=("trajectory",), undefined=ZERO,
         headline=True,
     ),

@@ -3,15 +3,20 @@
 from .changes import PERMUTATION, ZERO_WEIGHTS
 from .entry import Null, Statistic
 
-ISOTROPIC = "isotropic Gaussian update of the same shape"
+ISOTROPIC = "independent entries of the update's own kurtosis, any scale (Gaussian ones: an isotropic update)"
 EQUAL_NORM = "isotropic Gaussian update of equal Frobenius norm"
-RANK = Null(ISOTROPIC, how="mn/E σ₁² by the Tracy–Widom law", sources=("johnstone2001",))
+RANK = Null(
+    ISOTROPIC,
+    how="Tracy–Widom law of σ₁; corrections and deviation from draws at reduced size",
+    sources=("johnstone2001",),
+)
 BULK = Null(
     ISOTROPIC,
-    how="quarter-circle spectrum; deviation from draws at reduced size",
+    how="quarter-circle spectrum; corrections and deviation from draws at reduced size",
     sources=("marchenko1967", "johnstone2001"),
 )
-SHIFT = Null(EQUAL_NORM, how="first and second order in the update; none where it is too large for that")
+SHIFT = Null(EQUAL_NORM, how="expansion about the spectrum of W0; none where the update is too large for it")
+SHIFT_WITHOUT_DECAY = Null(EQUAL_NORM, how="the same expansion with the update's component along W0 taken out")
 ROTATION = Null(
     EQUAL_NORM,
     "sampled",
@@ -82,7 +87,7 @@ SPECTRUM = (
     Statistic(
         "energy_top_K", "energy in the K leading directions", "Σ_{i≤K} σ_i²/Σσ² of ΔW",
         "The share of the update's energy in its K leading directions.",
-        unit="share", suites=("full",), undefined=ZERO, cheap=True,
+        unit="share", null=BULK, suites=("full",), undefined=ZERO, cheap=True,
     ),
     Statistic(
         "hill", "Hill tail index", "[1/(k − 1)·Σ_{i<k} log(σ_i/σ_k)]⁻¹ of ΔW",
@@ -111,7 +116,7 @@ SPECTRUM = (
     Statistic(
         "nss_without_decay", "NSS without decay", "NSS between W0 and W+ − c·W0, c the decay component",
         "The spectral shift that is left when uniform shrinking of W0 is taken out.",
-        unit="relative", null=SHIFT, suites=("full",), undefined=NO_SPECTRUM, agreement=8e-6,
+        unit="relative", null=SHIFT_WITHOUT_DECAY, suites=("full",), undefined=NO_SPECTRUM, agreement=8e-6,
     ),
     *(
         Statistic(

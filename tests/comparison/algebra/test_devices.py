@@ -95,7 +95,7 @@ def test_tiny_rotations_keep_their_digits(arithmetic):
     turn, angle = np.eye(40), np.radians(1e-4)
     turn[np.ix_([2, 30], [2, 30])] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     multiply = form(arithmetic)(np.eye(2, dtype=np.float32)).multiply
-    angles = np.degrees(angles_from_bases(q[:, :8], (q @ turn)[:, :8], multiply))
+    angles = np.degrees(angles_from_bases(q[:, :8], (q @ turn)[:, :8], product=multiply))
     assert angles[-1] == pytest.approx(1e-4, rel=1e-6) and angles[:-1].max() < 1e-9
 
 
