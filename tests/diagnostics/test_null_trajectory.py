@@ -122,7 +122,7 @@ def test_products_of_rounded_walks_equal_sampling():
 
 
 def test_checkpoints_rounded_to_bfloat16_have_standard_directions():
-    """Increments below the spacing: stored ones turn against each other by a seventh, and the nulls know by how much."""
+    """Increments below the spacing: stored ones turn against each other, and the nulls know by how much."""
     rng, shape, z = np.random.default_rng(4), (40, 30), []
     for _ in range(40):
         w = as_bf16(rng.standard_normal(shape) * 0.02)
