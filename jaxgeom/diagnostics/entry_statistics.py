@@ -108,7 +108,7 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
     Args:
       counts: of the pair.
       eta: relative tolerance η of the unchanged test.
-      nulls: whether the sparsity's null is taken, for which the counts must hold histograms.
+      nulls: whether their nulls are taken, for which the counts must hold histograms.
 
     Returns:
       `{report key: [...]}`. NaN where W0 is zero and the statistic is relative to it.
@@ -134,8 +134,9 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
     found["share_beyond_half_ulp"] = counts.beyond_half_ulp / size
     relative = divide(counts.delta_norm, counts.initial_norm)
     found |= {"fro_norm": xp.asarray(counts.delta_norm), "relative_norm": relative}
-    isotropic = NullMoments(0 * relative, relative / xp.sqrt(size))
-    return found | triple("decay", counts.decay, decay_moments(counts, eta=eta) if nulls else isotropic)
+    if not nulls:
+        return found | {"decay": xp.asarray(counts.decay)}
+    return found | triple("decay", counts.decay, decay_moments(counts, eta=eta))
 
 
 def decile_of_bins(histogram: Any) -> Any:

@@ -88,17 +88,19 @@ class UpdateSums:
 
     def left_rows(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
         """Sums over the active columns, `[out]` each."""
-        out, active = np.empty(self.a.shape[0], complex), is_active(profile.columns).astype(complex)
+        out = np.empty(self.a.shape[0], complex)
+        active = is_active(profile.columns).astype(complex)
         for where, left in self._left(profile):
             out[where] = left @ active
-        return out.real, out.imag
+        return np.real(out), np.imag(out)
 
     def left_columns(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
         """Sums over the active rows, `[in]` each."""
-        out, active = np.zeros(self.a.shape[1], complex), is_active(profile.rows).astype(complex)
+        out = np.zeros(self.a.shape[1], complex)
+        active = is_active(profile.rows).astype(complex)
         for where, left in self._left(profile):
             out += active[where] @ left
-        return out.real, out.imag
+        return np.real(out), np.imag(out)
 
     def values(self) -> np.ndarray:
         """Entries of ΔW per bin of values `[2¹⁷]`."""
@@ -150,7 +152,7 @@ def count_cells(
     values = update.values()
     kept = np.flatnonzero(values)
     permutation = PermutationCounts(
-        found.sum((1, 2)), {name: found[..., of].sum((1, 2)) for name, of in bits.items()}, members,
+        found.sum((1, 2)), {name: found[..., inside].sum((1, 2)) for name, inside in bits.items()}, members,
         values[kept].astype(np.float64), update_values()[kept], counts.storage, eta, bool(counts.is_open),
     )  # fmt: skip
 
@@ -163,18 +165,15 @@ def count_cells(
         merged[row] += one
     which, level = np.nonzero(merged.any(-1))
     entries, ends = merged[which, level].astype(np.float64), grid_classes(counts.storage, eta)
+    of = classes[which]
     cells = RoundingCells(
-        entries.sum(-1), *(end[classes[which]] for end in _ends(ends)), None, bool(counts.is_open),
-        bool(counts.is_rounded), eta, counts.storage, classes[which],
+        entries.sum(-1), low=ends[3][of], high=ends[4][of], cell_low=ends[1][of], cell_high=ends[2][of],
+        stored_low=ends[5][of], stored_high=ends[6][of], histogram=None, is_open=bool(counts.is_open),
+        is_rounded=bool(counts.is_rounded), eta=eta, storage=counts.storage, kept=of,
     )  # fmt: skip
     scale = np.ldexp(np.exp2((sum(lowest) + level) / STEPS_PER_OCTAVE), update.unit)
     inside = {name: entries[:, of].sum(-1) for name, of in bits.items()}
     return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, np.float64(a.size), inside), permutation
-
-
-def _ends(table: "np.ndarray | tuple") -> tuple:
-    """The columns of `grid_classes` in the order in which `RoundingCells` has them."""
-    return table[3], table[4], table[1], table[2], table[5], table[6]
 
 
 def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
