@@ -5,7 +5,6 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-import scipy.stats
 from scipy import stats
 
 from jaxgeom.checkpoints import open_checkpoint
