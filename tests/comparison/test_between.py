@@ -5,7 +5,6 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-import scipy.stats
 from scipy import stats
 
 from jaxgeom.checkpoints import open_checkpoint
@@ -58,9 +57,9 @@ def test_every_matrix_equals_the_oracle(runs, tmp_path):
         cosine = ((a - w) * (b - w)).sum() / np.linalg.norm(a - w) / np.linalg.norm(b - w)
         assert row["orthogonal_share"] == pytest.approx(1 - cosine**2, rel=1e-9)
         spread = (((a - w) * (b - w)) ** 2).sum() / ((a - w) ** 2).sum() / ((b - w) ** 2).sum()
-            assert row["orthogonal_share_null"] == pytest.approx(1 - spread)
-            tail = 2 * scipy.stats.norm.sf(abs(cosine) / np.sqrt(spread))
-            assert row["orthogonal_share_z"] == pytest.approx(scipy.stats.norm.ppf(tail), rel=1e-6)
+        assert row["orthogonal_share_null"] == pytest.approx(1 - spread)
+        tail = 2 * stats.norm.sf(abs(cosine) / np.sqrt(spread))
+        assert row["orthogonal_share_z"] == pytest.approx(stats.norm.ppf(tail), rel=1e-6)
         shared = np.linalg.norm(_right(a - w).T @ _right(b - w)) ** 2 / K
         assert row["subspace_similarity"] == pytest.approx(shared, abs=1e-3)
         assert row["subspace_similarity_null"] == pytest.approx(K / w.shape[1])
