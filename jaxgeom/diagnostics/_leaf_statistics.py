@@ -87,7 +87,7 @@ class LeafPair:
     ) -> None:
         self.leaves = as_matrix(leaf0, spec), as_matrix(leaf1, spec)
         wide = real(jnp)
-        self.w0, self.w1 = (LeafMatrix.read(leaf.astype(wide), spec) for leaf in (leaf0, leaf1))
+        self.w0, self.w1 = (LeafMatrix(leaf.astype(wide), spec) for leaf in (leaf0, leaf1))
         self.basis, self.options = basis, options
         self.count = float(self.w0.shape[0]) * float(self.w0.shape[1])
 

@@ -207,7 +207,7 @@ def _rotation(pair: MatrixPair, large: jax.Array, k: int) -> tuple[RotationDraws
         if pair.source.key is not None:
             return draw(pair.source.key, with_noise)
 
-        def host(index: np.ndarray) -> Any:
+        def host(index: Any) -> Any:
             name = pair.source.names[int(index)]
             return draw(report_generator(pair.options["seed"], name), with_noise)
 
@@ -282,7 +282,7 @@ def permuted_ranks(pair: MatrixPair) -> Numbers:
     if count < 2:
         raise ValueError(f"permutation_draws is {count}; the permutation null of ranks needs at least 2")
 
-    def host(index: np.ndarray) -> np.ndarray:
+    def host(index: Any) -> np.ndarray:
         rng, order = (
             report_generator(pair.options["seed"], pair.source.names[int(index)], "permutation"),
             np.arange(size),

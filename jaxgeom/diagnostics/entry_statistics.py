@@ -107,7 +107,7 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
     Args:
       counts: of the pair.
       eta: relative tolerance η of the unchanged test.
-      nulls: whether the sparsity's null is taken, for which the counts must hold histograms.
+      nulls: whether their nulls are taken, for which the counts must hold histograms.
 
     Returns:
       `{report key: [...]}`. NaN where W0 is zero and the statistic is relative to it.

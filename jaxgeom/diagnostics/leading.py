@@ -49,7 +49,7 @@ def leading_triplets(matrix: LeafMatrix, *, k: int, vectors: bool) -> Leading:
     The entries should be of order one: squares of squares are taken.
 
     Args:
-      matrix: `[*batch, *out, *in]`; no derivative is taken of it.
+      matrix: the matrices; no derivative is taken of it.
       k: how many, at most min(out, in).
       vectors: whether the subspace is wanted to the dtype's accuracy, not only the values, whose error is of second
         order in the residual.

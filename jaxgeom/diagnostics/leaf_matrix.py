@@ -18,42 +18,38 @@ _LETTERS = "abcdefghijklmnopqrstuvw"  # x, y, z: columns of blocks
 
 @dataclasses.dataclass(frozen=True)
 class LeafMatrix:
-    """Matrices with the axes of each side kept apart.
+    """The matrices of a leaf, its axes left in their order: what is not moved need not be copied.
 
     Attributes:
-      array: `[*batch, *out, *in]`, floating.
-      batches: number of batch axes.
-      outs: number of axes of the output side.
+      array: the leaf, floating.
+      spec: its axes.
     """
 
     array: jax.Array
-    batches: int
-    outs: int
+    spec: MatrixSpec
 
-    @classmethod
-    def read(cls, leaf: jax.Array, spec: MatrixSpec) -> "LeafMatrix":
-        """A leaf with its axes in the order of its spec.
+    def __post_init__(self) -> None:
+        matrix_shape(self.array.shape, self.spec)
 
-        Raises:
-          ValueError: where the spec does not name every axis of the leaf exactly once.
-        """
-        matrix_shape(leaf.shape, spec)
-        return cls(jnp.transpose(leaf, (*spec.batch, *spec.out, *spec.in_)), len(spec.batch), len(spec.out))
+    @property
+    def batches(self) -> int:
+        """Number of batch axes."""
+        return len(self.spec.batch)
 
     @property
     def batch(self) -> tuple[int, ...]:
         """Sizes of the batch axes."""
-        return self.array.shape[: self.batches]
+        return tuple(self.array.shape[axis] for axis in self.spec.batch)
 
     @property
     def out(self) -> tuple[int, ...]:
         """Sizes of the axes of the output side."""
-        return self.array.shape[self.batches : self.batches + self.outs]
+        return tuple(self.array.shape[axis] for axis in self.spec.out)
 
     @property
     def in_(self) -> tuple[int, ...]:
         """Sizes of the axes of the input side."""
-        return self.array.shape[self.batches + self.outs :]
+        return tuple(self.array.shape[axis] for axis in self.spec.in_)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,38 +62,48 @@ class LeafMatrix:
 
     def spread(self, per_matrix: jax.Array) -> jax.Array:
         """One number per matrix `[*batch]`, to be combined with the entries."""
-        return per_matrix.reshape(*self.batch, *(1,) * (self.array.ndim - self.batches))
+        ordered = jnp.transpose(per_matrix, [self.spec.batch.index(axis) for axis in sorted(self.spec.batch)])
+        return jnp.expand_dims(ordered, self._sides)
 
     def total(self, entries: jax.Array) -> jax.Array:
         """Sum over each matrix of an array like `array`: `[*batch]`."""
-        return jnp.sum(entries, axis=tuple(range(self.batches, entries.ndim)))
+        return self._by_spec(jnp.sum(entries, axis=self._sides))
 
     def largest(self) -> jax.Array:
         """The largest magnitude of each matrix: `[*batch]`."""
-        return jnp.max(jnp.abs(self.array), axis=tuple(range(self.batches, self.array.ndim)))
+        return self._by_spec(jnp.max(jnp.abs(self.array), axis=self._sides))
 
     def times(self, block: jax.Array) -> jax.Array:
         """`A X`: from `[*batch, *in, k]` to `[*batch, *out, k]`."""
-        batch, out, in_ = self._letters()
-        return _einsum(f"{batch}{out}{in_},{batch}{in_}z->{batch}{out}z", self.array, block)
+        batch, out, in_, leaf = self._letters()
+        return _einsum(f"{leaf},{batch}{in_}z->{batch}{out}z", self.array, block)
 
     def transposed_times(self, block: jax.Array) -> jax.Array:
         """`Aᵀ Y`: from `[*batch, *out, k]` to `[*batch, *in, k]`."""
-        batch, out, in_ = self._letters()
-        return _einsum(f"{batch}{out}{in_},{batch}{out}z->{batch}{in_}z", self.array, block)
+        batch, out, in_, leaf = self._letters()
+        return _einsum(f"{leaf},{batch}{out}z->{batch}{in_}z", self.array, block)
 
     def outer(self, left: jax.Array, right: jax.Array) -> jax.Array:
         """`L Rᵀ` of blocks `[*batch, *out, k]` and `[*batch, *in, k]`, laid out like `array`."""
-        batch, out, in_ = self._letters()
-        return _einsum(f"{batch}{out}z,{batch}{in_}z->{batch}{out}{in_}", left, right)
+        batch, out, in_, leaf = self._letters()
+        return _einsum(f"{batch}{out}z,{batch}{in_}z->{leaf}", left, right)
 
     def split_columns(self, block: jax.Array) -> jax.Array:
         """A block `[*batch, in, k]` of the input side with that side's axes apart: `[*batch, *in, k]`."""
         return block.reshape(*self.batch, *self.in_, block.shape[-1])
 
-    def _letters(self) -> tuple[str, str, str]:
-        names = _LETTERS[: self.array.ndim]
-        return names[: self.batches], names[self.batches : self.batches + self.outs], names[self.batches + self.outs :]
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        return (*self.spec.out, *self.spec.in_)
+
+    def _by_spec(self, per_matrix: jax.Array) -> jax.Array:
+        """`[*batch]` in the order of the spec, from that of the leaf."""
+        return jnp.transpose(per_matrix, [sorted(self.spec.batch).index(axis) for axis in self.spec.batch])
+
+    def _letters(self) -> tuple[str, str, str, str]:
+        leaf = _LETTERS[: self.array.ndim]
+        batch, out, in_ = ("".join(leaf[axis] for axis in axes) for axes in (self.spec.batch, *self.spec[:2]))
+        return batch, out, in_, leaf
 
 
 def block_inner(x: jax.Array, y: jax.Array, batches: int) -> jax.Array:

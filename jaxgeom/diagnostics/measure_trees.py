@@ -166,7 +166,8 @@ def _placed(
         return numbers(*arrays)
     place = tuple(sharding.spec) + (None,) * (arrays[1].ndim - len(sharding.spec))
     out = PartitionSpec(*(place[axis] for axis in spec.batch))
-    return jax.sharding.auto_axes(numbers, out_sharding=dict.fromkeys(wanted, out))(*arrays)
+    placed: Any = jax.sharding.auto_axes(numbers, out_sharding=dict.fromkeys(wanted, out))
+    return placed(*arrays)
 
 
 def _numbers(

@@ -50,7 +50,9 @@ def z_score(value: Any, null: NullMoments) -> Any:
     xp = namespace(value, null)
     beyond, std = excess(value, null), xp.asarray(null.std)
     spread = xp.where(std > 0, std, xp.ones_like(std))
-    at_point = xp.where((std == 0) & (beyond == 0), xp.zeros_like(beyond), xp.full_like(beyond, np.nan))
+    # The two are sums taken in different orders: at the point is what rounding does not tell from it.
+    rounding = 8 * float(xp.finfo(beyond.dtype).eps) * xp.maximum(xp.abs(xp.asarray(null.mean)), xp.abs(value))
+    at_point = xp.where((std == 0) & (xp.abs(beyond) <= rounding), xp.zeros_like(beyond), xp.full_like(beyond, np.nan))
     return xp.where((std > 0) & (std < np.inf), beyond / spread, at_point)
 
 

@@ -309,11 +309,15 @@ def overlap_law(cells: RoundingCells, inside: Any, scale: Any) -> tuple[Any, Any
     return divide(mean(found.probability, inside), mean(found.probability)), variance
 
 
+FIXED = 1e-9
+"""Variance of a count up to which it is fixed: what rounding leaves of a variance of zero."""
+
+
 def moments_of_share(mean: Any, variance: Any, size: Any) -> NullMoments:
     """Moments of a share that is a count over a size.
 
     A count whose variance is below 1 is no normal variable: one entry more is many deviations. It has no deviation
-    here, and thereby no z, unless it is fixed.
+    here, and thereby no z, unless it is fixed: of a variance that is rounding alone.
 
     Args:
       mean: expected share, `[...]`.
@@ -324,6 +328,7 @@ def moments_of_share(mean: Any, variance: Any, size: Any) -> NullMoments:
       `NullMoments` of the share.
     """
     xp = namespace(mean, variance)
-    deviation = xp.sqrt(xp.where(variance > 0, variance, xp.zeros_like(variance)))
-    known = (variance >= 1) | (variance == 0)
+    fixed = variance <= FIXED
+    deviation = xp.sqrt(xp.where(fixed, xp.zeros_like(variance), variance))
+    known = fixed | (variance >= 1)
     return NullMoments(mean, xp.where(known, divide(deviation, size), xp.full_like(deviation, np.nan)))

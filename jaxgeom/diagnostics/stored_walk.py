@@ -18,6 +18,9 @@ _BAND, _TERMS = 5, 64
 _SMALL = 0.3
 """Standard deviation, in spacings, below which a weight leaves its cell by at most one spacing (to 1e-6)."""
 
+_NONE = 0.05
+"""Standard deviation below which none leaves it (to 1e-23)."""
+
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
@@ -62,27 +65,38 @@ def rounded_product(a: Any, b: Any) -> Any:
     """
     xp = namespace(a, b)
     c = xp.sqrt(xp.maximum(xp.square(b) - xp.square(a), 0.0))
-    # Fourier: R(x) = x + Σ (−1)ⁿ sin(2πnx)/(πn), terms whose orders differ by more than a few vanish.
-    large = xp.maximum(a, _SMALL)
-    n = as_real(np.arange(1, _TERMS + 1), xp)
+    if xp is not np:
+        near = xp.where(a > _NONE, _by_quadrature(xp, xp.clip(a, _NONE, _SMALL), c), 0.0)
+        return xp.where(a >= _SMALL, _by_fourier(xp, xp.maximum(a, _SMALL), c), near)
+    out, far = np.zeros(np.shape(a)), a >= _SMALL
+    near = (a > _NONE) & ~far
+    out[far], out[near] = _by_fourier(np, a[far], c[far]), _by_quadrature(np, a[near], c[near])
+    return out
+
+
+def _by_fourier(xp: Any, a: Any, c: Any) -> Any:
+    """`R(x) = x + Σ (−1)ⁿ sin(2πnx)/(πn)`: terms whose orders differ by more than a few vanish."""
+    count = np.arange(1, _TERMS + 1)
+    n = as_real(count, xp)
     damped = xp.exp(-2 * xp.square(math.pi * n * c[..., None]))
-    edge = xp.exp(-2 * xp.square(math.pi * n * large[..., None])) * as_real((-1.0) ** np.arange(1, _TERMS + 1), xp)
-    product = xp.square(large) * (1 + 2 * xp.sum(edge * (1 + damped), axis=-1))
+    edge = xp.exp(-2 * xp.square(math.pi * n * a[..., None])) * as_real((-1.0) ** count, xp)
+    product = xp.square(a) * (1 + 2 * xp.sum(edge * (1 + damped), axis=-1))
     for apart in range(-_BAND, _BAND + 1):  # n − m
-        m = np.arange(1, _TERMS + 1) + apart
-        weight = np.where(m > 0, (-1.0) ** apart / (2 * math.pi**2 * np.arange(1, _TERMS + 1) * np.maximum(m, 1)), 0.0)
-        close = xp.exp(-2 * xp.square(math.pi * apart * large))[..., None]
-        far = xp.exp(-2 * xp.square(math.pi * (2 * n + apart) * large[..., None]))
+        m = count + apart
+        weight = np.where(m > 0, (-1.0) ** apart / (2 * math.pi**2 * count * np.maximum(m, 1)), 0.0)
+        close = xp.exp(-2 * xp.square(math.pi * apart * a))[..., None]
+        far = xp.exp(-2 * xp.square(math.pi * (2 * n + apart) * a[..., None]))
         product = product + xp.sum((close - far) * damped * as_real(weight, xp), axis=-1)
-    # Quadrature: one cell away at most, nodes crowded at its edge, where the later checkpoint may be back.
-    small = xp.clip(a, 1e-3, _SMALL)
-    reach = 12 * small
-    beyond = reach[..., None] * as_real(_NODES**3, xp)
-    x = 0.5 + beyond
-    density = xp.exp(-0.5 * xp.square(x / small[..., None])) / (math.sqrt(2 * math.pi) * small[..., None])
+    return product
+
+
+def _by_quadrature(xp: Any, a: Any, c: Any) -> Any:
+    """One cell away at most; nodes crowd at its edge, where a later checkpoint may be back."""
+    reach = 12 * a
+    x = 0.5 + reach[..., None] * as_real(_NODES**3, xp)
+    density = xp.exp(-0.5 * xp.square(x / a[..., None])) / (math.sqrt(2 * math.pi) * a[..., None])
     shown = _shown(xp, x, xp.broadcast_to(c[..., None], x.shape))
-    tail = 2 * xp.sum(density * shown * as_real(3 * _NODES**2 * _WEIGHTS, xp), axis=-1) * reach
-    return xp.where(a >= _SMALL, product, xp.where(a > 0.05, tail, 0.0))
+    return 2 * xp.sum(density * shown * as_real(3 * _NODES**2 * _WEIGHTS, xp), axis=-1) * reach
 
 
 def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = None) -> Any:

@@ -34,12 +34,13 @@ def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
     >>> {key: float(value) for key, value in summarize(measured, specs).items()}
     {'stable_rank': 2.0, 'stable_rank_null': 5.0, 'stable_rank_count': 1.0}
     """
-    columns = {key: _column(tree, specs) for key, tree in measured.items()}
+    read = {key: _column(tree, specs) for key, tree in measured.items()}
+    columns = {key: column for key, column in read.items() if column is not None}
     triples: dict[tuple[str, str], dict[str, str]] = {}
     for key in columns:
         name, kind, what = split_key(key)
         entry = statistic(name)
-        if key != "parameters" and columns[key] is not None and not (entry and entry.is_setting):
+        if key != "parameters" and not (entry and entry.is_setting):
             triples.setdefault((name, kind), {})[what] = key
     found: dict[str, jax.Array] = {}
     for (name, kind), parts in triples.items():
@@ -66,10 +67,10 @@ def _column(tree: Any, specs: Any) -> jax.Array | None:
     return jnp.concatenate([jnp.reshape(number, -1) for number in kept]) if kept else None
 
 
-def _weights(columns: Mapping[str, Any], name: str) -> jax.Array:
+def _weights(columns: Mapping[str, jax.Array], name: str) -> jax.Array:
     if not is_counted(name):
-        return jnp.ones_like(next(column for column in columns.values() if column is not None))
-    if columns.get("parameters") is None:
+        return jnp.ones_like(next(iter(columns.values())))
+    if "parameters" not in columns:
         raise ValueError(f"measured has {name}, which is averaged over parameters, and no 'parameters' to weigh it by")
     return columns["parameters"]
 

@@ -12,8 +12,8 @@ from ..files import write_atomically
 
 _LEAD = """# The statistics
 
-This page is written from the table `jaxgeom.diagnostics.STATISTICS` by `python -m jaxgeom.report.statistics_page`, and a
-test says that it is current.
+This page is written from the table `jaxgeom.diagnostics.STATISTICS` by `python -m jaxgeom.report.statistics_page`, and
+a test says that it is current.
 
 Every number of a report by its key in `report.json`: its formula, what it says, what chance gives in its place, what
 leaves it undefined, and where it comes from. W0 is the initial matrix `[out, in]`, m × n, W+ the final one,

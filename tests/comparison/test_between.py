@@ -56,7 +56,10 @@ def test_every_matrix_equals_the_oracle(runs, tmp_path):
             assert row[f"{name}_rounding_excess"] == row[name] - row[f"{name}_rounding_null"]
         cosine = ((a - w) * (b - w)).sum() / np.linalg.norm(a - w) / np.linalg.norm(b - w)
         assert row["orthogonal_share"] == pytest.approx(1 - cosine**2, rel=1e-9)
-        assert row["orthogonal_share_z"] == pytest.approx((1 / w.size - cosine**2) * w.size / np.sqrt(2))
+        spread = (((a - w) * (b - w)) ** 2).sum() / ((a - w) ** 2).sum() / ((b - w) ** 2).sum()
+        assert row["orthogonal_share_null"] == pytest.approx(1 - spread)
+        tail = 2 * stats.norm.sf(abs(cosine) / np.sqrt(spread))
+        assert row["orthogonal_share_z"] == pytest.approx(stats.norm.ppf(tail), rel=1e-6)
         shared = np.linalg.norm(_right(a - w).T @ _right(b - w)) ** 2 / K
         assert row["subspace_similarity"] == pytest.approx(shared, abs=1e-3)
         assert row["subspace_similarity_null"] == pytest.approx(K / w.shape[1])

@@ -242,3 +242,18 @@ def test_vmapped_decompositions_side_by_side_end():
     """)
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert ran.stdout.strip() == "ended", ran.stderr[-2000:]
+
+
+def test_memory_beside_a_sharded_leaf_is_a_few_of_its_parts():
+    """Compiled for 8 devices from shapes alone: an update, its transpose, and thin blocks, each of a part's size."""
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        split = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor", None))
+        leaf = jax.ShapeDtypeStruct((4, 1024, 8, 128), jnp.float32, sharding=split)
+        specs, names = {"w": MatrixSpec((2, 3), (1,), (0,))}, ("stable_rank", "sparsity_bf16_z", "decay")
+        fn = jax.jit(lambda a, b: jd.measure({"w": a}, {"w": b}, specs, statistics=names))
+        compiled = fn.lower(leaf, leaf).compile()
+    part = 4 * 4 * 1024 * 1024 / 8
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * part
+    # Neither a matrix of one layer nor the leaf: histograms of sharded weights are added up too.
+    assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", compiled.as_text())

@@ -202,10 +202,6 @@ def test_sampled_updates_keep_what_they_promise():
     x, key = jnp.asarray(delta, jnp.float32), jax.random.key(0)
     norm = np.linalg.norm(delta, axis=(1, 2))
     np.testing.assert_allclose(np.linalg.norm(jd.norm_matched_update(key, x), axis=(1, 2)), norm, rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(jd.scale_profile_update(key, x), axis=(1, 2)), norm, rtol=1e-5)
-    profile = np.asarray(jd.scale_profile(x))
-    for axis in (1, 2):
-        np.testing.assert_allclose((profile**2).mean(axis), (delta**2).mean(axis), rtol=1e-4)
     permuted = np.asarray(jd.permuted_update(key, x))
     np.testing.assert_array_equal(np.sort(permuted.reshape(2, -1)), np.sort(np.asarray(x).reshape(2, -1)))
     assert (permuted != np.asarray(x)).mean() > 0.9

@@ -88,14 +88,16 @@ class UpdateSums:
 
     def left_rows(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
         """Sums over the active columns, `[out]` each."""
-        out, active = np.empty(self.a.shape[0], complex), is_active(profile.columns).astype(complex)
+        out = np.empty(self.a.shape[0], complex)
+        active = is_active(profile.columns).astype(complex)
         for where, left in self._left(profile):
             out[where] = left @ active
         return np.real(out), np.imag(out)
 
     def left_columns(self, profile: ScaleProfile) -> tuple[np.ndarray, np.ndarray]:
         """Sums over the active rows, `[in]` each."""
-        out, active = np.zeros(self.a.shape[1], complex), is_active(profile.rows).astype(complex)
+        out = np.zeros(self.a.shape[1], complex)
+        active = is_active(profile.rows).astype(complex)
         for where, left in self._left(profile):
             out += active[where] @ left
         return np.real(out), np.imag(out)
@@ -150,7 +152,7 @@ def count_cells(
     values = update.values()
     kept = np.flatnonzero(values)
     permutation = PermutationCounts(
-        found.sum((1, 2)), {name: found[..., of].sum((1, 2)) for name, of in bits.items()}, members,
+        found.sum((1, 2)), {name: found[..., inside].sum((1, 2)) for name, inside in bits.items()}, members,
         values[kept].astype(np.float64), update_values()[kept], counts.storage, eta, bool(counts.is_open),
     )  # fmt: skip
 

@@ -29,8 +29,8 @@ def full(row: Row, update: Matrix, totals: EntrySums, settings: CompareSettings)
         settings: parameters.
     """
     shape = update.array.shape
-    values = update_spectrum(update).values if totals.delta_squares > 0 else np.zeros(min(shape))
     order = settings.hill_order(min(shape))
+    values = update_spectrum(update, order).values if totals.delta_squares > 0 else np.zeros(min(shape))
     numbers = families.update_statistics(
         values, shape=shape, kurtosis=np.float64(totals.kurtosis), hill_k=order, subspace_k=settings.subspace_k
     )
@@ -84,18 +84,28 @@ def entropy_error(values: np.ndarray, errors: np.ndarray) -> float:
     return float((errors / total * (np.abs(np.log(share)) + 12)).sum())
 
 
-def update_spectrum(update: Matrix) -> Spectrum:
-    """Spectrum of ΔW, by the bidiagonal route where its small values would spoil the entropy rank."""
+def update_spectrum(update: Matrix, order: int) -> Spectrum:
+    """Spectrum of ΔW, by the bidiagonal route where small values would spoil the entropy rank or the Hill estimate.
+
+    Args:
+        update: ΔW `[out, in]`.
+        order: k of the Hill estimate.
+    """
     spectrum = values_only(update)
-    if spectrum.values[0] > 0 and entropy_error(spectrum.values, spectrum.errors) > ENTROPY_ERROR:
-        return exact_values(update)
-    return spectrum
+    if spectrum.values[0] == 0:
+        return spectrum
+    spoilt = entropy_error(spectrum.values, spectrum.errors) > ENTROPY_ERROR or not order_is_resolved(spectrum, order)
+    return exact_values(update) if spoilt else spectrum
 
 
 def order_is_resolved(spectrum: Spectrum, order: int) -> bool:
     """Whether σ_order stands clear of the errors of the values: else a Hill estimate would read noise.
 
     At 1e-4·σ₁ the Gram matrix holds a value to `eps·σ₁²/σ² = 4e-8` of it; a value of zero is known to be that.
+
+    Args:
+        spectrum: singular values of ΔW.
+        order: k of the Hill estimate.
     """
     value = float(spectrum.values[order - 1])
     return spectrum.is_exact or value > 1e-4 * float(spectrum.values[0]) or math.isclose(value, 0.0, abs_tol=0.0)

@@ -4,13 +4,18 @@ from .entry import Null, Statistic
 from .spectrum import NO_VISIBLE, PRECISION, ZERO
 
 WALK = Null(
-    "random walk of independent increments with the observed norms",
+    "random walk of independent increments with the observed norms, as rounded checkpoints show it",
     "sampled",
     "one curve a shape, seed of the settings",
 )
 CHANCE = Null("K/n, the similarity of two independent random subspaces", how="Haar-distributed subspaces")
 INDEPENDENT = Null(
-    "0, independent signs of the entries", "fixed", "deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones"
+    "independent increments: 0, and below where checkpoints are rounded to bfloat16 and share its error",
+    how="independent signs of the entries: deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones",
+)
+STRETCHES = Null(
+    "K/n, the similarity of two independent random subspaces; of a stored random walk where checkpoints are rounded",
+    how="Haar-distributed subspaces; rounded walk by its correlation",
 )
 ENDS = "nothing follows the last checkpoint, or one of the two stretches is zero"
 FEW = f"{ZERO}, or it has fewer than K directions"
@@ -32,7 +37,7 @@ PATH = (
     Statistic(
         "sim_disjoint", "similarity of the update so far and the rest", "Sim_K between W_t − W_0 and W_T − W_t",
         "Whether training goes on in the directions that it used before: two stretches that share no step.",
-        unit="share", null=CHANCE, commands=("trajectory",), undefined=ENDS, agreement=1e-6, agreement_fast=1e-4,
+        unit="share", null=STRETCHES, commands=("trajectory",), undefined=ENDS, agreement=1e-6, agreement_fast=1e-4,
         headline=True,
     ),
     Statistic(
@@ -48,7 +53,10 @@ PATH = (
     Statistic(
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",
         "1 where stretches add up at random, √t where they all go one way.",
-        null=Null("1, independent increments", "fixed", "deviation to first order in their cosines"),
+        null=Null(
+            "independent increments: 1, and below where checkpoints are rounded to bfloat16",
+            how="deviation to first order in their cosines",
+        ),
         commands=("trajectory",), undefined=ZERO,
         headline=True,
     ),
