@@ -130,7 +130,7 @@ def scores(draw: Draw, shape: tuple[int, int], storage: str, sigma: float, draws
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--shapes", nargs="+", default=["24x16", "64x48", "300x200", "1024x512"])
     parser.add_argument("--storage", nargs="+", choices=STORAGE, default=["fp32", "bf16"])

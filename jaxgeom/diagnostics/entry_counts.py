@@ -262,12 +262,13 @@ def entry_counts(
     relative = initial_norm / unit
     defined = relative > 0
     decay = inner / jnp.square(jnp.where(defined, relative, jnp.ones_like(relative))) * (delta_unit / unit)
+    counted_changed = count_true(changed)
     counted = [magnitude_histogram(grid_bits(w0), mask) for mask in (None, changed, changed & ~beyond)] * histograms
     return EntryCounts(
         storage_of(w0.dtype),
         w0.dtype == w1.dtype == jnp.float16,
-        jnp.full(a.shape[:-2], size, jnp.result_type(float)),
-        count_true(changed),
+        0 * counted_changed + size,
+        counted_changed,
         count_true(a != b),
         count_true(beyond),
         jnp.stack([count_true(exceeds(magnitude, a, b, share * rms)) for share in RMS_TOLERANCES], axis=-1),

@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ._namespace import as_real, namespace, ndtr, real
@@ -95,8 +96,13 @@ def sum_by_class(by_magnitude: Any, storage: str, eta: float) -> Any:
     xp = namespace(by_magnitude)
     if xp is np:
         return np.bincount(table.of, by_magnitude, minlength=table.low.size)
-    empty = xp.zeros((*by_magnitude.shape[:-1], table.low.size), real(xp))
-    return empty.at[..., table.of].add(as_real(by_magnitude, xp))
+
+    def one(counts: Any) -> Any:
+        return xp.zeros(table.low.size, real(xp)).at[table.of].add(counts)
+
+    for _ in range(by_magnitude.ndim - 1):
+        one = jax.vmap(one)
+    return one(as_real(by_magnitude, xp))
 
 
 def stored_noise(up: Any, down: Any, edges: tuple[Any, Any], binade: tuple[Any, Any]) -> StoredNoise:
@@ -189,7 +195,7 @@ def left_on_bf16_grid(cells: Any, scale: Any, *, weighted: bool) -> LeftNoise:
     _, octave = xp.frexp(scale)
     first = xp.clip(octave - 1 - 4 + _UNIT, 2, 255 - _WINDOW)
     exponents = first[..., None] + xp.arange(_WINDOW, dtype=first.dtype)
-    spacing = xp.ldexp(xp.ones(exponents.shape, real(xp)), exponents - octave[..., None] - _UNIT)
+    spacing = xp.ldexp(as_real(0 * exponents + 1, xp), exponents - octave[..., None] - _UNIT)
     spacing = (spacing / xp.ldexp(scale, -octave)[..., None])[..., None]  # over s, by exact powers of two
     counts = cells.histogram.reshape(*cells.histogram.shape[:-1], 256, 128)
     counts = as_real(xp.take_along_axis(counts, exponents[..., None], axis=-2), xp)
