@@ -129,7 +129,7 @@ def rounding_overlaps(cells: RoundingCells, changed_a: Any, changed_b: Any) -> M
     variance = total(square - mean * mean)
     lost = xp.full_like(size, xp.nan)
     sizes = [xp.where(known, xp.asarray(changed, size.dtype), lost) for changed in (changed_a, changed_b)]
-    return _overlap_moments(*sizes, total(both), xp.where(known, xp.maximum(variance, 0.0), lost))
+    return _overlap_moments(sizes[0], sizes[1], total(both), xp.where(known, xp.maximum(variance, 0.0), lost))
 
 
 def overlap_statistics_between(cells: RoundingCells, both: Any, changed_a: Any, changed_b: Any) -> dict[str, Any]:

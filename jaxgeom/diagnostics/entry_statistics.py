@@ -5,7 +5,7 @@ Functions of what is counted (`EntryCounts`, `MaskCounts`): the engine calls the
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,14 +41,18 @@ class MaskCounts:
     changed: Any
 
 
-def scale_of_update(counts: EntryCounts, cells: RoundingCells) -> Any:
+def scale_of_update(counts: EntryCounts, cells: RoundingCells, plain: Any) -> Any:
     """The scale of the isotropic noise whose norm is the update's, `[...]`.
 
     Where W+ was rounded to a grid that W0 is not on, the twelfth of the squared cells that this alone adds is taken
     off; NaN where no noise is left then.
+
+    Args:
+      counts: of the pair.
+      cells: the same, grouped.
+      plain: `scale_for_norm` of them.
     """
-    xp = namespace(counts.delta_norm, cells.counts)
-    plain = scale_for_norm(cells, xp.asarray(counts.delta_norm))
+    xp = namespace(plain, cells.counts)
 
     def coarser() -> Any:
         width = cells.cell_high - cells.cell_low
@@ -65,41 +69,36 @@ def _positive(x: Any) -> Any:
     return xp.where(x > 0, x, xp.ones_like(x))
 
 
-def sparsity_moments(counts: EntryCounts, *, eta: float) -> NullMoments:
-    """Visible sparsity of an isotropic Gaussian update of equal Frobenius norm, rounded.
+class IsotropicNull(NamedTuple):
+    """Visible sparsity and decay component of an isotropic Gaussian update of equal Frobenius norm, after storage."""
+
+    sparsity: NullMoments
+    decay: NullMoments
+
+
+def isotropic_null(counts: EntryCounts, *, eta: float) -> IsotropicNull:
+    """Both moments at the scale that the update's norm gives.
 
     Args:
       counts: of the pair, with histograms.
       eta: relative tolerance η of the unchanged test.
 
     Returns:
-      `NullMoments` of `[...]`. The deviation is that of the excess over the expectation at the fitted norm. It is NaN
-      where less than one entry is at stake, and where W+ is stored on a grid that W0 is not on.
+      `IsotropicNull` of `[...]`. Deviations are those of the excess over the expectation at the fitted norm. That of
+      the sparsity is NaN where less than one entry is at stake, and where W+ is stored on a grid that W0 is not on;
+      the decay is NaN where W0 is zero.
     """
     cells = cells_of(counts, eta)
     xp = namespace(counts.delta_norm, cells.counts)
-    scale = scale_of_update(counts, cells)
+    plain = scale_for_norm(cells, xp.asarray(counts.delta_norm))
+    scale = scale_of_update(counts, cells, plain)
     expected, variance = changed_law(cells, xp.where(xp.isnan(scale), xp.zeros_like(scale), scale))
     size = cells.counts.sum(-1)
     moments = moments_of_share(1 - expected / size, variance, size)
     lost = xp.full_like(size, np.nan)
     mean = xp.where(xp.isnan(scale), lost, moments.mean)
-    return NullMoments(mean, select(counts.is_coarser, lambda: lost, lambda: moments.std))
-
-
-def decay_moments(counts: EntryCounts, *, eta: float) -> NullMoments:
-    """Decay component of an isotropic Gaussian update of equal Frobenius norm, after storage where storage rounds.
-
-    Args:
-      counts: of the pair, with histograms.
-      eta: relative tolerance η of the unchanged test.
-
-    Returns:
-      `NullMoments` of `[...]`; NaN where W0 is zero.
-    """
-    cells = cells_of(counts, eta)
-    scale = scale_for_norm(cells, namespace(cells.counts).asarray(counts.delta_norm))
-    return NullMoments(*decay_law(cells, scale, counts.initial_norm))
+    sparsity = NullMoments(mean, select(counts.is_coarser, lambda: lost, lambda: moments.std))
+    return IsotropicNull(sparsity, NullMoments(*decay_law(cells, plain, counts.initial_norm)))
 
 
 def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> dict[str, Any]:
@@ -121,8 +120,9 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
 
     sparsity, density = unchanged(counts.changed), counts.changed / size
     found: dict[str, Any] = {"sparsity_bf16": sparsity, "density_bf16": density}
+    decay = None
     if nulls:
-        null = sparsity_moments(counts, eta=eta)
+        null, decay = isotropic_null(counts, eta=eta)
         found = triple("sparsity_bf16", sparsity, null)
         found |= triple("density_bf16", density, NullMoments(1 - null.mean, null.std))
     found["sparsity_stored"] = unchanged(counts.differs)
@@ -134,9 +134,7 @@ def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> 
     found["share_beyond_half_ulp"] = counts.beyond_half_ulp / size
     relative = divide(counts.delta_norm, counts.initial_norm)
     found |= {"fro_norm": xp.asarray(counts.delta_norm), "relative_norm": relative}
-    if not nulls:
-        return found | {"decay": xp.asarray(counts.decay)}
-    return found | triple("decay", counts.decay, decay_moments(counts, eta=eta))
+    return found | (triple("decay", counts.decay, decay) if decay is not None else {"decay": xp.asarray(counts.decay)})
 
 
 def decile_of_bins(histogram: Any) -> Any:

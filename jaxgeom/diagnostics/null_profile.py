@@ -22,8 +22,6 @@ from .moments import NullMoments, triple
 from .rounding_cells import RoundingCells, change, left_noise, moments_of_share, scale_for_density, select
 from .scale_profile import (  # fmt: skip
     STEPS_PER_OCTAVE,
-    ScaleProfile,
-    is_active,
     kinds_of,
     places,
     rounding_table,
@@ -35,7 +33,7 @@ FEW = 3.0
 
 _THIN = 0.1
 
-_SWEEPS = 30
+_SWEEPS = 12
 """Alternations that solve for λ; each takes off at least half of the error."""
 
 
@@ -242,8 +240,3 @@ def _overlap(cells: ProfileCells, inside: Any, changed: Any) -> NullMoments:
     variance = ((inside * (1 - share) ** 2 + (counts - inside) * share**2) * spread).sum()
     moments = moments_of_share(xp.clip(mean, 0.0, 1.0), variance, changed)
     return NullMoments(*(xp.where(known, part, np.nan) for part in moments))
-
-
-def active_levels(profile: ScaleProfile) -> tuple[Any, Any]:
-    """Whether each row and each column has noise."""
-    return is_active(profile.rows), is_active(profile.columns)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._namespace import as_real
 from .entry_counts import entry_counts, magnitude_histogram, storage_of
-from .entry_statistics import DECILES, decile_of_bins, sparsity_moments
+from .entry_statistics import DECILES, decile_of_bins, isotropic_null
 from .moments import NullMoments
 from .precision import bf16_bits, bf16_view, grid_bits, require_matrix, widen
 from .rounding_cells import change, moments_of_share, origin_cells, overlap_law, scale_for_density
@@ -114,7 +114,7 @@ def rounding_sparsity_null(
     Returns:
       `NullMoments(mean, std)`; 1 and 0 for an update of zero.
     """
-    return sparsity_moments(entry_counts(w0, w1, eta=eta), eta=eta)
+    return isotropic_null(entry_counts(w0, w1, eta=eta), eta=eta).sparsity
 
 
 def rounding_null_by_decile(

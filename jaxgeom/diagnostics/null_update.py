@@ -27,7 +27,7 @@ from .null_permutation import (  # fmt: skip
 )
 from .null_profile import ProfileCells, averages, estimation, profile_statistics
 from .precision import grid_bits, widen_pair
-from .rounding_cells import RoundingCells, cells_of
+from .rounding_cells import ENDS, RoundingCells, cells_of
 from .scale_profile import (  # fmt: skip
     OCTAVES,
     STEPS_PER_OCTAVE,
@@ -103,11 +103,10 @@ def _profile_cells(
     level = jnp.where(inside, level, 0)
     table = grid_classes(counts.storage, eta)
     of = jnp.asarray(table.of)[(bits & 0x7FFF).astype(jnp.int32)].reshape(-1)
-    ends = (table.low, table.high, table.cell_low, table.cell_high, table.stored_low, table.stored_high)
     weight = as_real(inside, jnp)
     cells = RoundingCells(
-        weight, *(as_real(end, jnp)[of] for end in ends), None, counts.is_open, counts.is_rounded, eta,
-        counts.storage, of,
+        counts=weight, histogram=None, is_open=counts.is_open, is_rounded=counts.is_rounded, eta=eta,
+        storage=counts.storage, kept=of, **{name: as_real(getattr(table, name), jnp)[of] for name in ENDS},
     )  # fmt: skip
     scale = jnp.ldexp(jnp.exp2(as_real(base + level, jnp) / STEPS_PER_OCTAVE), sums.unit)
     chosen = {name: weight * as_real(mask, jnp).reshape(-1) for name, mask in masks.items()}

@@ -155,18 +155,6 @@ def grid_bits(w: Any) -> Any:
     return bf16_bits(w)
 
 
-def bf16_magnitude_value(bits: Any) -> Float[Array, "..."]:
-    """The float32 value of 15 magnitude bits (exponent and mantissa) of a bfloat16 number.
-
-    Args:
-      bits: unsigned integer array, each entry below 2¹⁵.
-
-    Returns:
-      float32 magnitudes.
-    """
-    return lax.bitcast_convert_type(jnp.asarray(bits).astype(jnp.uint32) << 16, jnp.float32)
-
-
 def ulp_distance(w0: Float[ArrayLike, "..."], w1: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
     """The update in units of the bfloat16 spacing at the initial weight.
 

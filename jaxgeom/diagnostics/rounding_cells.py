@@ -25,6 +25,10 @@ _LOG_SCALES = (-86.0, 80.0)
 """Natural logarithms of the scales that are looked at; float32 holds both ends."""
 
 
+ENDS = ("low", "high", "cell_low", "cell_high", "stored_low", "stored_high")
+"""The ends of intervals that classes have, as `GridClasses` and `RoundingCells` call them."""
+
+
 class RoundingCells(NamedTuple):
     """Entries per class, and the ends of each class's cell and unchanged interval relative to its magnitudes.
 
@@ -82,9 +86,11 @@ def rounding_cells(histogram: Any, storage: str, eta: float, *, is_open: Any, is
     xp, table = namespace(histogram), grid_classes(storage, eta)
     counts = sum_by_class(histogram, storage, eta)
     kept = np.flatnonzero(counts) if xp is np else np.arange(table.low.size)
-    ends = [as_real(end[kept], xp) for end in (table.low, table.high, table.cell_low, table.cell_high)]
-    stored = [as_real(end[kept], xp) for end in (table.stored_low, table.stored_high)]
-    return RoundingCells(counts[..., kept], *ends, *stored, histogram, is_open, is_rounded, eta, storage, kept)
+    ends = {name: as_real(getattr(table, name)[kept], xp) for name in ENDS}
+    return RoundingCells(
+        counts=counts[..., kept], histogram=histogram, is_open=is_open, is_rounded=is_rounded, eta=eta,
+        storage=storage, kept=kept, **ends,
+    )  # fmt: skip
 
 
 def cells_of(counts: EntryCounts, eta: float) -> RoundingCells:
@@ -153,11 +159,11 @@ def joint_probability(cells: RoundingCells, scale_a: Any, scale_b: Any) -> tuple
     return select(cells.is_open, averaged, at_place)
 
 
-def left_noise(cells: RoundingCells, scale: Any) -> LeftNoise:
-    """What storage leaves of noise of a scale s, summed over the entries, in units of s; `[...]`."""
+def left_noise(cells: RoundingCells, scale: Any, *, weighted: bool = False) -> LeftNoise:
+    """What storage leaves of noise of a scale s, summed over the entries, in units of s; `across` where weighted."""
     if cells.storage == "float16":
         return left_on_classes(cells, scale)
-    return left_on_bf16_grid(cells, scale)
+    return left_on_bf16_grid(cells, scale, weighted=weighted)
 
 
 def scale_for_norm(cells: RoundingCells, norm: Any) -> Any:
@@ -272,7 +278,7 @@ def decay_law(cells: RoundingCells, scale: Any, initial_norm: Any) -> tuple[Any,
     safe = xp.where(scale > 0, scale, xp.ones_like(scale))
 
     def rounded() -> Any:
-        left = left_noise(cells, safe)
+        left = left_noise(cells, safe, weighted=True)
         return left.along * ratio**2, xp.sqrt(xp.maximum(left.across, 0.0)) * ratio**2
 
     return select(cells.is_rounded, rounded, lambda: (0 * ratio, ratio))

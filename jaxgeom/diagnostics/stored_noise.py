@@ -8,6 +8,7 @@ they differ from the limits.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,15 +113,22 @@ def stored_noise(up: Any, down: Any, edges: tuple[Any, Any], binade: tuple[Any, 
     xp = namespace(up)
     spacing = xp.maximum(up[0], down[0])
     smooth = _smooth(spacing, edges, binade)
-    if xp is np:  # what the continuum describes, and what nothing is left of, need not be summed
-        coarse = (spacing * _FINE >= 1) & (spacing < 40)
-        sums = _sums(up[:, coarse], down[:, coarse], [edge[coarse] for edge in edges])
+    if xp is not np:
+        sums, fine = _sums(up, down, edges), spacing * _FINE < 1
+        return StoredNoise(*(xp.where(fine, one, other) for one, other in zip(smooth, sums, strict=True)))
+    # What the continuum describes, and what nothing is left of, need not be summed; of the rest, octave by octave, only
+    # the steps that the noise reaches.
+    summed = spacing * _FINE >= 1
+    for whole in smooth:
+        whole[summed] = 0.0
+    octave = np.where(summed & (spacing < 40), np.frexp(spacing)[1], -100)
+    for one in np.unique(octave[octave > -100]):
+        these = octave == one
+        reached = min(_STEPS, 1 + math.ceil(9 / float(np.minimum(up[0], down[0])[these].min())))
+        sums = _sums(up[:reached, these], down[:reached, these], [edge[these] for edge in edges])
         for whole, part in zip(smooth, sums, strict=True):
-            whole[spacing * _FINE >= 1] = 0.0
-            whole[coarse] = part
-        return smooth
-    sums, fine = _sums(up, down, edges), spacing * _FINE < 1
-    return StoredNoise(*(xp.where(fine, one, other) for one, other in zip(smooth, sums, strict=True)))
+            whole[these] = part
+    return smooth
 
 
 def _sums(up: Any, down: Any, edges: Any) -> StoredNoise:
@@ -168,12 +176,13 @@ def _summed(noise: StoredNoise, chance: Any, weight: Any, counts: Any, axes: Any
     return LeftNoise(*((counts * part).sum(axes) for part in parts))
 
 
-def left_on_bf16_grid(cells: Any, scale: Any) -> LeftNoise:
+def left_on_bf16_grid(cells: Any, scale: Any, *, weighted: bool) -> LeftNoise:
     """`LeftNoise` of a histogram over bfloat16 magnitudes.
 
     Args:
       cells: `RoundingCells`.
       scale: s, `[...]`.
+      weighted: whether `across` is wanted, which asks for every magnitude; else it is incomplete.
     """
     xp = namespace(cells.counts, scale)
     table = Neighbourhood(*(as_real(part, xp) for part in neighbourhood(cells.eta)))
@@ -196,6 +205,8 @@ def left_on_bf16_grid(cells: Any, scale: Any) -> LeftNoise:
     fine = xp.where(width < 0.75 * spacing[..., 0, :], cells.counts, xp.zeros_like(cells.counts))
     chance = change_at_place(-edges[1], edges[0], 1.0).probability
     outer = _summed(_smooth(width, edges, (far, far)), chance, xp.zeros_like(width), fine, -1)
+    if not weighted:
+        return LeftNoise(*(one + other for one, other in zip(inner, outer, strict=True)))
     squares = _square_weights(cells.histogram, cells.storage, scale)
     below = xp.arange(squares.shape[-1], dtype=first.dtype) < first[..., None] * 128
     outer = outer._replace(across=xp.where(below, squares, xp.zeros_like(squares)).sum(-1))

@@ -21,7 +21,7 @@ from jaxgeom.diagnostics.null_permutation import (  # fmt: skip
     update_values,
 )
 from jaxgeom.diagnostics.null_profile import ProfileCells, averages, estimation
-from jaxgeom.diagnostics.rounding_cells import RoundingCells, cells_of
+from jaxgeom.diagnostics.rounding_cells import ENDS, RoundingCells, cells_of
 from jaxgeom.diagnostics.scale_profile import (  # fmt: skip
     STEPS_PER_OCTAVE,
     ScaleProfile,
@@ -165,11 +165,10 @@ def count_cells(
         merged[row] += one
     which, level = np.nonzero(merged.any(-1))
     entries, ends = merged[which, level].astype(np.float64), grid_classes(counts.storage, eta)
-    of = classes[which]
+    own_ends = {name: getattr(ends, name)[classes[which]] for name in ENDS}
     cells = RoundingCells(
-        entries.sum(-1), low=ends[3][of], high=ends[4][of], cell_low=ends[1][of], cell_high=ends[2][of],
-        stored_low=ends[5][of], stored_high=ends[6][of], histogram=None, is_open=bool(counts.is_open),
-        is_rounded=bool(counts.is_rounded), eta=eta, storage=counts.storage, kept=of,
+        counts=entries.sum(-1), histogram=None, is_open=bool(counts.is_open), is_rounded=bool(counts.is_rounded),
+        eta=eta, storage=counts.storage, kept=classes[which], **own_ends,
     )  # fmt: skip
     scale = np.ldexp(np.exp2((sum(lowest) + level) / STEPS_PER_OCTAVE), update.unit)
     inside = {name: entries[:, of].sum(-1) for name, of in bits.items()}
