@@ -53,8 +53,14 @@ def noisy(
     return start, (start.astype(np.float64) + scale * rows * columns * rng.standard_normal(shape)).astype(after)
 
 
-def counted_row(start: np.ndarray, end: np.ndarray, eta: float = 1e-3) -> Row:
-    """What a report counts of a pair entry by entry; the principal mask is a quarter of the rows, the worst case."""
+def counted_row(start: np.ndarray, end: np.ndarray, *, further: bool, eta: float = 1e-3) -> Row:
+    """What a report counts of a pair entry by entry; the principal mask is a quarter of the rows, the worst case.
+
+    Args:
+        start, end: W0 and W+ as stored `[out, in]`.
+        further: with the nulls that keep something of the update.
+        eta: relative tolerance of the unchanged test.
+    """
     a, b = widen(start), widen(end)
     sums, changed = EntrySums(), np.empty(start.size, bool)
     sums.add(start, end, eta=eta, rms=root_mean_square([a]), changed_out=changed)
@@ -67,20 +73,20 @@ def counted_row(start: np.ndarray, end: np.ndarray, eta: float = 1e-3) -> Row:
     if not sums.changed:
         masks = {}
     put_overlaps(row, sums, masks, changed, eta)
-    flat = {name: mask for name, (mask, _) in masks.items()}
-    put_update_nulls(row, start, a, b, totals=sums, masks=flat, eta=eta)
+    if further:
+        flat = {name: mask for name, (mask, _) in masks.items()}
+        put_update_nulls(row, start, a, b, totals=sums, masks=flat, eta=eta)
     return row
 
 
 def isotropic(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float) -> Row:
     """Isotropic noise, stored: the rounding nulls. Scales are equal, whatever sigma says."""
-    row = counted_row(*noisy(rng, shape, storage, 0.0))
-    return {key: row[key] for key in row if "_profile" not in key and "_permutation" not in key}
+    return counted_row(*noisy(rng, shape, storage, 0.0), further=False)
 
 
 def profile(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float) -> Row:
     """Noise of unequal scales, stored: the scale-profile null."""
-    row = counted_row(*noisy(rng, shape, storage, sigma))
+    row = counted_row(*noisy(rng, shape, storage, sigma), further=True)
     return {key: row[key] for key in row if "_profile" in key}
 
 
@@ -88,7 +94,7 @@ def permuted(rng: np.random.Generator, shape: tuple[int, int], storage: str, sig
     """An update's own entries in random places: the permutation null. The places are stored in float32."""
     start, end = noisy(rng, shape, storage, sigma)
     delta = rng.permutation((widen(end) - widen(start)).reshape(-1)).reshape(shape)
-    row = counted_row(start, widen(start) + delta)
+    row = counted_row(start, widen(start) + delta, further=True)
     return {key: row[key] for key in row if "_permutation" in key}
 
 

@@ -12,9 +12,9 @@ ROUNDED_DENSITY = Null(
     suites=("full", "fast"),
 )
 PROFILE = Null(
-    "the same noise with the row and column scales of the real update (fitted behind the rounding where both sides are "
-    "stored in bfloat16)",
-    how="on classes of W0's entries and of scales",
+    "the same noise with scales by which every row and column of the real update is equally loud (those before "
+    "rounding where both sides are stored in 16 bits)",
+    how="on classes of W0's entries and of scales, the estimation of the scales taken out to second order",
     suites=("full",),
 )
 PERMUTATION = Null(

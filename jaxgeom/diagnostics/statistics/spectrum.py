@@ -56,7 +56,10 @@ SPECTRUM = (
         "decay", "decay component c", "c = ⟨ΔW, W0⟩/‖W0‖²",
         "How much of the update shrinks (c < 0) or grows the weights along themselves, as weight decay does.",
         unit="relative",
-        null=Null("0", "fixed", "deviation of an isotropic update of equal norm"),
+        null=Null(
+            "isotropic Gaussian update of equal Frobenius norm",
+            how="0 with deviation s/‖W0‖; after rounding, where both sides are stored in 16 bits, from W0's magnitudes",
+        ),
         undefined=ZERO_WEIGHTS, cheap=True,
     ),
     Statistic(
