@@ -117,8 +117,11 @@ def change(cells: RoundingCells, scale: Any) -> Change:
     scale = scale[..., None] if scale.ndim < cells.counts.ndim else scale
 
     def at_place() -> Change:
+        none = 0 * scale  # the ends have no batch axes of their own, which a flag per matrix needs
         low, high = select(
-            cells.is_rounded, lambda: (cells.stored_low, cells.stored_high), lambda: (cells.low, cells.high)
+            cells.is_rounded,
+            lambda: (cells.stored_low + none, cells.stored_high + none),
+            lambda: (cells.low + none, cells.high + none),
         )
         return change_at_place(low, high, scale)
 

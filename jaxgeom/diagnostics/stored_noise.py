@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ._namespace import as_real, namespace, ndtr, real
@@ -95,8 +96,15 @@ def sum_by_class(by_magnitude: Any, storage: str, eta: float) -> Any:
     xp = namespace(by_magnitude)
     if xp is np:
         return np.bincount(table.of, by_magnitude, minlength=table.low.size)
-    empty = xp.zeros((*by_magnitude.shape[:-1], table.low.size), real(xp))
-    return empty.at[..., table.of].add(as_real(by_magnitude, xp))
+
+    places = table.of.astype(np.uint32)
+
+    def gathered(one: Any) -> Any:
+        return xp.zeros(table.low.size, one.dtype).at[places].add(one)
+
+    for _ in range(by_magnitude.ndim - 1):
+        gathered = jax.vmap(gathered)
+    return gathered(as_real(by_magnitude, xp))
 
 
 def stored_noise(up: Any, down: Any, edges: tuple[Any, Any], binade: tuple[Any, Any]) -> StoredNoise:
