@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._namespace import as_real, namespace, ndtr, real
+from ._namespace import as_real, namespace, ndtr
 from .rounding_response import change_at_place, times_density
 from .storage_grids import FINITE, grid_classes, magnitudes, unchanged_intervals
 
@@ -97,12 +97,14 @@ def sum_by_class(by_magnitude: Any, storage: str, eta: float) -> Any:
     if xp is np:
         return np.bincount(table.of, by_magnitude, minlength=table.low.size)
 
-    def one(counts: Any) -> Any:
-        return xp.zeros(table.low.size, real(xp)).at[table.of].add(counts)
+    places = table.of.astype(np.uint32)
+
+    def gathered(one: Any) -> Any:
+        return xp.zeros(table.low.size, one.dtype).at[places].add(one)
 
     for _ in range(by_magnitude.ndim - 1):
-        one = jax.vmap(one)
-    return one(as_real(by_magnitude, xp))
+        gathered = jax.vmap(gathered)
+    return gathered(as_real(by_magnitude, xp))
 
 
 def stored_noise(up: Any, down: Any, edges: tuple[Any, Any], binade: tuple[Any, Any]) -> StoredNoise:

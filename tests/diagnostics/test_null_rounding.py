@@ -135,9 +135,9 @@ ENTRY = jax.jit(lambda a, b: jd.entry_statistics(jd.entry_counts(a, b), eta=1e-3
 def test_float16_pairs_are_rounded_twice():
     """Stored in float16 a weight stands at one of a few places in its bfloat16 cell, on its edges too; the null knows.
 
-    Noise of a quarter of a float16 spacing, most of which storage takes away.
+    Noise of a quarter of a float16 spacing.
     """
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(7)  # not the weights' own stream: noise in proportion to them changes nothing
     w0 = gaussian((200, 160)).astype(np.float16)
     spacing = np.spacing(np.abs(w0)).astype(np.float64)
     scale = 0.25 * float(np.median(spacing))

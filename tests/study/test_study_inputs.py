@@ -16,7 +16,6 @@ from tests.tiny import write_tiny_model
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("name=", "nmae="), "argument"),
         (('models / "base"', 'models / "absent"'), "absent"),
         (("import os", "import os, absent_module"), "absent_module"),
         (("steps=6", "steps=0"), "steps=0"),
@@ -35,6 +34,16 @@ def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(jaxgeom, models, 
     assert result.status == 2
     assert result.err.count("\n") == 1 and words in result.err, result.err
     assert not out.exists()
+
+
+def test_a_field_that_there_is_not_is_named(models, tmp_path):
+    """In a process of its own: where annotations are checked, as in these tests, the message is the checker's."""
+    file = tmp_path / "experiment.py"
+    file.write_text(EXPERIMENT.read_text().replace("name=", "nmae="))
+    result = process("study", file, "--out", tmp_path / "out")
+    assert result.status == 2
+    assert result.err.count("\n") == 1 and "nmae" in result.err, result.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["nan", "truncated", "shape", "vocabulary"])
