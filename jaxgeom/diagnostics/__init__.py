@@ -81,11 +81,13 @@ from .null_trajectory import walked_distance as walked_distance
 from .null_update import scale_profile as scale_profile
 from .null_update import update_null_statistics as update_null_statistics
 from .path_numbers import cosine_statistics as cosine_statistics
+from .path_numbers import disjoint_walk_similarity as disjoint_walk_similarity
 from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics
 from .path_numbers import rate_statistics as rate_statistics
 from .path_numbers import similarity_beside_chance as similarity_beside_chance
 from .path_numbers import similarity_statistics as similarity_statistics
+from .precision import along_update as along_update
 from .precision import bf16_bits as bf16_bits
 from .precision import bf16_update as bf16_update
 from .precision import bf16_view as bf16_view

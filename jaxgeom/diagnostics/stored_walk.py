@@ -1,9 +1,9 @@
-"""A random walk of weights as bfloat16 checkpoints show it: covariances of its cumulative updates, in closed form.
+"""A random walk of weights as 16-bit checkpoints show it: covariances of its cumulative updates, in closed form.
 
-The weights start on the bfloat16 grid and take independent Gaussian increments that keep every digit; a checkpoint is
-their view rounded to the grid. In units of an entry's spacing the stored update is `R(x)`, R rounding to the nearest
-integer and x normal. Two stored updates share the rounding error of what lies between them: neighbouring increments
-are anticorrelated, the stored path is shorter than its steps say, and small updates do not show at all.
+The weights start on the grid of bfloat16 or float16 and take independent Gaussian increments that keep every digit; a
+checkpoint is their view rounded to the grid. In units of an entry's spacing the stored update is `R(x)`, R rounding to
+the nearest integer and x normal. Two stored updates share the rounding error of what lies between them: neighbouring
+increments are anticorrelated, the stored path is shorter than its steps say, and small updates do not show at all.
 """
 
 import math
@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from ._namespace import as_real, increasing_root, namespace, ndtr
+from .storage_grids import FINITE
 
-SPACINGS = 255
+_FORMATS = {"bfloat16": (7, 127), "float16": (10, 15)}
+"""Bits of the mantissa and bias of the exponent of the formats."""
+
 _BAND, _TERMS = 5, 64
 _SMALL = 0.3
 """Standard deviation, in spacings, below which a weight leaves its cell by at most one spacing (to 1e-6)."""
@@ -25,18 +28,20 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
-def spacing_counts(histogram: Any) -> tuple[Any, Any]:
-    """Spacings of the bfloat16 grid and how many weights lie on each, from a histogram of their magnitudes.
+def spacing_counts(histogram: Any, storage: str = "bfloat16") -> tuple[Any, Any]:
+    """Spacings of a 16-bit grid and how many weights lie on each, from a histogram of their magnitudes.
 
     Args:
-      histogram: weights per 15 magnitude bits (8 of exponent, 7 of mantissa), `[2¹⁵]` (or without the infinite ones).
+      histogram: weights per 15 magnitude bits (exponent and mantissa), `[2¹⁵]` (or without the infinite ones).
+      storage: `bfloat16` or `float16`, whose bits these are (`EntryCounts.storage`).
 
     Returns:
-      Spacings `[255]` and counts `[255]`, by exponent.
+      Spacings and counts by exponent, `[255]` each, of float16 `[31]`.
     """
-    xp = namespace(histogram)
-    counts = xp.sum(as_real(histogram, xp)[: SPACINGS * 128].reshape(SPACINGS, 128), axis=-1)
-    return as_real(np.ldexp(1.0, np.maximum(np.arange(SPACINGS), 1) - 134), xp), counts
+    xp, (mantissa, bias) = namespace(histogram), _FORMATS[storage]
+    exponents = FINITE[storage] >> mantissa
+    counts = xp.sum(as_real(histogram, xp)[: FINITE[storage]].reshape(exponents, 1 << mantissa), axis=-1)
+    return as_real(np.ldexp(1.0, np.maximum(np.arange(exponents), 1) - bias - mantissa), xp), counts
 
 
 def _shown(xp: Any, x: Any, c: Any) -> Any:
@@ -107,7 +112,7 @@ def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = No
 
     Args:
       increment_norms: `‖W_t − W_{t−1}‖_F` between checkpoints, `[T]`, numpy or JAX.
-      spacings, counts: `spacing_counts` of W0, where it and all checkpoints are on the bfloat16 grid.
+      spacings, counts: `spacing_counts` of W0, where it and all checkpoints are on one 16-bit grid.
 
     Returns:
       `[T, T]`; zero against a step where nothing has moved yet.

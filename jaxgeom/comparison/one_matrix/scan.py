@@ -151,7 +151,7 @@ class EntrySums:
         return self.changed / self.count
 
     @property
-    def is_rounded(self) -> bool:
+    def is_bf16(self) -> bool:
         """Whether both sides are on the bfloat16 grid, so that a bfloat16 reader sees what is stored."""
         return self.on_grid and self.final_on_grid
 

@@ -13,6 +13,7 @@ from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between
 from jaxgeom.diagnostics.path_numbers import orthogonal_statistics, similarity_beside_chance
 from jaxgeom.diagnostics.rounding_cells import cells_of
+from jaxgeom.diagnostics.singular_values import capped_rank
 
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
 
@@ -54,7 +55,7 @@ def _update_statistics(
     row: Row, updates: Sequence[Matrix], squares: tuple[float, float], settings: CompareSettings
 ) -> None:
     rows, columns = updates[0].array.shape
-    k = min(settings.subspace_k, max(1, min(rows, columns) - 1))
+    k = capped_rank(settings.subspace_k, (rows, columns))
     row["subspace_k"] = k
     if min(squares) == 0:
         still = " and ".join(name for name, square in zip("AB", squares, strict=True) if square == 0)
