@@ -22,8 +22,8 @@ STORAGES = ("float32", "bfloat16", "float16")
 SHAPES = {"tall": (24, 16), "wide": (16, 24), "square": (20, 20)}
 K = 3
 OPTIONS: dict[str, Any] = {"angle_k": 6, "mask_rank": 4, "subspace_k": K}
-NAME = "mlp.up_proj.weight"
-SPECS = {NAME: jg.MatrixSpec(out=(0,), in_=(1,))}
+NAME = "mlp.experts.up_proj"
+SPECS = {NAME: jg.MatrixSpec(out=(1,), in_=(2,), batch=(0,))}
 LABELS = ("name", "shape", "layer", "module", "group", "parameters", "digests")
 
 Numbers = dict[str, float | None]
@@ -34,19 +34,31 @@ def stored_as(w: np.ndarray, storage: str) -> np.ndarray:
     return w.astype(np.float32).astype(ml_dtypes.bfloat16 if storage == "bfloat16" else storage)
 
 
-def make_path(
-    shape: tuple[int, int], storage: str, kind: str, seed: int, *, size: float = 0.0, steps: int = 1
+def make_run(
+    shape: tuple[int, int], storage: str, seed: int, *, size: float = 0.0, steps: int = 1, kinds: Sequence[str] = KINDS
 ) -> list[np.ndarray]:
-    """Stored W0 and what follows it, each an update of one kind, `10^size` times the usual, from the one before."""
-    rng = np.random.default_rng(seed)
-    w0 = 0.02 * rng.standard_normal(shape)
-    if kind == "rank deficient":
-        w0 = 0.02 * rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
-    path = [stored_as(w0, storage)]
-    for _ in range(steps):
-        w = path[-1].astype(np.float64)
-        path.append(stored_as(w + 10.0**size * _update(rng, w, kind), storage))
-    return path
+    """Stored W0 and what follows it, `[kinds, out, in]` each: one run for every kind of update.
+
+    Args:
+        shape: (out, in).
+        storage: format of the checkpoints.
+        seed: of the first kind; the others follow.
+        size: every update is `10^size` times the usual.
+        steps: how many checkpoints follow W0.
+        kinds: of the updates.
+    """
+    runs = []
+    for place, kind in enumerate(kinds):
+        rng = np.random.default_rng([seed, place])
+        w0 = 0.02 * rng.standard_normal(shape)
+        if kind == "rank deficient":
+            w0 = 0.02 * rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
+        path = [stored_as(w0, storage)]
+        for _ in range(steps):
+            w = path[-1].astype(np.float64)
+            path.append(stored_as(w + 10.0**size * _update(rng, w, kind), storage))
+        runs.append(path)
+    return [np.stack(side) for side in zip(*runs, strict=True)]
 
 
 def _update(rng: np.random.Generator, w: np.ndarray, kind: str) -> np.ndarray:
@@ -69,7 +81,7 @@ def _update(rng: np.random.Generator, w: np.ndarray, kind: str) -> np.ndarray:
 
 
 def checkpoint(w: np.ndarray, name: str) -> Checkpoint:
-    """A checkpoint that holds one matrix, in memory."""
+    """A checkpoint that holds the matrices `[kinds, out, in]` as experts, in memory."""
     tensor = Tensor(NAME, w.shape, w.dtype.name, lambda start, stop: w[start:stop])
     return Checkpoint(name, {NAME: tensor}, config=None, fingerprint=name)
 
@@ -139,6 +151,18 @@ def similarities(first: tuple[Any, ...], second: tuple[Any, ...]) -> jax.Array:
     return jnp.where(both, jd.similarity_matrix(first[0], second[0]), jnp.nan)
 
 
+def spacings_of(w0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spacings and counts of W0 `[kinds, out, in]`, `[kinds, 24]`: those of the exponents that weights have."""
+    counts = jd.entry_counts(w0, w0)
+    found = [jax.device_get(jd.spacing_counts(one, counts.storage)) for one in counts.histogram]
+    kept = [np.sort(np.argsort(-number, kind="stable")[:24]) for _, number in found]
+    assert all(number.sum() == number[few].sum() for (_, number), few in zip(found, kept, strict=True))
+    spacings, numbers = (
+        np.stack([side[few] for side, few in zip(sides, kept, strict=True)]) for sides in zip(*found, strict=True)
+    )
+    return spacings, numbers
+
+
 def _follows(x: jax.Array) -> jax.Array:
     """What stands one later along the first axis, NaN at the end."""
     return jnp.concatenate([x[1:], jnp.full_like(x[:1], jnp.nan)])
@@ -146,16 +170,17 @@ def _follows(x: jax.Array) -> jax.Array:
 
 @functools.cache
 def walked(is_rounded: bool) -> Callable[..., dict[str, Any]]:
-    """The numbers along a run that belong to no single pair, of `[1 + T, m, n]` stored weights."""
+    """The numbers along a run that belong to no single pair, of stored weights `[kinds, 1 + T, m, n]`."""
 
-    def numbers(stored: jax.Array, rate_sums: jax.Array, rate_roots: jax.Array) -> dict[str, Any]:
+    def numbers(
+        stored: jax.Array, spacings: jax.Array, counts: jax.Array, rate_sums: jax.Array, rate_roots: jax.Array
+    ) -> dict[str, Any]:
         wide, shape = jd.widen(stored), stored.shape
         total, steps, rest = wide[1:] - wide[:1], wide[1:] - wide[:-1], wide[-1:] - wide[1:]
         after, increments = _follows(steps), jd.frobenius_norm(steps)
         squares, covariance = jd.inner_product(total, total), None
         if is_rounded:
-            counts = jd.entry_counts(stored[0], stored[1])
-            covariance = jd.walk_covariance(increments, *jd.spacing_counts(counts.histogram, counts.storage))
+            covariance = jd.walk_covariance(increments, spacings, counts)
         found = jd.path_statistics(
             squares, increments,
             step_products=jd.inner_product(steps, after), step_alignments=jd.inner_product(steps**2, after**2),
@@ -183,10 +208,11 @@ def walked(is_rounded: bool) -> Callable[..., dict[str, Any]]:
         }  # fmt: skip
         return found
 
-    return jax.jit(numbers)
+    return jax.jit(jax.vmap(numbers, in_axes=(0, 0, 0, None, None)))
 
 
 @jax.jit
+@jax.vmap
 def _views(stored: jax.Array, fixed: jax.Array) -> dict[str, Any]:
     """What a bfloat16 reader sees of a run, beside the final update at each step's norm, as he would see it."""
     view = jd.bf16_view(stored)
@@ -203,15 +229,15 @@ def _views(stored: jax.Array, fixed: jax.Array) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def seen_in_bf16(path: Sequence[np.ndarray]) -> dict[str, Any]:
-    """The numbers along a run that are a bfloat16 reader's own."""
-    stored = jnp.stack(path)
-    norms = np.linalg.norm(np.stack(path[1:]).astype(float) - path[0].astype(float), axis=(1, 2))
-    share = norms / norms[-1] if norms[-1] > 0 else np.zeros_like(norms)
+def seen_in_bf16(stored: np.ndarray) -> dict[str, Any]:
+    """The numbers along runs `[kinds, 1 + T, m, n]` that are a bfloat16 reader's own, `[kinds, T]`."""
+    norms = np.linalg.norm(stored[:, 1:].astype(float) - stored[:, :1].astype(float), axis=(2, 3))
+    share = norms / np.where(norms[:, -1:] > 0, norms[:, -1:], 1.0)
     # Not compiled as one: products that are fused with sums would be rounded once less.
-    found = _views(stored, jd.along_update(stored[0], stored[-1], share[:, None, None]))
-    on_grid = [w.astype(ml_dtypes.bfloat16).astype(float) == w.astype(float) for w in path]
-    same = np.array([on_grid[0].all() and now.all() for now in on_grid[1:]])  # what is stored is what is seen
+    fixed = jd.along_update(jnp.asarray(stored[:, :1]), jnp.asarray(stored[:, -1:]), share[:, :, None, None])
+    found = _views(jnp.asarray(stored), fixed)
+    on_grid = (stored.astype(ml_dtypes.bfloat16).astype(float) == stored.astype(float)).all((2, 3))
+    same = on_grid[:, :1] & on_grid[:, 1:]  # what is stored is what is seen
     for key in ("stable_rank_bf16", "sim_to_final_bf16"):
         null = jnp.where(same, jnp.nan, found[f"{key}_null"])
         found |= {f"{key}_null": null, f"{key}_excess": found[key] - null, f"{key}_z": jnp.full_like(null, jnp.nan)}
@@ -219,6 +245,7 @@ def seen_in_bf16(path: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 @jax.jit
+@jax.vmap
 def shared(origin: jax.Array, final_a: jax.Array, final_b: jax.Array) -> dict[str, Any]:
     """The numbers between two runs from one origin."""
     finals, shape = (final_a, final_b), origin.shape
