@@ -83,7 +83,7 @@ def from_tensors(
     buffers = [one for one, tensor in tensors.items() if is_buffer(one, tensor.shape)]
     kept = {one: tensor for one, tensor in tensors.items() if one not in set(buffers)}
     if buffers:
-        notes += (f"{len(buffers)} stored buffers are no parameters and left out: {listed(buffers, 3)}",)
+        notes += (f"stored buffers, which are no parameters, are left out: {listed(buffers, 3)}",)
     head = stored_head(kept)
     if head is not None and _says_tied(config):
         if is_embedding_again(kept):

@@ -1,5 +1,6 @@
 """PyTorch's own files (`pytorch_model*.bin`, FSDP's shards of DTensors), read without running code in them."""
 
+import logging
 import pathlib
 import re
 from typing import Any
@@ -56,6 +57,8 @@ def fsdp_tensors_of(files: list[pathlib.Path]) -> tuple[dict[str, Tensor], bytes
     Raises:
         UserError: as `torch_tensors_of`; ranks that hold different tensors; tensors that are split and do not say how.
     """
+    # That no process group is there is known: nothing is communicated, the parts are read from the files.
+    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
     shards = [_state(path) for path in files]
     for path, shard in zip(files, shards, strict=True):
         if set(shard) != set(shards[0]):
@@ -106,7 +109,7 @@ class _Sharded:
         whole = self._join(self.ranks, self.placements)
         return whole if start is None else whole[start:stop]
 
-    def _join(self, ranks: np.ndarray, placements: list[Any]) -> np.ndarray:
+    def _join(self, ranks: Any, placements: list[Any]) -> np.ndarray:
         if not placements:
             return _array(self.parts[int(ranks)])
         if type(placements[0]).__name__ == "Replicate":

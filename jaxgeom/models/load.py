@@ -134,7 +134,9 @@ def qwen3_tensors(checkpoint: Checkpoint, config: Qwen3Config) -> dict[str, Tens
         ("not of this architecture", [name for key, name in keys.items() if key not in names]),
     ):
         if odd:
-            raise UserError(f"{where}: {len(odd)} tensors are {problem}: {listed(sorted(odd))}")
+            count = "1 tensor is" if len(odd) == 1 else f"{len(odd)} tensors are"
+            hint = "; its config.json does not say tie_word_embeddings=true" if odd == [HEAD] else ""
+            raise UserError(f"{where}: {count} {problem}: {listed(sorted(odd))}{hint}")
     found = {tensor.name: held[keys[key_of(tensor.name)]] for tensor in wanted}
     for tensor in wanted:
         _check_tensor(where, config, tensor, found[tensor.name])

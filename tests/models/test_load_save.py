@@ -162,6 +162,15 @@ def test_a_tied_head_must_be_the_embedding(tmp_path):
         load_model(tmp_path)
 
 
+def test_a_weight_that_the_stored_dtype_cannot_hold_is_not_written(tmp_path):
+    config = dataclasses.replace(CONFIG, num_experts=0)
+    params = tiny_params(config)
+    params["norm"]["scale"] = params["norm"]["scale"].at[2].set(3.4e38)
+    save_model(tmp_path, config, params)
+    with pytest.raises(UserError, match=r"model\.norm\.weight: 1 of 32 entries are NaN or infinite as bfloat16"):
+        save_model(tmp_path, config, params, dtype="bfloat16")
+
+
 def test_a_truncated_file_is_named(written, tmp_path):
     for file in written[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
