@@ -32,6 +32,7 @@ from jaxgeom.training.settings import (
     to_json,
 )
 from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
+from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 
 _SAMPLES_LOGGED = 4
 
@@ -64,7 +65,7 @@ def train(
     name = objective_name(settings)
     if inputs.teacher is not None and not isinstance(settings, OPDSettings):
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
-    tokenizer = chat.load_tokenizer(tokenizer_directory(inputs.model))
+    tokenizer = chat.load_tokenizer(tokenizer_directory(inputs.model, inputs.base))
     rows = _read_data(settings, inputs.data)
     held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
     mesh = _mesh(settings)
@@ -73,10 +74,11 @@ def train(
             f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
             f" times micro_batches={settings.micro_batches}"
         )
-    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
+    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
+    require_tokens_fit(model.config, tokenizer, inputs.model)
     _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, **load)
+    teacher = _load_teacher(settings, inputs.teacher, model, tokenizer, **load)
     config = {
         "schema": 1,
         "kind": "run",
@@ -89,7 +91,7 @@ def train(
     if claim_directory(out, config, force=force):
         reporter.say(f"{name}: finished already in {out}")
         return out
-    copy_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer")
+    copy_tokenizer(tokenizer_directory(inputs.model, inputs.base), out / "tokenizer")
 
     optimizer = adamw(settings.optimizer, settings.steps)
     state = initial_state(params, optimizer)
@@ -283,16 +285,19 @@ def _iterator(settings: RunSettings, rows: list[dict], tokenizer: Any) -> Any:
     return pipelines.prompt_batches(rows, tokenizer, batch_size=settings.prompts_per_step, seed=settings.seed)
 
 
-def _load_teacher(settings: RunSettings, path: Path | None, student: Qwen3, **load: Any) -> Actor | None:
+def _load_teacher(
+    settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
+) -> Actor | None:
     if not isinstance(settings, OPDSettings):
         return None
     if path is None:
         raise UserError("on-policy distillation needs a teacher")
+    require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
     model, params = load_start(path, **load)
-    if model.config.vocab_size != student.config.vocab_size:
-        raise UserError(
-            f"{path}: a vocabulary of {model.config.vocab_size}, the model's has {student.config.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
+    require_vocabulary(model.config.vocab_size, student.config.vocab_size, tokenizer, path)
     _require_finite(params, path)
+    if model.config.vocab_size > student.config.vocab_size:
+        masked = model.config.vocab_size - student.config.vocab_size
+        load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
+        model, params = cut_vocabulary(model, params, student.config.vocab_size)
     return Actor(model, params)
