@@ -11,19 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom import __version__
-from jaxgeom.data import chat, pipelines
-from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3, copy_tokenizer
+from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import adamw, learning_rate_schedule
 from jaxgeom.progress import Reporter
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
 from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
 from jaxgeom.training.rollouts import Actor, Answers, collect
+from jaxgeom.training.rows import read_run_rows, write_tokenizer
 from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done
 from jaxgeom.training.settings import (
-    OnPolicySettings,
     OPDSettings,
     RunInputs,
     RunSettings,
@@ -39,7 +37,13 @@ Source = Callable[[TrainState, int], tuple[Batch | None, dict[str, float], Answe
 
 
 def train(
-    settings: RunSettings, inputs: RunInputs, out: Path, *, reporter: Reporter | None = None, force: bool = False
+    settings: RunSettings,
+    inputs: RunInputs,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    force: bool = False,
+    kept_rows: Path | None = None,
 ) -> Path:
     """Runs, or resumes, one training run.
 
@@ -52,6 +56,7 @@ def train(
         out: The run directory.
         reporter: Where to say what is done.
         force: Delete another run that is in `out`.
+        kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -64,9 +69,9 @@ def train(
     name = objective_name(settings)
     if inputs.teacher is not None and not isinstance(settings, OPDSettings):
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
-    tokenizer = chat.load_tokenizer(tokenizer_directory(inputs.model))
-    rows = _read_data(settings, inputs.data)
-    held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
+    kept = out / "rows" if kept_rows is None else kept_rows
+    rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter)
+    tokenizer = rows.tokenizer
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
@@ -75,6 +80,8 @@ def train(
         )
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
+    # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
+    model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
     _require_finite(params, inputs.model)
     teacher = _load_teacher(settings, inputs.teacher, model, **load)
     config = {
@@ -89,12 +96,13 @@ def train(
     if claim_directory(out, config, force=force):
         reporter.say(f"{name}: finished already in {out}")
         return out
-    copy_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer")
+    write_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer", rows, settings)
+    rows.keep(kept)
 
     optimizer = adamw(settings.optimizer, settings.steps)
     state = initial_state(params, optimizer)
     step = make_train_step(model, optimizer, settings, state)
-    iterator = _iterator(settings, rows, tokenizer)
+    iterator = rows.batches(settings)
     source = _sft_source(iterator, mesh) if isinstance(settings, SFTSettings) else None
     with Checkpoints(out) as checkpoints:
         done = checkpoints.latest_step()
@@ -105,7 +113,7 @@ def train(
         if source is None:
             source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
         log = _Log(settings, out, -1 if done is None else done)
-        evaluation = _Evaluation(settings, model, tokenizer, held_out, log)
+        evaluation = _Evaluation(settings, model, tokenizer, rows.evaluated, log)
         if done is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
             evaluation.run(state, 0)
@@ -258,29 +266,6 @@ def _on_policy_source(
 
 def _skip(state: TrainState) -> TrainState:
     return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)
-
-
-def _read_data(settings: RunSettings, path: Path) -> list[dict]:
-    rows = read_rows(path)
-    (check_demonstrations if isinstance(settings, SFTSettings) else check_prompts)(rows, str(path))
-    return rows
-
-
-def _read_held_out(settings: RunSettings, path: Path | None, tokenizer: Any) -> list[pipelines.Prompt]:
-    if path is None:
-        return []
-    rows = read_rows(path)[: settings.eval_limit]
-    check_prompts(rows, str(path))
-    return [pipelines.encode_prompt_row({**row, "row": index}, tokenizer) for index, row in enumerate(rows)]
-
-
-def _iterator(settings: RunSettings, rows: list[dict], tokenizer: Any) -> Any:
-    if isinstance(settings, SFTSettings):
-        return pipelines.demonstration_batches(
-            rows, tokenizer, batch_size=settings.batch_size, max_length=settings.max_length, seed=settings.seed
-        )
-    assert isinstance(settings, OnPolicySettings)
-    return pipelines.prompt_batches(rows, tokenizer, batch_size=settings.prompts_per_step, seed=settings.seed)
 
 
 def _load_teacher(settings: RunSettings, path: Path | None, student: Qwen3, **load: Any) -> Actor | None:
