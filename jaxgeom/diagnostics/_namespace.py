@@ -27,7 +27,9 @@ def real(xp: Any) -> Any:
 
 def as_real(x: Any, xp: Any) -> Any:
     """Numbers (counts, a constant table) as an array of `real(xp)`."""
-    return xp.asarray(x).astype(real(xp))
+    if not isinstance(x, jax.Array):  # JAX remembers a NumPy array with the width that it had first: give it a new one.
+        return xp.asarray(np.asarray(x).astype(real(xp)))
+    return x.astype(real(xp))
 
 
 def ndtr(x: Any) -> Any:
