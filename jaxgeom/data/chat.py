@@ -1,6 +1,7 @@
 """Messages to tokens: the tokenizer, its chat template, and which tokens are the assistant's."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,7 @@ def chat_format(tokenizer: Any, arguments: Sequence[str] = ()) -> ChatFormat:
         ) from error
     named = _arguments(arguments)
     for name in named:
-        if name not in plain and name not in with_tools:
+        if not re.search(rf"\b{name}\b", plain + with_tools):
             raise UserError(f"template argument {name!r}: the chat template does not read it")
     variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()} | named
     return ChatFormat(Template(plain, variables), Template(with_tools, variables))

@@ -111,7 +111,7 @@ def recall(directory: Path | None, key: str) -> Prepared | None:
     if path is None or not path.is_file():
         return None
     try:
-        with np.load(path) as held:
+        with path.open("rb") as file, np.load(file) as held:
             words = json.loads(held["words"].tobytes())
             truths = [tuple(truth) if isinstance(truth, list) else truth for truth in words["truths"]]
             return Prepared(

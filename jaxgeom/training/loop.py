@@ -18,9 +18,10 @@ from jaxgeom.progress import Reporter
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
 from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
-from jaxgeom.training.rollouts import Actor, Answers, collect
+from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
 from jaxgeom.training.rows import read_run_rows, write_tokenizer
-from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done
+from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done, read_json_lines
 from jaxgeom.training.settings import (
     OPDSettings,
     RunInputs,
@@ -113,7 +114,7 @@ def train(
         if source is None:
             source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
         log = _Log(settings, out, -1 if done is None else done)
-        evaluation = _Evaluation(settings, model, tokenizer, rows.evaluated, log)
+        evaluation = _Evaluation(settings, model, tokenizer, rows.evaluated, log, reporter)
         if done is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
             evaluation.run(state, 0)
@@ -140,6 +141,8 @@ def train(
                     evaluation.run(state, finished)
                 task.advance(1, log.status())
         log.close()
+    for remark in closing_remarks(read_json_lines(out / "metrics.jsonl"), settings):
+        reporter.say(f"{name}: {remark}")
     mark_done(out)
     return out
 
@@ -207,26 +210,31 @@ class _Log:
 class _Evaluation:
     """Held-out accuracy into the log."""
 
-    def __init__(self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log):
-        self._settings, self._model, self._tokenizer, self._prompts, self._log = (
-            settings,
-            model,
-            tokenizer,
-            prompts,
-            log,
-        )
+    def __init__(
+        self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log, reporter: Reporter
+    ):
+        self._settings, self._model, self._tokenizer = settings, model, tokenizer
+        self._prompts, self._log, self._reporter = prompts, log, reporter
 
     def run(self, state: TrainState, step: int) -> None:
         if not self._prompts:
             return
-        accuracy, _ = evaluate(
+        accuracy, answers = evaluate(
             Actor(self._model, state.params),
             self._tokenizer,
             self._prompts,
             max_new_tokens=self._settings.max_new_tokens,
         )
         self._log.flush()
-        self._log.write(step, {"accuracy": accuracy, "accuracy_count": float(len(self._prompts))})
+        stops = self._model.config.stop_tokens
+        truncated = truncated_share(answers, stops)
+        self._log.write(
+            step,
+            {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated},
+        )
+        remark = truncated_evaluation(truncated, self._settings, stops)
+        if remark is not None:
+            self._reporter.say(f"step {step}: {remark}")
 
 
 def _require_finite(params: Any, source: Path) -> None:
