@@ -19,9 +19,10 @@ _AS_IS = NormalizationConfig(
 )
 _READING = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _COMMANDS = frozenset(
-    "frac sqrt pi cdot times binom lfloor rfloor lceil rceil infty sin cos tan cot sec csc arcsin arccos arctan sinh "
-    "cosh tanh log ln lg exp sum prod int min max gcd alpha beta gamma delta epsilon varepsilon zeta eta theta lambda mu nu "
-    "xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega circ cup det to lim".split()
+    "frac sqrt pi cdot times binom lfloor rfloor lceil rceil infty sin cos tan cot sec csc arcsin arccos arctan "
+    "sinh cosh tanh log ln lg exp sum prod int min max gcd alpha beta gamma delta epsilon varepsilon zeta eta "
+    "theta lambda mu nu xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Sigma Phi Psi Omega "
+    "circ cup det to lim".split()
 )
 _DECIMAL = re.compile(r"(?<![\d.])(\d*)\.(\d+)(?![\d.])")
 _MIXED = re.compile(r"(?<![\d}.)^_])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}")
