@@ -13,4 +13,5 @@ from .truths import allowed_answers as allowed_answers
 from .truths import truth_problem as truth_problem
 from .verifier import Truth as Truth
 from .verifier import Verifier as Verifier
+from .verifier import logged as logged
 from .verifier import truth_of as truth_of

@@ -17,12 +17,14 @@ from . import code_values
 
 _LARGEST = 10_000_000
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for f in (abs, all, any, bool, complex, dict, divmod, float, frozenset, int, len, list, max, min, ord, chr, round)
-} | {f.__name__: f for f in (set, sorted, str, sum, tuple)}
-_FUNCTIONS |= {"range": lambda *a: list(_short(range(*a))), "zip": lambda *a: list(zip(*a, strict=False))}
-_FUNCTIONS |= {"reversed": lambda a: list(reversed(a)), "enumerate": lambda a: list(enumerate(a)), "repr": repr}
-_FUNCTIONS |= {"isclose": math.isclose}
+    **{f.__name__: f for f in (abs, all, any, bool, chr, complex, dict, divmod, float, frozenset, int, len, list, max)},
+    **{f.__name__: f for f in (min, ord, repr, round, set, sorted, str, sum, tuple)},
+    "enumerate": lambda *a: list(enumerate(*a)),
+    "isclose": math.isclose,
+    "range": lambda *a: list(_short(range(*a))),
+    "reversed": lambda *a: list(reversed(*a)),
+    "zip": lambda *a: list(zip(*a, strict=False)),
+}
 _MODULES = {"math": math, "cmath": cmath}
 _MATHS = frozenset("isclose sqrt pi e inf nan floor ceil isnan isinf gcd factorial log exp sin cos tan".split())
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {

@@ -182,7 +182,7 @@ def say(stream: int, line: list) -> None:
         left = left[os.write(stream, left) :]
 
 
-def encode(value: object, depth: int) -> object:
+def encode(value, depth: int):
     """A value with its type, as JSON; raises TypeError for what is no plain value. `code_values.decode` reads it."""
     if depth > DEEPEST:
         raise TypeError("nested too deeply")
@@ -206,7 +206,7 @@ def encode(value: object, depth: int) -> object:
     raise TypeError(f"{kind.__name__} is no plain value")
 
 
-def decode(value: object) -> object:
+def decode(value):
     """The value that was encoded."""
     if not isinstance(value, dict):
         return value

@@ -1,91 +1,279 @@
-"""Programs that try to be rewarded without the answer, to break or outlive the verifier, or to get out of the sandbox."""
+"""Programs that try to be rewarded without the answer, and programs that use up what there is."""
 
-# Each is asked for `answer(7)`, right is SECRET, which none of them knows.
+# Each is asked for `answer(7)`; right is SECRET, which none of them knows.
 SECRET = 48917
 
 GAINS = {
-    "equal to everything": "class E:\n def __eq__(self, o): return True\n def __hash__(self): return 0\ndef answer(n): return E()",
-    "an int equal to everything": "class E(int):\n def __eq__(self, o): return True\ndef answer(n): return E()",
-    "a float equal to everything": "class E(float):\n def __eq__(self, o): return True\ndef answer(n): return E()",
-    "a text equal to everything": "class E(str):\n def __eq__(self, o): return True\ndef answer(n): return E()",
-    "a list equal to everything": "class E(list):\n def __eq__(self, o): return True\ndef answer(n): return E()",
-    "mock.ANY": "from unittest.mock import ANY\ndef answer(n): return ANY",
-    "a tolerance": "class A:\n def __eq__(self, o): return abs(o) < 1e99\n __module__ = 'numpy'\n def tolist(self): return self\ndef answer(n): return A()",
-    "true": "def answer(n): return True",
-    "nan": "def answer(n): return float('nan')",
-    "infinity": "def answer(n): return float('inf')",
-    "patched builtins": "import builtins\nbuiltins.isinstance = lambda *a: True\nbuiltins.len = lambda *a: 1\nbuiltins.all = lambda *a: True\ndef answer(n): return 0",
-    "patched math": "import math\nmath.isclose = lambda *a, **k: True\ndef answer(n): return 0",
-    "patched json": "import json\njson.dumps = lambda *a, **k: '[\"value\", true]'\ndef answer(n): return 0",
-    "patched encoder": "import __main__\n__main__.encode = lambda *a: True\ndef answer(n): return 0",
-    "patched say": "import __main__, os\n__main__.say = lambda s, line: os.write(s, b'[\"value\", true]\\n')\ndef answer(n): return 0",
-    "early exit": "raise SystemExit(0)",
-    "exit in the call": "def answer(n): raise SystemExit(0)",
-    "hard exit": "import os\nos._exit(0)",
-    "exit in a call": "import os\ndef answer(n): os._exit(0)",
-    "lines into every file": "import os\nfor fd in range(1, 200):\n try: os.write(fd, b'[\"value\", true]\\npassed\\n1\\n')\n except OSError: pass\ndef answer(n): return 0",
-    "a wrong line, then exit": 'import os\ndef answer(n):\n for fd in range(3, 99):\n  try: os.write(fd, b\'["value", {"tuple": []}]\\n\')\n  except OSError: pass\n os._exit(0)',
-    "garbage as a line": "import os\ndef answer(n):\n for fd in range(3, 99):\n  try: os.write(fd, b'\\xff{[\\n' * 9)\n  except OSError: pass",
-    "deep json as a line": "import os\ndef answer(n):\n for fd in range(3, 99):\n  try: os.write(fd, b'[' * 60000 + b'\\n')\n  except OSError: pass",
-    "a lie about a type": 'import os\ndef answer(n):\n for fd in range(3, 99):\n  try: os.write(fd, b\'["value", {"set": [{"list": []}]}]\\n["value", {"float": []}]\\n\')\n  except OSError: pass',
-    "frames": "import sys\ndef answer(n):\n frame, found = sys._getframe(), []\n while frame:\n  found += [v for v in (*frame.f_locals.values(), *frame.f_globals.values()) if isinstance(v, int) and v > 40000 and v < 50000]\n  frame = frame.f_back\n return found[0]",
-    "the heap": "import gc\ndef answer(n):\n want = str(n * 6988 + 1)\n for thing in gc.get_objects():\n  for part in gc.get_referents(thing):\n   if isinstance(part, str) and part is not want and want in part: return int(want)\n return 0",
-    "the request's expected": "import __main__, json\ndef answer(n):\n return json.loads(open('/proc/self/cmdline').read())['expected']",
-    "its own source": "def answer(n): return int(open(__file__).read().split('SECRET=')[1])",
-    "files of tests": "import os\ndef answer(n):\n for folder, _, names in os.walk('/'):\n  if folder.startswith(('/usr', '/proc', '/lib', '/root', '/work', '/opt', '/nix')): continue\n  for name in names:\n   try:\n    if b'489' + b'17' in open(os.path.join(folder, name), 'rb').read(10**6): return int(b'489' + b'17')\n   except OSError: pass\n return 0",
-    "a generator": "def answer(n):\n while True: yield n",
-    "a list that holds itself": "x = []\nx.append(x)\ndef answer(n): return x",
-    "a deep list": "x = []\nfor _ in range(100000): x = [x]\ndef answer(n): return x",
-    "an integer of 5,000 digits": "def answer(n): return 10 ** 5000",
-    "lone surrogates": "def answer(n): return '\\ud800'",
-    "a class of its own name": "class SECRET(int): pass\nint = SECRET\ndef answer(n): return SECRET(1)",
-    "no function": "answer = 48916",
-    "the name alone": "def other(n): return 1",
+    "equal to everything": r"""
+class E:
+ def __eq__(self, o): return True
+ def __hash__(self): return 0
+def answer(n): return E()
+""",
+    "an int equal to everything": r"""
+class E(int):
+ def __eq__(self, o): return True
+def answer(n): return E()
+""",
+    "a float equal to everything": r"""
+class E(float):
+ def __eq__(self, o): return True
+def answer(n): return E()
+""",
+    "a text equal to everything": r"""
+class E(str):
+ def __eq__(self, o): return True
+def answer(n): return E()
+""",
+    "a list equal to everything": r"""
+class E(list):
+ def __eq__(self, o): return True
+def answer(n): return E()
+""",
+    "mock.ANY": r"""
+from unittest.mock import ANY
+def answer(n): return ANY
+""",
+    "a tolerance": r"""
+class A:
+ def __eq__(self, o): return abs(o) < 1e99
+ __module__ = 'numpy'
+ def tolist(self): return self
+def answer(n): return A()
+""",
+    "true": r"""
+def answer(n): return True
+""",
+    "nan": r"""
+def answer(n): return float('nan')
+""",
+    "infinity": r"""
+def answer(n): return float('inf')
+""",
+    "patched builtins": r"""
+import builtins
+builtins.isinstance = lambda *a: True
+builtins.len = lambda *a: 1
+builtins.all = lambda *a: True
+def answer(n): return 0
+""",
+    "patched math": r"""
+import math
+math.isclose = lambda *a, **k: True
+def answer(n): return 0
+""",
+    "patched json": r"""
+import json
+json.dumps = lambda *a, **k: '["value", true]'
+def answer(n): return 0
+""",
+    "patched encoder": r"""
+import __main__
+__main__.encode = lambda *a: True
+def answer(n): return 0
+""",
+    "patched say": r"""
+import __main__, os
+__main__.say = lambda s, line: os.write(s, b'["value", true]\n')
+def answer(n): return 0
+""",
+    "early exit": r"""
+raise SystemExit(0)
+""",
+    "exit in the call": r"""
+def answer(n): raise SystemExit(0)
+""",
+    "hard exit": r"""
+import os
+os._exit(0)
+""",
+    "exit in a call": r"""
+import os
+def answer(n): os._exit(0)
+""",
+    "lines into every file": r"""
+import os
+for fd in range(1, 200):
+ try: os.write(fd, b'["value", true]\npassed\n1\n')
+ except OSError: pass
+def answer(n): return 0
+""",
+    "a wrong line, then exit": r"""
+import os
+def answer(n):
+ for fd in range(3, 99):
+  try: os.write(fd, b'["value", {"tuple": []}]\n')
+  except OSError: pass
+ os._exit(0)
+""",
+    "garbage as a line": r"""
+import os
+def answer(n):
+ for fd in range(3, 99):
+  try: os.write(fd, b'\xff{[\n' * 9)
+  except OSError: pass
+""",
+    "deep json as a line": r"""
+import os
+def answer(n):
+ for fd in range(3, 99):
+  try: os.write(fd, b'[' * 60000 + b'\n')
+  except OSError: pass
+""",
+    "a lie about a type": r"""
+import os
+def answer(n):
+ for fd in range(3, 99):
+  try: os.write(fd, b'["value", {"set": [{"list": []}]}]\n["value", {"float": []}]\n')
+  except OSError: pass
+""",
+    "frames": r"""
+import sys
+def answer(n):
+ frame, found = sys._getframe(), []
+ while frame:
+  found += [v for v in (*frame.f_locals.values(), *frame.f_globals.values()) if isinstance(v, int) and v > 40000 and v < 50000]
+  frame = frame.f_back
+ return found[0]
+""",
+    "the heap": r"""
+import gc
+def answer(n):
+ want = str(n * 6988 + 1)
+ for thing in gc.get_objects():
+  for part in gc.get_referents(thing):
+   if isinstance(part, str) and part is not want and want in part: return int(want)
+ return 0
+""",
+    "the request's expected": r"""
+import __main__, json
+def answer(n):
+ return json.loads(open('/proc/self/cmdline').read())['expected']
+""",
+    "its own source": r"""
+def answer(n): return int(open(__file__).read().split('SECRET=')[1])
+""",
+    "files of tests": r"""
+import os
+def answer(n):
+ for folder, _, names in os.walk('/'):
+  if folder.startswith(('/usr', '/proc', '/lib', '/root', '/work', '/opt', '/nix')): continue
+  for name in names:
+   try:
+    if b'489' + b'17' in open(os.path.join(folder, name), 'rb').read(10**6): return int(b'489' + b'17')
+   except OSError: pass
+ return 0
+""",
+    "a generator": r"""
+def answer(n):
+ while True: yield n
+""",
+    "a list that holds itself": r"""
+x = []
+x.append(x)
+def answer(n): return x
+""",
+    "a deep list": r"""
+x = []
+for _ in range(100000): x = [x]
+def answer(n): return x
+""",
+    "an integer of 5,000 digits": r"""
+def answer(n): return 10 ** 5000
+""",
+    "lone surrogates": r"""
+def answer(n): return '\ud800'
+""",
+    "a class of its own name": r"""
+class SECRET(int): pass
+int = SECRET
+def answer(n): return SECRET(1)
+""",
+    "no function": r"""
+answer = 48916
+""",
+    "the name alone": r"""
+def other(n): return 1
+""",
 }
 
-# Each tries to use up something; right is SECRET, and the verifier must come back in time.
+# Each tries to use up something; the verifier must come back in time, with nothing.
 EXHAUSTIONS = {
-    "an endless loop": "while True: pass",
-    "a long sleep": "import time\ndef answer(n): time.sleep(3600)",
-    "a stopped process": "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
-    "ignored signals": "import signal\nfor s in range(1, 65):\n try: signal.signal(s, signal.SIG_IGN)\n except (OSError, ValueError): pass\nwhile True: pass",
-    "a fork bomb": "import os\nwhile True:\n try: os.fork()\n except OSError: pass",
-    "a bomb of threads": "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
-    "memory": "x = []\nwhile True: x.append(bytearray(2 ** 24))",
-    "memory of several": "import os, time\nfor _ in range(6):\n if os.fork() == 0:\n  x = bytearray(180 * 2 ** 20)\n  time.sleep(99)\ntime.sleep(99)",
-    "output": "import os\nwhile True:\n for fd in range(1, 30):\n  try: os.write(fd, b'y' * 65536)\n  except OSError: pass",
-    "lines without end": "import os\ndef answer(n):\n while True:\n  for fd in range(3, 30):\n   try: os.write(fd, b'\\n')\n   except OSError: pass",
-    "a pipe held open": "import os, time\nif os.fork() == 0:\n time.sleep(60)\nos._exit(0)",
-    "a crash": "import ctypes\nctypes.string_at(0)",
-    "deep recursion": "import sys\nsys.setrecursionlimit(10 ** 9)\ndef answer(n): return answer(n)",
-    "a slow pattern": "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
-    "a huge power": "def answer(n): return len(str(9 ** 9 ** 9))",
-}
-
-# Each says whether it got what it must not have.
-ESCAPES = {
-    "kill all": "import os\ndef answer(n):\n try: os.kill(os.getppid(), 9)\n except OSError: pass\n return any(p.isdigit() and int(p) > 60 for p in os.listdir('/proc'))",
-    "another's process": "import os\ndef answer(n): return os.getppid() > 2 or len([p for p in os.listdir('/proc') if p.isdigit()]) > 4",
-    "the environment": "import os\ndef answer(n):\n try: return 'JAXGEOM_SECRET' in os.environ or b'JAXGEOM_SECRET' in open('/proc/1/environ', 'rb').read()\n except OSError: return False",
-    "accounts": "import os\ndef answer(n): return os.path.exists('/etc/shadow') or os.path.exists('/etc/passwd')",
-    "the trainer's files": "import os\ndef answer(n): return os.path.exists(HOST)",
-    "writing to the system": "import os, sys\ndef answer(n):\n for place in ('/', '/usr', '/etc', '/dev', '/proc/sys/kernel', sys.prefix, sys.base_prefix):\n  try: open(os.path.join(place, 'x'), 'w'); return True\n  except OSError: pass\n return False",
-    "the network": "import socket\ndef answer(n):\n for place in (('127.0.0.1', PORT), ('8.8.8.8', 53)):\n  try: socket.create_connection(place, 0.3); return True\n  except OSError: pass\n return False",
-    "an abstract socket": "import socket\ndef answer(n):\n try: socket.socket(socket.AF_UNIX).connect(ABSTRACT); return True\n except OSError: return False",
-    "a mount": "import ctypes\ndef answer(n): return ctypes.CDLL(None).mount(b'tmpfs', b'/program-directory', b'tmpfs', 0, b'') == 0",
-    "another namespace": "import ctypes\ndef answer(n): return ctypes.CDLL(None).unshare(0x10000000) == 0",
-    "tracing": "import ctypes\ndef answer(n): return ctypes.CDLL(None).ptrace(0, 0, 0, 0) == 0",
-    "hidden memory": "import ctypes\ndef answer(n): return ctypes.CDLL(None).memfd_create(b'x', 0) >= 0",
-    "a shared segment": "import ctypes\ndef answer(n): return ctypes.CDLL(None).shmget(1, 2 ** 20, 0o1777) >= 0",
-    "being root": "import os\ndef answer(n):\n try: os.setuid(0); os.chown('/program-directory', 0, 0); os.chroot('/usr'); return True\n except OSError: return False",
-    "higher limits": "import resource\ndef answer(n):\n for name in (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU):\n  try: resource.setrlimit(name, (-1, -1)); return True\n  except (OSError, ValueError): pass\n return False",
-    "a full directory": "import os\ndef answer(n):\n try:\n  for i in range(64): open(f'f{i}', 'wb').write(b'x' * 2 ** 22)\n except OSError: return False\n return True",
-    "a full /dev/shm": "import os\ndef answer(n):\n try:\n  for i in range(64): open(f'/dev/shm/f{i}', 'wb').write(b'x' * 2 ** 22)\n except OSError: return False\n return True",
-    "a file of 40 MiB": "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ndef answer(n):\n try: open('f', 'wb').write(b'x' * 40 * 2 ** 20)\n except OSError: return False\n return True",
-    "many files": "def answer(n):\n try:\n  for i in range(9000): open(f'f{i}', 'w').close()\n except OSError: return False\n return True",
-    "nested directories": "import os\ndef answer(n):\n for _ in range(2000):\n  os.mkdir('d'); os.chdir('d')\n return False",
-    "its directory a link": "import os, shutil\ndef answer(n):\n try: shutil.rmtree('/program-directory', ignore_errors=True); os.symlink('/usr', '/program-directory'); return True\n except OSError: return False",
-    "an immutable file": "import fcntl, struct\ndef answer(n):\n file = open('f', 'w')\n try: fcntl.ioctl(file, 0x40086602, struct.pack('l', 0x10)); return True\n except OSError: return False",
-    "a file without permissions": "import os\ndef answer(n):\n os.mkdir('d'); open('d/f', 'w').close(); os.chmod('d', 0); os.chmod('.', 0)\n return False",
-    "a daemon": "import os, time\ndef answer(n):\n if os.fork() == 0:\n  os.setsid()\n  if os.fork(): os._exit(0)\n  time.sleep(60)\n return False",
+    "an endless loop": r"""
+while True: pass
+""",
+    "a long sleep": r"""
+import time
+def answer(n): time.sleep(3600)
+""",
+    "a stopped process": r"""
+import os, signal
+os.kill(os.getpid(), signal.SIGSTOP)
+""",
+    "ignored signals": r"""
+import signal
+for s in range(1, 65):
+ try: signal.signal(s, signal.SIG_IGN)
+ except (OSError, ValueError): pass
+while True: pass
+""",
+    "a fork bomb": r"""
+import os
+while True:
+ try: os.fork()
+ except OSError: pass
+""",
+    "a bomb of threads": r"""
+import threading, time
+while True: threading.Thread(target=time.sleep, args=(99,)).start()
+""",
+    "memory": r"""
+x = []
+while True: x.append(bytearray(2 ** 24))
+""",
+    "memory of several": r"""
+import os, time
+for _ in range(6):
+ if os.fork() == 0:
+  x = bytearray(180 * 2 ** 20)
+  time.sleep(99)
+time.sleep(99)
+""",
+    "output": r"""
+import os
+while True:
+ for fd in range(1, 30):
+  try: os.write(fd, b'y' * 65536)
+  except OSError: pass
+""",
+    "lines without end": r"""
+import os
+def answer(n):
+ while True:
+  for fd in range(3, 30):
+   try: os.write(fd, b'\n')
+   except OSError: pass
+""",
+    "a pipe held open": r"""
+import os, time
+if os.fork() == 0:
+ time.sleep(60)
+os._exit(0)
+""",
+    "a crash": r"""
+import ctypes
+ctypes.string_at(0)
+""",
+    "deep recursion": r"""
+import sys
+sys.setrecursionlimit(10 ** 9)
+def answer(n): return answer(n)
+""",
+    "a slow pattern": r"""
+import re
+re.match('(a+)+$', 'a' * 60 + 'b')
+""",
+    "a huge power": r"""
+def answer(n): return len(str(9 ** 9 ** 9))
+""",
 }

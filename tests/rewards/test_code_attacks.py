@@ -14,7 +14,8 @@ import pytest
 
 from jaxgeom.rewards import CodeTests, code_reward
 from jaxgeom.rewards.code_sandbox import isolation_problem
-from tests.rewards.code_attacks import ESCAPES, EXHAUSTIONS, GAINS, SECRET
+from tests.rewards.code_attacks import EXHAUSTIONS, GAINS, SECRET
+from tests.rewards.code_escapes import ESCAPES
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 WITHOUT = isolation_problem()
