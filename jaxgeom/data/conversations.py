@@ -23,6 +23,7 @@ _SHAREGPT_ROLES = {
 }
 _QUESTIONS = ("prompt", "problem", "question")
 _ANSWERS = ("ground_truth", "answer", "solution")
+_DEEPEST = 64
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -132,7 +133,11 @@ def _truth(row: Mapping[str, Any]) -> GroundTruth:
 
 
 def _messages(value: Any, where: str, role: str | None = None) -> list[dict]:
-    """A list of messages in the one form; where `role` is given, plain text is one message of it."""
+    """A list of messages in the one form, which may be written as JSON; other text is one message of `role`."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        parsed = _parsed(value)
+        if isinstance(parsed, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in parsed):
+            value = parsed
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": _text(value, where)}]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
@@ -195,8 +200,9 @@ def _tools(row: Mapping[str, Any]) -> list[dict] | None:
     if tools is None or tools == []:
         return None
     entries = _sequence(tools)
-    if not entries or not all(isinstance(tool, Mapping) for tool in entries):
-        raise RowError("'tools' must be a list of JSON schemas")
+    named = [tool.get("function", tool) if isinstance(tool, Mapping) else None for tool in entries]
+    if not named or not all(isinstance(tool, Mapping) and isinstance(tool.get("name"), str) for tool in named):
+        raise RowError("'tools' must be a list of JSON schemas, each with a function's name")
     return [_plain(tool, "'tools'") for tool in entries]
 
 
@@ -216,11 +222,21 @@ def _text(value: Any, where: str) -> str:
 
 def _plain(value: Any, where: str) -> Any:
     """A JSON value that a template can be given."""
+    if _depth(value, _DEEPEST + 1) > _DEEPEST:
+        raise RowError(f"{where} is nested too deeply")
     try:
         _text(json.dumps(value, ensure_ascii=False), where)
     except (TypeError, ValueError, RecursionError) as error:
         raise RowError(f"{where} is no JSON value: {error}") from error
     return value
+
+
+def _depth(value: Any, limit: int) -> int:
+    """How deeply lists and objects are nested, at most `limit`."""
+    if limit <= 0 or not isinstance(value, Mapping | list | tuple):
+        return 0
+    entries = value.values() if isinstance(value, Mapping) else value
+    return 1 + max((_depth(entry, limit - 1) for entry in entries), default=0)
 
 
 def _parsed(text: str) -> Any:

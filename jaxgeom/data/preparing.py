@@ -121,6 +121,8 @@ class _Work:
         self.format: ChatFormat | None = (
             chat_format(tokenizer, settings.template_argument) if self._has_template() else None
         )
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self.key = self._key()
         self.total = 0
         self.used: list[tuple[int, np.ndarray, np.ndarray, GroundTruth | None]] = []
@@ -221,20 +223,31 @@ class _Work:
         if isinstance(row.content, RowError):
             raise row.content
         if self.kind == "demonstrations":
-            return read_demonstration(row.content)
-        return read_prompt(row.content, with_truth=self.kind == "prompts")
+            found = read_demonstration(row.content)
+        else:
+            found = read_prompt(row.content, with_truth=self.kind == "prompts")
+        for place, message in enumerate(found.messages):
+            token = self.special.search(message["content"])
+            if token is not None:
+                raise RowError(
+                    f"message {place} holds the special token {token.group()!r}: it was rendered by a template before,"
+                    " or would be read as one"
+                )
+        return found
 
     def _tokenize(self, rows: Sequence, texts: Sequence, made: dict[int, Demonstration]) -> Iterator[int]:
         """Fills `made` by row number, and yields how many rows were worked off each time."""
         if rows:
             # Where there is no template, this says so.
             format_ = self.format or chat_format(self.tokenizer)
+            # A template that is none is known by the first row; it is not the row's fault.
+            source = self.settings.chat_template or self.tokenizer.name_or_path
             for tools in (False, True):
                 part = [(row, one) for row, one in rows if bool(one.tools) == tools]
                 template = format_.with_tools if tools else format_.plain
                 following = iter(part)
                 requests = [(one.messages, one.tools) for _, one in part]
-                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations"):
+                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations", source=str(source)):
                     good: list[tuple[int, Rendered]] = []
                     for _, rendered in chunk:
                         row, _ = next(following)

@@ -82,6 +82,7 @@ def read_run_rows(
             f"{directory}: {what} given to end an answer, with vocab_size={config.vocab_size}; 'eos_token_id' in"
             " generation_config.json names one"
         )
+    stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
     limits = Limits(vocabulary=config.vocab_size, context=config.max_position_embeddings)
     shared: dict[str, Any] = {"settings": rows, "kept": kept, "reporter": reporter}
     answered = dataclasses.replace(limits, new_tokens=settings.max_new_tokens)

@@ -1,5 +1,8 @@
 """Rows of several data sets in one form, and ground truths."""
 
+import functools
+import json
+
 import pytest
 
 from jaxgeom.data.conversations import read_demonstration, read_prompt
@@ -23,6 +26,7 @@ TRUTH = {"reward_model": {"ground_truth": "2"}}
         {"conversations": BOTH},
         {"prompt": [ASKED], "completion": [ANSWERED]},
         {"prompt": "1+1?", "completion": "2"},
+        {"messages": json.dumps(BOTH)},
     ],
 )
 def test_forms_of_one_demonstration(row):
@@ -65,6 +69,8 @@ def test_what_goes_with_the_messages():
         ({"messages": [ASKED, ANSWERED | {"content": "\ud800"}]}, "surrogate"),
         ({"messages": [ASKED, ANSWERED | {"tool_calls": [{"id": 3}]}]}, "tool_calls"),
         ({"messages": BOTH, "tools": "add"}, "'tools'"),
+        ({"messages": BOTH, "tools": [{"function": "add"}]}, "'tools'"),
+        ({"messages": [ASKED, ANSWERED | {"extra": functools.reduce(lambda x, _: [x], range(100), 1)}]}, "too deeply"),
         ({"conversations": [{"from": "moderator", "value": "a"}]}, "'from' is 'moderator'"),
     ],
 )
@@ -81,6 +87,7 @@ def test_what_is_no_demonstration_says_why(row, words):
         {"prompt": "1+1?", "answer": "2", "solution": None},
         {"problem": "1+1?", "answer": "2", "solution": "One and one are 2."},
         {"question": "1+1?", "ground_truth": 2},
+        {"prompt": json.dumps([ASKED]), "ground_truth": 2},
         {"prompt": [ASKED], "question": "1+1?", "reward_model": '{"ground_truth": ["2"]}'},
     ],
 )
