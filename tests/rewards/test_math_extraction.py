@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxgeom.rewards import allowed_answers, extract_answer, truth_problem
+from jaxgeom.rewards import allowed_answers, extract_answer, read_truth
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def test_extraction(text, answer):
     ],
 )
 def test_allowed_answers(truth, answers):
-    assert truth_problem(truth) is None
     assert allowed_answers(truth) == answers
 
 
@@ -70,17 +69,18 @@ def test_allowed_answers(truth, answers):
     ("truth", "problem"),
     [
         (None, "null"),
-        (float("nan"), "null"),
+        (float("nan"), "nan"),
         ("", "empty"),
         (" \n", "empty"),
         ([], "empty list"),
         (["1", ""], "empty"),
         ('["1", ""]', "empty"),
         (["1", None], "null"),
-        ([["1"]], "no text"),
-        ({"target": 1}, "object"),
+        ([["1"]], "list"),
+        ({"target": 1}, "dict"),
         (b"5", "bytes"),
     ],
 )
 def test_what_is_no_truth(truth, problem):
-    assert problem in truth_problem(truth)
+    with pytest.raises(ValueError, match=problem):
+        read_truth(truth)
