@@ -28,6 +28,7 @@ from jaxgeom.rewards import allowed_answers, extract_answer, read_truth
         ("answer: 1\nAnswer: 2\nmore", "2"),
         ("The final answer is 3.", "3."),
         ("Answer： 3", "3"),
+        ("#### 3\nI hope that the answer is clear", "3"),
         ("work\n#### 18", "18"),
         ("#### 18\nAnswer: 19", "19"),
         ("Answer: 5<|im_end|>", "5"),
