@@ -9,9 +9,9 @@ from typing import Any
 from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
+from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
-from jaxgeom.comparison.run.plan import check_pair
+from jaxgeom.comparison.run.plan import check_sides, match_sides
 from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter
@@ -26,6 +26,7 @@ def compare(
     out: Path,
     cache: Path | None = None,
     prompts: Path | None = None,
+    base: Path | None = None,
     force: bool = False,
     distributed: bool = False,
 ) -> Callable[[str], None]:
@@ -43,6 +44,7 @@ def compare(
         prompts: Rows with `prompt` or `messages`: adds the functional distance, the forward KL between the two models
             on answers that the initial one samples. Both must be Qwen3 models, the initial one with its tokenizer.
             Without it the distance that a finished comparison of the same weights in `out` has is kept.
+        base: The model that a LoRA adapter belongs to, where its adapter_config.json does not lead there.
         force: Take over a directory that holds another comparison.
         distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
             or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
@@ -52,7 +54,7 @@ def compare(
         reporter = Reporter()
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
-            first, second = open_checkpoint(initial), open_checkpoint(final)
+            first, second = (open_checkpoint(path, base=base) for path in (initial, final))
             held = _finished(out)
             if prompts is not None and not force and _prompts_of(held) not in (None, str(prompts)):
                 raise UserError(
@@ -60,9 +62,9 @@ def compare(
                 )
             distance = None
             if prompts is not None and (team is None or team.index == 0):
-                check_pair(first, second, settings)  # before the models answer, which may take long
+                check_sides(match_sides([first, second]), settings)  # before the models answer, which may take long
                 reporter.say("functional distance: the initial model answers, both score")
-                distance = functional_distance(initial, final, prompts, seed=settings.seed)
+                distance = functional_distance(initial, final, prompts, seed=settings.seed, base=base)
             with entry_progress(reporter, "compare") as progress:
                 report = compare_checkpoints(
                     first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command,
@@ -77,6 +79,7 @@ def compare(
             reporter.say(f"functional distance: kept from the earlier run with --prompts {found[1]}")
             report = _with_distance(report, *found)
             report.write(out)
+        say_notes(report.coverage, reporter)
         page = write_report(out)
         print_table(report.to_json(), reporter.console)
         reporter.say(f"page: {page}")

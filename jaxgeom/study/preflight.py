@@ -3,17 +3,18 @@
 import dataclasses
 from pathlib import Path
 
-from jaxgeom.checkpoints import Checkpoint, open_checkpoint
+from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison.algebra.devices import choose_algebra
 from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.data.chat import chat_format, load_tokenizer
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3Config, hf_tensors
+from jaxgeom.models import Qwen3Config, qwen3_tensors
 from jaxgeom.progress import Reporter
 from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.training import RunInputs, RunSettings
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.rows import RunRows, read_run_rows
+from jaxgeom.training.vocabulary import require_same_tokens, require_tokens_fit, require_vocabulary
 
 _BLOCK_ENTRIES = 1 << 24
 
@@ -35,11 +36,10 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
     """
     choose_algebra(experiment.measure.device)
     base, teacher = (_check_model(path) for path in (experiment.base, experiment.teacher))
-    if base.vocab_size != teacher.vocab_size:
-        raise UserError(
-            f"{experiment.teacher}: a vocabulary of {teacher.vocab_size}, the base has {base.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
+    tokenizer = load_tokenizer(tokenizer_directory(experiment.base))
+    require_tokens_fit(base, tokenizer, experiment.base)
+    require_same_tokens(tokenizer, tokenizer_directory(experiment.teacher), experiment.teacher)
+    require_vocabulary(teacher.vocab_size, base.vocab_size, tokenizer, experiment.teacher)
     if not isinstance(experiment.data, DataFiles):
         for settings in (experiment.anchor, *experiment.methods().values()):
             rows = settings.rows
@@ -70,22 +70,7 @@ def _check_model(path: Path) -> Qwen3Config:
     if checkpoint.config is None:
         raise UserError(f"{path}: no config.json")
     config = Qwen3Config.from_hf(checkpoint.config)
-    _check_shapes(checkpoint, config, path)
-    for name in checkpoint:
-        for block in checkpoint[name].row_blocks(_BLOCK_ENTRIES):
+    for name, tensor in qwen3_tensors(checkpoint, config).items():
+        for block in tensor.row_blocks(_BLOCK_ENTRIES):
             require_finite(block, f"{path}: {name}")
     return config
-
-
-def _check_shapes(checkpoint: Checkpoint, config: Qwen3Config, path: Path) -> None:
-    wanted = {tensor.name: tensor.shape for tensor in hf_tensors(config)}
-    missing = sorted(set(wanted) - set(checkpoint))
-    if missing:
-        raise UserError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing)}")
-    odd = [
-        f"{name} is {list(checkpoint[name].shape)} where config.json says {list(shape)}"
-        for name, shape in wanted.items()
-        if tuple(checkpoint[name].shape) != shape
-    ]
-    if odd:
-        raise UserError(f"{path}: {'; '.join(odd)}")

@@ -52,7 +52,14 @@ class Distance(NamedTuple):
 
 
 def functional_distance(
-    initial: str | Path, final: str | Path, prompts: Path, *, max_new_tokens: int = 128, limit: int = 256, seed: int = 0
+    initial: str | Path,
+    final: str | Path,
+    prompts: Path,
+    *,
+    max_new_tokens: int = 128,
+    limit: int = 256,
+    seed: int = 0,
+    base: Path | None = None,
 ) -> Distance:
     """Samples answers to held-out prompts from the initial model, and scores them with both.
 
@@ -63,6 +70,7 @@ def functional_distance(
         max_new_tokens: Longest answer.
         limit: At most so many rows.
         seed: Of the sampling, at temperature 1.
+        base: The model that a LoRA adapter belongs to, where its own configuration does not lead there.
 
     Returns:
         The exact forward KL and its k3 estimate, in nats a token, and what they were averaged over.
@@ -70,9 +78,11 @@ def functional_distance(
     Raises:
         UserError: a checkpoint that is no loadable model, no tokenizer, other vocabularies, unusable rows.
     """
-    directory = tokenizer_directory(initial)
+    directory = tokenizer_directory(initial, base)
     tokenizer = load_tokenizer(directory)
-    before, after = (Actor(*load_start(start, mesh=None, compute_dtype="float32")) for start in (initial, final))
+    before, after = (
+        Actor(*load_start(start, mesh=None, compute_dtype="float32", base=base)) for start in (initial, final)
+    )
     sizes = [actor.model.config.vocab_size for actor in (before, after)]
     if sizes[0] != sizes[1]:
         raise UserError(f"{final}: a vocabulary of {sizes[1]}, that of {initial} has {sizes[0]}")

@@ -32,6 +32,7 @@ from jaxgeom.training.settings import (
     to_json,
 )
 from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
+from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 
 _SAMPLES_LOGGED = 4
 
@@ -82,12 +83,13 @@ def train(
             f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
             f" times micro_batches={settings.micro_batches}"
         )
-    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
+    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
+    require_tokens_fit(model.config, tokenizer, inputs.model)
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
     model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
     _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, **load)
+    teacher = _load_teacher(settings, inputs.teacher, model, tokenizer, **load)
     config = {
         "schema": 1,
         "kind": "run",
@@ -100,7 +102,7 @@ def train(
     if claim_directory(out, config, force=force):
         reporter.say(f"{name}: finished already in {out}")
         return out
-    write_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer", rows, settings)
+    write_tokenizer(tokenizer_directory(inputs.model, inputs.base), out / "tokenizer", rows, settings)
     rows.keep(kept)
 
     optimizer = adamw(settings.optimizer, settings.steps)
@@ -294,16 +296,19 @@ def _skip(state: TrainState) -> TrainState:
     return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)
 
 
-def _load_teacher(settings: RunSettings, path: Path | None, student: Qwen3, **load: Any) -> Actor | None:
+def _load_teacher(
+    settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
+) -> Actor | None:
     if not isinstance(settings, OPDSettings):
         return None
     if path is None:
         raise UserError("on-policy distillation needs a teacher")
+    require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
     model, params = load_start(path, **load)
-    if model.config.vocab_size != student.config.vocab_size:
-        raise UserError(
-            f"{path}: a vocabulary of {model.config.vocab_size}, the model's has {student.config.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
+    require_vocabulary(model.config.vocab_size, student.config.vocab_size, tokenizer, path)
     _require_finite(params, path)
+    if model.config.vocab_size > student.config.vocab_size:
+        masked = model.config.vocab_size - student.config.vocab_size
+        load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
+        model, params = cut_vocabulary(model, params, student.config.vocab_size)
     return Actor(model, params)

@@ -76,9 +76,9 @@ def read_run_rows(
     Raises:
         UserError: a tokenizer, template, file or row that cannot be used, or nothing to learn from.
     """
-    directory = tokenizer_directory(inputs.model)
+    directory = tokenizer_directory(inputs.model, inputs.base)
     rows = settings.rows
-    config = _model_config(inputs.model)
+    config = _model_config(inputs)
     tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
     stops = chat.stop_tokens(tokenizer, {*chat.declared_stop_tokens(directory), *config.stop_tokens})
     samples = not isinstance(settings, SFTSettings) or inputs.eval_data is not None
@@ -123,8 +123,8 @@ def write_tokenizer(source: Path, directory: Path, rows: RunRows, settings: RunS
     write_atomically(path, json.dumps(held | {"eos_token_id": list(rows.stops)}, indent=2) + "\n")
 
 
-def _model_config(source: Path) -> Qwen3Config:
-    config = open_checkpoint(source).config
+def _model_config(inputs: RunInputs) -> Qwen3Config:
+    config = open_checkpoint(inputs.model, base=inputs.base).config
     if config is None:
-        raise UserError(f"{source}: no config.json")
+        raise UserError(f"{inputs.model}: no config.json")
     return Qwen3Config.from_hf(config)

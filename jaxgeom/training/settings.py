@@ -43,13 +43,15 @@ class RunInputs:
         model: The start: a Hugging Face directory, or `RUN@STEP`.
         data: JSONL or parquet rows: demonstrations for SFT, prompts for RLVR and OPD.
         eval_data: Held-out prompts; none, no evaluation.
-        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; same vocabulary as the model.
+        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; the model's tokenizer.
+        base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
     """
 
     model: Path
     data: Path
     eval_data: Path | None = None
     teacher: Path | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
