@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgeom.data.templates import RowError
-from jaxgeom.data.truths import GroundTruth, read_truth
+from jaxgeom.rewards import GroundTruth, Truth, read_tests, read_truth
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -21,7 +21,7 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-_QUESTIONS = ("prompt", "problem", "question")
+_QUESTIONS = ("prompt", "problem", "question", "question_content")
 _ANSWERS = ("ground_truth", "answer", "solution")
 _DEEPEST = 64
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -35,13 +35,13 @@ class Conversation:
         messages: `{"role", "content"}` each, with `tool_calls` and thoughts where the row has them.
         tools: JSON schemas of the tools, or None.
         text: Plain text in place of messages, or None.
-        ground_truth: Of a prompt, or None.
+        ground_truth: Of a prompt, or None: answers or tests.
     """
 
     messages: list[dict]
     tools: list[dict] | None = None
     text: str | None = None
-    ground_truth: GroundTruth | None = None
+    ground_truth: Truth | None = None
 
 
 def read_demonstration(row: Mapping[str, Any]) -> Conversation:
@@ -86,7 +86,8 @@ def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversat
 
     Args:
         row: with `prompt` (messages, or text, which is one user message), and the right answer as
-            `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`; `problem` or `question` may stand for
+            `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`, or tests of a program in a form that
+            `jaxgeom.rewards.read_tests` reads; `problem` or `question` may stand for
             `prompt`. Without truth, `messages` may too: those before the last answer.
         with_truth: whether the right answer is needed.
 
@@ -115,7 +116,18 @@ def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversat
     return Conversation(messages, _tools(row), ground_truth=_truth(row) if with_truth else None)
 
 
-def _truth(row: Mapping[str, Any]) -> GroundTruth:
+def _truth(row: Mapping[str, Any]) -> Truth:
+    try:
+        tests = read_tests(row)
+    except ValueError as error:
+        raise RowError(f"tests: {error}") from error
+    try:
+        return _answers(row) if tests is None else tests
+    except ValueError as error:
+        raise RowError(str(error)) from error
+
+
+def _answers(row: Mapping[str, Any]) -> GroundTruth:
     reward = row.get("reward_model")
     if isinstance(reward, str):
         reward = _parsed(reward)

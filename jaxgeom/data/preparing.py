@@ -18,9 +18,9 @@ from jaxgeom.data.prepared import Limits, Prepared, RowSettings, recall
 from jaxgeom.data.rendering import EndlessTemplateError, render_rows
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
-from jaxgeom.data.truths import GroundTruth
 from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Truth
 
 _FORMAT = 1  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
@@ -125,7 +125,7 @@ class _Work:
         self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self.key = self._key()
         self.total = 0
-        self.used: list[tuple[int, np.ndarray, np.ndarray, GroundTruth | None]] = []
+        self.used: list[tuple[int, np.ndarray, np.ndarray, Truth | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
         self.bad_rows: list[tuple[Row, str]] = []
         self.last_only = 0
@@ -164,7 +164,7 @@ class _Work:
         """Counts a row that the settings leave out."""
         self.faults.setdefault(reason, []).append((row, reason))
 
-    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, truth: GroundTruth | None = None) -> None:
+    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, truth: Truth | None = None) -> None:
         """Takes a row."""
         self.used.append((row.number, tokens, mask, truth))
 

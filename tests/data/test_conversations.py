@@ -7,7 +7,7 @@ import pytest
 
 from jaxgeom.data.conversations import read_demonstration, read_prompt
 from jaxgeom.data.templates import RowError
-from jaxgeom.data.truths import read_truth
+from jaxgeom.rewards import read_truth
 
 ASKED, ANSWERED = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 BOTH = [ASKED, ANSWERED]
@@ -139,5 +139,5 @@ def test_truths(value, truth):
 
 @pytest.mark.parametrize("value", [None, "", " \n", {}, {"target": 3}, [], [None], [""], ["1", {}], True, float("nan")])
 def test_what_no_answer_can_be_compared_with(value):
-    with pytest.raises(RowError, match="t "):
+    with pytest.raises(ValueError, match="t "):
         read_truth(value, "t")
