@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
@@ -74,6 +75,8 @@ def save_model(
 def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
     """Copies those of `TOKENIZER_FILES` that `source` has into `directory`, which is made if it is not there.
 
+    Chat templates with a name of their own (`additional_chat_templates/`) are copied too.
+
     Args:
         source: a directory that may hold them.
         directory: where they go.
@@ -82,6 +85,10 @@ def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
     for name in TOKENIZER_FILES:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(directory) / name)
+    named = Path(source) / "additional_chat_templates"
+    for template in sorted(named.glob("*.jinja")):
+        (Path(directory) / named.name).mkdir(exist_ok=True)
+        shutil.copyfile(template, Path(directory) / named.name / template.name)
 
 
 def _readable(file: Path) -> None:

@@ -16,7 +16,7 @@ from tests.tiny import write_tiny_model
 
 RANK = 3
 ADAPTED = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight")
-CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "../base", "r": RANK, "lora_alpha": 6}
+CONFIG = {"peft_type": "LORA", "base_model_name_or_path": "../own_base", "r": RANK, "lora_alpha": 6}
 
 
 def base_weights():
@@ -42,7 +42,7 @@ def write_adapter(directory, tensors, config=CONFIG):
 
 @pytest.fixture
 def base(tmp_path):
-    return disk.write(tmp_path / "base", base_weights())
+    return disk.write(tmp_path / "own_base", base_weights())
 
 
 def update(tensors, name, scale):
@@ -158,7 +158,7 @@ def test_an_adapter_beside_a_whole_model_is_not_read(base):
 
 
 def test_a_model_is_loaded_from_an_adapter(tmp_path):
-    base = write_tiny_model(tmp_path / "base")
+    base = write_tiny_model(tmp_path / "own_base")
     name = "base_model.model.model.layers.1.mlp.up_proj"
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((RANK, 32)).astype("f4"), rng.standard_normal((48, RANK)).astype("f4")
