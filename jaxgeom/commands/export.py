@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from jaxgeom.commands.options import Directory, SomeCount
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 
 
 def export(
@@ -39,7 +39,7 @@ def export(
             raise UserError(f"{run}: no checkpoints there")
         chosen = steps[-1] if step is None else step
         if chosen not in steps:
-            raise UserError(f"{run}: step={chosen} was not saved; the run has {', '.join(map(str, steps))}")
+            raise UserError(f"{run}: step={chosen} was not saved; the run has {listed(steps)}")
         target = to.resolve()
         _check_target(target, run.resolve(), force)
         reporter = Reporter()

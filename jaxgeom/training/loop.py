@@ -20,6 +20,7 @@ from jaxgeom.progress import Reporter
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
 from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
+from jaxgeom.training.mesh_fit import mesh_notes
 from jaxgeom.training.rollouts import Actor, Answers, collect
 from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done
 from jaxgeom.training.settings import (
@@ -75,6 +76,8 @@ def train(
         )
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
+    for note in mesh_notes(model.config, mesh):
+        reporter.say(f"{name}: {note}")
     _require_finite(params, inputs.model)
     teacher = _load_teacher(settings, inputs.teacher, model, **load)
     config = {
