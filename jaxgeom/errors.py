@@ -1,8 +1,6 @@
-"""The one exception that means «the user can mend this», and how its message lists names."""
+"""The one exception that means «the user can mend this», and how it lists names."""
 
-from collections.abc import Collection
-
-_LISTED = 8
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -12,11 +10,12 @@ class UserError(ValueError):
     """
 
 
-def listed(names: Collection[object]) -> str:
-    """Names in a message: the first 8, and how many more there are.
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    """Names in a sentence, cut after `limit` with the number of those that are left.
 
-    >>> listed(["q", "k"]), listed(range(310))
-    ('q, k', '0, 1, 2, 3, 4, 5, 6, 7 and 302 more')
+    >>> listed(["a", "b"]), listed(map(str, range(10)), 3)
+    ('a, b', '0, 1, 2 and 7 more')
     """
-    shown = ", ".join(str(name) for _, name in zip(range(_LISTED), names, strict=False))
-    return f"{shown} and {len(names) - _LISTED} more" if len(names) > _LISTED else shown
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -39,7 +39,7 @@ def export(
             raise UserError(f"{run}: no checkpoints there")
         chosen = steps[-1] if step is None else step
         if chosen not in steps:
-            raise UserError(f"{run}: step={chosen} was not saved; the run has {listed(steps)}")
+            raise UserError(f"{run}: step={chosen} was not saved; the run has {listed(map(str, steps))}")
         target = to.resolve()
         _check_target(target, run.resolve(), force)
         reporter = Reporter()

@@ -73,7 +73,7 @@ def trajectory_checkpoints(
     if not steps:
         raise UserError("a trajectory needs at least one checkpoint after the initial one")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
-        raise UserError(f"the steps of a trajectory must ascend: {listed(steps)}")
+        raise UserError(f"the steps of a trajectory must ascend: {listed(map(str, steps))}")
     if spectra and settings.suite == "fast":
         raise UserError("spectra = True: the fast suite has none; take suite full")
     if isinstance(learning_rates, int | float):

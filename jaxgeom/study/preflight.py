@@ -7,7 +7,7 @@ from jaxgeom.comparison.algebra.devices import choose_algebra
 from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
-from jaxgeom.errors import UserError, listed
+from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, hf_tensors
 from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.training.checkpointing import tokenizer_directory
@@ -55,11 +55,11 @@ def _check_shapes(checkpoint: Checkpoint, config: Qwen3Config, path: Path) -> No
     wanted = {tensor.name: tensor.shape for tensor in hf_tensors(config)}
     missing = sorted(set(wanted) - set(checkpoint))
     if missing:
-        raise UserError(f"{path}: {len(missing)} tensors are missing: {listed(missing)}")
+        raise UserError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing)}")
     odd = [
         f"{name} is {list(checkpoint[name].shape)} where config.json says {list(shape)}"
         for name, shape in wanted.items()
         if tuple(checkpoint[name].shape) != shape
     ]
     if odd:
-        raise UserError(f"{path}: {listed(odd)}")
+        raise UserError(f"{path}: {'; '.join(odd)}")

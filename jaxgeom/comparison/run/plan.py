@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Tensor
 from jaxgeom.comparison.files.population import MODULES, Part, parts_of
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.errors import UserError, listed
+from jaxgeom.errors import UserError
 
 
 @runtime_checkable
@@ -29,21 +29,19 @@ def check_pair(initial: Reader, final: Reader, settings: CompareSettings) -> lis
     """The names that two checkpoints share and the settings select, in order of layers.
 
     Raises:
-        UserError: names or shapes differ, a dtype is no float, or nothing is selected.
+        UserError: names or shapes differ (all of them listed), a dtype is no float, or nothing is selected.
     """
-    problems, shapes = [], []
+    problems = []
     names = [name for name in initial if settings.selects(name)]
     others = {name for name in final if settings.selects(name)}
     only_initial, only_final = [n for n in names if n not in others], sorted(others - set(names))
     if only_initial:
-        problems.append(f"only in {initial.name}: {listed(sorted(only_initial))}")
+        problems.append(f"only in {initial.name}: {', '.join(sorted(only_initial))}")
     if only_final:
-        problems.append(f"only in {final.name}: {listed(only_final)}")
+        problems.append(f"only in {final.name}: {', '.join(only_final)}")
     for name in names:
         if name in others and initial[name].shape != final[name].shape:
-            shapes.append(f"{name} has shape {list(initial[name].shape)} and {list(final[name].shape)}")
-    if shapes:
-        problems.append(listed(shapes))
+            problems.append(f"{name} has shape {list(initial[name].shape)} and {list(final[name].shape)}")
     if problems:
         raise UserError(f"the checkpoints do not match: {'; '.join(problems)}")
     if not names:
@@ -51,7 +49,9 @@ def check_pair(initial: Reader, final: Reader, settings: CompareSettings) -> lis
     for side in (initial, final):
         odd = [f"{name} ({side[name].dtype})" for name in names if not side[name].is_float]
         if odd:
-            raise UserError(f"{side.name}: weights of dtype {', '.join(FLOAT_DTYPES)} are needed; not so {listed(odd)}")
+            raise UserError(
+                f"{side.name}: weights of dtype {', '.join(FLOAT_DTYPES)} are needed; not so {', '.join(odd)}"
+            )
     return names
 
 

@@ -144,7 +144,7 @@ class Team:
                 seen, since = signs, time.monotonic()
             elif time.monotonic() - since > self.patience:
                 raise ProcessFailed(
-                    f"{folder}: no sign of process {listed(late)} for {self.patience:g} s; do all "
+                    f"{folder}: no sign of process {listed(map(str, late))} for {self.patience:g} s; do all "
                     "processes share this directory? What was measured is kept, the same command goes on",
                     keep=True,
                 )
