@@ -43,14 +43,13 @@ def _run(base: Path, numbers: range, seed: int) -> list[Outcome]:
     while len(found) < len(numbers):
         left = numbers[len(found) :][:_A_PROCESS]
         line = [sys.executable, __file__, "--child", str(base), str(left.start), str(left.stop), "--seed", str(seed)]
-        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            assert process.stdout is not None
-            held = [Outcome(*json.loads(text)) for text in process.stdout if text.startswith('["')]
+        done = subprocess.run(line, capture_output=True, text=True)
+        held = [Outcome(*json.loads(text)) for text in done.stdout.splitlines() if text.startswith('["')]
         found += held
         if len(held) < len(left):
-            number = left[len(held)]
+            number, said = left[len(held)], done.stderr.strip()[-300:]
             kind = list(KINDS)[number % len(KINDS)]
-            found.append(Outcome(kind, number, f"ended its process with status {process.returncode}", "", 0.0))
+            found.append(Outcome(kind, number, f"ended its process with status {done.returncode}", said, 0.0))
         print(f"{len(found)} of {len(numbers)} cases, {sum(not o.good for o in found)} not good", file=sys.stderr)
     return found
 
