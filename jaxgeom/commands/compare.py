@@ -15,6 +15,7 @@ def compare(
     out: Directory,
     cache: SomeDirectory = None,
     prompts: SomeFile = None,
+    base: SomeDirectory = None,
     force: bool = False,
     distributed: bool = False,
 ) -> Callable[[str], None]:
@@ -32,6 +33,7 @@ def compare(
         prompts: Rows with `prompt` or `messages`: adds the functional distance, the forward KL between the two models
             on answers that the initial one samples. Both must be Qwen3 models, the initial one with its tokenizer.
             Without it the distance that a finished comparison of the same weights in `out` has is kept.
+        base: The model that a LoRA adapter belongs to, where its adapter_config.json does not lead there.
         force: Take over a directory that holds another comparison.
         distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
             or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
@@ -39,10 +41,10 @@ def compare(
 
     def run(command: str) -> None:
         from jaxgeom.checkpoints import open_checkpoint
-        from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
+        from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
         from jaxgeom.commands.kept_distance import distance_of, finished_report, prompts_of, with_distance
         from jaxgeom.comparison import compare_checkpoints
-        from jaxgeom.comparison.run.plan import check_pair
+        from jaxgeom.comparison.run.plan import check_sides, match_sides
         from jaxgeom.cpu_memory import keep_freed_memory
         from jaxgeom.progress import Reporter
         from jaxgeom.report import print_table, write_report
@@ -51,7 +53,7 @@ def compare(
         reporter = Reporter()
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
-            first, second = open_checkpoint(initial), open_checkpoint(final)
+            first, second = (open_checkpoint(path, base=base) for path in (initial, final))
             held = finished_report(out)
             if prompts is not None and not force and prompts_of(held) not in (None, str(prompts)):
                 raise UserError(
@@ -59,9 +61,9 @@ def compare(
                 )
             distance = None
             if prompts is not None and (team is None or team.index == 0):
-                check_pair(first, second, settings)  # before the models answer, which may take long
+                check_sides(match_sides([first, second]), settings)  # before the models answer, which may take long
                 reporter.say("functional distance: the initial model answers, both score")
-                distance = functional_distance(initial, final, prompts, seed=settings.seed)
+                distance = functional_distance(initial, final, prompts, seed=settings.seed, base=base)
             with entry_progress(reporter, "compare") as progress:
                 report = compare_checkpoints(
                     first, second, settings, out=out, cache=cache, progress=progress, force=force, command=command,
@@ -76,6 +78,7 @@ def compare(
             reporter.say(f"functional distance: kept from the earlier run with --prompts {found[1]}")
             report = with_distance(report, *found)
             report.write(out)
+        say_notes(report.coverage, reporter)
         page = write_report(out)
         print_table(report.to_json(), reporter.console)
         reporter.say(f"page: {page}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from jaxgeom.comparison.run.processes import Team, initialize
 from jaxgeom.progress import Reporter
@@ -36,6 +37,12 @@ def other_processes(distributed: bool, out: Path) -> Iterator[Team | None]:
     team = initialize() if distributed else None
     with team.telling(out) if team is not None else nullcontext():
         yield team
+
+
+def say_notes(coverage: dict[str, Any], reporter: Reporter) -> None:
+    """Says what of the checkpoints was left out, or read otherwise than it may seem."""
+    for note in coverage.get("notes", ()):
+        reporter.say(note)
 
 
 def writes_report(team: Team | None, reporter: Reporter) -> bool:

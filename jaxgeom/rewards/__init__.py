@@ -2,8 +2,16 @@
 
 from .code import code_reward as code_reward
 from .code import extract_code as extract_code
-from .math_answers import extract_answer as extract_answer
+from .code_tests import CodeTests as CodeTests
+from .code_tests import tests_of as tests_of
 from .math_answers import math_reward as math_reward
 from .math_answers import normalize_answer as normalize_answer
 from .math_answers import verify_batch as verify_batch
 from .math_checker import close_checkers as close_checkers
+from .math_extraction import extract_answer as extract_answer
+from .truths import allowed_answers as allowed_answers
+from .truths import truth_problem as truth_problem
+from .verifier import Truth as Truth
+from .verifier import Verifier as Verifier
+from .verifier import logged as logged
+from .verifier import truth_of as truth_of

@@ -58,16 +58,17 @@ def run_study(
     """
     reporter = reporter or Reporter(quiet=True)
     config = {"schema": 1, "kind": "study", "version": __version__, "experiment": to_json(experiment)}
-    if not (out / "config.json").is_file():
-        # Before anything is written: a wrong input must leave no trace.
-        check_inputs(experiment)
+    # Before anything is written: a wrong input must leave no trace.
+    ready = [] if (out / "config.json").is_file() else check_inputs(experiment, reporter)
     claim_directory(out, config, force=force)
+    for rows in ready:
+        rows.keep(out / "rows")
     clock = _Clock(out / "stages.json")
     files = clock.stage("data", lambda: _data(experiment, out))
 
     anchor_run = out / "runs" / "sft_anchor"
     inputs = RunInputs(model=experiment.base, data=files.demonstrations, eval_data=files.heldout)
-    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, reporter))
+    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, out, reporter))
     anchor = Path(f"{anchor_run}@{experiment.anchor.steps}")
     runs = {("sft_anchor", experiment.anchor.seed): (anchor_run, experiment.base)}
     for name, settings in experiment.methods().items():
@@ -79,7 +80,7 @@ def run_study(
             run = out / "runs" / name / f"seed{seed}"
             seeded = dataclasses.replace(settings, seed=seed)
             label = f"{LABELS[name]}, seed {seed}"
-            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, reporter))
+            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, out, reporter))
             runs[name, seed] = (run, anchor)
 
     results: dict[str, list[Result]] = {}
@@ -147,12 +148,12 @@ def _data(experiment: Experiment, out: Path) -> DataFiles:
     return files
 
 
-def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, reporter: Reporter) -> None:
+def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, out: Path, reporter: Reporter) -> None:
     # The study's configuration was compared already: a finished run needs no model loaded to say so.
     if (run / "done").exists():
         return
     reporter.say(f"training {label}")
-    train(settings, inputs, run, reporter=reporter)
+    train(settings, inputs, run, reporter=reporter, kept_rows=out / "rows")
 
 
 def _measure(

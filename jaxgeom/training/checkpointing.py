@@ -1,5 +1,6 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import named_run
-from jaxgeom.checkpoints.safetensors_files import read_json
+from jaxgeom.checkpoints.verl import verl_step
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
 from jaxgeom.sharding import partition_specs, platform_of
@@ -72,7 +75,15 @@ class Checkpoints:
         return state, restored["data"]
 
 
-def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
+def load_start(
+    source: str | Path,
+    *,
+    mesh: Mesh | None,
+    compute_dtype: str,
+    remat: bool = False,
+    base: str | Path | None = None,
+    say: Callable[[str], Any] | None = None,
+) -> tuple[Qwen3, Any]:
     """A model to start from: a Hugging Face directory, or a checkpoint of a run of ours (its float32 masters).
 
     A run is named as `open_checkpoint` takes it: `RUN@STEP`, or `RUN` for its last step.
@@ -82,6 +93,8 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
         mesh: devices to put the parameters on; None for one.
         compute_dtype: of activations, "float32" or "bfloat16".
         remat: recompute activations in the backward pass.
+        base: the model that a LoRA adapter belongs to, where its own configuration does not lead there.
+        say: told what of a Hugging Face directory was left out or ignored.
 
     Returns:
         The module and its float32 parameters.
@@ -91,7 +104,9 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     """
     found = named_run(source)
     if found is None:
-        return load_model(source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat)
+        return load_model(
+            source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say
+        )
     run, step = found.run, found.saved_step()
     config = read_json(run / "config.json")
     if not isinstance(config.get("model"), dict):
@@ -113,10 +128,15 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     return model, restored["params"]
 
 
-def tokenizer_directory(source: str | Path) -> Path:
-    """Where the tokenizer of a start is: the Hugging Face directory itself, or the run's copy of it."""
+def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> Path:
+    """Where the tokenizer of a start is: the Hugging Face directory itself, the run's copy, or an adapter's base."""
     found = named_run(source)
-    return found.run / "tokenizer" if found is not None and (found.run / "tokenizer").is_dir() else Path(source)
+    if found is not None and (found.run / "tokenizer").is_dir():
+        return found.run / "tokenizer"
+    directory = Path(source)
+    if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
+        return tokenizer_directory(base_of(directory, base))
+    return verl_step(directory)[0] if directory.is_dir() else directory
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

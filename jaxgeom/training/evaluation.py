@@ -25,7 +25,9 @@ def evaluate(
     Returns:
         The share in [0, 1], and the answers in the order of the prompts.
     """
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, greedy=True, stop_tokens=stop_tokens(tokenizer))
+    settings = SamplingSettings(
+        max_new_tokens=max_new_tokens, greedy=True, stop_tokens=stop_tokens(tokenizer, actor.model.config.stop_tokens)
+    )
     batches = []
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]

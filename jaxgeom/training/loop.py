@@ -11,20 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom import __version__
-from jaxgeom.data import chat, pipelines
-from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3, copy_tokenizer
+from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import adamw, learning_rate_schedule
 from jaxgeom.progress import Reporter
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
 from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
 from jaxgeom.training.mesh_fit import mesh_notes
-from jaxgeom.training.rollouts import Actor, Answers, collect
-from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done
+from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
+from jaxgeom.training.rows import read_run_rows, write_tokenizer
+from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done, read_json_lines
 from jaxgeom.training.settings import (
-    OnPolicySettings,
     OPDSettings,
     RunInputs,
     RunSettings,
@@ -33,6 +32,7 @@ from jaxgeom.training.settings import (
     to_json,
 )
 from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
+from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 
 _SAMPLES_LOGGED = 4
 
@@ -40,7 +40,13 @@ Source = Callable[[TrainState, int], tuple[Batch | None, dict[str, float], Answe
 
 
 def train(
-    settings: RunSettings, inputs: RunInputs, out: Path, *, reporter: Reporter | None = None, force: bool = False
+    settings: RunSettings,
+    inputs: RunInputs,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    force: bool = False,
+    kept_rows: Path | None = None,
 ) -> Path:
     """Runs, or resumes, one training run.
 
@@ -53,6 +59,7 @@ def train(
         out: The run directory.
         reporter: Where to say what is done.
         force: Delete another run that is in `out`.
+        kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -65,21 +72,24 @@ def train(
     name = objective_name(settings)
     if inputs.teacher is not None and not isinstance(settings, OPDSettings):
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
-    tokenizer = chat.load_tokenizer(tokenizer_directory(inputs.model))
-    rows = _read_data(settings, inputs.data)
-    held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
+    kept = out / "rows" if kept_rows is None else kept_rows
+    rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter)
+    tokenizer = rows.tokenizer
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
             f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
             f" times micro_batches={settings.micro_batches}"
         )
-    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
+    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
     for note in mesh_notes(model.config, mesh):
         reporter.say(f"{name}: {note}")
+    require_tokens_fit(model.config, tokenizer, inputs.model)
+    # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
+    model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
     _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, **load)
+    teacher = _load_teacher(settings, inputs.teacher, model, tokenizer, **load)
     config = {
         "schema": 1,
         "kind": "run",
@@ -92,12 +102,13 @@ def train(
     if claim_directory(out, config, force=force):
         reporter.say(f"{name}: finished already in {out}")
         return out
-    copy_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer")
+    write_tokenizer(tokenizer_directory(inputs.model, inputs.base), out / "tokenizer", rows, settings)
+    rows.keep(kept)
 
     optimizer = adamw(settings.optimizer, settings.steps)
     state = initial_state(params, optimizer)
     step = make_train_step(model, optimizer, settings, state)
-    iterator = _iterator(settings, rows, tokenizer)
+    iterator = rows.batches(settings)
     source = _sft_source(iterator, mesh) if isinstance(settings, SFTSettings) else None
     with Checkpoints(out) as checkpoints:
         done = checkpoints.latest_step()
@@ -108,7 +119,7 @@ def train(
         if source is None:
             source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
         log = _Log(settings, out, -1 if done is None else done)
-        evaluation = _Evaluation(settings, model, tokenizer, held_out, log)
+        evaluation = _Evaluation(settings, model, tokenizer, rows.evaluated, log, reporter)
         if done is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
             evaluation.run(state, 0)
@@ -135,6 +146,8 @@ def train(
                     evaluation.run(state, finished)
                 task.advance(1, log.status())
         log.close()
+    for remark in closing_remarks(read_json_lines(out / "metrics.jsonl"), settings):
+        reporter.say(f"{name}: {remark}")
     mark_done(out)
     return out
 
@@ -202,26 +215,31 @@ class _Log:
 class _Evaluation:
     """Held-out accuracy into the log."""
 
-    def __init__(self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log):
-        self._settings, self._model, self._tokenizer, self._prompts, self._log = (
-            settings,
-            model,
-            tokenizer,
-            prompts,
-            log,
-        )
+    def __init__(
+        self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log, reporter: Reporter
+    ):
+        self._settings, self._model, self._tokenizer = settings, model, tokenizer
+        self._prompts, self._log, self._reporter = prompts, log, reporter
 
     def run(self, state: TrainState, step: int) -> None:
         if not self._prompts:
             return
-        accuracy, _ = evaluate(
+        accuracy, answers = evaluate(
             Actor(self._model, state.params),
             self._tokenizer,
             self._prompts,
             max_new_tokens=self._settings.max_new_tokens,
         )
         self._log.flush()
-        self._log.write(step, {"accuracy": accuracy, "accuracy_count": float(len(self._prompts))})
+        stops = self._model.config.stop_tokens
+        truncated = truncated_share(answers, stops)
+        self._log.write(
+            step,
+            {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated},
+        )
+        remark = truncated_evaluation(truncated, self._settings, stops)
+        if remark is not None:
+            self._reporter.say(f"step {step}: {remark}")
 
 
 def _require_finite(params: Any, source: Path) -> None:
@@ -263,39 +281,19 @@ def _skip(state: TrainState) -> TrainState:
     return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)
 
 
-def _read_data(settings: RunSettings, path: Path) -> list[dict]:
-    rows = read_rows(path)
-    (check_demonstrations if isinstance(settings, SFTSettings) else check_prompts)(rows, str(path))
-    return rows
-
-
-def _read_held_out(settings: RunSettings, path: Path | None, tokenizer: Any) -> list[pipelines.Prompt]:
-    if path is None:
-        return []
-    rows = read_rows(path)[: settings.eval_limit]
-    check_prompts(rows, str(path))
-    return [pipelines.encode_prompt_row({**row, "row": index}, tokenizer) for index, row in enumerate(rows)]
-
-
-def _iterator(settings: RunSettings, rows: list[dict], tokenizer: Any) -> Any:
-    if isinstance(settings, SFTSettings):
-        return pipelines.demonstration_batches(
-            rows, tokenizer, batch_size=settings.batch_size, max_length=settings.max_length, seed=settings.seed
-        )
-    assert isinstance(settings, OnPolicySettings)
-    return pipelines.prompt_batches(rows, tokenizer, batch_size=settings.prompts_per_step, seed=settings.seed)
-
-
-def _load_teacher(settings: RunSettings, path: Path | None, student: Qwen3, **load: Any) -> Actor | None:
+def _load_teacher(
+    settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
+) -> Actor | None:
     if not isinstance(settings, OPDSettings):
         return None
     if path is None:
         raise UserError("on-policy distillation needs a teacher")
+    require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
     model, params = load_start(path, **load)
-    if model.config.vocab_size != student.config.vocab_size:
-        raise UserError(
-            f"{path}: a vocabulary of {model.config.vocab_size}, the model's has {student.config.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
+    require_vocabulary(model.config.vocab_size, student.config.vocab_size, tokenizer, path)
     _require_finite(params, path)
+    if model.config.vocab_size > student.config.vocab_size:
+        masked = model.config.vocab_size - student.config.vocab_size
+        load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
+        model, params = cut_vocabulary(model, params, student.config.vocab_size)
     return Actor(model, params)

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
+from jaxgeom.data.truths import GroundTruth
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
 from jaxgeom.rewards import verify_batch
@@ -88,7 +89,7 @@ def collect(
     lengths = answers.response.sum(axis=1)
     metrics |= {
         "response_length": float(lengths.mean()),
-        "truncated": float(np.mean(lengths >= settings.max_new_tokens)),
+        "truncated": truncated_share([answers], sampling_settings(settings, tokenizer, sampler).stop_tokens),
     }
     if sampler is student:
         mismatch = np.abs(np.asarray(old) - answers.log_probs)[answers.response]
@@ -127,26 +128,49 @@ def sample_answers(
     verifier: Verifier = verify_batch,
 ) -> Answers:
     """One sampled and verified answer to each prompt."""
-    rollout = sample(
-        actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad_token(tokenizer)
-    )
+    pad = pad_token(tokenizer, actor.model.config.vocab_size)
+    rollout = sample(actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad)
     tokens, valid, response, log_probs = (
         np.asarray(x) for x in (rollout.tokens, rollout.valid, rollout.response_mask, rollout.log_probs)
     )
     texts = tokenizer.batch_decode(
         [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
     )
-    rewards = np.asarray(verifier(texts, [p.ground_truth for p in prompts]), np.float32)
+    rewards = _verified(verifier, texts, [p.ground_truth for p in prompts])
     return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
 
 
-def sampling_settings(settings: OnPolicySettings, tokenizer: Any) -> SamplingSettings:
+def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:
     """The distribution that training samples from: temperature alone, nothing truncated."""
     return SamplingSettings(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
-        stop_tokens=stop_tokens(tokenizer),
+        stop_tokens=stop_tokens(tokenizer, sampler.model.config.stop_tokens),
     )
+
+
+def truncated_share(batches: Sequence[Answers], stops: Sequence[int]) -> float:
+    """The share of answers that the limit on their length ended, and no stop token."""
+    ended = [
+        bool(np.isin(row[mask][-1:], stops).any())
+        for answers in batches
+        for row, mask in zip(answers.tokens, answers.response, strict=True)
+    ]
+    return 1.0 - float(np.mean(ended))
+
+
+def _verified(verifier: Verifier, texts: Sequence[str], truths: Sequence[GroundTruth]) -> np.ndarray:
+    """Rewards, float32 `[answers]`; of several allowed answers any is right."""
+    pairs = [
+        (place, text, truth)
+        for place, (text, allowed) in enumerate(zip(texts, truths, strict=True))
+        for truth in ((allowed,) if isinstance(allowed, str) else allowed)
+    ]
+    rewards = np.full(len(texts), -np.inf, np.float32)
+    places = np.array([place for place, _, _ in pairs], np.int64)
+    found = np.asarray(verifier([text for _, text, _ in pairs], [truth for _, _, truth in pairs]), np.float32)
+    np.maximum.at(rewards, places, found)
+    return rewards
 
 
 def _sample_groups(
@@ -164,10 +188,11 @@ def _sample_groups(
     kept: list[Answers] = []
     spare: list[Answers] = []
     all_rewards: list[np.ndarray] = []
+    sampling = sampling_settings(settings, tokenizer, sampler)
     for number in range(rounds):
         repeated = [prompt for prompt in next(prompts) for _ in range(size)]
         seeds = np.random.default_rng([settings.seed, step, number]).integers(0, 2**31, len(repeated)).tolist()
-        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling_settings(settings, tokenizer), verifier)
+        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, verifier)
         all_rewards.append(answers.rewards)
         for group in _split(answers, size):
             (kept if not filtering or np.ptp(group.rewards) > 0 else spare).append(group)

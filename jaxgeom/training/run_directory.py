@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.data.rows import text_lines
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 
@@ -69,7 +70,7 @@ class JsonLines:
 def read_json_lines(path: Path) -> list[dict]:
     """The whole rows of a log; a half-written last line is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text_lines(path.read_text(encoding="utf-8")):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

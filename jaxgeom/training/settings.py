@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxgeom.data.prepared import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 
@@ -42,13 +43,15 @@ class RunInputs:
         model: The start: a Hugging Face directory, or `RUN@STEP`.
         data: JSONL or parquet rows: demonstrations for SFT, prompts for RLVR and OPD.
         eval_data: Held-out prompts; none, no evaluation.
-        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; same vocabulary as the model.
+        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; the model's tokenizer.
+        base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
     """
 
     model: Path
     data: Path
     eval_data: Path | None = None
     teacher: Path | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class RunSettings:
         compute_dtype: Of activations; parameters and optimizer are always float32 masters.
         optimizer: AdamW and its learning-rate schedule.
         mesh: How devices are laid out.
+        rows: How rows become tokens.
     """
 
     steps: int
@@ -82,6 +86,7 @@ class RunSettings:
     remat: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    rows: RowSettings = field(default_factory=RowSettings)
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
@@ -112,6 +117,8 @@ class OnPolicySettings(RunSettings):
     """What RLVR and OPD share: sampling and the policy-gradient loss.
 
     Attributes:
+        max_prompt_length: Prompts of more tokens are left out, and counted; none: those that with `max_new_tokens` do
+            not fit into the model's context cannot be used.
         samples_per_prompt: Answers to one prompt; `batch_size` / `samples_per_prompt` prompts a step.
         temperature: Of sampling; log-probabilities are those of the sampled distribution.
         clip_low: Lower clip of the ratio, ε_low.
@@ -119,6 +126,7 @@ class OnPolicySettings(RunSettings):
         aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
     """
 
+    max_prompt_length: int | None = None
     samples_per_prompt: int = 8
     temperature: float = 1.0
     clip_low: float = 0.2
@@ -129,6 +137,8 @@ class OnPolicySettings(RunSettings):
         super().__post_init__()
         for name in ("samples_per_prompt", "temperature"):
             _positive(self, name)
+        if self.max_prompt_length is not None:
+            _positive(self, "max_prompt_length")
         for name in ("clip_low", "clip_high"):
             _within(self, name, 0.0, float("inf"))
         if self.batch_size % self.samples_per_prompt:
