@@ -1,25 +1,27 @@
 """`jaxgeom between INITIAL FINAL_A FINAL_B --out DIR`."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
-from jaxgeom.comparison import CompareSettings, between_runs
-from jaxgeom.cpu_memory import keep_freed_memory
-from jaxgeom.progress import Reporter
-from jaxgeom.report import print_table, write_report
+from jaxgeom.commands.options import INITIAL, Directory, SomeDirectory, offered
+from jaxgeom.comparison import CompareSettings
+
+# Closed forms of the entries and subspaces of the two updates: no spectrum of W0, no mask of it, no draw.
+_UNREAD = (
+    "suite", "angle_k", "mask_rank", "mask_fraction", "hill_k", "projection_fraction", "null_draws",
+    "permutation_draws", "seed",
+)  # fmt: skip
 
 
 def between(
-    initial: Positional[str],
-    final_a: Positional[str],
-    final_b: Positional[str],
-    settings: CompareSettings,
-    out: Path,
-    base: Path | None = None,
+    initial: INITIAL,
+    final_a: Annotated[Positional[str], arg(metavar="FINAL_A")],
+    final_b: Annotated[Positional[str], arg(metavar="FINAL_B")],
+    settings: Annotated[CompareSettings, offered(CompareSettings, without=_UNREAD)],
+    out: Directory,
+    base: SomeDirectory = None,
     force: bool = False,
     distributed: bool = False,
 ) -> Callable[[str], None]:
@@ -42,6 +44,13 @@ def between(
     """
 
     def run(command: str) -> None:
+        from jaxgeom.checkpoints import open_checkpoint
+        from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
+        from jaxgeom.comparison import between_runs
+        from jaxgeom.cpu_memory import keep_freed_memory
+        from jaxgeom.progress import Reporter
+        from jaxgeom.report import print_table, write_report
+
         reporter = Reporter()
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)

@@ -3,31 +3,30 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.checkpoints.runs import named_run, split_step, step_folders, step_of_path
-from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
-from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
-from jaxgeom.cpu_memory import keep_freed_memory
+from jaxgeom.commands.options import INITIAL, Directory, SomeCount, SomeDirectory, SomeNumber, offered
+from jaxgeom.comparison import CompareSettings
 from jaxgeom.errors import UserError
-from jaxgeom.progress import Reporter
-from jaxgeom.report import trajectory_findings, write_report
-from jaxgeom.training import run_learning_rates
+
+_UNREAD = ("mask_fraction", "permutation_draws")  # no mask and no permuted update along a run
 
 
 def trajectory(
-    initial: Positional[str],
-    checkpoints: Positional[tuple[str, ...]],
-    settings: CompareSettings,
-    out: Path,
-    learning_rate: float | None = None,
-    initial_step: int | None = None,
+    initial: INITIAL,
+    checkpoints: Annotated[Positional[tuple[str, ...]], arg(metavar="CKPT [CKPT …]")],
+    settings: Annotated[CompareSettings, offered(CompareSettings, without=_UNREAD)],
+    out: Directory,
+    learning_rate: SomeNumber = None,
+    initial_step: SomeCount = None,
     spectra: bool = False,
-    cache: Path | None = None,
-    base: Path | None = None,
+    cache: SomeDirectory = None,
+    base: SomeDirectory = None,
     force: bool = False,
     distributed: bool = False,
 ) -> Callable[[str], None]:
@@ -57,6 +56,12 @@ def trajectory(
     """
 
     def run(command: str) -> None:
+        from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
+        from jaxgeom.comparison import trajectory_checkpoints
+        from jaxgeom.cpu_memory import keep_freed_memory
+        from jaxgeom.progress import Reporter
+        from jaxgeom.report import trajectory_findings, write_report
+
         reporter = Reporter()
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
@@ -136,6 +141,8 @@ def rates_of(
             None,
             f"learning rate: not used, {run} did not begin at {initial}; --learning-rate or --initial-step says it",
         )
+    from jaxgeom.training import run_learning_rates
+
     rates = run_learning_rates(run, initial_step=initial_step)
     return rates, f"learning rate: {rates.source}"
 

@@ -23,7 +23,7 @@ from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.statistics import null_forms
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically
 
 
@@ -73,7 +73,7 @@ def trajectory_checkpoints(
     if not steps:
         raise UserError("a trajectory needs at least one checkpoint after the initial one")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
-        raise UserError(f"the steps of a trajectory must ascend: {', '.join(map(str, steps))}")
+        raise UserError(f"the steps of a trajectory must ascend: {listed(map(str, steps))}")
     if spectra and settings.suite == "fast":
         raise UserError("spectra = True: the fast suite has none; take suite full")
     if isinstance(learning_rates, int | float):

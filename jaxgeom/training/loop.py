@@ -19,6 +19,7 @@ from jaxgeom.rewards import Verifier, logged
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
 from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
+from jaxgeom.training.mesh_fit import mesh_notes
 from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
 from jaxgeom.training.rows import read_run_rows, write_tokenizer
@@ -85,6 +86,8 @@ def train(
         )
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
+    for note in mesh_notes(model.config, mesh):
+        reporter.say(f"{name}: {note}")
     require_tokens_fit(model.config, tokenizer, inputs.model)
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
     model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
