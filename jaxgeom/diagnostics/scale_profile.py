@@ -31,8 +31,8 @@ ROUNDS = 8
 """The most alternations between rows and columns."""
 
 _STEP, _SHARE = 2, 1 / 16
-"""An alternation is the last where it moves none by more than so many levels, and no more of a side than this share: the
-next moves the expected density by less than a tenth of its deviation."""
+"""An alternation is the last where it moves none by more than so many levels, and no more than this share of a side;
+the next moves the expected density by less than a tenth of its deviation."""
 
 _FINEST, _COARSEST = 6, -6
 """Octaves of the noise over the spacing between which rounding is tabled: above nothing is lost, below nothing left."""
