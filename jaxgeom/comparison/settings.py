@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 
 ATTENTION = ("q", "k", "v", "o")
 """Modules of the population `attention`."""
@@ -58,6 +59,7 @@ class CompareSettings:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field, allowed in (
             ("suite", ("full", "fast")),
             ("population", ("all", "attention")),

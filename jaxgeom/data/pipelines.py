@@ -94,5 +94,6 @@ def _endless(rows, encode, collate, batch_size: int, seed: int) -> grain.Dataset
     if len(rows) < 1 or batch_size < 1:
         raise UserError(f"{len(rows)} rows and batch size {batch_size}: nothing to train on")
     dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().map(encode)
-    dataset = dataset.batch(batch_size, batch_fn=collate)
+    # Grain counts the batches of an endless data set in floating point: those of one would be more than an index holds.
+    dataset = dataset.batch(batch_size, batch_fn=collate) if batch_size > 1 else dataset.map(lambda row: collate([row]))
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -12,6 +12,7 @@ import tyro
 from jax import Array
 
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class AdamWSettings:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
+
         def refuse(name: str, needed: str) -> None:
             raise UserError(f"AdamWSettings.{name} is {getattr(self, name)!r}; {needed} is needed")
 

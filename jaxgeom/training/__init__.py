@@ -6,6 +6,7 @@ from .evaluation import evaluate as evaluate
 from .evaluation import wilson_interval as wilson_interval
 from .functional_distance import functional_distance as functional_distance
 from .learning_rates import run_learning_rates as run_learning_rates
+from .loop import is_finished as is_finished
 from .loop import train as train
 from .rollouts import Actor as Actor
 from .rollouts import collect as collect

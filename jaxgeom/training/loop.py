@@ -1,27 +1,31 @@
 """One training run from start to `done`: resume, step, log, save, evaluate."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgeom import __version__
 from jaxgeom.data import chat, pipelines
 from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
 from jaxgeom.errors import UserError
+from jaxgeom.files import as_user_error
+from jaxgeom.interruption import Interrupted, goes_on, held, saving, stoppable
+from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.models import Qwen3, copy_tokenizer
-from jaxgeom.optimizers import adamw, learning_rate_schedule
+from jaxgeom.optimizers import adamw
 from jaxgeom.progress import Reporter
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
-from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
+from jaxgeom.training.checkpointing import Checkpoints, Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
+from jaxgeom.training.identity import differences, run_config, unequal
+from jaxgeom.training.logs import NAMES, Log
 from jaxgeom.training.rollouts import Actor, Answers, collect
-from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done
+from jaxgeom.training.run_directory import Claim, claim_directory, held_config, mark_done
 from jaxgeom.training.settings import (
     OnPolicySettings,
     OPDSettings,
@@ -33,8 +37,6 @@ from jaxgeom.training.settings import (
 )
 from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
 
-_SAMPLES_LOGGED = 4
-
 Source = Callable[[TrainState, int], tuple[Batch | None, dict[str, float], Answers | None]]
 
 
@@ -43,182 +45,246 @@ def train(
 ) -> Path:
     """Runs, or resumes, one training run.
 
-    A run that was stopped anywhere goes on from its last checkpoint and ends bit for bit as it would have (same
-    machine, same devices).
+    A run that was stopped anywhere goes on from its last whole checkpoint and ends bit for bit as it would have (same
+    machine, same devices). SIGTERM and Ctrl-C save the step that was reached, and end.
 
     Args:
         settings: `SFTSettings`, `RLVRSettings` or `OPDSettings`.
         inputs: Model, data, held-out prompts, teacher.
         out: The run directory.
         reporter: Where to say what is done.
-        force: Delete another run that is in `out`.
+        force: Delete another run that is in `out`, if nothing else is there.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
         events, `done`.
 
     Raises:
-        UserError: data, model, teacher or directory that cannot be used; nothing has been written then.
+        UserError: data, model, teacher or directory that cannot be used; nothing has been written then. A disk that is
+            full.
+        Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
+    _refuse_several_processes()
+    refuse_if_held(out)
+    with stoppable():
+        prepared = _prepare(settings, inputs, out, reporter, force)
+        if prepared is None:
+            reporter.say(f"{objective_name(settings)}: finished already in {out}")
+            return out
+        with locked(out, reporter.say):
+            try:
+                _carry_out(settings, prepared, out, reporter)
+            except OSError as error:
+                raise as_user_error(error, out) from error
+    return out
+
+
+class _Prepared(NamedTuple):
+    """All that a run needs, read and checked; nothing has been written yet."""
+
+    claim: Callable[[], tuple[Claim, Resume]]
+    config: dict[str, Any]
+    force: bool
+    model: Qwen3
+    params: Any
+    teacher: Actor | None
+    tokenizer: Any
+    tokenizer_files: Path
+    rows: list[dict]
+    held_out: list[pipelines.Prompt]
+    mesh: jax.sharding.Mesh
+
+
+def _prepare(settings: RunSettings, inputs: RunInputs, out: Path, reporter: Reporter, force: bool) -> _Prepared | None:
+    """Reads and checks everything; None where the run is finished already."""
     name = objective_name(settings)
     if inputs.teacher is not None and not isinstance(settings, OPDSettings):
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
-    tokenizer = chat.load_tokenizer(tokenizer_directory(inputs.model))
-    rows = _read_data(settings, inputs.data)
-    held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
             f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
             f" times micro_batches={settings.micro_batches}"
         )
+    config = run_config(settings, inputs)
+
+    def claim() -> tuple[Claim, Resume]:
+        resume = find_resume(out)
+        given = [path for path in dataclasses.astuple(inputs) if path is not None]
+        found = claim_directory(
+            out, "run", lambda held: differences(held, config, resume.step or 0), force=force, inputs=given
+        )
+        return found, resume
+
+    found, resume = claim()
+    if found.goes_on and _is_finished(out, settings, resume):
+        for fault in resume.faults:
+            reporter.say(f"{out}: {fault}")
+        return None
+    tokenizer_files = tokenizer_directory(inputs.model)
+    tokenizer = chat.load_tokenizer(tokenizer_files)
+    rows = _read_data(settings, inputs.data)
+    held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
     _require_finite(params, inputs.model)
     teacher = _load_teacher(settings, inputs.teacher, model, **load)
-    config = {
-        "schema": 1,
-        "kind": "run",
-        "version": __version__,
-        "objective": name,
-        "settings": to_json(settings),
-        "inputs": to_json(inputs),
-        "model": model.config.to_hf(),
-    }
-    if claim_directory(out, config, force=force):
-        reporter.say(f"{name}: finished already in {out}")
-        return out
-    copy_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer")
+    config["model"] = model.config.to_hf()
+    return _Prepared(claim, config, force, model, params, teacher, tokenizer, tokenizer_files, rows, held_out, mesh)
 
+
+def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
+    """Whether a directory holds exactly this run with nothing left to do; checkpoints are judged by their sizes.
+
+    Args:
+        settings: of the run.
+        inputs: what it reads.
+        out: the run directory.
+    """
+    held = held_config(out, "run")
+    if held is None or not (out / "done").exists():
+        return False
+    resume = find_resume(out, contents=False)
+    same = not differences(held, run_config(settings, inputs), resume.step or 0)
+    return same and not resume.faults and _is_finished(out, settings, resume)
+
+
+def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
+    return (out / "done").exists() and resume.step == settings.steps
+
+
+def _carry_out(settings: RunSettings, run: _Prepared, out: Path, reporter: Reporter) -> None:
+    """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
+    name = objective_name(settings)
+    found, resume = run.claim()
+    for fault in resume.faults:
+        reporter.say(f"{out}: {fault}")
+    if found.goes_on and resume.step is None and resume.faults:
+        if not run.force:
+            raise UserError(f"{out}: no checkpoint is whole ({resume.faults[0]}); --force deletes all and begins anew")
+        found.begin_anew(run.config, reporter.say)
+    else:
+        found.carry_out(run.config, reporter.say)
+    (out / "done").unlink(missing_ok=True)
+    done = resume.step if found.goes_on else None
+    copy_tokenizer(run.tokenizer_files, out / "tokenizer")
     optimizer = adamw(settings.optimizer, settings.steps)
-    state = initial_state(params, optimizer)
-    step = make_train_step(model, optimizer, settings, state)
-    iterator = _iterator(settings, rows, tokenizer)
-    source = _sft_source(iterator, mesh) if isinstance(settings, SFTSettings) else None
-    with Checkpoints(out) as checkpoints:
-        done = checkpoints.latest_step()
+    state = initial_state(run.params, optimizer)
+    iterator = _iterator(settings, run.rows, run.tokenizer)
+    with Checkpoints(out, reporter.say) as checkpoints:
         if done is not None:
             state, data_state = checkpoints.restore(done, state)
             iterator.set_state(data_state)
-            reporter.say(f"{name}: goes on from step {done}")
-        if source is None:
-            source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
-        log = _Log(settings, out, -1 if done is None else done)
-        evaluation = _Evaluation(settings, model, tokenizer, held_out, log)
-        if done is None:
-            # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
-            evaluation.run(state, 0)
-            checkpoints.save(state, iterator.get_state(), settings.seed)
-        with reporter.task(name, settings.steps, done=done or 0) as task:
-            for number in range(done or 0, settings.steps):
-                begun = time.monotonic()
-                batch, host_metrics, answers = source(state, number)
-                metrics: dict[str, Any] = {}
-                if batch is None:
-                    state = _skip(state)
-                    host_metrics["skipped"] = 1.0
-                else:
-                    state, metrics = step(state, batch)
-                finished = number + 1
-                log.step(finished, metrics, host_metrics, answers, begun)
-                last = finished == settings.steps
-                if finished % settings.save_every == 0 or last:
-                    log.flush()
-                    if last or (settings.eval_every and finished % settings.eval_every == 0):
-                        evaluation.run(state, finished)
-                    checkpoints.save(state, iterator.get_state(), settings.seed)
-                elif settings.eval_every and finished % settings.eval_every == 0:
-                    evaluation.run(state, finished)
-                task.advance(1, log.status())
+            _say_how(reporter, name, out, done, found, resume, settings)
+        log = Log(settings, out, done, resume.logs if done is not None else {})
+        goes_on(f"the same command goes on from step {done}" if done is not None else "the same command begins anew")
+        loop = _Loop(settings, run, state, iterator, checkpoints, log, saved=done)
+        try:
+            with reporter.task(name, settings.steps, done=done or 0) as task:
+                loop.run(done or 0, lambda: task.advance(1, log.status()))
+        except Interrupted as stop:
+            saving()
+            raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
         log.close()
     mark_done(out)
-    return out
 
 
-class _Log:
-    """`metrics.jsonl`, `samples.jsonl` and TensorBoard; a step's device metrics are fetched one step later."""
+class _Loop:
+    """The steps of a run. What is kept for a stop is always of one step: its state, and the data's position after it.
 
-    def __init__(self, settings: RunSettings, out: Path, done: int):
-        from tensorboardX import SummaryWriter
+    A signal raises anywhere but in what is `held`, where a step's end and a save are done whole.
+    """
 
-        self._metrics = JsonLines(out / "metrics.jsonl", last_step=done)
-        self._samples = JsonLines(out / "samples.jsonl", last_step=done)
-        self._events = SummaryWriter(str(out), purge_step=done + 1)
-        self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
-        self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
-        self._last: dict[str, float] = {}
+    def __init__(
+        self, settings: RunSettings, run: _Prepared, state: TrainState, iterator: Any, checkpoints: Checkpoints,
+        log: Log, *, saved: int | None,
+    ):  # fmt: skip
+        self._settings, self._run, self._iterator = settings, run, iterator
+        self._checkpoints, self._log, self._saved = checkpoints, log, saved
+        self._state, self._data_state, self._step = state, iterator.get_state(), saved or 0
+        if isinstance(settings, SFTSettings):
+            self._source = _sft_source(iterator, run.mesh)
+        else:
+            self._source = _on_policy_source(settings, run.model, run.teacher, run.tokenizer, iterator, run.mesh)
 
-    def step(
-        self, step: int, metrics: dict[str, Any], host: dict[str, float], answers: Answers | None, begun: float
-    ) -> None:
-        self.flush()
-        rate = float(self._schedule(jnp.int32(step - 1)))
-        self._pending = (step, metrics, host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
-        if answers is not None:
-            self._samples.write(
-                {
-                    "step": step,
-                    "prompt": prompt.row,
-                    "response": text,
-                    "ground_truth": prompt.ground_truth,
-                    "reward": float(reward),
-                }
-                for prompt, text, reward in list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[
-                    :_SAMPLES_LOGGED
-                ]
-            )
+    def run(self, first: int, finished: Callable[[], None]) -> None:
+        """Steps `first` … `settings.steps` − 1."""
+        settings = self._settings
+        step = make_train_step(self._run.model, adamw(settings.optimizer, settings.steps), settings, self._state)
+        self._evaluate()
+        if self._saved is None:
+            # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
+            with held():
+                self._save()
+        for number in range(first, settings.steps):
+            begun = time.monotonic()
+            batch, host_metrics, answers = self._source(self._state, number)
+            with held():
+                metrics: dict[str, Any] = {}
+                if batch is None:
+                    self._state = _skip(self._state)
+                    host_metrics["skipped"] = 1.0
+                else:
+                    self._state, metrics = step(self._state, batch)
+                self._step, self._data_state = number + 1, self._iterator.get_state()
+                self._log.step(self._step, metrics, host_metrics, answers, begun)
+            self._evaluate()
+            if self._step % settings.save_every == 0 or self._step == settings.steps:
+                with held():
+                    self._save()
+            finished()
 
-    def flush(self) -> None:
-        if self._pending is None:
-            return
-        step, metrics, host = self._pending
-        self._pending = None
-        row = {key: float(value) for key, value in metrics.items()} | host
-        if metrics and not np.isfinite(row["loss"]):
-            raise UserError(f"step {step}: the loss is {row['loss']}; a lower learning rate may help")
-        self.write(step, row)
-        self._last = row
+    def rescue(self) -> str:
+        """Saves what was reached, after a signal; says from where the same command goes on."""
+        if self._saved != self._step:
+            with held():
+                self._save()
+        return f"the same command goes on from step {self._saved}"
 
-    def write(self, step: int, row: dict[str, float]) -> None:
-        self._metrics.write([{"step": step, **row}])
-        for key, value in row.items():
-            self._events.add_scalar(key, value, step)
-
-    def status(self) -> str:
-        shown = [key for key in ("loss", "reward", "gap") if key in self._last]
-        return " ".join(f"{key} {self._last[key]:.3g}" for key in shown)
-
-    def close(self) -> None:
-        self.flush()
-        self._metrics.close()
-        self._samples.close()
-        self._events.close()
-
-
-class _Evaluation:
-    """Held-out accuracy into the log."""
-
-    def __init__(self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log):
-        self._settings, self._model, self._tokenizer, self._prompts, self._log = (
-            settings,
-            model,
-            tokenizer,
-            prompts,
-            log,
-        )
-
-    def run(self, state: TrainState, step: int) -> None:
-        if not self._prompts:
+    def _evaluate(self) -> None:
+        """Held-out accuracy into the log where it is due at this step and not there yet."""
+        settings, step = self._settings, self._step
+        due = step in (0, settings.steps) or (settings.eval_every and step % settings.eval_every == 0)
+        if not (due and self._run.held_out) or self._log.is_evaluated(step):
             return
         accuracy, _ = evaluate(
-            Actor(self._model, state.params),
-            self._tokenizer,
-            self._prompts,
-            max_new_tokens=self._settings.max_new_tokens,
+            Actor(self._run.model, self._state.params),
+            self._run.tokenizer,
+            self._run.held_out,
+            max_new_tokens=settings.max_new_tokens,
         )
+        with held():
+            self._log.flush()
+            self._log.write(step, {"accuracy": accuracy, "accuracy_count": float(len(self._run.held_out))})
+
+    def _save(self) -> None:
         self._log.flush()
-        self._log.write(step, {"accuracy": accuracy, "accuracy_count": float(len(self._prompts))})
+        self._checkpoints.save(self._state, self._data_state, self._settings.seed, self._log.positions())
+        self._saved = self._step
+        goes_on(f"the same command goes on from step {self._step}")
+
+
+def _say_how(
+    reporter: Reporter, name: str, out: Path, step: int, found: Claim, resume: Resume, settings: RunSettings
+) -> None:
+    """From where a run goes on, and with which other settings."""
+    changed = unequal((found.held or {}).get("settings", {}), to_json(settings), "settings")
+    reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
+    if any(fault.startswith(NAMES) for fault in resume.faults):
+        reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")
+
+
+def _refuse_several_processes() -> None:
+    """Training is one process's work so far; two that write into one directory would destroy each other's."""
+    number = os.environ.get("JAX_NUM_PROCESSES") or ("several" if os.environ.get("JAX_COORDINATOR_ADDRESS") else "1")
+    if jax.distributed.is_initialized():
+        number = str(jax.process_count())
+    if number != "1":
+        raise UserError(
+            f"train runs in one process, and JAX_NUM_PROCESSES says {number}: unset JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, and start it once"
+        )
 
 
 def _require_finite(params: Any, source: Path) -> None:

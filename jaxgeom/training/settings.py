@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 
 
@@ -29,6 +30,7 @@ class MeshSettings:
     expert: Annotated[int, tyro.conf.arg(name="mesh-expert")] = 1
 
     def __post_init__(self):
+        check_types(self)
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(f"mesh (data, fsdp, tensor, expert)={sizes}: sizes must be ≥ 1, and one may be -1")
@@ -84,6 +86,7 @@ class RunSettings:
     mesh: MeshSettings = field(default_factory=MeshSettings)
 
     def __post_init__(self):
+        check_types(self)
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
         _within(self, "eval_every", 0, float("inf"))
