@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxgeom.errors import UserError
+from jaxgeom.interruption import stoppable
 
 # Command → (module of its function, one line of help). The modules are imported when asked for: they are slow to load.
 COMMANDS = {
@@ -49,14 +50,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = getattr(module, name.replace(" ", "_"))
         command = shlex.join(["jaxgeom", *arguments])
         call = _parse(function, name, arguments[len(name.split()) :])
-        return call(command) or 0
+        with stoppable():
+            return call(command) or 0
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
         # A full disk, a missing permission: the system's own words and the file are all there is to say.
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", status=130)
+    except KeyboardInterrupt as stop:
+        return _fail(
+            str(stop) or "interrupted; the same command goes on from here", status=getattr(stop, "status", 130)
+        )
 
 
 def _parse(function, name: str, arguments: list[str]):

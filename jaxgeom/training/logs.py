@@ -105,7 +105,7 @@ def fault_of(run: Path, positions: Positions) -> str | None:
 
 
 class Log:
-    """The three logs of a run; a step's device metrics are fetched one step later.
+    """The three logs of a run, a context manager; a step's device metrics are fetched one step later.
 
     Args:
         settings: of the run.
@@ -176,9 +176,10 @@ class Log:
         shown = [key for key in ("loss", "reward", "gap") if key in self._last]
         return " ".join(f"{key} {self._last[key]:.3g}" for key in shown)
 
-    def close(self) -> None:
-        """Writes what is pending and closes the files."""
-        self.flush()
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
         self._events.close()

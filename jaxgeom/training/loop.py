@@ -177,16 +177,15 @@ def _carry_out(settings: RunSettings, run: _Prepared, out: Path, reporter: Repor
             state, data_state = checkpoints.restore(done, state)
             iterator.set_state(data_state)
             _say_how(reporter, name, out, done, found, resume, settings)
-        log = Log(settings, out, done, resume.logs if done is not None else {})
         goes_on(f"the same command goes on from step {done}" if done is not None else "the same command begins anew")
-        loop = _Loop(settings, run, state, iterator, checkpoints, log, saved=done)
-        try:
-            with reporter.task(name, settings.steps, done=done or 0) as task:
-                loop.run(done or 0, lambda: task.advance(1, log.status()))
-        except Interrupted as stop:
-            saving()
-            raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
-        log.close()
+        with Log(settings, out, done, resume.logs if done is not None else {}) as log:
+            loop = _Loop(settings, run, state, iterator, checkpoints, log, saved=done)
+            try:
+                with reporter.task(name, settings.steps, done=done or 0) as task:
+                    loop.run(done or 0, lambda: task.advance(1, log.status()))
+            except Interrupted as stop:
+                saving()
+                raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
     mark_done(out)
 
 
