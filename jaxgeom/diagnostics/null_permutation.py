@@ -29,8 +29,8 @@ class PatternClasses(NamedTuple):
     Attributes:
       of: class of each pattern.
       magnitude: class of magnitudes (`GridClasses`) of each class.
-      below, above: an update δ of an entry on the grid changes it where `δ < below` or `δ > above`. Ties go to even
-        mantissas, so these are the ends of the interval or the float64 numbers next to them.
+      below, above: an update δ of an entry on the grid changes it where `δ < below` or `δ > above`.
+      below_too, above_too: whether it does at the end itself: ties go to even mantissas.
       is_negative: mirrors what is relative to magnitudes.
     """
 
@@ -38,6 +38,8 @@ class PatternClasses(NamedTuple):
     magnitude: np.ndarray
     below: np.ndarray
     above: np.ndarray
+    below_too: np.ndarray
+    above_too: np.ndarray
     is_negative: np.ndarray
 
 
@@ -58,11 +60,10 @@ def pattern_classes(storage: str, eta: float) -> PatternClasses:
     # What is not finite (float32 numbers may round to infinity) counts as the largest finite number.
     of = of.reshape(2, finite)[:, np.minimum(np.arange(BINS), finite - 1)].reshape(-1)
     magnitude, negative = found // 8, found % 2 == 1
-    low, high = table.low[magnitude], table.high[magnitude]
-    low = np.where(found & 4, np.nextafter(low, np.inf), low)
-    high = np.where(found & 2, np.nextafter(high, -np.inf), high)
-    below, above = np.where(negative, -high, low), np.where(negative, -low, high)
-    return PatternClasses(of.astype(np.uint16), magnitude, below, above, negative)
+    ends, ties = (table.low[magnitude], table.high[magnitude]), (found & 4 > 0, found & 2 > 0)
+    below, above = np.where(negative, -ends[1], ends[0]), np.where(negative, -ends[0], ends[1])
+    below_too, above_too = np.where(negative, ties[::-1], ties)
+    return PatternClasses(of.astype(np.uint16), magnitude, below, above, below_too, above_too, negative)
 
 
 def update_bins(delta: Any) -> Any:
@@ -121,14 +122,21 @@ def _changes(counts: PermutationCounts, place: Any) -> Any:
     members, values = counts.members[place], counts.values
 
     def at_place() -> Any:
-        below, above = (as_real(end, xp)[members][..., None] for end in (table.below, table.above))
+        # The ends and ΔW are exact in float32 too, the numbers next to the ends are those of the dtype.
+        below, above = as_real(table.below, xp), as_real(table.above, xp)
+        below = xp.where(table.below_too, xp.nextafter(below, xp.full_like(below, xp.inf)), below)
+        above = xp.where(table.above_too, xp.nextafter(above, xp.full_like(above, -xp.inf)), above)
+        below, above = (end[members][..., None] for end in (below, above))
         return as_real((values < below) | (values > above), xp)
 
     def in_cell() -> Any:
         cell = GridClasses(ends.of, *(as_real(end[table.magnitude], xp)[members][..., None] for end in ends[1:]))
         moved = xp.where(xp.asarray(table.is_negative)[members][..., None], -values, values)
         stay = xp.minimum(cell.cell_high, cell.high - moved) - xp.maximum(cell.cell_low, cell.low - moved)
-        return 1 - xp.maximum(stay, 0.0) / (cell.cell_high - cell.cell_low)
+        width = cell.cell_high - cell.cell_low
+        # The cells of the least numbers have no width where their ends are too small for the dtype.
+        wide = xp.where(width > 0, width, xp.ones_like(width))
+        return xp.where(width > 0, 1 - xp.maximum(stay, 0.0) / wide, as_real(moved != 0, xp))
 
     return select(counts.is_open, in_cell, at_place)
 

@@ -209,11 +209,11 @@ def scale_for_density(cells: RoundingCells, density: Any, relative: Any = None) 
     xp = namespace(cells.counts, density)
     density = xp.asarray(density)
     target = density * cells.counts.sum(-1)
+    offsets = 0.0 if relative is None else xp.log(relative)
 
     def beyond(log_scale: Any) -> Any:
-        scale = xp.exp(log_scale)
-        scale = scale if relative is None else scale[..., None] * relative
-        return (cells.counts * change(cells, scale).probability).sum(-1) - target
+        log_scales = log_scale if relative is None else xp.clip(log_scale[..., None] + offsets, *_LOG_SCALES)
+        return (cells.counts * change(cells, xp.exp(log_scales)).probability).sum(-1) - target
 
     low, high = (0 * target + end for end in _LOG_SCALES)
     root = increasing_root(beyond, low, high)

@@ -27,8 +27,9 @@ STEPS_PER_OCTAVE = 64
 OCTAVES = 24
 """A row this far below the loudest one is silent, as is one without an update; columns likewise."""
 
-ROUNDS = 4
-"""Alternations between rows and columns; one more moves the expected density by less than a tenth of its deviation."""
+ROUNDS, SETTLED = 8, 2
+"""The most alternations between rows and columns, and by how many levels one may move any of them to be the last: the
+next moves a few by a level or two, and the expected density by less than a tenth of its deviation."""
 
 _FINEST, _COARSEST = 6, -6
 """Octaves of the noise over the spacing between which rounding is tabled: above nothing is lost, below nothing left."""
@@ -169,7 +170,11 @@ def fit_profile(sums: Any, shape: tuple[int, int], is_rounded: Any) -> ScaleProf
         profile = profile._replace(rows=fitted(profile, 0))
         return profile._replace(columns=fitted(profile, 1))
 
-    return repeat(ROUNDS, alternate, profile)
+    def settled(old: ScaleProfile, new: ScaleProfile) -> Any:
+        rows, columns = (xp.max(xp.abs(one - other)) for one, other in zip(old, new, strict=True))
+        return (rows <= SETTLED) & (columns <= SETTLED)
+
+    return repeat(ROUNDS, alternate, profile, settled=settled)
 
 
 def _before_storage(seen: Any, this: Any, expected: Any, slope: Any) -> Any:

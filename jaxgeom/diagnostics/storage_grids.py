@@ -39,7 +39,7 @@ class GridClasses(NamedTuple):
     """Magnitudes of a storage format by what noise does to them; all ends relative to the magnitude.
 
     Attributes:
-      of: class of each bin, `[2¹⁵]`; what is not finite counts as the largest finite number.
+      of: class of each bin, int32 `[2¹⁵]`; what is not finite counts as the largest finite number.
       cell_low, cell_high: ends of the rounding cell in the format, `[classes]`.
       low, high: ends of the interval of final values that count as unchanged.
       stored_low, stored_high: the same where the final value is rounded to the format before it is viewed.
@@ -95,7 +95,7 @@ def grid_classes(storage: str, eta: float) -> GridClasses:
       eta: relative tolerance η in [0, 1).
 
     Returns:
-      `GridClasses`, float64.
+      `GridClasses`, its ends float64.
     """
     value, view = magnitudes(storage), unchanged_intervals(eta)
     finite = FINITE[storage]
@@ -107,5 +107,5 @@ def grid_classes(storage: str, eta: float) -> GridClasses:
     last = np.minimum(np.searchsorted(seen, view.highest[seen[:finite]], side="right"), finite) - 1
     ends = [end - value[:finite] for end in (*cells, low, high, cells[0][first], cells[1][last])]
     _, chosen, of = np.unique(np.stack(ends, axis=1), axis=0, return_index=True, return_inverse=True)
-    of = of.reshape(-1)[np.minimum(np.arange(BINS), finite - 1)]
+    of = of.astype(np.int32).reshape(-1)[np.minimum(np.arange(BINS), finite - 1)]
     return GridClasses(of, *(end[chosen] for end in ends))

@@ -53,7 +53,7 @@ def test_visibility_probability_against_scipy_and_sampling(grid, scale):
     assert np.all(np.abs(hits - exact) <= tol.SIGMAS * np.sqrt(exact * (1 - exact) / draws) + 1e-3)
 
 
-@pytest.mark.parametrize("grid", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("grid", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["bf16", "fp32"])
 def test_overlaps_against_sampling(grid):
     """Means at the scales that were drawn from; deviations of the excess over the null at each draw's own densities."""
     rng, draws = np.random.default_rng(1), 120
