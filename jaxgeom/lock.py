@@ -30,13 +30,14 @@ def locked(directory: pathlib.Path, say: Callable[[str], None] | None = None) ->
     few seconds.
 
     Args:
-        directory: where the file `.lock` is put, and taken away in the end.
+        directory: where the file `.lock` is put, and taken away in the end; so is a new directory that stayed empty.
         say: told where the lock of a dead process is got past.
 
     Raises:
         UserError: a living process holds it (its host and number are named), or the directory cannot be written to.
     """
     path = directory / NAME
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = _take(path, say)
@@ -52,6 +53,9 @@ def locked(directory: pathlib.Path, say: Callable[[str], None] | None = None) ->
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 path.unlink()
         os.close(descriptor)
+        with contextlib.suppress(OSError):  # folders that are not empty stay
+            for folder in made:
+                folder.rmdir()
 
 
 def refuse_if_held(directory: pathlib.Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
+from jaxgeom.commands.entries import entry_progress, other_processes, say_what_is_replaced, writes_report
 from jaxgeom.comparison import CompareSettings, between_runs
 from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.progress import Reporter
@@ -41,6 +41,7 @@ def between(
 
     def run(command: str) -> None:
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             sides = [open_checkpoint(path) for path in (initial, final_a, final_b)]

@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from jaxgeom.checkpoints import open_checkpoint
-from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
+from jaxgeom.commands.entries import entry_progress, other_processes, say_what_is_replaced, writes_report
 from jaxgeom.comparison import CompareSettings, Report, compare_checkpoints
 from jaxgeom.comparison.run.plan import check_pair
 from jaxgeom.cpu_memory import keep_freed_memory
@@ -50,6 +50,7 @@ def compare(
 
     def run(command: str) -> None:
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             first, second = open_checkpoint(initial), open_checkpoint(final)

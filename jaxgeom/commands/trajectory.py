@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.checkpoints.runs import named_run, split_step
-from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
+from jaxgeom.commands.entries import entry_progress, other_processes, say_what_is_replaced, writes_report
 from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
 from jaxgeom.cpu_memory import keep_freed_memory
 from jaxgeom.errors import UserError
@@ -56,6 +56,7 @@ def trajectory(
 
     def run(command: str) -> None:
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             first = open_checkpoint(initial)
