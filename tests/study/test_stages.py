@@ -118,10 +118,13 @@ def test_wrong_types_are_named(models):
 
 
 def test_sound_types_pass():
-    for settings in (AdamWSettings(1), AdamWSettings(1e-3, clip_norm=None), AdamWSettings(1e-3, clip_norm=1)):
-        check_types(settings)
-    with pytest.raises(UserError, match="learning_rate=True"):
-        check_types(dataclasses.make_dataclass("Odd", [("learning_rate", float)])(True))
+    check_types(AdamWSettings(1e-3, clip_norm=None))
+    rate = dataclasses.make_dataclass("Rate", [("rate", float), ("norm", float | None)])
+    for sound in (rate(1, None), rate(1e-3, 2), rate(0, 0.5)):
+        check_types(sound)
+    for odd in (rate(True, None), rate(1.0, True), rate("1", None), rate(None, None)):
+        with pytest.raises(UserError, match="a number"):
+            check_types(odd)
 
 
 def test_paths_may_be_written_as_text(models, experiment, tmp_path):
