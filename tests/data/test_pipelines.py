@@ -110,3 +110,18 @@ def test_prompts_without_an_answer_are_numbered():
     row = {"prompt": [{"role": "user", "content": "1+1"}]}
     with pytest.raises(UserError, match="row 0.*ground_truth"):
         check_prompts([row], "file")
+
+
+def test_batches_of_one_row_are_those_of_the_endless_order(tokenizer):
+    """Grain's length of an endless data set, in batches of one, is beyond what an index holds."""
+    rows = [{"text": str(number) * (number + 1)} for number in range(5)]
+    several, single = (_demonstrations(tokenizer, rows, batch_size=size) for size in (4, 1))
+    batch, ones = next(several), [next(single) for _ in range(4)]
+    state = single.get_state()
+    for place, one in enumerate(ones):
+        assert one["tokens"].shape[0] == 1
+        kept = batch["tokens"][place][batch["valid"][place]]
+        np.testing.assert_array_equal(one["tokens"][0][one["valid"][0]], kept)
+    after = next(single)
+    single.set_state(state)
+    np.testing.assert_array_equal(next(single)["tokens"], after["tokens"])
