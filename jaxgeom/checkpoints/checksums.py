@@ -1,7 +1,9 @@
 """Checksums of all that belongs to a checkpoint: damage is found before anything is read into a model."""
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,9 @@ from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of, write_atomically
 
 NAME = "checksums.json"
+
+# An error of a thread of Orbax's is raised in the end; each thread would log it with its traceback as well, also late.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
 
 
 def write_checksums(folder: pathlib.Path, **more: Any) -> None:
@@ -99,8 +104,6 @@ def identity_of(step: pathlib.Path, under: str = "params/") -> str | None:
     held = read_checksums(step)
     if held is None:
         return None
-    import hashlib
-
     digest = hashlib.sha256()
     for entry in sorted(f"{name}:{e['sha256']}" for name, e in held["files"].items() if name.startswith(under)):
         digest.update(entry.encode())

@@ -74,8 +74,7 @@ class Checkpoints:
         self._folder = (directory / "checkpoints").absolute()
         self._say = say
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-        for path in self._folder.glob(".*.partial*") if self._folder.is_dir() else ():
-            shutil.rmtree(path)  # what a kill left of a save; nothing else is called so
+        self._remove_partial()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -111,11 +110,16 @@ class Checkpoints:
                 self._clear(path)
             partial.rename(path)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._remove_partial()
             why = "the disk is full" if is_full(error) else error.strerror or str(error)
             held = [step for step in _steps(self._folder) if (self._folder / str(step) / checksums.NAME).exists()]
             kept = f"step {held[-1]} is the last one saved" if held else "no step was saved before"
             raise UserError(f"{path}: cannot be saved: {why}; {kept}, the same command goes on from there") from error
+
+    def _remove_partial(self) -> None:
+        """What a kill or a full disk left of a save; nothing else is called so."""
+        for path in self._folder.glob(".*.partial*") if self._folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
 
     def _store(self, path: Path, items: Any) -> None:
         try:

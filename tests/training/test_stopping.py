@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -94,6 +95,24 @@ def test_stopped_anywhere_it_ends_as_undisturbed(inputs, finished, tmp_path, mon
     assert runs.logged(out) == runs.logged(finished)
     for one, other in zip(runs.weights(out, 4), runs.weights(finished, 4), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that Orbax leaves
+def test_files_that_may_not_grow_are_one_line_of_orbax_too(run, inputs, jaxgeom):
+    """A real refusal of the system's, in the middle of a save: Orbax's threads say nothing of their own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert jaxgeom(*runs.arguments(inputs, run, steps=6)).status == 0  # every program is compiled and kept
+    for step in (6, 4):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+    try:
+        said = jaxgeom(*runs.arguments(inputs, run, steps=6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said.status == 2 and said.err.count("\n") == 1, said.err
+    assert "the disk is full; step 2 is the last one saved" in said.err
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["0", "2"]
+    assert jaxgeom(*runs.arguments(inputs, run, steps=6)).status == 0
 
 
 @pytest.mark.parametrize("what", ["store", "checksums", "log"])
