@@ -10,12 +10,10 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import TEMPORARY
 
 Say = Callable[[str], None]
-
-_NAMED = 8
 
 
 def _either(*patterns: str) -> str:
@@ -46,11 +44,14 @@ _CHECKPOINTS = _either(
     r"checkpoints/\.?\d+\.(?:partial|orbax-checkpoint-tmp)[^/]*/(?:params|optimizer|data|key)\.orbax-checkpoint-tmp"
     r"[^/]*/[\w./-]+",
 )
+# The tokens of the rows, by what they come from.
+_ROWS = r"rows/(?:[0-9a-f]+\.npz|\.[0-9a-f]+\.npz\.\d+)"
 _RUN = _either(
     _written("config.json", "done"),
     r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.[\w.-]+",
     _LOCK,
     _TOKENIZER,
+    _ROWS,
     _CHECKPOINTS,
 )
 _REPORT = _either(
@@ -65,6 +66,7 @@ _STUDY = _either(
     r"figures/\.?[\w.-]+\.(?:svg|png)|figures/\.[\w.-]+",
     r"data/(?:demonstrations|demonstrations_continued|prompts|heldout)\.jsonl",
     "data/" + _written("done"),
+    _ROWS,
     rf"runs/\w+(?:/seed\d+)?/{_RUN}",
     rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'))}",
     "measures/" + _written("between.json", "between.done"),
@@ -159,13 +161,6 @@ def refuse_inputs(directory: pathlib.Path, inputs: Iterable[str | os.PathLike[st
                 raise UserError(f"{directory}: holds {given}, which this command reads; choose another directory")
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names in a sentence, cut at 8 with a count."""
-    names = list(names)
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
 def _places(given: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Where an input lies, links followed: of a directory also where its files are."""
     path = pathlib.Path(given)
@@ -195,7 +190,7 @@ def _walk(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
 def _room_of(name: str, pattern: str) -> bool:
     """Whether an empty folder is one that the product makes: the folders of a killed run may be empty."""
     top = name.split("/", 1)[0]
-    return f"{top}/" in pattern or top in ("checkpoints", "figures", "data", "runs", "measures", "tokenizer")
+    return f"{top}/" in pattern or top in ("checkpoints", "figures", "data", "runs", "measures", "tokenizer", "rows")
 
 
 def _tops(names: Iterable[str]) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.checkpoints.checksums import one_line, require_whole
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import RunCheckpoint
-from jaxgeom.checkpoints.safetensors_files import read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.errors import UserError
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from jaxgeom.comparison.run.outputs import replaced
 from jaxgeom.comparison.run.processes import Team, initialize
-from jaxgeom.owned_files import listed
+from jaxgeom.errors import listed
 from jaxgeom.progress import Reporter
 
 
@@ -45,6 +46,12 @@ def say_what_is_replaced(out: Path, force: bool, reporter: Reporter) -> None:
     held = replaced(out) if force else []
     if held:
         reporter.say(f"--force: another measurement in {out} is replaced: {listed(held)}")
+
+
+def say_notes(coverage: dict[str, Any], reporter: Reporter) -> None:
+    """Says what of the checkpoints was left out, or read otherwise than it may seem."""
+    for note in coverage.get("notes", ()):
+        reporter.say(note)
 
 
 def writes_report(team: Team | None, reporter: Reporter) -> bool:

@@ -5,26 +5,23 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from jaxgeom.checkpoints import saved_steps
 from jaxgeom.checkpoints.checksums import NAME as CHECKSUMS
 from jaxgeom.checkpoints.checksums import fault_of, read_checksums, write_checksums
-from jaxgeom.errors import UserError
-from jaxgeom.models import save_model
+from jaxgeom.commands.options import Directory, SomeCount
+from jaxgeom.errors import UserError, listed
 from jaxgeom.owned_files import Contents, contents_of, empty
-from jaxgeom.progress import Reporter
-from jaxgeom.training import load_start
 
 _KIND = "export"
 
 
 def export(
-    run: Positional[Path],
-    to: Path,
-    step: int | None = None,
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    to: Directory,
+    step: SomeCount = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     force: bool = False,
 ) -> Callable[[str], None]:
@@ -39,12 +36,17 @@ def export(
     """
 
     def write(command: str) -> None:
+        from jaxgeom.checkpoints import saved_steps
+        from jaxgeom.models import save_model
+        from jaxgeom.progress import Reporter
+        from jaxgeom.training import load_start
+
         steps = saved_steps(run)
         if not steps:
             raise UserError(f"{run}: no checkpoints there")
         chosen = steps[-1] if step is None else step
         if chosen not in steps:
-            raise UserError(f"{run}: step={chosen} was not saved; the run has {', '.join(map(str, steps))}")
+            raise UserError(f"{run}: step={chosen} was not saved; the run has {listed(map(str, steps))}")
         target = to.resolve()
         held = _check_target(target, run.resolve(), force)
         reporter = Reporter()

@@ -4,7 +4,6 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 
@@ -104,6 +103,8 @@ class CompareSettings:
 
     def to_json(self) -> dict[str, Any]:
         """Every parameter of every statistic, those that are fixed in the code too."""
+        from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES  # with them comes JAX
+
         return dataclasses.asdict(self) | {
             "absolute_tolerance": ABSOLUTE_TOLERANCE,
             "rms_tolerances": list(RMS_TOLERANCES),

@@ -241,6 +241,12 @@ def coverage_rows(coverage: Any) -> list[tuple[str, str, str]]:
     ]
 
 
+def reading_notes(coverage: Any) -> list[str]:
+    """What was left out of the checkpoints, or read otherwise than it may seem; a sentence each."""
+    notes = coverage.get("notes") if isinstance(coverage, dict) else None
+    return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
 def flat_settings(settings: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted name, value) in the order in which they were written."""
     if not isinstance(settings, dict):

@@ -73,11 +73,12 @@ def run_study(
                 out, "study", lambda held: study_differences(held, config), force=force, inputs=read
             )  # fmt: skip
 
-        if not claim().goes_on:
-            # Before anything is written: a wrong input must leave no trace.
-            check_inputs(experiment)
+        # Before anything is written: a wrong input must leave no trace.
+        ready = [] if claim().goes_on else check_inputs(experiment, reporter)
         with locked(out, reporter.say):
             claim().carry_out(config, reporter.say)
+            for rows in ready:
+                rows.keep(out / "rows")
             (out / "done").unlink(missing_ok=True)
             return _stages(experiment, out, reporter, command)
 
@@ -89,7 +90,7 @@ def _stages(experiment: Experiment, out: Path, reporter: Reporter, command: str)
 
     anchor_run = out / "runs" / "sft_anchor"
     inputs = RunInputs(model=experiment.base, data=files.demonstrations, eval_data=files.heldout)
-    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, reporter))
+    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, out, reporter))
     anchor = Path(f"{anchor_run}@{experiment.anchor.steps}")
     runs = {("sft_anchor", experiment.anchor.seed): (anchor_run, experiment.base)}
     for name, settings in experiment.methods().items():
@@ -101,7 +102,7 @@ def _stages(experiment: Experiment, out: Path, reporter: Reporter, command: str)
             run = out / "runs" / name / f"seed{seed}"
             seeded = dataclasses.replace(settings, seed=seed)
             label = f"{LABELS[name]}, seed {seed}"
-            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, reporter))
+            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, out, reporter))
             runs[name, seed] = (run, anchor)
 
     results: dict[str, list[Result]] = {}
@@ -175,11 +176,11 @@ def _data(experiment: Experiment, out: Path) -> DataFiles:
     return files
 
 
-def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, reporter: Reporter) -> None:
+def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, out: Path, reporter: Reporter) -> None:
     if is_finished(settings, inputs, run):
         return
     reporter.say(f"training {label}")
-    train(settings, inputs, run, reporter=reporter)
+    train(settings, inputs, run, reporter=reporter, kept_rows=out / "rows")
 
 
 def _measure(

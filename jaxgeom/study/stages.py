@@ -9,7 +9,7 @@ from typing import Any
 from jaxgeom.checkpoints import saved_steps
 from jaxgeom.files import sha256_of, write_atomically
 from jaxgeom.study.experiment import DataFiles, Experiment
-from jaxgeom.training.identity import file_content, mathematics, model_content, other_content, unequal
+from jaxgeom.training.identity import file_content, mathematics, model_content, other_content, template_content, unequal
 from jaxgeom.training.settings import to_json
 
 # Of the experiment: a label, what is trained anew or measured again by itself, and inputs, which their content tells.
@@ -59,6 +59,8 @@ def study_contents(experiment: Experiment) -> dict[str, str]:
         for name, path in vars(experiment.data).items():
             if path is not None:
                 found[name] = file_content(path)
+    for name in _OBJECTIVES:
+        found |= {f"{name}.{key}": digest for key, digest in template_content(getattr(experiment, name)).items()}
     return found
 
 

@@ -11,12 +11,14 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgeom.checkpoints import checksums
+from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import named_run
-from jaxgeom.checkpoints.safetensors_files import read_json
-from jaxgeom.errors import UserError
+from jaxgeom.checkpoints.verl import verl_step
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import is_full
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
-from jaxgeom.owned_files import KINDS, contents_of, empty, listed
+from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training import logs
 from jaxgeom.training.step import TrainState
@@ -161,7 +163,15 @@ class Checkpoints:
         path.rmdir()
 
 
-def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
+def load_start(
+    source: str | Path,
+    *,
+    mesh: Mesh | None,
+    compute_dtype: str,
+    remat: bool = False,
+    base: str | Path | None = None,
+    say: Callable[[str], Any] | None = None,
+) -> tuple[Qwen3, Any]:
     """A model to start from: a Hugging Face directory, or a checkpoint of a run of ours (its float32 masters).
 
     A run is named as `open_checkpoint` takes it: `RUN@STEP`, or `RUN` for its last step.
@@ -171,6 +181,8 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
         mesh: devices to put the parameters on; None for one.
         compute_dtype: of activations, "float32" or "bfloat16".
         remat: recompute activations in the backward pass.
+        base: the model that a LoRA adapter belongs to, where its own configuration does not lead there.
+        say: told what of a Hugging Face directory was left out or ignored.
 
     Returns:
         The module and its float32 parameters.
@@ -180,7 +192,9 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     """
     found = named_run(source)
     if found is None:
-        return load_model(source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat)
+        return load_model(
+            source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say
+        )
     run, step = found.run, found.saved_step()
     config = read_json(run / "config.json")
     if not isinstance(config.get("model"), dict):
@@ -203,10 +217,15 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
         return model, checkpointer.restore(folder / "params", placed)
 
 
-def tokenizer_directory(source: str | Path) -> Path:
-    """Where the tokenizer of a start is: the Hugging Face directory itself, or the run's copy of it."""
+def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> Path:
+    """Where the tokenizer of a start is: the Hugging Face directory itself, the run's copy, or an adapter's base."""
     found = named_run(source)
-    return found.run / "tokenizer" if found is not None and (found.run / "tokenizer").is_dir() else Path(source)
+    if found is not None and (found.run / "tokenizer").is_dir():
+        return found.run / "tokenizer"
+    directory = Path(source)
+    if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
+        return tokenizer_directory(base_of(directory, base))
+    return verl_step(directory)[0] if directory.is_dir() else directory
 
 
 def _steps(folder: Path) -> list[int]:

@@ -27,7 +27,7 @@ from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.settings import RunInputs, RunSettings, objective_name, to_json
 
-FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat"})
+FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code"})
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
 _MODELS = ("model", "teacher")
@@ -46,7 +46,7 @@ def run_config(settings: RunSettings, inputs: RunInputs) -> dict[str, Any]:
         "objective": objective_name(settings),
         "settings": to_json(settings),
         "inputs": to_json(inputs),
-        "contents": contents_of(inputs),
+        "contents": contents_of(inputs) | template_content(settings),
     }
 
 
@@ -59,23 +59,31 @@ def contents_of(inputs: RunInputs) -> dict[str, str]:
     found = {}
     for field in dataclasses.fields(inputs):
         path = getattr(inputs, field.name)
-        if path is not None:
-            found[field.name] = model_content(path) if field.name in _MODELS else file_content(path)
-    found["tokenizer"] = _tokenizer_content(tokenizer_directory(inputs.model))
+        if path is not None and field.name != "base":  # which is in what an adapter comes to
+            model = field.name in _MODELS
+            found[field.name] = model_content(path, inputs.base) if model else file_content(path)
+    found["tokenizer"] = _tokenizer_content(tokenizer_directory(inputs.model, inputs.base))
     return found
 
 
-def model_content(path: str | Path) -> str:
+def template_content(settings: RunSettings) -> dict[str, str]:
+    """A digest of the chat template that a run is given beside its tokenizer."""
+    template = settings.rows.chat_template
+    return {} if template is None else {"chat_template": file_content(template)}
+
+
+def model_content(path: str | Path, base: Path | None = None) -> str:
     """A digest of a model's architecture and weights, wherever they lie.
 
     Args:
         path: a Hugging Face directory, or a checkpoint of a run of ours, which is known by its checksums.
+        base: the model that a LoRA adapter belongs to, where its own configuration does not say.
     """
     found = named_run(path)
     weights = identity_of(found.run / "checkpoints" / str(found.saved_step())) if found is not None else None
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, base=base)
     architecture = Qwen3Config.from_hf(checkpoint.config or {}).to_hf()
-    weights = weights or _weights_content(os.fspath(path), checkpoint.fingerprint)
+    weights = weights or _weights_content(os.fspath(path), base, checkpoint.fingerprint)
     return _digest(json.dumps(architecture, sort_keys=True, default=str), weights)
 
 
@@ -133,7 +141,9 @@ def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:
         objective: `sft`, whose answers are sampled for evaluation alone, `rlvr` or `opd`.
     """
     free = FREE | {"steps"} | ({"max_new_tokens"} if objective == "sft" else set())
-    return {name: value for name, value in settings.items() if name not in free}
+    kept = {name: value for name, value in settings.items() if name not in free}
+    # A template is known by its content, as every other input.
+    return kept | {"rows": {name: value for name, value in kept["rows"].items() if name != "chat_template"}}
 
 
 def unequal(held: Any, wanted: Any, where: str = "") -> list[str]:
@@ -160,9 +170,9 @@ def _steps(optimizer: AdamWSettings, held: int, wanted: int, taken: int) -> list
 
 
 @functools.lru_cache(maxsize=64)
-def _weights_content(path: str, fingerprint: str) -> str:
+def _weights_content(path: str, base: Path | None, fingerprint: str) -> str:
     del fingerprint  # it changes when the files do
-    return open_checkpoint(path).sha256()
+    return open_checkpoint(path, base=base).sha256()
 
 
 def _tokenizer_content(directory: Path) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import learning_rate_schedule
+from jaxgeom.rewards import logged
 from jaxgeom.training.rollouts import Answers
 from jaxgeom.training.settings import RunSettings
 
@@ -132,16 +133,16 @@ class Log:
         rate = float(self._schedule(jnp.int32(step - 1)))
         self._pending = (step, metrics, host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
         if answers is not None:
-            logged = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
+            first = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
             self._files["samples.jsonl"].write(
                 {
                     "step": step,
                     "prompt": prompt.row,
                     "response": text,
-                    "ground_truth": prompt.ground_truth,
+                    "ground_truth": logged(prompt.ground_truth),
                     "reward": float(reward),
                 }
-                for prompt, text, reward in logged
+                for prompt, text, reward in first
             )
 
     def flush(self) -> None:

@@ -1,47 +1,42 @@
-"""One training run from start to `done`: resume, step, log, save, evaluate."""
+"""One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
-import dataclasses
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jaxgeom.data import chat, pipelines
-from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
 from jaxgeom.interruption import Interrupted, goes_on, held, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
-from jaxgeom.models import Qwen3, copy_tokenizer
 from jaxgeom.optimizers import adamw
 from jaxgeom.progress import Reporter
-from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
-from jaxgeom.training.checkpointing import Checkpoints, Resume, find_resume, load_start, tokenizer_directory
+from jaxgeom.sharding import batch_sharding
+from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate
-from jaxgeom.training.identity import differences, run_config, unequal
-from jaxgeom.training.logs import NAMES, Log
-from jaxgeom.training.rollouts import Actor, Answers, collect
-from jaxgeom.training.run_directory import Claim, claim_directory, held_config, mark_done
-from jaxgeom.training.settings import (
-    OnPolicySettings,
-    OPDSettings,
-    RunInputs,
-    RunSettings,
-    SFTSettings,
-    objective_name,
-    to_json,
-)
+from jaxgeom.training.identity import unequal
+from jaxgeom.training.logs import NAMES, Log, read_json_lines
+from jaxgeom.training.ready import Ready, make_ready, refuse_several_processes
+from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
+from jaxgeom.training.rows import write_tokenizer
+from jaxgeom.training.run_directory import Claim, mark_done
+from jaxgeom.training.settings import RunInputs, RunSettings, SFTSettings, objective_name, to_json
 from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
 
 Source = Callable[[TrainState, int], tuple[Batch | None, dict[str, float], Answers | None]]
 
 
 def train(
-    settings: RunSettings, inputs: RunInputs, out: Path, *, reporter: Reporter | None = None, force: bool = False
+    settings: RunSettings,
+    inputs: RunInputs,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    force: bool = False,
+    kept_rows: Path | None = None,
 ) -> Path:
     """Runs, or resumes, one training run.
 
@@ -54,6 +49,7 @@ def train(
         out: The run directory.
         reporter: Where to say what is done.
         force: Delete another run that is in `out`, if nothing else is there.
+        kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -65,96 +61,22 @@ def train(
         Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
-    _refuse_several_processes()
+    refuse_several_processes()
     refuse_if_held(out)
     with stoppable():
-        prepared = _prepare(settings, inputs, out, reporter, force)
-        if prepared is None:
+        ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
+        if ready is None:
             reporter.say(f"{objective_name(settings)}: finished already in {out}")
             return out
         with locked(out, reporter.say):
             try:
-                _carry_out(settings, prepared, out, reporter)
+                _carry_out(settings, ready, out, reporter)
             except OSError as error:
                 raise as_user_error(error, out) from error
     return out
 
 
-class _Prepared(NamedTuple):
-    """All that a run needs, read and checked; nothing has been written yet."""
-
-    claim: Callable[[], tuple[Claim, Resume]]
-    config: dict[str, Any]
-    force: bool
-    model: Qwen3
-    params: Any
-    teacher: Actor | None
-    tokenizer: Any
-    tokenizer_files: Path
-    rows: list[dict]
-    held_out: list[pipelines.Prompt]
-    mesh: jax.sharding.Mesh
-
-
-def _prepare(settings: RunSettings, inputs: RunInputs, out: Path, reporter: Reporter, force: bool) -> _Prepared | None:
-    """Reads and checks everything; None where the run is finished already."""
-    name = objective_name(settings)
-    if inputs.teacher is not None and not isinstance(settings, OPDSettings):
-        raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
-    mesh = _mesh(settings)
-    if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
-        raise UserError(
-            f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
-            f" times micro_batches={settings.micro_batches}"
-        )
-    config = run_config(settings, inputs)
-
-    def claim() -> tuple[Claim, Resume]:
-        resume = find_resume(out)
-        given = [path for path in dataclasses.astuple(inputs) if path is not None]
-        found = claim_directory(
-            out, "run", lambda held: differences(held, config, resume.step or 0), force=force, inputs=given
-        )
-        return found, resume
-
-    found, resume = claim()
-    if found.goes_on and _is_finished(out, settings, resume):
-        for fault in resume.faults:
-            reporter.say(f"{out}: {fault}")
-        return None
-    tokenizer_files = tokenizer_directory(inputs.model)
-    tokenizer = chat.load_tokenizer(tokenizer_files)
-    rows = _read_data(settings, inputs.data)
-    held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
-    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
-    model, params = load_start(inputs.model, remat=settings.remat, **load)
-    _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, **load)
-    config["model"] = model.config.to_hf()
-    return _Prepared(claim, config, force, model, params, teacher, tokenizer, tokenizer_files, rows, held_out, mesh)
-
-
-def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
-    """Whether a directory holds exactly this run with nothing left to do; checkpoints are judged by their sizes.
-
-    Args:
-        settings: of the run.
-        inputs: what it reads.
-        out: the run directory.
-    """
-    held = held_config(out, "run")
-    if held is None or not (out / "done").exists():
-        return False
-    resume = find_resume(out, contents=False)
-    same = not differences(held, run_config(settings, inputs), resume.step or 0)
-    return same and not resume.faults and _is_finished(out, settings, resume)
-
-
-def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
-    return (out / "done").exists() and resume.step == settings.steps
-
-
-def _carry_out(settings: RunSettings, run: _Prepared, out: Path, reporter: Reporter) -> None:
+def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter) -> None:
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = objective_name(settings)
     found, resume = run.claim()
@@ -168,10 +90,11 @@ def _carry_out(settings: RunSettings, run: _Prepared, out: Path, reporter: Repor
         found.carry_out(run.config, reporter.say)
     (out / "done").unlink(missing_ok=True)
     done = resume.step if found.goes_on else None
-    copy_tokenizer(run.tokenizer_files, out / "tokenizer")
+    write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
+    run.rows.keep(run.kept_rows)
     optimizer = adamw(settings.optimizer, settings.steps)
     state = initial_state(run.params, optimizer)
-    iterator = _iterator(settings, run.rows, run.tokenizer)
+    iterator = run.rows.batches(settings)
     with Checkpoints(out, reporter.say) as checkpoints:
         if done is not None:
             state, data_state = checkpoints.restore(done, state)
@@ -179,13 +102,15 @@ def _carry_out(settings: RunSettings, run: _Prepared, out: Path, reporter: Repor
             _say_how(reporter, name, out, done, found, resume, settings)
         goes_on(f"the same command goes on from step {done}" if done is not None else "the same command begins anew")
         with Log(settings, out, done, resume.logs if done is not None else {}) as log:
-            loop = _Loop(settings, run, state, iterator, checkpoints, log, saved=done)
+            loop = _Loop(settings, run, state, iterator, checkpoints, log, reporter, saved=done)
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
                     loop.run(done or 0, lambda: task.advance(1, log.status()))
             except Interrupted as stop:
                 saving()
                 raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
+    for remark in closing_remarks(read_json_lines(out / "metrics.jsonl"), settings):
+        reporter.say(f"{name}: {remark}")
     mark_done(out)
 
 
@@ -196,16 +121,15 @@ class _Loop:
     """
 
     def __init__(
-        self, settings: RunSettings, run: _Prepared, state: TrainState, iterator: Any, checkpoints: Checkpoints,
-        log: Log, *, saved: int | None,
+        self, settings: RunSettings, run: Ready, state: TrainState, iterator: Any, checkpoints: Checkpoints, log: Log,
+        reporter: Reporter, *, saved: int | None,
     ):  # fmt: skip
-        self._settings, self._run, self._iterator = settings, run, iterator
+        self._settings, self._run, self._iterator, self._reporter = settings, run, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
         self._state, self._data_state, self._step = state, iterator.get_state(), saved or 0
-        if isinstance(settings, SFTSettings):
-            self._source = _sft_source(iterator, run.mesh)
-        else:
-            self._source = _on_policy_source(settings, run.model, run.teacher, run.tokenizer, iterator, run.mesh)
+        self._prompts = run.rows.evaluated
+        sft = isinstance(settings, SFTSettings)
+        self._source = _sft_source(iterator, run.mesh) if sft else _on_policy_source(settings, run, iterator)
 
     def run(self, first: int, finished: Callable[[], None]) -> None:
         """Steps `first` … `settings.steps` − 1."""
@@ -245,17 +169,24 @@ class _Loop:
         """Held-out accuracy into the log where it is due at this step and not there yet."""
         settings, step = self._settings, self._step
         due = step in (0, settings.steps) or (settings.eval_every and step % settings.eval_every == 0)
-        if not (due and self._run.held_out) or self._log.is_evaluated(step):
+        if not (due and self._prompts) or self._log.is_evaluated(step):
             return
-        accuracy, _ = evaluate(
+        accuracy, answers = evaluate(
             Actor(self._run.model, self._state.params),
-            self._run.tokenizer,
-            self._run.held_out,
+            self._run.rows.tokenizer,
+            self._prompts,
             max_new_tokens=settings.max_new_tokens,
+            verifier=self._run.verifier,
         )
+        stops = self._run.model.config.stop_tokens
+        truncated = truncated_share(answers, stops)
+        row = {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated}
         with held():
             self._log.flush()
-            self._log.write(step, {"accuracy": accuracy, "accuracy_count": float(len(self._run.held_out))})
+            self._log.write(step, row)
+        remark = truncated_evaluation(truncated, settings, stops)
+        if remark is not None:
+            self._reporter.say(f"step {step}: {remark}")
 
     def _save(self) -> None:
         self._log.flush()
@@ -268,36 +199,10 @@ def _say_how(
     reporter: Reporter, name: str, out: Path, step: int, found: Claim, resume: Resume, settings: RunSettings
 ) -> None:
     """From where a run goes on, and with which other settings."""
-    changed = unequal((found.held or {}).get("settings", {}), to_json(settings), "settings")
+    changed = unequal((found.held or {}).get("settings", {}), to_json(settings))
     reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
     if any(fault.startswith(NAMES) for fault in resume.faults):
         reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")
-
-
-def _refuse_several_processes() -> None:
-    """Training is one process's work so far; two that write into one directory would destroy each other's."""
-    number = os.environ.get("JAX_NUM_PROCESSES") or ("several" if os.environ.get("JAX_COORDINATOR_ADDRESS") else "1")
-    if jax.distributed.is_initialized():
-        number = str(jax.process_count())
-    if number != "1":
-        raise UserError(
-            f"train runs in one process, and JAX_NUM_PROCESSES says {number}: unset JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, and start it once"
-        )
-
-
-def _require_finite(params: Any, source: Path) -> None:
-    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params)
-    for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
-        if not good:
-            raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
-
-
-def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
-    try:
-        return make_mesh(*dataclasses.astuple(settings.mesh))
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _sft_source(iterator: Any, mesh: jax.sharding.Mesh) -> Source:
@@ -309,55 +214,16 @@ def _sft_source(iterator: Any, mesh: jax.sharding.Mesh) -> Source:
     return source
 
 
-def _on_policy_source(
-    settings: Any, model: Qwen3, teacher: Actor | None, tokenizer: Any, iterator: Any, mesh: jax.sharding.Mesh
-) -> Source:
+def _on_policy_source(settings: Any, run: Ready, iterator: Any) -> Source:
     def source(state: TrainState, number: int) -> tuple[Batch | None, dict[str, float], Answers]:
+        student = Actor(run.model, state.params)
         batch, metrics, answers = collect(
-            settings, Actor(model, state.params), teacher, tokenizer, iterator, step=number
+            settings, student, run.teacher, run.rows.tokenizer, iterator, step=number, verifier=run.verifier
         )
-        return jax.device_put(batch, batch_sharding(mesh)), metrics, answers
+        return jax.device_put(batch, batch_sharding(run.mesh)), metrics, answers
 
     return source
 
 
 def _skip(state: TrainState) -> TrainState:
     return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)
-
-
-def _read_data(settings: RunSettings, path: Path) -> list[dict]:
-    rows = read_rows(path)
-    (check_demonstrations if isinstance(settings, SFTSettings) else check_prompts)(rows, str(path))
-    return rows
-
-
-def _read_held_out(settings: RunSettings, path: Path | None, tokenizer: Any) -> list[pipelines.Prompt]:
-    if path is None:
-        return []
-    rows = read_rows(path)[: settings.eval_limit]
-    check_prompts(rows, str(path))
-    return [pipelines.encode_prompt_row({**row, "row": index}, tokenizer) for index, row in enumerate(rows)]
-
-
-def _iterator(settings: RunSettings, rows: list[dict], tokenizer: Any) -> Any:
-    if isinstance(settings, SFTSettings):
-        return pipelines.demonstration_batches(
-            rows, tokenizer, batch_size=settings.batch_size, max_length=settings.max_length, seed=settings.seed
-        )
-    assert isinstance(settings, OnPolicySettings)
-    return pipelines.prompt_batches(rows, tokenizer, batch_size=settings.prompts_per_step, seed=settings.seed)
-
-
-def _load_teacher(settings: RunSettings, path: Path | None, student: Qwen3, **load: Any) -> Actor | None:
-    if not isinstance(settings, OPDSettings):
-        return None
-    if path is None:
-        raise UserError("on-policy distillation needs a teacher")
-    model, params = load_start(path, **load)
-    if model.config.vocab_size != student.config.vocab_size:
-        raise UserError(
-            f"{path}: a vocabulary of {model.config.vocab_size}, the model's has {student.config.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
-    _require_finite(params, path)
-    return Actor(model, params)

@@ -9,9 +9,9 @@ from typing import Any
 
 from jaxgeom import lock
 from jaxgeom.checkpoints.checksums import read_checksums
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import as_user_error, write_atomically
-from jaxgeom.owned_files import KINDS, Contents, contents_of, empty, listed, refuse_inputs
+from jaxgeom.owned_files import KINDS, Contents, contents_of, empty, refuse_inputs
 
 _CONFIG = "config.json"
 

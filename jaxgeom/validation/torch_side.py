@@ -19,7 +19,7 @@ def load_torch(path: str | Path, dtype: str) -> Any:
         import torch
         import transformers
     except ImportError as error:
-        raise UserError(f"validate needs PyTorch and transformers ({error}): pip install 'jaxgeom[validate]'") from None
+        raise UserError(f"validate needs PyTorch and transformers ({error}): python -m pip install torch") from None
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
     kind = {("dtype" if new else "torch_dtype"): getattr(torch, dtype)}
     try:

@@ -59,7 +59,7 @@ def test_a_bad_model_is_named_before_anything_is_written(jaxgeom, models, tmp_pa
         file.write_bytes(file.read_bytes()[:-64])
     elif kind == "vocabulary":
         shutil.rmtree(broken / "teacher")
-        write_tiny_model(broken / "teacher", vocab_size=128)
+        write_tiny_model(broken / "teacher", vocab_size=100)
     else:
         tensors = load_file(file)
         tensors[tensor] = tensors[tensor] * np.float32("nan") if kind == "nan" else tensors[tensor][:-1]
@@ -68,6 +68,6 @@ def test_a_bad_model_is_named_before_anything_is_written(jaxgeom, models, tmp_pa
     monkeypatch.setenv("TINY_MODELS", str(broken))
     result = jaxgeom("study", EXPERIMENT, "--out", out)
     assert result.status == 2 and result.err.count("\n") == 1, result.err
-    words = {"nan": tensor, "shape": tensor, "truncated": "model.safetensors", "vocabulary": "128"}
+    words = {"nan": tensor, "shape": tensor, "truncated": "model.safetensors", "vocabulary": "a vocabulary of 100"}
     assert words[kind] in result.err
     assert not out.exists()

@@ -141,4 +141,4 @@ def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["validate", str(path)]) == 2
     said = capsys.readouterr().err
-    assert "pip install 'jaxgeom[validate]'" in said and said.count("\n") == 1
+    assert "pip install torch" in said and said.count("\n") == 1

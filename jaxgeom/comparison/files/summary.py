@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 _TRIPLE = ("mean", "null", "excess", "count")
 
-LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters")
+LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters", "tower")
 """What a row says of its matrix, beside what was measured."""
 
 
@@ -95,6 +95,11 @@ def summarize(rows: Sequence[Row], key: str) -> dict[str, Any]:
     return result
 
 
+def of_text(rows: Iterable[Row]) -> list[Row]:
+    """Rows without those of towers (vision, audio, …), which are groups of their own and in no other mean."""
+    return [row for row in rows if row.get("tower") is None]
+
+
 def summary_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[str, Any]:
     """Per statistic: what is counted over every parameter, by their number; everything else a plain mean over matrices.
 
@@ -102,12 +107,17 @@ def summary_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[
         matrices: one row a matrix.
         parameters: one row a parameter that is no matrix of the layers.
     """
-    everything = [*matrices, *parameters]
+    matrices, everything = of_text(matrices), of_text([*matrices, *parameters])
     return {key: summarize(everything if is_counted(key) else matrices, key) for key in keys_of(everything)}
 
 
 def groups_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[str, Any]:
-    """Summaries per module, per layer, and of what is counted per group of parameters."""
+    """Summaries per module, per layer, per tower, and of what is counted per group of parameters."""
+    towers: dict[str, list[Row]] = {}
+    for row in (*matrices, *parameters):
+        if row.get("tower") is not None:
+            towers.setdefault(row["tower"], []).append(row)
+    matrices, parameters = of_text(matrices), of_text(parameters)
     keys = keys_of(matrices)
 
     def split(label: str) -> dict[str, Any]:
@@ -127,12 +137,19 @@ def groups_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[s
         "module": split("module"),
         "layer": split("layer"),
         "sparsity": {label: {key: summarize(rows, key) for key in counted} for label, rows in sparsity.items()},
-    }
+    } | ({"tower": {tower: _of_tower(rows) for tower, rows in towers.items()}} if towers else {})
+
+
+def _of_tower(rows: Sequence[Row]) -> dict[str, Any]:
+    """The summary of one tower, as `summary` is of the text model."""
+    matrices = [row for row in rows if row["group"] == "matrices"]
+    return {key: summarize(rows if is_counted(key) else matrices, key) for key in keys_of(rows)}
 
 
 def coverage_of(matrices: Sequence[Row], parameters: Sequence[Row], total: int) -> dict[str, Any]:
     """Per statistic the share of the checkpoint's parameters and the number of matrices that its summary is over."""
     result = {}
+    matrices, parameters = of_text(matrices), of_text(parameters)
     for key in keys_of([*matrices, *parameters]):
         over = population([*matrices, *parameters] if is_counted(key) else matrices, key)
         result[key] = _covered(over, total)
@@ -168,6 +185,7 @@ def curves_of(rows: Sequence[Row], count: int) -> dict[str, Any]:
         Per statistic `mean`, `median`, `count`, and where there are any `null`, `excess`, `z`, as lists over the steps;
         `of` how many rows; `weights`. The mean z is given where all of a step's population has one.
     """
+    rows = of_text(rows)
     steps = [[at(row, index, count) for row in rows] for index in range(count)]
     table = {}
     for key in _along(rows):
@@ -186,9 +204,21 @@ def curves_of(rows: Sequence[Row], count: int) -> dict[str, Any]:
     return table
 
 
+def towers_along(rows: Sequence[Row], count: int) -> dict[str, Any]:
+    """`{"groups": {"tower": {tower: curves}}}` of a trajectory, empty where no row is of a tower."""
+    towers = list(dict.fromkeys(row["tower"] for row in rows if row.get("tower") is not None))
+    if not towers:
+        return {}
+    curves = {}
+    for tower in towers:
+        own = [{**row, "tower": None} for row in rows if row.get("tower") == tower]
+        curves[tower] = curves_of(own, count)
+    return {"groups": {"tower": curves}}
+
+
 def curve_coverage(rows: Sequence[Row], count: int, total: int) -> dict[str, Any]:
     """Per statistic of a trajectory what its summary is over at any step."""
-    result = {}
+    result, rows = {}, of_text(rows)
     for key in _along(rows):
         over = [row for row in rows if is_counted(key) or row["group"] == "matrices"]
         names = {row["name"] for index in range(count) for row in population([at(r, index, count) for r in over], key)}

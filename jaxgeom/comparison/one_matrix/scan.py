@@ -22,6 +22,7 @@ from jaxgeom.errors import UserError
 
 _BLOCK = 1 << 17
 _MAGNITUDE = np.uint16(0x7FFF)
+_TOO_LARGE = np.uint32(0x7F7F8000)  # from here on float32 rounds to infinity in bfloat16
 
 
 def widen(array: np.ndarray) -> np.ndarray:
@@ -210,7 +211,7 @@ def _value(bits: np.ndarray) -> np.ndarray:
 
 
 def require_finite(array: np.ndarray, where: str) -> None:
-    """Refuses NaN and infinities.
+    """Refuses NaN and infinities, and finite float32 that round to infinity in bfloat16.
 
     Args:
         array: stored array of any shape and float dtype.
@@ -225,11 +226,12 @@ def require_finite(array: np.ndarray, where: str) -> None:
         if block.dtype.name == "bfloat16":
             bad += int(np.count_nonzero((block.view(np.uint16) & _MAGNITUDE) >= np.uint16(0x7F80)))
         elif block.dtype == np.float32:
-            bad += int(np.count_nonzero((block.view(np.uint32) & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000)))
+            bad += int(np.count_nonzero((block.view(np.uint32) & np.uint32(0x7FFFFFFF)) >= _TOO_LARGE))
         else:
             bad += int(np.count_nonzero(~np.isfinite(block)))
     if bad:
-        raise UserError(f"{where}: {bad} of {flat.size} entries are NaN or infinite")
+        finite = " in bfloat16, which sparsity is taken in" if np.isfinite(flat.astype(np.float32)).all() else ""
+        raise UserError(f"{where}: {bad} of {flat.size} entries are NaN or infinite{finite}")
 
 
 def root_mean_square(blocks: Iterable[np.ndarray]) -> float:

@@ -4,8 +4,8 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-from jaxgeom.errors import UserError
-from jaxgeom.owned_files import KINDS, contents_of, listed
+from jaxgeom.errors import UserError, listed
+from jaxgeom.owned_files import KINDS, contents_of
 
 _FINAL = ("report.json", "trajectory.json")
 

@@ -126,6 +126,8 @@ class Measurement(Generic[Result]):
             else:
                 digest = _joined(digests)
             found.append({"name": reader.name, "dtype": reader.dtype, "sha256": digest})
+            if reader.adapter is not None:
+                found[-1]["adapter"] = reader.adapter
         return self.by_role(found)
 
 
@@ -260,10 +262,11 @@ def _journal(
 
 def _labels(part: Part) -> Row:
     """What a row says of its part before anything is measured."""
-    return {
+    labels = {
         "name": part.name, "shape": list(part.shape), "layer": part.layer, "module": part.module,
         "group": part.group, "parameters": part.size,
     }  # fmt: skip
+    return labels if part.tower is None else labels | {"tower": part.tower}
 
 
 def _joined(digests: Sequence[str]) -> str:
