@@ -61,7 +61,7 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
         raise
     # A damaged file makes the libraries raise anything, a panic of Rust (which is no Exception) among it.
     except BaseException as error:
-        said = (str(error).strip().split("\n") or [""])[0][:200] or type(error).__name__
+        said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{directory}: its tokenizer cannot be read: {said}") from error
     if not tokenizer.is_fast:
         raise UserError(f"{directory}: its tokenizer does not tell where tokens lie in the text; give a tokenizer.json")
@@ -93,11 +93,14 @@ def chat_format(tokenizer: Any, arguments: Sequence[str] = ()) -> ChatFormat:
         raise UserError(
             f"{tokenizer.name_or_path}: which of its chat templates is meant? ({said}); give one: --chat-template FILE"
         ) from error
+    if not isinstance(plain, str) or not isinstance(with_tools, str):
+        raise UserError(f"{tokenizer.name_or_path}: its chat template is no text; give one: --chat-template FILE")
     named = _arguments(arguments)
     for name in named:
         if not re.search(rf"\b{name}\b", plain + with_tools):
             raise UserError(f"template argument {name!r}: the chat template does not read it")
-    variables = {name: str(token) for name, token in tokenizer.special_tokens_map.items()} | named
+    special = tokenizer.special_tokens_map.items()
+    variables = {k: [str(t) for t in v] if isinstance(v, list | tuple) else str(v) for k, v in special} | named
     return ChatFormat(Template(plain, variables), Template(with_tools, variables))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxgeom.data.templates import RowError
-from jaxgeom.data.truths import GroundTruth, read_truth
+from jaxgeom.rewards import GroundTruth, Truth, read_tests, read_truth
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -21,8 +21,9 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
-_QUESTIONS = ("prompt", "problem", "question")
+_QUESTIONS = ("prompt", "problem", "question", "question_content")
 _ANSWERS = ("ground_truth", "answer", "solution")
+_DEEPEST = 64
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -34,13 +35,13 @@ class Conversation:
         messages: `{"role", "content"}` each, with `tool_calls` and thoughts where the row has them.
         tools: JSON schemas of the tools, or None.
         text: Plain text in place of messages, or None.
-        ground_truth: Of a prompt, or None.
+        ground_truth: Of a prompt, or None: answers or tests.
     """
 
     messages: list[dict]
     tools: list[dict] | None = None
     text: str | None = None
-    ground_truth: GroundTruth | None = None
+    ground_truth: Truth | None = None
 
 
 def read_demonstration(row: Mapping[str, Any]) -> Conversation:
@@ -85,7 +86,8 @@ def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversat
 
     Args:
         row: with `prompt` (messages, or text, which is one user message), and the right answer as
-            `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`; `problem` or `question` may stand for
+            `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`, or tests of a program in a form that
+            `jaxgeom.rewards.read_tests` reads; `problem` or `question` may stand for
             `prompt`. Without truth, `messages` may too: those before the last answer.
         with_truth: whether the right answer is needed.
 
@@ -114,7 +116,18 @@ def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversat
     return Conversation(messages, _tools(row), ground_truth=_truth(row) if with_truth else None)
 
 
-def _truth(row: Mapping[str, Any]) -> GroundTruth:
+def _truth(row: Mapping[str, Any]) -> Truth:
+    try:
+        tests = read_tests(row)
+    except ValueError as error:
+        raise RowError(f"tests: {error}") from error
+    try:
+        return _answers(row) if tests is None else tests
+    except ValueError as error:
+        raise RowError(str(error)) from error
+
+
+def _answers(row: Mapping[str, Any]) -> GroundTruth:
     reward = row.get("reward_model")
     if isinstance(reward, str):
         reward = _parsed(reward)
@@ -132,7 +145,11 @@ def _truth(row: Mapping[str, Any]) -> GroundTruth:
 
 
 def _messages(value: Any, where: str, role: str | None = None) -> list[dict]:
-    """A list of messages in the one form; where `role` is given, plain text is one message of it."""
+    """A list of messages in the one form, which may be written as JSON; other text is one message of `role`."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        parsed = _parsed(value)
+        if isinstance(parsed, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in parsed):
+            value = parsed
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": _text(value, where)}]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
@@ -195,8 +212,9 @@ def _tools(row: Mapping[str, Any]) -> list[dict] | None:
     if tools is None or tools == []:
         return None
     entries = _sequence(tools)
-    if not entries or not all(isinstance(tool, Mapping) for tool in entries):
-        raise RowError("'tools' must be a list of JSON schemas")
+    named = [tool.get("function", tool) if isinstance(tool, Mapping) else None for tool in entries]
+    if not named or not all(isinstance(tool, Mapping) and isinstance(tool.get("name"), str) for tool in named):
+        raise RowError("'tools' must be a list of JSON schemas, each with a function's name")
     return [_plain(tool, "'tools'") for tool in entries]
 
 
@@ -216,11 +234,21 @@ def _text(value: Any, where: str) -> str:
 
 def _plain(value: Any, where: str) -> Any:
     """A JSON value that a template can be given."""
+    if _depth(value, _DEEPEST + 1) > _DEEPEST:
+        raise RowError(f"{where} is nested too deeply")
     try:
         _text(json.dumps(value, ensure_ascii=False), where)
     except (TypeError, ValueError, RecursionError) as error:
         raise RowError(f"{where} is no JSON value: {error}") from error
     return value
+
+
+def _depth(value: Any, limit: int) -> int:
+    """How deeply lists and objects are nested, at most `limit`."""
+    if limit <= 0 or not isinstance(value, Mapping | list | tuple):
+        return 0
+    entries = value.values() if isinstance(value, Mapping) else value
+    return 1 + max((_depth(entry, limit - 1) for entry in entries), default=0)
 
 
 def _parsed(text: str) -> Any:

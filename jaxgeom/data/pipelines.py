@@ -8,17 +8,17 @@ import numpy as np
 
 from jaxgeom.data.buckets import bucket_length
 from jaxgeom.data.prepared import Prepared
-from jaxgeom.data.truths import GroundTruth
 from jaxgeom.errors import UserError
+from jaxgeom.rewards import Truth
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to answer: its row number in the file, token ids, and the right answer (any of several)."""
+    """One prompt to answer: its row number in the file, token ids, and what answers are judged by."""
 
     row: int
     tokens: tuple[int, ...]
-    ground_truth: GroundTruth
+    ground_truth: Truth
 
 
 def demonstration_batches(prepared: Prepared, *, batch_size: int, seed: int) -> grain.DatasetIterator:

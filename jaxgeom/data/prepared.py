@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from jaxgeom.data.chat import Demonstration
-from jaxgeom.data.truths import GroundTruth
+from jaxgeom.rewards import Truth, restored, stored
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Prepared:
     targets: np.ndarray
     starts: np.ndarray
     numbers: np.ndarray
-    truths: list[GroundTruth | None]
+    truths: list[Truth | None]
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class Prepared:
         if path.is_file():
             return
         directory.mkdir(parents=True, exist_ok=True)
-        words = json.dumps({"truths": self.truths, "notes": self.notes}).encode()
+        words = json.dumps({"truths": [stored(truth) for truth in self.truths], "notes": self.notes}).encode()
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         with partial.open("wb") as file:
             np.savez(
@@ -113,7 +113,7 @@ def recall(directory: Path | None, key: str) -> Prepared | None:
     try:
         with path.open("rb") as file, np.load(file) as held:
             words = json.loads(held["words"].tobytes())
-            truths = [tuple(truth) if isinstance(truth, list) else truth for truth in words["truths"]]
+            truths = [restored(truth) for truth in words["truths"]]
             return Prepared(
                 key, held["tokens"], held["targets"], held["starts"], held["numbers"], truths, words["notes"]
             )

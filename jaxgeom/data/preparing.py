@@ -18,9 +18,9 @@ from jaxgeom.data.prepared import Limits, Prepared, RowSettings, recall
 from jaxgeom.data.rendering import EndlessTemplateError, render_rows
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
-from jaxgeom.data.truths import GroundTruth
 from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Truth
 
 _FORMAT = 1  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
@@ -121,9 +121,11 @@ class _Work:
         self.format: ChatFormat | None = (
             chat_format(tokenizer, settings.template_argument) if self._has_template() else None
         )
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self.key = self._key()
         self.total = 0
-        self.used: list[tuple[int, np.ndarray, np.ndarray, GroundTruth | None]] = []
+        self.used: list[tuple[int, np.ndarray, np.ndarray, Truth | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
         self.bad_rows: list[tuple[Row, str]] = []
         self.last_only = 0
@@ -162,7 +164,7 @@ class _Work:
         """Counts a row that the settings leave out."""
         self.faults.setdefault(reason, []).append((row, reason))
 
-    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, truth: GroundTruth | None = None) -> None:
+    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, truth: Truth | None = None) -> None:
         """Takes a row."""
         self.used.append((row.number, tokens, mask, truth))
 
@@ -221,20 +223,31 @@ class _Work:
         if isinstance(row.content, RowError):
             raise row.content
         if self.kind == "demonstrations":
-            return read_demonstration(row.content)
-        return read_prompt(row.content, with_truth=self.kind == "prompts")
+            found = read_demonstration(row.content)
+        else:
+            found = read_prompt(row.content, with_truth=self.kind == "prompts")
+        for place, message in enumerate(found.messages):
+            token = self.special.search(message["content"])
+            if token is not None:
+                raise RowError(
+                    f"message {place} holds the special token {token.group()!r}: it was rendered by a template before,"
+                    " or would be read as one"
+                )
+        return found
 
     def _tokenize(self, rows: Sequence, texts: Sequence, made: dict[int, Demonstration]) -> Iterator[int]:
         """Fills `made` by row number, and yields how many rows were worked off each time."""
         if rows:
             # Where there is no template, this says so.
             format_ = self.format or chat_format(self.tokenizer)
+            # A template that is none is known by the first row; it is not the row's fault.
+            source = self.settings.chat_template or self.tokenizer.name_or_path
             for tools in (False, True):
                 part = [(row, one) for row, one in rows if bool(one.tools) == tools]
                 template = format_.with_tools if tools else format_.plain
                 following = iter(part)
                 requests = [(one.messages, one.tools) for _, one in part]
-                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations"):
+                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations", source=str(source)):
                     good: list[tuple[int, Rendered]] = []
                     for _, rendered in chunk:
                         row, _ = next(following)

@@ -26,6 +26,10 @@ class EndlessTemplateError(RowError):
     """The template did not come to an end on a row."""
 
 
+class _UnusableTemplateError(ValueError):
+    """The template is no template."""
+
+
 class _Renderer:
     """One process; used by one thread at a time."""
 
@@ -57,7 +61,7 @@ class _Renderer:
             line = self._line()
             reply: dict[str, Any] = json.loads(line) if line else {"endless": True}
             if "fatal" in reply:
-                raise UserError(reply["fatal"])
+                raise _UnusableTemplateError(reply["fatal"])
             if "endless" in reply:
                 self.close()
                 limit = f"{SECONDS_A_ROW:g} s of processor time"
@@ -83,7 +87,7 @@ _lock = threading.Lock()
 
 
 def render_rows(
-    template: Template, rows: Sequence[Request], *, prompts: bool
+    template: Template, rows: Sequence[Request], *, prompts: bool, source: str = "the chat template"
 ) -> Iterator[list[tuple[Request, Rendered | RowError]]]:
     """All rows in order, in chunks; each is rendered or has an error that says what is wrong with it.
 
@@ -91,6 +95,7 @@ def render_rows(
         template: the chat template with its variables.
         rows: messages and tools of each.
         prompts: whether they are prompts, to be followed by the generation prompt, or demonstrations.
+        source: where the template is from, for messages.
 
     Raises:
         UserError: the template itself is not usable.
@@ -117,7 +122,10 @@ def render_rows(
         futures = [pool.submit(work, chunk) for chunk in chunks]
         try:
             for future in futures:
-                yield future.result()
+                try:
+                    yield future.result()
+                except _UnusableTemplateError as error:
+                    raise UserError(f"{source}: {error}") from error
         finally:
             for future in futures:
                 future.cancel()

@@ -1,6 +1,7 @@
 """Tests of programs, in the forms that data sets have: DeepCoder, TACO and APPS, LiveCodeBench, MBPP."""
 
 import base64
+import dataclasses
 import io
 import json
 import pickle
@@ -62,12 +63,25 @@ class CodeTests:
             raise ValueError("an input of a test is longer than 30 MiB")
         return cls(tuple(scripts), tuple(functions))
 
+    def to_json(self) -> Any:
+        """As JSON; `from_json` reads it."""
+        return {"scripts": self.scripts, "functions": [dataclasses.asdict(case) for case in self.functions]}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "CodeTests":
+        """What `to_json` wrote."""
+        functions = (
+            FunctionCase(tuple(Call(**call) for call in case["calls"]), case["check"], tuple(case["allowed"]))
+            for case in value["functions"]
+        )
+        return cls(tuple((given, right) for given, right in value["scripts"]), tuple(functions))
+
     def summary(self) -> str:
         """A few words for the log of samples."""
         return f"{len(self.scripts)} runs and {len(self.functions)} function cases"
 
 
-def tests_of(row: Mapping[str, Any]) -> CodeTests | None:
+def read_tests(row: Mapping[str, Any]) -> CodeTests | None:
     """The tests of a row of a data set, or None where it has none.
 
     They are looked for in `reward_model.ground_truth` and in the columns `tests` (DeepCoder), `input_output` (TACO,
@@ -83,7 +97,7 @@ def tests_of(row: Mapping[str, Any]) -> CodeTests | None:
     truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
     if _look_like_tests(truth):
         return CodeTests.of(truth)
-    found = [column for column in _COLUMNS if row.get(column) not in (None, "", [])]
+    found = [column for column in _COLUMNS if _holds_something(row.get(column))]
     if not found:
         return None
     name = _function_name(row.get("metadata"))
@@ -100,6 +114,10 @@ def tests_of(row: Mapping[str, Any]) -> CodeTests | None:
     if isinstance(setup, str) and setup.strip():
         _need_imports_alone(setup)
     return CodeTests(tuple(scripts), tuple(functions))
+
+
+def _holds_something(value: Any) -> bool:
+    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
 def _look_like_tests(truth: Any) -> bool:

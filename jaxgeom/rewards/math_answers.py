@@ -10,7 +10,7 @@ from .math_judgement import AlgebraNeededError, is_right
 from .math_text import clean
 from .truths import allowed_answers
 
-GroundTruth = str | int | float | Sequence[str | int | float]
+AnswerOrSeveral = str | int | float | Sequence[str | int | float]
 
 
 def normalize_answer(answer: str) -> str:
@@ -36,7 +36,7 @@ def normalize_answer(answer: str) -> str:
 _check = lru_cache(maxsize=8192)(check_by_algebra)
 
 
-def math_reward(response_text: str, ground_truth: GroundTruth, *, timeout: float = DEFAULT_TIMEOUT) -> float:
+def math_reward(response_text: str, ground_truth: AnswerOrSeveral, *, timeout: float = DEFAULT_TIMEOUT) -> float:
     r"""1.0 where the response's final answer equals the ground truth, else 0.0.
 
     The answer is found by `extract_answer`. Numbers, words, choices and what is written alike are judged here, exactly;
@@ -54,7 +54,7 @@ def math_reward(response_text: str, ground_truth: GroundTruth, *, timeout: float
         1.0 or 0.0. No response raises: no answer and an unreadable one give 0.0.
 
     Raises:
-        UserError: a ground truth that is none (null, empty, a dict).
+        ValueError: a ground truth that is none (null, empty, a dict).
         RuntimeError: the checking process cannot be started at all (math-verify is not installed).
 
     Reference: https://github.com/huggingface/Math-Verify (its grammar reads the expressions)
@@ -70,7 +70,7 @@ def math_reward(response_text: str, ground_truth: GroundTruth, *, timeout: float
 
 
 def verify_batch(
-    texts: Sequence[str], truths: Sequence[GroundTruth], *, timeout: float = DEFAULT_TIMEOUT
+    texts: Sequence[str], truths: Sequence[AnswerOrSeveral], *, timeout: float = DEFAULT_TIMEOUT
 ) -> list[float]:
     """`math_reward` of many responses; those that need algebra are shared out among its processes.
 
@@ -83,8 +83,7 @@ def verify_batch(
         1.0 or 0.0 for each, in order.
 
     Raises:
-        ValueError: texts and truths differ in number.
-        UserError: a ground truth that is none.
+        ValueError: texts and truths differ in number, or a truth is none.
         RuntimeError: the checking process cannot be started at all.
     """
     if len(texts) != len(truths):

@@ -10,7 +10,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BARE = re.compile(r"-?(?:\d[\d,.]*\d|\d|[A-Za-z](?![A-Za-z]))")
 _JOINT = re.compile(r"[\s,;$&]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s,;$&]*")
-_MARKER = re.compile(r"(?:answer|答案)\s*(?:is\s*:?|[:：]|是\s*[:：]?|为\s*[:：]?)|####", re.IGNORECASE)
+_MARKER = re.compile(r"(?:answer(?:\s+is)?|答案)\s*[:：]|####", re.IGNORECASE)
+_PHRASE = re.compile(r"answer\s+is\b|答案[是为]", re.IGNORECASE)
 _TOKEN = re.compile(r"<\|[a-z_]{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _EDGE = " \t\r*_`"
 
@@ -21,8 +22,8 @@ def extract_answer(text: str) -> str | None:
     Looked for after the last `</think>`, and nowhere in a response whose last `<think>` is not closed: a thought is no
     answer. Found is the content of the last complete `\boxed{…}`, `\fbox{…}`, `\framebox{…}` (braces may nest) or
     `\boxed 5`; of several boxes with nothing but commas or "and" between them all, joined by commas. Without a box:
-    what follows the last `Answer:`, `answer is` or `####` on its line (or, where that line ends there, on the next line
-    that is not empty).
+    what follows the last `Answer:` or `####` (or, without these, the last `answer is`) on its line, or, where that line
+    ends there, on the next line that is not empty.
 
     Args:
         text: a response; one of more than a million characters states nothing.
@@ -44,7 +45,7 @@ def extract_answer(text: str) -> str | None:
     boxes = _boxes(text)
     if boxes is not None:
         return boxes or None
-    markers = list(_MARKER.finditer(text))
+    markers = list(_MARKER.finditer(text)) or list(_PHRASE.finditer(text))
     if not markers:
         return None
     rest = text[markers[-1].end() :].split("\n")

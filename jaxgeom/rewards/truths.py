@@ -1,92 +1,98 @@
-"""What a data set may give as the right answer, and what is wrong with what it gives instead."""
+"""Right answers as data sets have them: text, a number, a list of allowed answers."""
 
 import ast
 import json
 import math
+from decimal import Decimal
 from typing import Any
 
-from jaxgeom.errors import UserError
-
 from .math_extraction import extract_answer
+
+GroundTruth = str | tuple[str, ...]
+"""The right answer, or several of which any is right."""
 
 _LONGEST_LIST = 100_000
 
 
-def truth_problem(ground_truth: Any) -> str | None:
-    """What is wrong with a row's ground truth, to be put behind the row's file and number.
+def read_truth(value: Any, name: str = "ground_truth") -> GroundTruth:
+    """The right answer of one row.
+
+    A list means that any of its entries is right; so does a text that is a list of texts, of JSON or of Python, as some
+    data sets write it. (A text such as `[1, 2]` is an answer itself: an interval, a vector.)
 
     Args:
-        ground_truth: the value of `reward_model.ground_truth`.
-
-    Returns:
-        A phrase such as "is null", or None for one or several answers.
-
-    >>> truth_problem(None)
-    'is null'
-    >>> truth_problem(["5", ""])
-    'lists an answer that is empty'
-    >>> truth_problem(5)
-    """
-    if ground_truth is None or (isinstance(ground_truth, float) and math.isnan(ground_truth)):
-        return "is null"
-    if isinstance(ground_truth, dict):
-        return "is an object; an answer (text or a number) or a list of answers is needed"
-    if isinstance(ground_truth, str):
-        listed = _listed(ground_truth)
-        if listed is not None:
-            return truth_problem(listed)
-        return None if ground_truth.strip() else "is empty"
-    if isinstance(ground_truth, list | tuple):
-        if not ground_truth:
-            return "is an empty list"
-        for answer in ground_truth:
-            if isinstance(answer, dict | list | tuple):
-                return "lists something that is no text and no number"
-            problem = truth_problem(answer)
-            if problem is not None:
-                return f"lists an answer that {problem}"
-        return None
-    if isinstance(ground_truth, int | float):
-        return None
-    return f"is of type {type(ground_truth).__name__}; text, a number or a list of these is needed"
-
-
-def allowed_answers(ground_truth: Any) -> tuple[str, ...]:
-    r"""The answers of which one is enough.
-
-    Args:
-        ground_truth: text, a number, a list of these, or such a list of texts written as text (`["1", "2"]`); a worked
-            solution is reduced to its own final answer.
-
-    Returns:
-        At least one answer.
+        value: as the row has it.
+        name: of the field, for messages.
 
     Raises:
-        UserError: see `truth_problem`.
+        ValueError: nothing that an answer can be compared with.
 
-    >>> allowed_answers("['34', '34.0']")
+    >>> read_truth("['34', '34.0']")
     ('34', '34.0')
-    >>> allowed_answers("[1, 2]")
-    ('[1, 2]',)
+    >>> read_truth("[1, 2]")
+    '[1, 2]'
     """
-    problem = truth_problem(ground_truth)
-    if problem is not None:
-        raise UserError(f"ground_truth {problem}")
-    listed = _listed(ground_truth) if isinstance(ground_truth, str) else ground_truth
-    answers = listed if isinstance(listed, list | tuple) else [ground_truth]
-    return tuple(extract_answer(str(answer)) or str(answer) for answer in answers)
+    if isinstance(value, str):
+        entries = _listed_texts(value)
+        value = value if entries is None else entries
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError(f"{name} is an empty list")
+        several = tuple(dict.fromkeys(_one(entry, f"an entry of {name}") for entry in value))
+        return several[0] if len(several) == 1 else several
+    return _one(value, name)
 
 
-def _listed(text: str) -> list[str] | None:
-    """A list of texts that stands in a text; None for all else, `[1, 2]` among it, which is an answer itself."""
+def allowed_answers(value: Any) -> tuple[str, ...]:
+    r"""The answers of which one is enough; a worked solution is reduced to its own final answer.
+
+    Args:
+        value: see `read_truth`.
+
+    Raises:
+        ValueError: likewise.
+
+    >>> allowed_answers([r"so it is \boxed{5}", 6])
+    ('5', '6')
+    """
+    truth = read_truth(value)
+    return tuple(extract_answer(answer) or answer for answer in ((truth,) if isinstance(truth, str) else truth))
+
+
+def _one(value: Any, name: str) -> str:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"{name} is empty: no answer can be right")
+        return value
+    if isinstance(value, bool) or value is None or not isinstance(value, int | float | Decimal):
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"{name} is {kind}: it must be text, a number, or a list of these")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}: no answer can be right")
+    try:
+        # Digits as they are written by hand: 0.0000001, not 1e-07.
+        return (
+            str(value)
+            if isinstance(value, int)
+            else format(Decimal(repr(value) if isinstance(value, float) else value), "f")
+        )
+    except ValueError as error:  # Python refuses to write integers of more than 4,300 digits
+        raise ValueError(f"{name} has too many digits") from error
+
+
+def _listed_texts(text: str) -> list[str] | None:
     text = text.strip()
-    if not (text.startswith(("['", '["')) and text.endswith("]")) or len(text) > _LONGEST_LIST:
+    if (
+        not (text.startswith("[") and text.endswith("]"))
+        or not 2 < len(text) < _LONGEST_LIST
+        or text[1] not in "'\" \n"
+    ):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
             return value
     return None

@@ -1,45 +1,28 @@
 """One row's truth, whatever its kind, and the verifier that a run uses for all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .code import code_rewards, require_isolation
-from .code_tests import CodeTests, tests_of
+from .code_tests import CodeTests
 from .math_answers import verify_batch
-from .truths import allowed_answers, truth_problem
+from .truths import GroundTruth
 
-Truth = str | tuple[str, ...] | CodeTests
+Truth = GroundTruth | CodeTests
 """What a response is judged by: the answer, several answers of which one is enough, or the tests of a program."""
 
 
-def truth_of(row: Mapping[str, Any]) -> Truth:
-    """What the answers to a row's prompt are judged by.
+def stored(truth: Truth | None) -> Any:
+    """A truth as JSON; `restored` reads it."""
+    return {"tests": truth.to_json()} if isinstance(truth, CodeTests) else truth
 
-    Args:
-        row: one row: with tests in a form that `tests_of` reads, or with `reward_model.ground_truth`.
 
-    Returns:
-        Tests, an answer, or several allowed answers.
-
-    Raises:
-        ValueError: what is wrong with it, to be put behind the row's file and number.
-    """
-    try:
-        tests = tests_of(row)
-    except ValueError as error:
-        raise ValueError(f"tests: {error}") from error
-    if tests is not None:
-        return tests
-    reward = row.get("reward_model")
-    if not isinstance(reward, Mapping) or "ground_truth" not in reward:
-        raise ValueError("'reward_model.ground_truth' is missing")
-    truth = reward["ground_truth"]
-    problem = truth_problem(truth)
-    if problem is not None:
-        raise ValueError(f"'reward_model.ground_truth' {problem}")
-    answers = allowed_answers(truth)
-    return str(truth) if len(answers) == 1 and not isinstance(truth, list | tuple) else answers
+def restored(value: Any) -> Truth | None:
+    """The truth that `stored` wrote."""
+    if isinstance(value, dict):
+        return CodeTests.from_json(value["tests"])
+    return tuple(value) if isinstance(value, list) else value
 
 
 def logged(truth: Truth) -> str | list[str]:

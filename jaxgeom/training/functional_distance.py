@@ -93,6 +93,7 @@ def functional_distance(
     asked = prepare_prompts(prompts, tokenizer, settings=RowSettings(), limits=limits, with_truth=False)
     requests = [asked.row(place).tokens.tolist() for place in range(len(asked))]
     stops = stop_tokens(tokenizer, {*declared_stop_tokens(directory), *config.stop_tokens})
+    stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
     settings = SamplingSettings(max_new_tokens=max_new_tokens, stop_tokens=stops)
     seeds = np.random.default_rng([seed, 0]).integers(2**32, size=len(requests))
     found = []

@@ -15,6 +15,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import adamw, learning_rate_schedule
 from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Verifier, logged
 from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
 from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
 from jaxgeom.training.evaluation import evaluate
@@ -75,6 +76,8 @@ def train(
     kept = out / "rows" if kept_rows is None else kept_rows
     rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter)
     tokenizer = rows.tokenizer
+    verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
+    verifier.require([truth for truth in rows.truths if truth is not None])
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
@@ -117,9 +120,9 @@ def train(
             iterator.set_state(data_state)
             reporter.say(f"{name}: goes on from step {done}")
         if source is None:
-            source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
+            source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh, verifier)
         log = _Log(settings, out, -1 if done is None else done)
-        evaluation = _Evaluation(settings, model, tokenizer, rows.evaluated, log, reporter)
+        evaluation = _Evaluation(settings, model, tokenizer, rows.evaluated, log, reporter, verifier)
         if done is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
             evaluation.run(state, 0)
@@ -177,7 +180,7 @@ class _Log:
                     "step": step,
                     "prompt": prompt.row,
                     "response": text,
-                    "ground_truth": prompt.ground_truth,
+                    "ground_truth": logged(prompt.ground_truth),
                     "reward": float(reward),
                 }
                 for prompt, text, reward in list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[
@@ -216,10 +219,18 @@ class _Evaluation:
     """Held-out accuracy into the log."""
 
     def __init__(
-        self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log, reporter: Reporter
+        self,
+        settings: RunSettings,
+        model: Qwen3,
+        tokenizer: Any,
+        prompts: list,
+        log: _Log,
+        reporter: Reporter,
+        verifier: Verifier,
     ):
         self._settings, self._model, self._tokenizer = settings, model, tokenizer
         self._prompts, self._log, self._reporter = prompts, log, reporter
+        self._verifier = verifier
 
     def run(self, state: TrainState, step: int) -> None:
         if not self._prompts:
@@ -229,6 +240,7 @@ class _Evaluation:
             self._tokenizer,
             self._prompts,
             max_new_tokens=self._settings.max_new_tokens,
+            verifier=self._verifier,
         )
         self._log.flush()
         stops = self._model.config.stop_tokens
@@ -266,11 +278,17 @@ def _sft_source(iterator: Any, mesh: jax.sharding.Mesh) -> Source:
 
 
 def _on_policy_source(
-    settings: Any, model: Qwen3, teacher: Actor | None, tokenizer: Any, iterator: Any, mesh: jax.sharding.Mesh
+    settings: Any,
+    model: Qwen3,
+    teacher: Actor | None,
+    tokenizer: Any,
+    iterator: Any,
+    mesh: jax.sharding.Mesh,
+    verifier: Verifier,
 ) -> Source:
     def source(state: TrainState, number: int) -> tuple[Batch | None, dict[str, float], Answers]:
         batch, metrics, answers = collect(
-            settings, Actor(model, state.params), teacher, tokenizer, iterator, step=number
+            settings, Actor(model, state.params), teacher, tokenizer, iterator, step=number, verifier=verifier
         )
         return jax.device_put(batch, batch_sharding(mesh)), metrics, answers
 

@@ -11,16 +11,19 @@ from jaxtyping import PyTree
 
 from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
-from jaxgeom.data.truths import GroundTruth
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
-from jaxgeom.rewards import verify_batch
+from jaxgeom.rewards import Truth, Verifier
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training.scoring import score
 from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RLVRSettings
 from jaxgeom.training.step import Batch
 
-Verifier = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Judge = Callable[[Sequence[str], Sequence[Truth]], Sequence[float]]
+
+_OPENED = "<think>"
+# Enough to hold the opening of a thought, in single characters too.
+_LAST_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def collect(
     prompts: Iterator[list[Prompt]],
     *,
     step: int,
-    verifier: Verifier = verify_batch,
+    verifier: Judge | None = None,
 ) -> tuple[Batch | None, dict[str, float], Answers]:
     """One step's batch.
 
@@ -73,7 +76,7 @@ def collect(
         tokenizer: Of the student.
         prompts: Batches of `settings.prompts_per_step` prompts.
         step: Number of the step; with the run's seed it fixes every sample.
-        verifier: Texts and ground truths to rewards.
+        verifier: Texts and truths to rewards; `Verifier()` where None.
 
     Returns:
         The batch (None where no group of RLVR had differing rewards: there is nothing to learn from), host metrics,
@@ -125,7 +128,7 @@ def sample_answers(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     settings: SamplingSettings,
-    verifier: Verifier = verify_batch,
+    verifier: Judge | None = None,
 ) -> Answers:
     """One sampled and verified answer to each prompt."""
     pad = pad_token(tokenizer, actor.model.config.vocab_size)
@@ -136,7 +139,9 @@ def sample_answers(
     texts = tokenizer.batch_decode(
         [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
     )
-    rewards = _verified(verifier, texts, [p.ground_truth for p in prompts])
+    # A template may open the thought in the prompt; a response without its end is all thought then.
+    judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
+    rewards = np.asarray((verifier or Verifier())(judged, [p.ground_truth for p in prompts]), np.float32)
     return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
 
 
@@ -159,18 +164,8 @@ def truncated_share(batches: Sequence[Answers], stops: Sequence[int]) -> float:
     return 1.0 - float(np.mean(ended))
 
 
-def _verified(verifier: Verifier, texts: Sequence[str], truths: Sequence[GroundTruth]) -> np.ndarray:
-    """Rewards, float32 `[answers]`; of several allowed answers any is right."""
-    pairs = [
-        (place, text, truth)
-        for place, (text, allowed) in enumerate(zip(texts, truths, strict=True))
-        for truth in ((allowed,) if isinstance(allowed, str) else allowed)
-    ]
-    rewards = np.full(len(texts), -np.inf, np.float32)
-    places = np.array([place for place, _, _ in pairs], np.int64)
-    found = np.asarray(verifier([text for _, text, _ in pairs], [truth for _, _, truth in pairs]), np.float32)
-    np.maximum.at(rewards, places, found)
-    return rewards
+def _opens_thought(tokenizer: Any, prompt: Prompt) -> bool:
+    return tokenizer.decode(list(prompt.tokens[-_LAST_TOKENS:])).rstrip().endswith(_OPENED)
 
 
 def _sample_groups(
@@ -179,7 +174,7 @@ def _sample_groups(
     tokenizer: Any,
     prompts: Iterator[list[Prompt]],
     step: int,
-    verifier: Verifier,
+    verifier: Judge | None,
 ) -> tuple[Answers, dict[str, float]]:
     """`prompts_per_step` groups; with the dynamic filter, groups without variance are replaced by refills."""
     size = settings.samples_per_prompt

@@ -17,6 +17,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 from jaxgeom.models import Qwen3Config, copy_tokenizer
 from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Truth
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.settings import OnPolicySettings, RunInputs, RunSettings, SFTSettings
 
@@ -41,6 +42,11 @@ class RunRows:
     def evaluated(self) -> list[pipelines.Prompt]:
         """The held-out prompts."""
         return [] if self.held_out is None else pipelines.all_prompts(self.held_out)
+
+    @property
+    def truths(self) -> list[Truth | None]:
+        """All that answers are judged by, in training and evaluation."""
+        return self.data.truths + ([] if self.held_out is None else self.held_out.truths)
 
     def batches(self, settings: RunSettings) -> grain.DatasetIterator:
         """The run's iterator over its rows."""
@@ -82,6 +88,7 @@ def read_run_rows(
             f"{directory}: {what} given to end an answer, with vocab_size={config.vocab_size}; 'eos_token_id' in"
             " generation_config.json names one"
         )
+    stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
     limits = Limits(vocabulary=config.vocab_size, context=config.max_position_embeddings)
     shared: dict[str, Any] = {"settings": rows, "kept": kept, "reporter": reporter}
     answered = dataclasses.replace(limits, new_tokens=settings.max_new_tokens)

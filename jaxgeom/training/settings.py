@@ -67,6 +67,9 @@ class RunSettings:
         eval_limit: At most so many held-out prompts.
         max_new_tokens: Of a sampled answer (in training and evaluation).
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
+        allow_unisolated_code: Run programs of rows with tests even where bubblewrap is not to be had. They can then
+            read and change what this user can, use the network, stop the run.
+        code_timeout: Seconds for one test of a program.
         remat: Recompute activations in the backward pass.
         compute_dtype: Of activations; parameters and optimizer are always float32 masters.
         optimizer: AdamW and its learning-rate schedule.
@@ -83,6 +86,8 @@ class RunSettings:
     eval_limit: int = 512
     max_new_tokens: int = 512
     micro_batches: int = 1
+    allow_unisolated_code: bool = False
+    code_timeout: float = 10.0
     remat: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshSettings = field(default_factory=MeshSettings)
@@ -91,6 +96,7 @@ class RunSettings:
     def __post_init__(self):
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
+        _positive(self, "code_timeout")
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
         if self.batch_size % self.micro_batches:

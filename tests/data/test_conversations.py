@@ -1,10 +1,13 @@
 """Rows of several data sets in one form, and ground truths."""
 
+import functools
+import json
+
 import pytest
 
 from jaxgeom.data.conversations import read_demonstration, read_prompt
 from jaxgeom.data.templates import RowError
-from jaxgeom.data.truths import read_truth
+from jaxgeom.rewards import read_truth
 
 ASKED, ANSWERED = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
 BOTH = [ASKED, ANSWERED]
@@ -23,6 +26,7 @@ TRUTH = {"reward_model": {"ground_truth": "2"}}
         {"conversations": BOTH},
         {"prompt": [ASKED], "completion": [ANSWERED]},
         {"prompt": "1+1?", "completion": "2"},
+        {"messages": json.dumps(BOTH)},
     ],
 )
 def test_forms_of_one_demonstration(row):
@@ -65,6 +69,8 @@ def test_what_goes_with_the_messages():
         ({"messages": [ASKED, ANSWERED | {"content": "\ud800"}]}, "surrogate"),
         ({"messages": [ASKED, ANSWERED | {"tool_calls": [{"id": 3}]}]}, "tool_calls"),
         ({"messages": BOTH, "tools": "add"}, "'tools'"),
+        ({"messages": BOTH, "tools": [{"function": "add"}]}, "'tools'"),
+        ({"messages": [ASKED, ANSWERED | {"extra": functools.reduce(lambda x, _: [x], range(100), 1)}]}, "too deeply"),
         ({"conversations": [{"from": "moderator", "value": "a"}]}, "'from' is 'moderator'"),
     ],
 )
@@ -81,6 +87,7 @@ def test_what_is_no_demonstration_says_why(row, words):
         {"prompt": "1+1?", "answer": "2", "solution": None},
         {"problem": "1+1?", "answer": "2", "solution": "One and one are 2."},
         {"question": "1+1?", "ground_truth": 2},
+        {"prompt": json.dumps([ASKED]), "ground_truth": 2},
         {"prompt": [ASKED], "question": "1+1?", "reward_model": '{"ground_truth": ["2"]}'},
     ],
 )
@@ -132,5 +139,5 @@ def test_truths(value, truth):
 
 @pytest.mark.parametrize("value", [None, "", " \n", {}, {"target": 3}, [], [None], [""], ["1", {}], True, float("nan")])
 def test_what_no_answer_can_be_compared_with(value):
-    with pytest.raises(RowError, match="t "):
+    with pytest.raises(ValueError, match="t "):
         read_truth(value, "t")

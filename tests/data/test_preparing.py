@@ -140,6 +140,13 @@ def test_earlier_answers_that_the_template_rewrites_are_said(tokenizer, prepare,
     assert "in 1 rows the chat template rewrites earlier answers" in said
 
 
+def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare):
+    text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+    with pytest.raises(UserError, match=r"row 0 .*message 0 holds the special token '<\|im_start\|>'"):
+        prepare([asked(text, "2")], prepare_prompts)
+    assert learned(tokenizer, prepare([{"text": text}])[0]) == [text]
+
+
 def test_without_a_template_only_text_is_read(tokenizer, prepare, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     assert len(prepare([{"text": "plain"}])[0]) == 1

@@ -132,7 +132,8 @@ import sys
 def answer(n):
  frame, found = sys._getframe(), []
  while frame:
-  found += [v for v in (*frame.f_locals.values(), *frame.f_globals.values()) if isinstance(v, int) and v > 40000 and v < 50000]
+  things = (*frame.f_locals.values(), *frame.f_globals.values())
+  found += [v for v in things if isinstance(v, int) and 40000 < v < 50000]
   frame = frame.f_back
  return found[0]
 """,

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxgeom.errors import UserError
 from jaxgeom.rewards import close_checkers, extract_answer, math_reward, normalize_answer, verify_batch
 from jaxgeom.rewards import math_checker as checker_module
 from tests.rewards.answer_pairs import RESPONSES, RIGHT, WRONG
@@ -77,7 +76,7 @@ def test_no_answer_is_worth_nothing_and_no_truth_is_refused():
     for text in ("", " ", "5", r"\boxed{}", "Answer:", "####"):
         assert math_reward(text, "5") == 0.0
     for truth in ("", [], ["5", ""], float("nan")):
-        with pytest.raises(UserError, match="ground_truth"):
+        with pytest.raises(ValueError, match="ground_truth"):
             math_reward(r"\boxed{5}", truth)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxgeom.rewards import allowed_answers, extract_answer, truth_problem
+from jaxgeom.rewards import allowed_answers, extract_answer, read_truth
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ from jaxgeom.rewards import allowed_answers, extract_answer, truth_problem
         ("answer: 1\nAnswer: 2\nmore", "2"),
         ("The final answer is 3.", "3."),
         ("Answer： 3", "3"),
+        ("#### 3\nI hope that the answer is clear", "3"),
         ("work\n#### 18", "18"),
         ("#### 18\nAnswer: 19", "19"),
         ("Answer: 5<|im_end|>", "5"),
@@ -62,7 +63,6 @@ def test_extraction(text, answer):
     ],
 )
 def test_allowed_answers(truth, answers):
-    assert truth_problem(truth) is None
     assert allowed_answers(truth) == answers
 
 
@@ -70,17 +70,18 @@ def test_allowed_answers(truth, answers):
     ("truth", "problem"),
     [
         (None, "null"),
-        (float("nan"), "null"),
+        (float("nan"), "nan"),
         ("", "empty"),
         (" \n", "empty"),
         ([], "empty list"),
         (["1", ""], "empty"),
         ('["1", ""]', "empty"),
         (["1", None], "null"),
-        ([["1"]], "no text"),
-        ({"target": 1}, "object"),
+        ([["1"]], "list"),
+        ({"target": 1}, "dict"),
         (b"5", "bytes"),
     ],
 )
 def test_what_is_no_truth(truth, problem):
-    assert problem in truth_problem(truth)
+    with pytest.raises(ValueError, match=problem):
+        read_truth(truth)

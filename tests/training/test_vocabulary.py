@@ -10,10 +10,13 @@ import pytest
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
+from jaxgeom.optimizers.adamw import AdamWSettings
 from jaxgeom.training import OPDSettings, RunInputs, SFTSettings, train
 from jaxgeom.training.scoring import score
 from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 from tests.tiny import tiny_config, write_tiny_model
+
+ADAMW = AdamWSettings(learning_rate=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,7 @@ def test_another_tokenizer_is_refused_by_a_token(models, tmp_path):
 
 def prompts(file):
     row = {"prompt": [{"role": "user", "content": "1+2="}], "reward_model": {"ground_truth": "3"}}
-    file.write_text((json.dumps(row) + "\n") * 4)
+    file.write_text((json.dumps(row) + "\n") * 8)
     return file
 
 
@@ -84,7 +87,7 @@ def test_a_padded_teacher_teaches(models, tmp_path):
 
     heard: list[str] = []
     settings = OPDSettings(
-        steps=1, batch_size=2, samples_per_prompt=1, max_new_tokens=4, save_every=1, seed=0, compute_dtype="float32"
+        steps=1, batch_size=8, samples_per_prompt=1, max_new_tokens=4, save_every=1, seed=0, optimizer=ADAMW
     )
     inputs = RunInputs(model=models / "model", data=prompts(tmp_path / "p.jsonl"), teacher=models / "padded-True")
     train(settings, inputs, tmp_path / "run", reporter=Heard(quiet=True))
@@ -101,8 +104,8 @@ def test_a_weight_that_bfloat16_cannot_hold_is_refused_before_the_run(models, tm
     save_file(tensors, file)
     data = tmp_path / "d.jsonl"
     turns = [{"role": "user", "content": "1+2="}, {"role": "assistant", "content": "3"}]
-    data.write_text((json.dumps({"messages": turns}) + "\n") * 4)
-    settings = SFTSettings(steps=1, batch_size=2, save_every=1, seed=0, compute_dtype="bfloat16")
+    data.write_text((json.dumps({"messages": turns}) + "\n") * 8)
+    settings = SFTSettings(steps=1, batch_size=8, save_every=1, seed=0, optimizer=ADAMW, compute_dtype="bfloat16")
     inputs = RunInputs(model=tmp_path / "model", data=data)
     with pytest.raises(
         UserError, match=r"model\.norm\.weight.* has 1 of 32 entries that are NaN or infinite as bfloat16"
