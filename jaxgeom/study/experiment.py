@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def load_experiment(path: str | Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file")
     try:
-        namespace = runpy.run_path(str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # what it warns of fails a moment later, with its line
+            namespace = runpy.run_path(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     # The file is the user's own program: what it raises, or `exit()`, is theirs to read, in one line with its place.

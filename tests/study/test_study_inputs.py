@@ -19,6 +19,7 @@ from tests.tiny import write_tiny_model
         (("steps=6", "steps=0"), "steps=0"),
         (("experiment = Experiment(", "other = Experiment("), "experiment"),
         (("common = dict(", "common = dict(("), "line"),
+        (("anchor=SFTSettings(", "anchor=0("), "TypeError"),  # of which Python warns first
         (("CompareSettings(angle_k=4", "CompareSettings(device='tpu', angle_k=4"), "device = 'tpu'"),
         (('name="tiny"', 'name="../../x"'), "name='../../x'"),
         (('name="tiny"', 'name=".."'), "name='..'"),
