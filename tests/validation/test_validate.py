@@ -111,7 +111,7 @@ def test_saved_model_gives_identical_logits_in_transformers(tmp_path):
 def test_the_command_says_which_check_failed_and_exits_1(tmp_path, monkeypatch, capsys):
     # A context shorter than what is compared bounds nothing: it changes no number.
     path = write(tmp_path / "model", max_position_embeddings=8)
-    monkeypatch.setattr("jaxgeom.commands.validate.validate_model", functools.partial(validate_model, gradients=False))
+    monkeypatch.setattr("jaxgeom.validation.validate_model", functools.partial(validate_model, gradients=False))
     assert main(["validate", str(path), "--length", "8"]) == 0
     assert "greedy regret" in capsys.readouterr().out
 
@@ -127,7 +127,7 @@ def test_the_command_says_which_check_failed_and_exits_1(tmp_path, monkeypatch, 
 def test_the_table_cuts_no_name_short_on_a_narrow_screen(tmp_path, monkeypatch, capsys):
     name = "model.layers.12.mlp.experts.127.down_proj.weight"
     checks = [Check("diagnostics, normalized_spectral_shift", 0.0, 1e-6, name)]
-    monkeypatch.setattr("jaxgeom.commands.validate.validate_model", lambda *_, **__: checks)
+    monkeypatch.setattr("jaxgeom.validation.validate_model", lambda *_, **__: checks)
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["validate", str(tmp_path)]) == 0
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
