@@ -147,7 +147,7 @@ def test_leading_values_are_exact_where_the_spectrum_has_no_gaps():
         assert measured["op_norm"]["w"][3] == 0 and np.isnan(measured["stable_rank"]["w"][3])
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)])
 def test_no_leaf_is_gathered_where_the_leaves_are_sharded(axis_type):
     params0, params1, bases = trees()
     mesh = jax.make_mesh((1, 4, 2, 1), sharding.AXES, axis_types=(axis_type,) * 4)
