@@ -134,9 +134,16 @@ def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
     # ⟨W_t − W_{t−1}, W_{t+1} − W_t⟩
     cross = shifted(beside, 1) - own - twice + beside
     path = divide(cross, xp.sqrt(steps * shifted(steps, 1)))
-    final, last = covariance[..., -1], own[..., -1:]
-    to_rest = divide(final - own, xp.sqrt(own * xp.maximum(last - 2 * final + own, 0.0)))
+    to_rest = xp.diagonal(_rest_cosines(covariance), axis1=-2, axis2=-1)
     return path, to_rest, xp.sqrt(divide(own, xp.cumsum(steps, axis=-1)))
+
+
+def _rest_cosines(covariance: Any) -> Any:
+    """Cosines `[..., s, t]` of `W_s − W_0` and `W_T − W_t` of a walk with these covariances `[..., T, T]`."""
+    xp = namespace(covariance)
+    own, final = xp.diagonal(covariance, axis1=-2, axis2=-1), covariance[..., -1]
+    rest = xp.maximum(own[..., -1:] - 2 * final + own, 0.0)
+    return divide(final[..., :, None] - covariance, xp.sqrt(own[..., :, None] * rest[..., None, :]))
 
 
 def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tuple[int, ...]) -> Numbers:
@@ -191,9 +198,26 @@ def similarity_statistics(
     if covariance is None:
         return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
     xp = namespace(disjoint, covariance)
-    apart = similarity_at(curve, _expected_cosines(covariance)[1])
+    apart = disjoint_walk_similarity(curve, covariance)
     hidden = xp.isnan(as_real(disjoint, xp))
-    return found | triple("sim_disjoint", disjoint, NullMoments(*(xp.where(hidden, xp.nan, x) for x in apart)))
+    at = (xp.diagonal(x, axis1=-2, axis2=-1) for x in apart)
+    return found | triple("sim_disjoint", disjoint, NullMoments(*(xp.where(hidden, xp.nan, x) for x in at)))
+
+
+def disjoint_walk_similarity(curve: SimilarityCurve, covariance: Any) -> NullMoments:
+    """Sim_K of `W_s − W_0` and `W_T − W_t`, s ≤ t, of a random walk whose checkpoints are rounded.
+
+    The two stretches share no step, but the rounding error of what lies between them: K/n, the null of stretches that
+    are stored exactly, is not theirs. On the diagonal it is the null of `sim_disjoint`.
+
+    Args:
+      curve: `similarity_curve` of the shape and K.
+      covariance: `walk_covariance` `[..., T, T]`, numpy or JAX.
+
+    Returns:
+      Mean and deviation, `[..., T, T]` each, by s and t; NaN where a stretch is zero.
+    """
+    return similarity_at(curve, _rest_cosines(covariance))
 
 
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:

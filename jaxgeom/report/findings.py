@@ -291,7 +291,7 @@ def early_sentence(trajectory: Any, who: str = "the update") -> str:
 
 
 def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
-    """The similarity of disjoint parts of training at its highest, against K/n."""
+    """The similarity of disjoint parts of training at its highest, against that of independent ones."""
     known = [own for own in track_cells(trajectory, "sim_disjoint") if own.value is not None]
     if not known:
         return ""
@@ -305,4 +305,4 @@ def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
         return sentence + "."
     above = f", {ratio_words(value, null)}" if null > 0 else ""
     over = f" ({said})" if (said := over_words("sim_disjoint", own)) else ""
-    return sentence + f", where chance (K/n) gives {format_value('sim_disjoint', null)}{above}{over}."
+    return sentence + f", where independent stretches give {format_value('sim_disjoint', null)}{above}{over}."

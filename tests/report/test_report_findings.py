@@ -120,9 +120,11 @@ def test_nothing_is_claimed_of_what_is_not_there():
     assert "cannot be tested: sft_anchor, rlvr" in " ".join(told)
 
 
-def test_trajectory_findings_name_the_walk_and_the_chance_level():
+def test_trajectory_findings_name_the_walk_and_the_null_of_stretches():
     told = " ".join(trajectory_findings(examples.trajectory("rlvr")))
-    assert "contracts" in told and "random walk" in told and "K/n" in told and "bf16 view" in told
+    assert (
+        "contracts" in told and "random walk" in told and "independent stretches give" in told and "bf16 view" in told
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])

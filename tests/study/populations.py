@@ -153,16 +153,21 @@ def check_trajectories(study):
                 assert _same(at["z"], z), (name, seed, index, key)
                 read += at["null"] is not None
         assert read > 20 and {"nss", "overlap_low"} <= trajectory["summary"].keys()
-        similar = trajectory["similarity"]
-        for kind, key in (("full", "sim_to_final"), ("disjoint", "sim_disjoint")):
-            entry = trajectory["summary"][key]
-            for s, t in itertools.product(range(len(trajectory["steps"])), repeat=2):
-                assert similar[f"{kind}_count"][s][t] >= 0
-                if t == (len(trajectory["steps"]) - 1 if kind == "full" else s):
-                    assert similar[f"{kind}_count"][s][t] == entry["count"][s]
-                    assert _same(similar[kind][s][t], entry["mean"][s])
-                    if entry["null"] is not None:
-                        assert _same(similar[f"{kind}_null"][s][t], entry["null"][s])
+        check_similarities(trajectory)
+
+
+def check_similarities(trajectory):
+    """The heat maps' last column and diagonal are the curves: the same values, nulls and counts."""
+    similar = trajectory["similarity"]
+    for kind, key in (("full", "sim_to_final"), ("disjoint", "sim_disjoint")):
+        entry = trajectory["summary"][key]
+        for s, t in itertools.product(range(len(trajectory["steps"])), repeat=2):
+            assert similar[f"{kind}_count"][s][t] >= 0
+            if t == (len(trajectory["steps"]) - 1 if kind == "full" else s):
+                assert similar[f"{kind}_count"][s][t] == entry["count"][s]
+                assert _same(similar[kind][s][t], entry["mean"][s])
+                if entry["null"] is not None:
+                    assert _same(similar[f"{kind}_null"][s][t], entry["null"][s]), (kind, s)
 
 
 def _seed_means(seeds):
