@@ -16,8 +16,8 @@ _LANCZOS_STEPS = 300
 next value is 1 % below, 300 where it is 0.02 % below; nearer ones count as one value, whose error is that gap."""
 
 _SPARE = 16
-"""Columns of the block beyond those that are asked for: the last ones of a Krylov space are its worst. Halko, Martinsson
-and Tropp (2011, doi:10.1137/090771806) take 5 to 10."""
+"""Columns of the block beyond those that are asked for: the last ones of a Krylov space are its worst. Halko,
+Martinsson and Tropp (2011, doi:10.1137/090771806) take 5 to 10."""
 
 _DIRECT_SIZE = 1536
 """Up to this size the tridiagonal form, which separates all directions, costs at most 1.4 times the Krylov space; at
@@ -102,8 +102,8 @@ def leading_directions(matrix: Matrix, count: int, *, passes: int = 6) -> tuple[
     """Leading singular triplets of the float32 Gram matrix, in float64.
 
     Small ones by their tridiagonal form. Larger ones by block Krylov iteration: the Rayleigh quotient in the space over
-    a random block of `count + _SPARE` columns and `passes` powers; directions whose values lie close together at the cut
-    are not separated fully there.
+    a random block of `count + _SPARE` columns and `passes` powers; directions whose values lie close together at the
+    cut are not separated fully there.
 
     Args:
         matrix: the matrix `[out, in]`.
