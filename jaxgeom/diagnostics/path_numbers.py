@@ -139,7 +139,7 @@ def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
 
 
 def _rest_cosines(covariance: Any) -> Any:
-    """Cosines `[..., s, t]` of `W_s − W_0` and `W_T − W_t` of a walk with these covariances `[..., T, T]`."""
+    """Cosines of `W_s − W_0` and `W_T − W_t`, `[..., T, T]` by s and t, of a walk with these covariances."""
     xp = namespace(covariance)
     own, final = xp.diagonal(covariance, axis1=-2, axis2=-1), covariance[..., -1]
     rest = xp.maximum(own[..., -1:] - 2 * final + own, 0.0)
@@ -195,29 +195,38 @@ def similarity_statistics(
     """
     null = random_walk_similarity(curve, increments, covariance)
     found = triple("sim_to_final", to_final, NullMoments(null.mean[..., -1], null.std[..., -1]))
-    if covariance is None:
-        return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
-    xp = namespace(disjoint, covariance)
-    apart = disjoint_walk_similarity(curve, covariance)
+    apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=k)
+    xp = namespace(disjoint, *apart)
     hidden = xp.isnan(as_real(disjoint, xp))
-    at = (xp.diagonal(x, axis1=-2, axis2=-1) for x in apart)
-    return found | triple("sim_disjoint", disjoint, NullMoments(*(xp.where(hidden, xp.nan, x) for x in at)))
+    own = (xp.where(hidden, xp.nan, xp.diagonal(part, axis1=-2, axis2=-1)) for part in apart)
+    return found | triple("sim_disjoint", disjoint, NullMoments(*own))
 
 
-def disjoint_walk_similarity(curve: SimilarityCurve, covariance: Any) -> NullMoments:
-    """Sim_K of `W_s − W_0` and `W_T − W_t`, s ≤ t, of a random walk whose checkpoints are rounded.
-
-    The two stretches share no step, but the rounding error of what lies between them: K/n, the null of stretches that
-    are stored exactly, is not theirs. On the diagonal it is the null of `sim_disjoint`.
+def disjoint_walk_similarity(
+    curve: SimilarityCurve, increment_norms: Any, covariance: Any = None, *, shape: tuple[int, ...], k: int
+) -> NullMoments:
+    """Sim_K between what a random walk did up to s and what it does after t ≥ s.
 
     Args:
       curve: `similarity_curve` of the shape and K.
-      covariance: `walk_covariance` `[..., T, T]`, numpy or JAX.
+      increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
 
     Returns:
-      Mean and deviation, `[..., T, T]` each, by s and t; NaN where a stretch is zero.
+      Mean and deviation, `[..., T, T]` by s and t: K/n, or that of two stretches that share a rounding error; NaN where
+      t < s.
     """
-    return similarity_at(curve, _rest_cosines(covariance))
+    xp = namespace(increment_norms, covariance)
+    increments = as_real(increment_norms, xp)
+    if covariance is None:
+        blank = increments[..., :, None] * increments[..., None, :] * 0
+        null = NullMoments(blank + disjoint_similarity(shape, k=k), blank + disjoint_similarity_std(shape, k=k))
+    else:
+        null = similarity_at(curve, _rest_cosines(covariance))
+    after = xp.triu(xp.ones((increments.shape[-1],) * 2, bool))
+    return NullMoments(*(xp.where(after, part, xp.nan) for part in null))
 
 
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:
