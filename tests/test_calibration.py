@@ -37,8 +37,8 @@ LARGER = {
 
 
 FEW = {("profile", "bf16"): {"sparsity_bf16_profile_z"}}
-"""By case and storage the keys that are not judged, since fewer than half of the draws have a z: of 24 × 16 entries most
-of a quiet row is rounded away, and a scale that is a guess leaves the null without a deviation."""
+"""By case and storage the keys that are not judged, since fewer than half of the draws have a z: of 24 × 16 entries
+most of a quiet row is rounded away, and a scale that is a guess leaves the null without a deviation."""
 
 
 def check(name, draw, sigma, shape, storage) -> None:
