@@ -36,15 +36,23 @@ LARGER = {
 }
 
 
-def check(draw, sigma, shape, storage) -> None:
+FEW = {("profile", "bf16"): {"sparsity_bf16_profile_z"}}
+"""By case and storage the keys that are not judged, since fewer than half of the draws have a z: of 24 × 16 entries
+most of a quiet row is rounded away, and a scale that is a guess leaves the null without a deviation."""
+
+
+def check(name, draw, sigma, shape, storage) -> None:
+    few = set()
     for key, z in calibration.scores(draw, shape, storage, sigma, DRAWS, seed=1).items():
         z = z[np.isfinite(z)]
-        if z.size < DRAWS / 2:  # too few changes for a z in this family of draws
+        if z.size < DRAWS / 2:
+            few.add(key)
             continue
         assert np.count_nonzero(np.abs(z) > 3) < DISTANT, key
         # Corrections of second order leave a few tenths; the deviation of masks of whole rows is an upper bound.
         assert abs(z.mean()) < 0.3 + 4 / np.sqrt(z.size), key
         assert 0.4 < z.std() < 1.5, key
+    assert few == FEW.get((name, storage), set())
 
 
 def test_the_bounds_are_honest():
@@ -55,11 +63,11 @@ def test_the_bounds_are_honest():
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_z_is_one(case, storage):
-    check(*CASES[case], storage)
+    check(case, *CASES[case], storage)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", calibration.STORAGE)
 @pytest.mark.parametrize("case", LARGER)
 def test_every_z_is_one_of_larger_matrices(case, storage):
-    check(*LARGER[case], storage)
+    check(f"larger: {case}", *LARGER[case], storage)

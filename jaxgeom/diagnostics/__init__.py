@@ -81,6 +81,7 @@ from .null_trajectory import walked_distance as walked_distance
 from .null_update import scale_profile as scale_profile
 from .null_update import update_null_statistics as update_null_statistics
 from .path_numbers import cosine_statistics as cosine_statistics
+from .path_numbers import disjoint_walk_similarity as disjoint_walk_similarity
 from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics
 from .path_numbers import rate_statistics as rate_statistics

@@ -134,9 +134,16 @@ def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
     # ⟨W_t − W_{t−1}, W_{t+1} − W_t⟩
     cross = shifted(beside, 1) - own - twice + beside
     path = divide(cross, xp.sqrt(steps * shifted(steps, 1)))
-    final, last = covariance[..., -1], own[..., -1:]
-    to_rest = divide(final - own, xp.sqrt(own * xp.maximum(last - 2 * final + own, 0.0)))
+    to_rest = xp.diagonal(_rest_cosines(covariance), axis1=-2, axis2=-1)
     return path, to_rest, xp.sqrt(divide(own, xp.cumsum(steps, axis=-1)))
+
+
+def _rest_cosines(covariance: Any) -> Any:
+    """Cosines of `W_s − W_0` and `W_T − W_t`, `[..., T, T]` by s and t, of a walk with these covariances."""
+    xp = namespace(covariance)
+    own, final = xp.diagonal(covariance, axis1=-2, axis2=-1), covariance[..., -1]
+    rest = xp.maximum(own[..., -1:] - 2 * final + own, 0.0)
+    return divide(final[..., :, None] - covariance, xp.sqrt(own[..., :, None] * rest[..., None, :]))
 
 
 def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tuple[int, ...]) -> Numbers:
@@ -188,12 +195,38 @@ def similarity_statistics(
     """
     null = random_walk_similarity(curve, increments, covariance)
     found = triple("sim_to_final", to_final, NullMoments(null.mean[..., -1], null.std[..., -1]))
-    if covariance is None:
-        return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
-    xp = namespace(disjoint, covariance)
-    apart = similarity_at(curve, _expected_cosines(covariance)[1])
+    apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=k)
+    xp = namespace(disjoint, *apart)
     hidden = xp.isnan(as_real(disjoint, xp))
-    return found | triple("sim_disjoint", disjoint, NullMoments(*(xp.where(hidden, xp.nan, x) for x in apart)))
+    own = (xp.where(hidden, xp.nan, xp.diagonal(part, axis1=-2, axis2=-1)) for part in apart)
+    return found | triple("sim_disjoint", disjoint, NullMoments(*own))
+
+
+def disjoint_walk_similarity(
+    curve: SimilarityCurve, increment_norms: Any, covariance: Any = None, *, shape: tuple[int, ...], k: int
+) -> NullMoments:
+    """Sim_K between what a random walk did up to s and what it does after t ≥ s.
+
+    Args:
+      curve: `similarity_curve` of the shape and K.
+      increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
+
+    Returns:
+      Mean and deviation, `[..., T, T]` by s and t: K/n, or that of two stretches that share a rounding error; NaN where
+      t < s.
+    """
+    xp = namespace(increment_norms, covariance)
+    increments = as_real(increment_norms, xp)
+    if covariance is None:
+        blank = increments[..., :, None] * increments[..., None, :] * 0
+        null = NullMoments(blank + disjoint_similarity(shape, k=k), blank + disjoint_similarity_std(shape, k=k))
+    else:
+        null = similarity_at(curve, _rest_cosines(covariance))
+    after = xp.triu(xp.ones((increments.shape[-1],) * 2, bool))
+    return NullMoments(*(xp.where(after, part, xp.nan) for part in null))
 
 
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:

@@ -115,6 +115,7 @@ def test_a_summary_is_over_one_population():
         "sparsity_bf16_excess": 13 / 50, "sparsity_bf16_profile_mean": (5 + 27) / 40,
         "sparsity_bf16_profile_null": (2 + 18) / 40, "sparsity_bf16_profile_excess": 12 / 40,
         "sparsity_bf16_profile_count": 2, "nss": 1.5, "nss_null": 1.5, "nss_excess": 0.0, "nss_z": 0.0, "nss_count": 2,
+        "nss_z_count": 2,
     }  # fmt: skip
     assert found.keys() == expected.keys()
     for key, value in expected.items():

@@ -19,8 +19,13 @@ from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, 
 from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
-from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, random_walk_similarity, similarity_curve
-from jaxgeom.diagnostics.path_numbers import path_statistics, rate_statistics, similarity_statistics
+from jaxgeom.diagnostics.null_trajectory import random_walk_similarity, similarity_curve
+from jaxgeom.diagnostics.path_numbers import (  # fmt: skip
+    disjoint_walk_similarity,
+    path_statistics,
+    rate_statistics,
+    similarity_statistics,
+)
 from jaxgeom.diagnostics.stored_walk import spacing_counts, walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
@@ -263,12 +268,12 @@ class MatrixTrajectory:
                 expected = self.row["sim_to_final_bf16_null"][s]
                 value = similarity(step.right_bf16, self.final_bf16)
                 self._put("sim_to_final_bf16", s, value, None if expected is None else (expected, None))
-        chance = disjoint_similarity(shape, k=self.k)
+        apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=self.k)
         self.row["similarity"] = {
             "full": _lines(full),
             "full_null": _lines(random_walk_similarity(curve, increments, covariance).mean),
             "disjoint": _lines(disjoint),
-            "disjoint_null": [[chance if t >= s else None for t in range(count)] for s in range(count)],
+            "disjoint_null": _lines(apart.mean),
         }
 
 

@@ -15,6 +15,7 @@ from jaxgeom.comparison.one_matrix.rows import Row, put_null, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.update_cells import count_cells
 from jaxgeom.diagnostics.entry_statistics import OVERLAPS
+from jaxgeom.diagnostics.moments import moments_of_draws
 from jaxgeom.diagnostics.null_permutation import permutation_statistics
 from jaxgeom.diagnostics.null_profile import profile_statistics
 
@@ -75,7 +76,5 @@ def permuted_ranks(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Gene
         rng.shuffle(delta.reshape(-1))
         top, fourth = leading_and_fourth(Matrix(delta))
         found.append((squares / top, squares**2 / fourth))
-    return {
-        name: (float(np.mean(values)), float(np.std(values, ddof=1)))
-        for name, values in zip(("stable_rank", "participation_ratio"), zip(*found, strict=True), strict=True)
-    }
+    mean, std = moments_of_draws(np.array(found))
+    return {name: (float(mean[i]), float(std[i])) for i, name in enumerate(("stable_rank", "participation_ratio"))}

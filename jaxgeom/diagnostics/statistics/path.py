@@ -1,5 +1,7 @@
 """Along a run: when the update finds its subspace, and how straight its path is; and what the model says."""
 
+from collections.abc import Sequence
+
 from .entry import Null, Statistic
 from .spectrum import NO_VISIBLE, PRECISION, ZERO
 
@@ -19,6 +21,15 @@ STRETCHES = Null(
 )
 ENDS = "nothing follows the last checkpoint, or one of the two stretches is zero"
 FEW = f"{ZERO}, or it has fewer than K directions"
+
+EARLY = 0.2
+"""The share of training at which *On the Geometry of On-Policy Distillation* asks whether the subspace is found."""
+
+
+def early_place(steps: Sequence[float | int]) -> int:
+    """Which of ascending steps is nearest to `EARLY` of the last one."""
+    return min(range(len(steps)), key=lambda i: abs(steps[i] - EARLY * steps[-1]))
+
 
 PATH = (
     Statistic(
