@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jaxgeom.commands.parsing import parse
 from jaxgeom.errors import UserError
+from jaxgeom.interruption import stoppable
 
 # Command → (module of its function, one line of help). The modules are imported when asked for: they are slow to load.
 COMMANDS = {
@@ -42,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         # A full disk, a missing permission: the system's own words and the file are all there is to say.
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", status=130)
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; the same command goes on from here"
+        return _fail(said, status=getattr(stop, "status", 130))
     except Exception as error:  # the last resort: whatever else goes wrong is a fault of this program's
         return _fail(_fault(error, arguments), status=1)
 
@@ -68,7 +70,8 @@ def _run(arguments: list[str]) -> int:
     # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _keep_compiled_programs()
-    return call(shlex.join(["jaxgeom", *arguments])) or 0
+    with stoppable():
+        return call(shlex.join(["jaxgeom", *arguments])) or 0
 
 
 def _no_command(arguments: list[str]) -> int:

@@ -76,6 +76,8 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, int, bytes]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, _ in pairs:
+        name.encode()  # half of a surrogate pair, which JSON can spell, is a ValueError: no report could hold the name
     if len(table := dict(pairs)) < len(pairs):
         raise ValueError("a name occurs twice")
     return table

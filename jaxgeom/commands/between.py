@@ -45,13 +45,20 @@ def between(
 
     def run(command: str) -> None:
         from jaxgeom.checkpoints import open_checkpoint
-        from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
+        from jaxgeom.commands.entries import (
+            entry_progress,
+            other_processes,
+            say_notes,
+            say_what_is_replaced,
+            writes_report,
+        )
         from jaxgeom.comparison import between_runs
         from jaxgeom.cpu_memory import keep_freed_memory
         from jaxgeom.progress import Reporter
         from jaxgeom.report import print_table, write_report
 
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             sides = [open_checkpoint(path, base=base) for path in (initial, final_a, final_b)]

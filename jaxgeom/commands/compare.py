@@ -41,7 +41,13 @@ def compare(
 
     def run(command: str) -> None:
         from jaxgeom.checkpoints import open_checkpoint
-        from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
+        from jaxgeom.commands.entries import (
+            entry_progress,
+            other_processes,
+            say_notes,
+            say_what_is_replaced,
+            writes_report,
+        )
         from jaxgeom.commands.kept_distance import distance_of, finished_report, prompts_of, with_distance
         from jaxgeom.comparison import compare_checkpoints
         from jaxgeom.comparison.run.plan import check_sides, match_sides
@@ -51,6 +57,7 @@ def compare(
         from jaxgeom.training import functional_distance
 
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             first, second = (open_checkpoint(path, base=base) for path in (initial, final))

@@ -56,13 +56,20 @@ def trajectory(
     """
 
     def run(command: str) -> None:
-        from jaxgeom.commands.entries import entry_progress, other_processes, say_notes, writes_report
+        from jaxgeom.commands.entries import (
+            entry_progress,
+            other_processes,
+            say_notes,
+            say_what_is_replaced,
+            writes_report,
+        )
         from jaxgeom.comparison import trajectory_checkpoints
         from jaxgeom.cpu_memory import keep_freed_memory
         from jaxgeom.progress import Reporter
         from jaxgeom.report import trajectory_findings, write_report
 
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             first = open_checkpoint(initial, base=base)

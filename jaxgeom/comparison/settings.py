@@ -5,6 +5,7 @@ import re
 from typing import Any, Literal
 
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 
 ATTENTION = ("q", "k", "v", "o")
 """Modules of the population `attention`."""
@@ -57,6 +58,7 @@ class CompareSettings:
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         for field, allowed in (
             ("suite", ("full", "fast")),
             ("population", ("all", "attention")),

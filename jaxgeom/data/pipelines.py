@@ -79,5 +79,8 @@ def all_prompts(prepared: Prepared) -> list[Prompt]:
 def _endless(rows: int, collate, batch_size: int, seed: int) -> grain.DatasetIterator:
     if rows < 1 or batch_size < 1:
         raise UserError(f"{rows} rows and batch size {batch_size}: nothing to train on")
-    dataset = grain.MapDataset.range(rows).seed(seed).shuffle().repeat().batch(batch_size, batch_fn=collate)
+    dataset = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
+    # Grain counts the batches of an endless data set in floating point: those of one would be more than an index holds.
+    single = batch_size == 1
+    dataset = dataset.map(lambda place: collate([place])) if single else dataset.batch(batch_size, batch_fn=collate)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -5,11 +5,12 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.data.conversations import read_demonstration, read_prompt
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
 
@@ -90,6 +91,40 @@ def read_rows(path: str | Path) -> list[dict]:
             raise UserError(f"{path}: {row.place}: {row.content}") from row.content
         rows.append(row.content)
     return rows
+
+
+def check_demonstrations(rows: Sequence[dict], source: str) -> None:
+    """Every row is a demonstration, as `read_demonstration` reads it.
+
+    Args:
+        rows: as `read_rows` gives them.
+        source: of the rows, for the message.
+
+    Raises:
+        UserError: naming the first row that is none, and what is wrong with it.
+    """
+    _check(rows, source, read_demonstration)
+
+
+def check_prompts(rows: Sequence[dict], source: str) -> None:
+    """Every row is a prompt with its right answer, as `read_prompt` reads it.
+
+    Args:
+        rows: as `read_rows` gives them.
+        source: of the rows, for the message.
+
+    Raises:
+        UserError: naming the first row that is none, and what is wrong with it.
+    """
+    _check(rows, source, read_prompt)
+
+
+def _check(rows: Sequence[dict], source: str, read: Callable[[dict], Any]) -> None:
+    for number, row in enumerate(rows):
+        try:
+            read(row)
+        except RowError as error:
+            raise UserError(f"{source}: row {number}: {error}") from None
 
 
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:

@@ -208,6 +208,15 @@ def above_half_ulp(magnitude: Any, bits: Any) -> Any:
     return bitcast(magnitude, np.uint32) > half
 
 
+def is_equal(a: Any, b: Any) -> Any:
+    """`a == b`, of subnormal numbers too, all of which XLA takes for zero."""
+    if namespace(a, b) is np:
+        return a == b
+    kind = jnp.uint64 if a.dtype == jnp.float64 else jnp.uint32
+    bits, others = bitcast(a, kind), bitcast(b, kind)
+    return ((bits == others) & (a == a)) | (((bits | others) << kind(1)) == 0)
+
+
 def is_on_bf16_grid(w: Any) -> Any:
     """Whether every entry of each matrix `[..., out, in]` is a bfloat16 number."""
     if w.dtype.name == "bfloat16":
@@ -248,6 +257,17 @@ def norm_and_unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return safe_sqrt(squares) * unit, unit
 
 
+def decay_in_units(
+    a: jax.Array, delta: jax.Array, norm: jax.Array, unit: jax.Array, delta_unit: jax.Array
+) -> jax.Array:
+    """`⟨ΔW, W0⟩/‖W0‖²` without underflow, from what `norm_and_unit` gives of W0 and of ΔW; NaN where W0 is zero."""
+    inner = jnp.sum((a / unit[..., None, None]) * (delta / delta_unit[..., None, None]), axis=(-2, -1))
+    relative = norm / unit
+    defined = relative > 0
+    decay = inner / jnp.square(jnp.where(defined, relative, jnp.ones_like(relative))) * (delta_unit / unit)
+    return jnp.where(defined, decay, jnp.full_like(decay, jnp.nan))
+
+
 def entry_counts(
     w0: Float[ArrayLike, "*batch out in"],
     w1: Float[ArrayLike, "*batch out in"],
@@ -282,10 +302,6 @@ def entry_counts(
     size = float(a.shape[-1]) * float(a.shape[-2])
     rms = (initial_norm / math.sqrt(size))[..., None, None]
     beyond = exceeds(magnitude, a, b, ABSOLUTE_TOLERANCE)
-    inner = jnp.sum((a / unit[..., None, None]) * (delta / delta_unit[..., None, None]), axis=(-2, -1))
-    relative = initial_norm / unit
-    defined = relative > 0
-    decay = inner / jnp.square(jnp.where(defined, relative, jnp.ones_like(relative))) * (delta_unit / unit)
     counted_changed = count_true(changed)
     counted = [magnitude_histogram(grid_bits(w0), mask) for mask in (None, changed, changed & ~beyond)] * histograms
     return EntryCounts(
@@ -293,13 +309,13 @@ def entry_counts(
         storage_of(w1.dtype),
         0 * counted_changed + size,
         counted_changed,
-        count_true(a != b),
+        count_true(~is_equal(a, b)),
         count_true(beyond),
         jnp.stack([count_true(exceeds(magnitude, a, b, share * rms)) for share in RMS_TOLERANCES], axis=-1),
         count_true(above_half_ulp(magnitude, bits)),
         delta_norm,
         initial_norm,
-        jnp.where(defined, decay, jnp.full_like(decay, jnp.nan)),
+        decay_in_units(a, delta, initial_norm, unit, delta_unit),
         norm_and_unit(bf16_view(w1) - bf16_view(w0))[0],
         is_on_bf16_grid(w0),
         is_on_bf16_grid(w1),

@@ -97,7 +97,7 @@ def _profile_cells(
     base = lowest[0] + lowest[1]
     found = averages(cells_of(counts, eta), base, _LEVELS, sums.unit)
     sizes = [as_real(on, jnp) for on in active]
-    drift, noise, fitted, thin = estimation(found._replace(base=0), own, other, sizes[0], sizes[1])
+    drift, noise, fitted, thin = estimation(found, own, other, sizes[0], sizes[1])
     level = (own[:, None] + other[None, :]).reshape(-1)
     inside = level < _LEVELS
     level = jnp.where(inside, level, 0)

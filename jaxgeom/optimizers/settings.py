@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class AdamWSettings:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
+
         def refuse(name: str, needed: str) -> None:
             raise UserError(f"{name}={getattr(self, name)!r}: {needed} is needed")
 

@@ -21,7 +21,7 @@ from jaxgeom.files import write_atomically
 from jaxgeom.study.matched import Measured, at_end, at_relative_norm, at_step, early, seed_values
 from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
 from jaxgeom.training import wilson_interval
-from jaxgeom.training.run_directory import read_json_lines
+from jaxgeom.training.logs import read_json_lines
 
 _KINDS = ("", "_null", "_excess", "_z")
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .functional_distance import functional_distance as functional_distance
     from .learning_rates import run_learning_rates as run_learning_rates
     from .loop import train as train
+    from .ready import is_finished as is_finished
     from .rollouts import Actor as Actor
     from .rollouts import collect as collect
     from .scoring import score as score

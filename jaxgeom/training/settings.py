@@ -10,6 +10,7 @@ import tyro
 
 from jaxgeom.data.prepared import RowSettings
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 
 
@@ -30,6 +31,7 @@ class MeshSettings:
     expert: Annotated[int, tyro.conf.arg(name="mesh-expert")] = 1
 
     def __post_init__(self):
+        check_types(self)
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(f"mesh (data, fsdp, tensor, expert)={sizes}: sizes must be ≥ 1, and one may be -1")
@@ -94,6 +96,7 @@ class RunSettings:
     rows: RowSettings = field(default_factory=RowSettings)
 
     def __post_init__(self):
+        check_types(self)
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
         _positive(self, "code_timeout")

@@ -180,3 +180,12 @@ def test_a_header_that_lies_is_refused_before_anything_is_read(tmp_path, entry, 
     with pytest.raises(UserError, match=expected) as error:
         open_checkpoint(tmp_path)
     assert "\n" not in str(error.value) and "model.safetensors" in str(error.value)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    """JSON can spell half of a surrogate pair; no report could hold it."""
+    text = json.dumps({"\ud800": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(UserError, match="header is no JSON table"):
+        open_checkpoint(tmp_path)

@@ -17,9 +17,9 @@ def tokenizer(tmp_path_factory):
 
 
 def _demonstrations(tokenizer, rows, **options):
-    settings = {"max_length": 128, "seed": 5} | options
+    settings = {"max_length": 128, "seed": 5, "batch_size": 8} | options
     prepared = tiny_demonstrations(rows, tokenizer, max_length=settings.pop("max_length"))
-    return pipelines.demonstration_batches(prepared, batch_size=8, **settings)
+    return pipelines.demonstration_batches(prepared, **settings)
 
 
 def test_a_restored_iterator_goes_on_where_it_was(tokenizer):
@@ -60,3 +60,18 @@ def test_long_rows_are_cut_and_padding_is_no_target(tokenizer):
 )
 def test_buckets(length, bucket):
     assert bucket_length(length) == bucket
+
+
+def test_batches_of_one_row_are_those_of_the_endless_order(tokenizer):
+    """Grain's length of an endless data set, in batches of one, is beyond what an index holds."""
+    rows = arithmetic.demonstrations(arithmetic.ArithmeticTask(), 5, seed=0)
+    several, single = (_demonstrations(tokenizer, rows, batch_size=size) for size in (4, 1))
+    batch, ones = next(several), [next(single) for _ in range(4)]
+    state = single.get_state()
+    for place, one in enumerate(ones):
+        assert one["tokens"].shape[0] == 1
+        kept = batch["tokens"][place][batch["valid"][place]]
+        np.testing.assert_array_equal(one["tokens"][0][one["valid"][0]], kept)
+    after = next(single)
+    single.set_state(state)
+    np.testing.assert_array_equal(next(single)["tokens"], after["tokens"])

@@ -8,6 +8,7 @@ from jaxtyping import TypeCheckError
 from jaxgeom import diagnostics as jd
 from jaxgeom.diagnostics import NullMoments
 from jaxgeom.diagnostics.between import rounding_overlaps
+from jaxgeom.diagnostics.null_profile import Levels, estimation
 from jaxgeom.diagnostics.rounding_cells import overlap_law, rounding_cells, scale_for_density
 from jaxgeom.diagnostics.stored_noise import sum_by_class
 
@@ -164,3 +165,13 @@ def test_z_and_excess():
     np.testing.assert_allclose(jd.z_score(value, null), [2.0, np.nan, 0.0], rtol=1e-5)
     np.testing.assert_allclose(jd.excess(value, null), [0.2, 0.2, 0.0], rtol=1e-5)
     assert np.isnan(jax.jit(jd.z_score)(0.7, jd.NullMoments(jnp.float32(jnp.nan), jnp.float32(jnp.nan))))
+
+
+def test_counts_beyond_the_whole_numbers_of_float32():
+    """6000 rows and columns of one level, each pair's scale with its own bias and variance, `∓1/n` of closed form."""
+    n = 6000
+    levels = Levels(*(jnp.full(3, x, jnp.float32) for x in (0.3, 0.25, 2.0, 4.0, 2.0, 0.25)))
+    ones, zeros = jnp.ones(n, jnp.float32), jnp.zeros(n, jnp.int32)
+    drift, noise, _, _ = estimation(levels, zeros, zeros, ones, ones)
+    # Var t = ΣW/(Σh)² = n·2/(2n)² on either side, bias −½·Σk/Σh·Var t: together 1/n and −1/n.
+    assert float(noise[0]) == pytest.approx(1 / n, rel=1e-4) and float(drift[0]) == pytest.approx(-1 / n, rel=1e-4)

@@ -120,6 +120,7 @@ def _surroundings(folder: Path, said: io.StringIO, told: io.StringIO) -> Iterato
     import jaxgeom.report
     import jaxgeom.study.runner
     import jaxgeom.training.loop
+    import jaxgeom.training.run_directory
 
     def accept(*_: Any, **__: Any) -> None:
         raise _Accepted
@@ -133,8 +134,10 @@ def _surroundings(folder: Path, said: io.StringIO, told: io.StringIO) -> Iterato
         stack.enter_context(contextlib.redirect_stdout(told))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("default")  # a warning is a line on stderr too
-        for module in (jaxgeom.study.runner, jaxgeom.training.loop):
-            stack.enter_context(unittest.mock.patch.object(module, "claim_directory", accept))
+        claim = getattr(jaxgeom.training.run_directory, "Claim", None)
+        modules = (jaxgeom.study.runner, jaxgeom.training.loop)
+        for place, name in [(claim, "carry_out")] if claim else [(module, "claim_directory") for module in modules]:
+            stack.enter_context(unittest.mock.patch.object(place, name, accept))
         stack.enter_context(unittest.mock.patch.object(jaxgeom.report, "write_report", lambda out: out))
         stack.enter_context(unittest.mock.patch.object(jaxgeom.report, "print_table", lambda *_: None))
         for which, timer, limit in (

@@ -155,10 +155,10 @@ def rows(rng: Generator, folder: Path, out: Path) -> Arguments:
     """Demonstrations and prompts: a value in a row, the lines, the file."""
     objective = pick(rng, ("sft", "rlvr"))
     held = {"messages": _SAID} if objective == "sft" else _ASKED
-    texts = [json.dumps(held)] * 8
+    texts = [json.dumps(held)] * 12
     for _ in range(int(rng.integers(1, 4))):
-        texts[int(rng.integers(8))] = json_text(damaged_value(rng, held))
-    ends = pick(rng, ("\n", "\n", "\n", "\r\n", "\n\n", "\r", "\u2028", ""))
+        texts[int(rng.integers(12))] = json_text(damaged_value(rng, held))
+    ends = pick(rng, (*["\n"] * 8, "\r\n", "\n\n", "\r", "\u2028", ""))
     data = ends.join(texts).encode()
     form = int(rng.integers(8))
     if form == 0:
@@ -169,7 +169,8 @@ def rows(rng: Generator, folder: Path, out: Path) -> Arguments:
         data = damaged_bytes(rng, gzip.compress(data)) if rng.random() < 0.5 else gzip.compress(data)
     path = folder / pick(rng, ("rows.jsonl", "rows.jsonl", "rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.parquet"))
     path.write_bytes(data)
-    return _train(objective, folder / "base", path, out)
+    given = _train(objective, folder / "base", path, out)
+    return [*given, "--on-bad-row", "skip"] if rng.random() < 0.4 else given
 
 
 def experiment(rng: Generator, folder: Path, out: Path) -> Arguments:

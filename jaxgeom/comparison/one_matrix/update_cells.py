@@ -199,7 +199,7 @@ def _estimation(
     steps = [side for side, _ in groups]
     sizes = [np.where(side < levels, held, 0).astype(np.float64) for side, held in groups]
     found = averages(isotropic, np.int32(base), levels, np.int32(unit))
-    return estimation(found._replace(base=0), steps[0], steps[1], sizes[0], sizes[1])
+    return estimation(found, steps[0], steps[1], sizes[0], sizes[1])
 
 
 def _joint_counts(
