@@ -18,6 +18,9 @@ from .storage_grids import FINITE
 _FAR = 0.04
 """Variance, in squared spacings, from which six terms of the Fourier series tell T to 1e-12."""
 
+_RESOLVED = 5
+"""Deviations of the squared rounding errors of a matrix above which what is left is taken for noise."""
+
 
 def spacing_counts(histogram: Any, storage: str = "bfloat16", grid: str | None = None) -> tuple[Any, Any]:
     """Spacings of a 16-bit grid around weights and how many weights lie on each, from a histogram of their magnitudes.
@@ -75,7 +78,8 @@ def shared_cosine(counts_a: EntryCounts, counts_b: EntryCounts) -> Any:
 
     Returns:
       A number: 0 where one of them at least is not rounded to a grid that W0 is not on; NaN where both are and what
-      they share is not known: W0 itself is of 16 bits, or their ends are stored unlike.
+      they share is not known: W0 itself is of 16 bits, their ends are stored unlike, or their noise is too small to be
+      told from the rounding.
     """
     both = counts_a.is_coarser & counts_b.is_coarser
     halves = counts_a.is_half_alone, counts_b.is_half_alone
@@ -84,8 +88,12 @@ def shared_cosine(counts_a: EntryCounts, counts_b: EntryCounts) -> Any:
     bf16, half = (spacing_counts(counts_a.histogram, counts_a.storage, grid) for grid in ("bfloat16", "float16"))
     squares = xp.square(xp.where(xp.asarray(halves[0]), half[0], bf16[0]))
     energies, size = bf16[1] * squares, xp.sum(bf16[1])
-    noise = [xp.maximum(xp.square(one.delta_norm) - xp.sum(energies) / 12, 0.0) / size for one in (counts_a, counts_b)]
-    product = xp.sum(energies * shared_error((noise[0] + noise[1]) / squares))
+    noise = [xp.square(one.delta_norm) - xp.sum(energies) / 12 for one in (counts_a, counts_b)]
+    # The square of an error, uniform over its cell, has the variance c⁴/180.
+    least = _RESOLVED * xp.sqrt(xp.sum(energies * squares) / 180)
+    known = known & (noise[0] > least) & (noise[1] > least)
+    variance = xp.maximum(noise[0] + noise[1], 0.0) / size
+    product = xp.sum(energies * shared_error(variance / squares))
     cosine = divide(divide(product, counts_a.delta_norm), counts_b.delta_norm)
     return xp.where(both, xp.where(known, cosine, np.nan), 0.0)
 
