@@ -56,7 +56,7 @@ class MatrixMeasurement:
         self.totals.add(self.initial, self.final, eta=settings.eta, rms=rms, changed_out=self.changed)
         self.row: Row = {}
         put_entries(self.row, self.totals, settings.eta)
-        self.on_grid = self.totals.is_rounded
+        self.on_grid = bool(self.totals.counts.is_bf16)
         base = self._base()
         if settings.suite == "full":
             self._full(base)
@@ -79,7 +79,7 @@ class MatrixMeasurement:
             totals: scan of the same two arrays.
         """
         self.a, self.b, self.totals, self.row = widen(self.initial), widen(self.final), totals, {}
-        self.on_grid = totals.is_rounded
+        self.on_grid = bool(totals.counts.is_bf16)
         base = self._base()
         if base is not None:
             self._changes(base, self.make_matrix(self.b, self.a)).measure(plain=True)

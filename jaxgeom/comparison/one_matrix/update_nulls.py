@@ -35,6 +35,9 @@ def put_update_nulls(
 ) -> None:
     """Writes both nulls of visible sparsity and of the mask overlaps beside them; None where they are not defined.
 
+    Neither is where W+ is stored unlike W0 (`EntryCounts.is_coarser`): the scales, or the entries, are those of W0's
+    rounding error too.
+
     Args:
         row: holds the statistics.
         initial: stored W0 `[out, in]`.
@@ -46,7 +49,7 @@ def put_update_nulls(
     for name in ("sparsity_bf16", *OVERLAPS):
         for kind in ("_profile", "_permutation"):
             put_null(row, name, None, kind)
-    if totals.delta_squares > 0:
+    if totals.delta_squares > 0 and not totals.counts.is_coarser:
         profile, permutation = count_cells(initial, a, b, totals, masks, eta=eta)
         values = {name: np.float64(row[name]) for name in ("sparsity_bf16", *masks)}
         put_numbers(row, profile_statistics(profile, values, np.float64(totals.changed)))

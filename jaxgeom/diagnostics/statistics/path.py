@@ -12,7 +12,8 @@ WALK = Null(
 )
 CHANCE = Null("K/n, the similarity of two independent random subspaces", how="Haar-distributed subspaces")
 INDEPENDENT = Null(
-    "independent increments: 0, and below where checkpoints are rounded to bfloat16 and share its error",
+    "independent increments: 0, and below where checkpoints are rounded to 16 bits and share its error; none where "
+    "they are stored unlike one another",
     how="independent signs of the entries: deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones",
 )
 STRETCHES = Null(
@@ -65,7 +66,7 @@ PATH = (
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",
         "1 where stretches add up at random, √t where they all go one way.",
         null=Null(
-            "independent increments: 1, and below where checkpoints are rounded to bfloat16",
+            "independent increments: 1, and below where checkpoints are rounded to 16 bits",
             how="deviation to first order in their cosines",
         ),
         commands=("trajectory",), undefined=ZERO,
