@@ -87,6 +87,7 @@ from .path_numbers import path_statistics as path_statistics
 from .path_numbers import rate_statistics as rate_statistics
 from .path_numbers import similarity_beside_chance as similarity_beside_chance
 from .path_numbers import similarity_statistics as similarity_statistics
+from .precision import along_update as along_update
 from .precision import bf16_bits as bf16_bits
 from .precision import bf16_update as bf16_update
 from .precision import bf16_view as bf16_view

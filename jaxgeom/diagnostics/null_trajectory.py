@@ -122,7 +122,7 @@ def random_walk_similarity(curve: SimilarityCurve, increment_norms: Any, covaria
     Args:
       curve: `similarity_curve` of the shape and K.
       increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
 
     Returns:
       Mean and deviation, `[..., T, T]` each; no deviation (NaN) where the two updates are one, neither of the two

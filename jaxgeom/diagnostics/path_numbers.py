@@ -3,7 +3,7 @@
 Directions are judged by signs: under the null the products of two updates' entries have independent signs, given their
 sizes. Then `⟨A, B⟩` has mean 0 and variance Σa²b², which is `‖A‖²‖B‖²/(mn)` for isotropic updates, and more where both
 have their large entries in the same places (shared scales of rows and columns; rounding, which moves the same small
-weights in both). Checkpoints rounded to the bfloat16 grid share the rounding error of what lies between them, which
+weights in both). Checkpoints rounded to a 16-bit grid share the rounding error of what lies between them, which
 turns their increments against each other: with the covariances of `stored_walk` the nulls have that too.
 """
 
@@ -89,7 +89,7 @@ def path_statistics(
       shape: `[..., m, n]` of the matrix.
       step_alignments, rest_alignments: Σa²b² of the pairs in the products, `[..., T]`; those of isotropic updates
         where they are not given.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
 
     Returns:
       With nulls, each `[..., T]`: `drift_ratio`, `‖W_t − W_0‖/√Σ‖increments‖²`, 1 in pure diffusion and √t in pure
@@ -111,7 +111,7 @@ def path_statistics(
     if step_alignments is not None:
         # Increments that are no neighbours are taken to share their large entries as neighbours do.
         shared = divide(divide(as_real(step_alignments, xp), steps), after)
-        spread = xp.sqrt(divide(xp.nansum(shared, axis=-1), xp.sum(xp.isfinite(shared), axis=-1)))
+        spread = xp.sqrt(divide(xp.nansum(shared, axis=-1), xp.sum(as_real(xp.isfinite(shared), xp), axis=-1)))
         spread = xp.where(xp.isnan(spread), cosine_std(shape), spread)
     walked, std = walked_distance(increments, spread)
     moved = walked > 0
@@ -189,7 +189,7 @@ def similarity_statistics(
       curve: `similarity_curve` of the shape and K.
       shape: `[..., m, n]` of the matrix.
       k: K.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
 
     Returns:
       `sim_to_final` beside a random walk of the observed increments; `sim_disjoint` beside K/n, or beside the

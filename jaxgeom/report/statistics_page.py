@@ -81,6 +81,7 @@ def _section(entry: Statistic) -> list[str]:
         said.append("- **null**: none")
     if not entry.is_setting:
         fast = "" if entry.agreement_fast is None else f"; suite fast {_power(entry.agreement_fast)}"
+        fast += f"; and {_power(entry.over_gap)}·σ₁²/(σ_K² − σ_{{K+1}}²) of the updates" if entry.over_gap else ""
         said += [
             f"- **undefined**: {entry.undefined}",
             f"- **mean**: {_MEANS[entry.weighting]}",

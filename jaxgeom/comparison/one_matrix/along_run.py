@@ -26,7 +26,9 @@ from jaxgeom.diagnostics.path_numbers import (  # fmt: skip
     rate_statistics,
     similarity_statistics,
 )
+from jaxgeom.diagnostics.precision import along_update
 from jaxgeom.diagnostics.shared_rounding import grid_of_run, spacing_counts
+from jaxgeom.diagnostics.singular_values import capped_rank
 from jaxgeom.diagnostics.stored_walk import walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
@@ -95,7 +97,7 @@ class MatrixTrajectory:
         last = self.read(self.count - 1)
         self.origin, self.last = origin, last
         self.a, self.z = widen(origin), widen(last)
-        self.k = min(settings.subspace_k, max(1, min(origin.shape) - 1))
+        self.k = capped_rank(settings.subspace_k, origin.shape)
         names = STATISTICS + (RATE_STATISTICS if self.rates else ()) + (SPECTRAL_STATISTICS if self.bases else ())
         self.row: dict[str, Any] = {name: [None] * self.count for name in names}
         for name in names:
@@ -160,6 +162,7 @@ class MatrixTrajectory:
             self.row[key][index] = cells[key]
         self._spectra(index, stored, totals)
         if square == 0:
+            self._put("op_norm", index, 0.0)
             return _Step(0.0, totals, None, None, None)
         update = self.make_matrix(now, self.a)
         right = self._update_statistics(index, update, totals)
@@ -217,8 +220,8 @@ class MatrixTrajectory:
         update = self.make_matrix(bf16_view(stored), start)
         self._put("stable_rank_bf16", index, totals.bf16_delta_squares / leading_square(update))
         if self.final_square:
-            share = np.float32(math.sqrt(totals.delta_squares / self.final_square))
-            fixed = self.make_matrix(bf16_view(self.a + share * (self.z - self.a)), start)
+            share = math.sqrt(totals.delta_squares / self.final_square)
+            fixed = self.make_matrix(bf16_view(along_update(self.a, self.z, share)), start)
             square = inner(fixed, fixed)
             if square:
                 value = self.row["stable_rank_bf16"][index]

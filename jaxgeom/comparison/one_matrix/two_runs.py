@@ -14,6 +14,7 @@ from jaxgeom.diagnostics.null_trajectory import similarity_curve
 from jaxgeom.diagnostics.path_numbers import orthogonal_statistics, similarity_between
 from jaxgeom.diagnostics.rounding_cells import cells_of
 from jaxgeom.diagnostics.shared_rounding import shared_cosine
+from jaxgeom.diagnostics.singular_values import capped_rank
 
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
 
@@ -56,7 +57,7 @@ def _update_statistics(
 ) -> None:
     squares = (totals[0].delta_squares, totals[1].delta_squares)
     rows, columns = updates[0].array.shape
-    k = min(settings.subspace_k, max(1, min(rows, columns) - 1))
+    k = capped_rank(settings.subspace_k, (rows, columns))
     row["subspace_k"] = k
     if min(squares) == 0:
         still = " and ".join(name for name, square in zip("AB", squares, strict=True) if square == 0)

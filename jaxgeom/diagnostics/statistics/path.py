@@ -36,21 +36,21 @@ PATH = (
     Statistic(
         "sim_to_final", "similarity to the final subspace", "Sim_K(t, T) = ‖V_K(ΔW_t)ᵀ V_K(ΔW_T)‖_F²/K",
         "How near the leading right subspace of the update so far is to that of the whole update.",
-        unit="share", null=WALK, commands=("trajectory",), undefined=FEW, sources=("2606.07082",), agreement=1e-6,
-        agreement_fast=1e-4, compared=True,
+        unit="share", null=WALK, commands=("trajectory",), undefined=FEW, sources=("2606.07082",),
+        agreement=1e-6, agreement_fast=1e-4, over_gap=2e-6, compared=True,
         headline=True, short="sim. to final",
     ),
     Statistic(
         "sim_to_final_bf16", "similarity to the final subspace (bf16 view)", "Sim_K(t, T) of the bfloat16 views",
         "The same as a bfloat16 reader sees it, where rounding makes a small update's subspace converge late.",
         unit="share", null=PRECISION, commands=("trajectory",), undefined=NO_VISIBLE, sources=("2606.07082",),
-        agreement=1e-4,
+        agreement=1e-4, over_gap=2e-6,
     ),
     Statistic(
         "sim_disjoint", "similarity of the update so far and the rest", "Sim_K between W_t − W_0 and W_T − W_t",
         "Whether training goes on in the directions that it used before: two stretches that share no step.",
-        unit="share", null=STRETCHES, commands=("trajectory",), undefined=ENDS, agreement=1e-6, agreement_fast=1e-4,
-        headline=True,
+        unit="share", null=STRETCHES, commands=("trajectory",), undefined=ENDS,
+        agreement=1e-6, agreement_fast=1e-4, over_gap=2e-6, headline=True,
     ),
     Statistic(
         "path_cosine", "cosine of this stretch and the next", "cos(W_t − W_s, W_u − W_t), s, t, u neighbours",
