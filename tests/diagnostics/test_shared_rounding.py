@@ -9,7 +9,9 @@ import pytest
 import jaxgeom as jg
 from jaxgeom import diagnostics as jd
 from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
+from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
+from jaxgeom.diagnostics.entry_statistics import isotropic_null
 from jaxgeom.diagnostics.shared_rounding import shared_error
 
 BF16 = ml_dtypes.bfloat16
@@ -72,16 +74,12 @@ def test_a_walk_from_finer_weights_has_the_covariance_of_its_samples(after, scal
 
 @pytest.mark.parametrize("after", ["bf16", "fp16"])
 def test_two_runs_from_finer_weights_are_as_alike_as_their_rounding_makes_them(after):
-    start = weights(np.float32, (128, 96))
-    scale = {"bf16": 2e-5, "fp16": 3e-6}[after]
-    rows = [
-        measure_pair(
-            start, *(moved(start, DTYPES[after], scale, 2 * draw + run) for run in (1, 2)), jg.CompareSettings()
-        )
-        for draw in range(4)
-    ]
+    start, settings = weights(np.float32, (64, 48)), jg.CompareSettings(subspace_k=3)
+    dtype, scale = {"bf16": (BF16, 2e-5), "fp16": (np.float16, 3e-6)}[after]
+    ends = [[moved(start, dtype, scale, 2 * draw + run) for run in (1, 2)] for draw in range(12)]
+    rows = [measure_pair(start, *pair, settings) for pair in ends]
     share, null = (np.mean([row[key] for row in rows]) for key in ("orthogonal_share", "orthogonal_share_null"))
-    assert share < 0.96 and share == pytest.approx(null, abs=0.01)
+    assert share < 0.97 and share == pytest.approx(null, abs=0.02)
     similarity, null = (np.mean([row[f"subspace_similarity{end}"] for row in rows]) for end in ("", "_null"))
     assert similarity == pytest.approx(null, abs=0.03)
     assert all(row["orthogonal_share_z"] is None and row["subspace_similarity_z"] is None for row in rows)
@@ -100,7 +98,7 @@ def test_bfloat16_numbers_in_a_float16_file_walk_as_bfloat16_numbers():
     start = weights(np.float32)
     start = np.where(np.abs(start) < 2e-3, 2e-3, start).astype(BF16)
     run, x = [], start.astype(np.float32)
-    for seed in range(3):
+    for seed in range(1, 4):
         x = moved(x, np.float32, 3e-5, seed)
         run.append(x.astype(BF16))
     rows = []
@@ -123,19 +121,32 @@ def test_a_run_of_checkpoints_that_are_stored_unlike_has_no_null_and_says_so():
     assert row["sim_to_final_null"] == [None, None] and "stored unlike" in row["path_note"]
 
 
-@pytest.mark.parametrize("before, after", UNLIKE)
-def test_what_a_report_has_of_sides_stored_unlike(before, after):
-    """Means and deviations where their law is known, notes elsewhere; `measure` has the same."""
+def reported(before: str, after: str) -> tuple[np.ndarray, np.ndarray, dict]:
+    """A pair and its row of a report."""
     w0 = weights(DTYPES[before])
     w1 = moved(w0, DTYPES[after], 3e-5, 1)
-    row = jg.compare({"w": w0}, {"w": w1}, SPECS, jg.CompareSettings(mask_rank=4)).to_json()["matrices"][0]
+    return w0, w1, jg.compare({"w": w0}, {"w": w1}, SPECS, jg.CompareSettings(mask_rank=4)).matrices[0]
+
+
+@pytest.mark.parametrize("before, after", UNLIKE)
+def test_what_a_report_has_of_sides_stored_unlike(before, after):
+    """Means and deviations where their law is known, notes elsewhere."""
+    row = reported(before, after)[-1]
     assert row["sparsity_bf16_z"] is None and row["decay_z"] is None and row["sparsity_bf16_profile_null"] is None
     assert (row["sparsity_bf16_null"] is not None) == ((before, after) == ("fp32", "bf16"))
     assert (row["overlap_low_z"] is not None) == (after == "bf16")
     assert "another grid" in row["sparsity_note"] and row["overlap_note"].startswith("no ")
-    keys = tuple(
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [pair if pair == UNLIKE[0] else pytest.param(*pair, marks=pytest.mark.slow) for pair in UNLIKE],
+)
+def test_measure_has_the_numbers_of_sides_stored_unlike(before, after):
+    w0, w1, row = reported(before, after)
+    keys = [
         key for key in row if key.startswith(("sparsity_bf16", "density", "decay", "overlap")) and "note" not in key
-    )
+    ]
     with jax.enable_x64(True):
         found = jax.jit(lambda a, b: jd.measure({"w": a}, {"w": b}, SPECS, statistics=keys, mask_rank=4))(w0, w1)
     for key in keys:
@@ -145,6 +156,7 @@ def test_what_a_report_has_of_sides_stored_unlike(before, after):
 @pytest.mark.parametrize("before", DTYPES)
 @pytest.mark.parametrize("after", DTYPES)
 def test_an_update_of_zero_is_stored_alike(before, after):
-    w0 = np.full((6, 4), 0.5, np.float32).astype(DTYPES[before])
-    null = jd.rounding_sparsity_null(jnp.asarray(w0), jnp.asarray(w0.astype(np.float32).astype(DTYPES[after])))
-    assert float(null.mean) == 1 and float(null.std) == 0
+    w0, sums = np.full((6, 4), 0.5, np.float32), EntrySums()
+    sums.add(w0.astype(DTYPES[before]), w0.astype(DTYPES[after]), eta=1e-3, rms=0.5)
+    null = isotropic_null(sums.counts, eta=1e-3).sparsity
+    assert null.mean == 1 and null.std == 0
