@@ -44,11 +44,17 @@ def _first_line(node: Any) -> str:
     return (ast.get_docstring(node) or "").split("\n")[0]
 
 
+def _statements(module: str) -> list[ast.stmt]:
+    """The top level of a module, what it imports for the reader and the type checker alone (`jaxgeom/lazy.py`) too."""
+    body = _tree(module).body
+    return [*body, *(inner for node in body if isinstance(node, ast.If) for inner in node.body)]
+
+
 @cache
 def _imports(module: str) -> dict[str, tuple[str, str]]:
     """`{name here: (module that it is taken from, its name there)}` of every `from X import N as M`."""
     found = {}
-    for node in _tree(module).body:
+    for node in _statements(module):
         if isinstance(node, ast.ImportFrom):
             package = module if _source(module).name == "__init__.py" else module.rpartition(".")[0]
             above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
@@ -74,7 +80,7 @@ def public_names(package: str) -> list[Name]:
     """What a package exports (`from X import N as N`), packages left out, in the order of its `__init__`."""
     exported = {
         alias.asname
-        for node in _tree(package).body
+        for node in _statements(package)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
         if alias.asname and not alias.asname.startswith("_")

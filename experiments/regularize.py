@@ -13,9 +13,11 @@ taken without the penalty.
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,9 @@ import optax
 
 import jaxgeom as jg
 from jaxgeom.data import ArithmeticTask, arithmetic, chat, embedded_model, pipelines
+from jaxgeom.data.prepared import Limits, RowSettings
+from jaxgeom.data.preparing import prepare_demonstrations
+from jaxgeom.data.rows import write_jsonl
 from jaxgeom.objectives import sft_loss
 from jaxgeom.optimizers import with_standard_promotion
 from jaxgeom.training import sequence_log_probs
@@ -107,8 +112,12 @@ def run(strengths: Sequence[float], *, steps: int, batch_size: int = 16, rate: f
     tokenizer, task = chat.load_tokenizer(embedded_model("base")), ArithmeticTask(terms=3, digits=2)
 
     def taken(count: int, size: int, seed: int) -> list[dict]:
-        rows = arithmetic.demonstrations(task, count * size, seed=seed)
-        iterator = pipelines.demonstration_batches(rows, tokenizer, batch_size=size, max_length=64, seed=0)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "demonstrations.jsonl"
+            write_jsonl(file, arithmetic.demonstrations(task, count * size, seed=seed))
+            limits = Limits(vocabulary=model.config.vocab_size, context=64)
+            rows = prepare_demonstrations(file, tokenizer, settings=RowSettings(), limits=limits)
+        iterator = pipelines.demonstration_batches(rows, batch_size=size, seed=0)
         return [jax.tree.map(np.asarray, next(iterator)) for _ in range(count)]
 
     batches, held_out = taken(steps, batch_size, 0), taken(1, HELD_OUT, 1)[0]

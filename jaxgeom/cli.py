@@ -1,16 +1,17 @@
 """The command line: `jaxgeom COMMAND`. Exit 0 on success, 2 on a mistake of the user's, 1 where a check failed."""
 
-import contextlib
 import importlib
-import io
 import os
-import re
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxgeom.commands.parsing import parse
 from jaxgeom.errors import UserError
+from jaxgeom.interruption import stoppable
 
 # Command → (module of its function, one line of help). The modules are imported when asked for: they are slow to load.
 COMMANDS = {
@@ -26,12 +27,32 @@ COMMANDS = {
     "export": ("export", "write a step of a run as a Hugging Face directory"),
 }
 
+_LONGEST_FAULT = 300  # characters of an unforeseen error's own words
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what Python still writes when it ends may go
+        return 0
+    except OSError as error:
+        # A full disk, a missing permission: the system's own words and the file are all there is to say.
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "interrupted; the same command goes on from here"
+        return _fail(said, status=getattr(stop, "status", 130))
+    except Exception as error:  # the last resort: whatever else goes wrong is a fault of this program's
+        return _fail(_fault(error, arguments), status=1)
+
+
+def _run(arguments: list[str]) -> int:
     if arguments in ([], ["-h"], ["--help"]):
-        print(_help())
+        print(_help(COMMANDS))
         return 0
     if arguments == ["--version"]:
         from jaxgeom import __version__
@@ -40,39 +61,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name = next((n for n in COMMANDS if arguments[: len(n.split())] == n.split()), None)
     if name is None:
-        return _fail(f"no command {shlex.quote(' '.join(arguments[:2]))}; one of: {', '.join(COMMANDS)}")
+        return _no_command(arguments)
+    module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
+    function = getattr(module, name.replace(" ", "_"))
+    call = parse(function, name, arguments[len(name.split()) :])
+    if call is None:
+        return 0
     # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _keep_compiled_programs()
-    try:
-        module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
-        function = getattr(module, name.replace(" ", "_"))
-        command = shlex.join(["jaxgeom", *arguments])
-        call = _parse(function, name, arguments[len(name.split()) :])
-        return call(command) or 0
-    except UserError as error:
-        return _fail(str(error))
-    except OSError as error:
-        # A full disk, a missing permission: the system's own words and the file are all there is to say.
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from here", status=130)
+    with stoppable():
+        return call(shlex.join(["jaxgeom", *arguments])) or 0
 
 
-def _parse(function, name: str, arguments: list[str]):
-    """The command with its arguments bound, by tyro; a parsing mistake becomes one line."""
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(function, prog=f"jaxgeom {name}", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        words = re.sub(r"[\u2500-\u257f]+|-{4,}|\x1b\[[0-9;]*m", " ", said.getvalue())
-        line = re.sub(r"\s+", " ", words).removeprefix(" Parsing error ").strip()
-        raise UserError(re.sub(r" For full helptext, (run|see)\b.*$", "", line)) from None
+def _no_command(arguments: list[str]) -> int:
+    """Help on a word that several commands begin with (`train`), else what there is."""
+    below = {name: held for name, held in COMMANDS.items() if name.split()[0] == arguments[0]}
+    if below and arguments[1:] in (["-h"], ["--help"]):
+        print(_help(below))
+        return 0
+    if below:
+        kinds = ", ".join(name.split()[1] for name in below)
+        given = f", not {shlex.quote(arguments[1])}" if arguments[1:] else ""
+        return _fail(f"{arguments[0]} takes one of {kinds}{given}; see jaxgeom {arguments[0]} --help")
+    return _fail(f"no command {shlex.quote(arguments[0])}; one of: {', '.join(COMMANDS)}")
 
 
 def _keep_compiled_programs() -> None:
@@ -90,9 +102,23 @@ def _fail(message: str, *, status: int = 2) -> int:
     return status
 
 
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    rows = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+def _fault(error: Exception, arguments: Sequence[str]) -> str:
+    """What is said of an error that nothing foresaw; its traceback is kept in a file."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = said if len(said) <= _LONGEST_FAULT else f"{said[:_LONGEST_FAULT]} …"
+    text = f"{shlex.join(['jaxgeom', *arguments])}\n\n{''.join(traceback.format_exception(error))}"
+    try:
+        handle, path = tempfile.mkstemp(prefix="jaxgeom-fault-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as refused:
+        return f"a fault of this program's: {said}; its traceback could not be kept ({refused.strerror})"
+    return f"a fault of this program's: {said}; its traceback is in {path}"
+
+
+def _help(commands: Mapping[str, tuple[str, str]]) -> str:
+    width = max(map(len, commands))
+    rows = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in commands.items())
     return f"usage: jaxgeom COMMAND …\n\n{rows}\n\njaxgeom COMMAND --help tells a command's arguments."
 
 

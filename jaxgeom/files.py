@@ -1,11 +1,19 @@
-"""Writing files so that a reader, or a kill, never meets a part of one."""
+"""Writing files so that a reader, or a kill, never meets a part of one; and what their content is told apart by."""
 
 import errno
+import functools
+import hashlib
 import os
 import pathlib
 import tempfile
 
 from jaxgeom.errors import UserError
+
+TEMPORARY = r"\.{name}\.\w{{8}}"
+"""What a file is called while it is written, as a regular expression with the (escaped) name to put in."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -24,8 +32,36 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
         raise
 
 
+def sha256_of(path: pathlib.Path) -> str:
+    """Digest of a file's bytes, in hexadecimal; read once a process as long as size and time of change stay.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    stat = path.stat()
+    return _sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _sha256(path: str, *_: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that the disk (or the user's share of it) is full, in whatever form a library says so."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        if any(word in str(seen).lower() for word in _FULL_WORDS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def as_user_error(error: OSError, where: str | os.PathLike[str]) -> UserError:
     """A clear line for a folder that cannot be written to."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{where}: the disk is full; what was measured before is kept, run the same command again")
+    if is_full(error):
+        return UserError(f"{where}: the disk is full; what was finished before is kept, run the same command again")
     return UserError(f"{where}: cannot be written to: {error.strerror or error}")

@@ -1,6 +1,7 @@
 """`jaxgeom export` of a real run: `transformers` computes the run's own logits, and nothing is overwritten unasked."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,14 +63,41 @@ def test_bfloat16_rounds_the_masters_once(run, tmp_path):
     assert json.loads((to / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
-def test_nothing_is_overwritten_without_force(run, tmp_path, capsys):
-    (tmp_path / "mine.txt").write_text("mine")
-    assert main(["export", str(run), "--to", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert str(tmp_path) in said and "--force" in said and said.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    assert main(["export", str(run), "--to", str(tmp_path), "--force"]) == 0
-    assert (tmp_path / "model.safetensors").is_file() and not (tmp_path / "mine.txt").exists()
+def test_nothing_is_overwritten_without_force_and_nothing_else_with_it(run, tmp_path, capsys):
+    to, mine = tmp_path / "exported", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "mine.txt").write_text("mine")
+    for force in ([], ["--force"]):
+        assert main(["export", str(run), "--to", str(mine), *force]) == 2
+        said = capsys.readouterr().err
+        assert str(mine) in said and "--force" in said and said.count("\n") == 1
+        assert [path.name for path in mine.iterdir()] == ["mine.txt"]
+    assert main(["export", str(run), "--to", str(to), "--step", "0"]) == 0
+    first = (to / "model.safetensors").read_bytes()
+    assert main(["export", str(run), "--to", str(to)]) == 2
+    capsys.readouterr()
+    assert main(["export", str(run), "--to", str(to), "--force"]) == 0
+    assert "deletes an export" in capsys.readouterr().out and (to / "model.safetensors").read_bytes() != first
+
+
+@pytest.mark.parametrize("change", ["added", "changed", "input"])
+def test_an_export_that_has_become_the_users_own_is_left_alone(run, tmp_path, capsys, change):
+    to = tmp_path / "exported"
+    assert main(["export", str(run), "--to", str(to)]) == 0
+    source = run
+    if change == "added":
+        (to / "notes.txt").write_text("mine")
+    elif change == "changed":
+        (to / "model.safetensors").write_bytes((to / "model.safetensors").read_bytes()[::-1])
+    else:
+        source = to / "run"
+        shutil.copytree(run, source)
+    held = {path: path.read_bytes() for path in to.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["export", str(source), "--to", str(to), "--force"]) == 2
+    words = {"added": "notes.txt", "changed": "model.safetensors is not what was written", "input": "the run itself"}
+    assert words[change] in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == held
 
 
 def test_a_run_is_never_exported_over_itself(run, capsys):

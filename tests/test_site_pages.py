@@ -27,8 +27,9 @@ def site() -> ModuleType:
 
 def exported(package: str) -> set[str]:
     """The public names of an imported package that are no modules."""
-    names = vars(importlib.import_module(package))
-    return {name for name, value in names.items() if not name.startswith("_") and not inspect.ismodule(value)}
+    module = importlib.import_module(package)
+    names = {name for name in dir(module) if not name.startswith("_")}
+    return {name for name in names if not inspect.ismodule(getattr(module, name))}
 
 
 def test_every_public_name_has_its_place_on_one_page(site: ModuleType) -> None:

@@ -1,12 +1,19 @@
 """Small real inputs for tests: Hugging Face directories with random weights and a tokenizer, rows of the task."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
+from jaxgeom.data.pipelines import Prompt, all_prompts
+from jaxgeom.data.prepared import Limits, Prepared, RowSettings
+from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
+from jaxgeom.data.rows import write_jsonl
 from jaxgeom.models import Qwen3, Qwen3Config, save_model
 
 
@@ -53,3 +60,21 @@ def write_tiny_model(directory: Path, *, seed: int = 0, dtype: str = "float32", 
     write_character_tokenizer(directory)
     save_model(directory, config, params, dtype=dtype)
     return directory
+
+
+def tiny_prompts(rows: Sequence[dict], tokenizer: Any) -> list[Prompt]:
+    """Rows with `prompt` and `reward_model.ground_truth`, as a run would have them."""
+    limits = Limits(vocabulary=112, context=256)
+    return all_prompts(_through_a_file(prepare_prompts, rows, tokenizer, limits))
+
+
+def tiny_demonstrations(rows: Sequence[dict], tokenizer: Any, *, max_length: int = 256) -> Prepared:
+    """Rows with `messages`, as a run would have them."""
+    return _through_a_file(prepare_demonstrations, rows, tokenizer, Limits(vocabulary=112, context=max_length))
+
+
+def _through_a_file(prepare: Any, rows: Sequence[dict], tokenizer: Any, limits: Limits) -> Prepared:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        write_jsonl(path, rows)
+        return prepare(path, tokenizer, settings=RowSettings(), limits=limits)

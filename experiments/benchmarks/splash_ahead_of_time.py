@@ -1,4 +1,4 @@
-"""Does the TPU compiler take the splash kernel in the sharded model? On a host without a TPU, with `jaxgeom[tpu]`:
+"""Does the TPU compiler take the splash kernel in the sharded model? On a host without a TPU, with the extra `tpu`:
 
     JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_WORKER_HOSTNAMES=localhost \\
         python experiments/benchmarks/splash_ahead_of_time.py --topology v5e:2x4

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import pathlib
+import threading
 from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.checksums import one_line, require_whole
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import RunCheckpoint
-from jaxgeom.checkpoints.safetensors_files import read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.errors import UserError
 
@@ -26,8 +28,8 @@ def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, 
 class _LeafSlice:
     """Reads the part of a stacked leaf that one Hugging Face tensor is, in that tensor's layout."""
 
-    def __init__(self, store: Any, config: Any, tensor: Any, where: str) -> None:
-        self.store, self.config, self.tensor, self.where = store, config, tensor, where
+    def __init__(self, store: Any, config: Any, tensor: Any, where: pathlib.Path, verified: "_Verified") -> None:
+        self.store, self.config, self.tensor, self.where, self.verified = store, config, tensor, where, verified
 
     def __call__(self, start: int | None, stop: int | None) -> np.ndarray:
         from jaxgeom.models.names import leaf_slice, to_hf
@@ -42,10 +44,22 @@ class _LeafSlice:
         return array if start is None else array[start:stop]
 
     def _fetch(self, store: Any) -> np.ndarray:
-        try:
+        self.verified.require()
+        with one_line(f"{self.where}: {self.tensor.name!r}"):
             return np.asarray(store.read().result())
-        except ValueError as error:
-            raise UserError(f"{self.where}: cannot read {self.tensor.name!r}: {error}") from error
+
+
+class _Verified:
+    """The files of a checkpoint, compared with their checksums once, before the first number is taken from them."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder, self.done, self.lock = folder, False, threading.Lock()
+
+    def require(self) -> None:
+        with self.lock:
+            if not self.done:
+                require_whole(self.folder, under="params/")
+                self.done = True
 
 
 def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
@@ -63,25 +77,27 @@ def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
     if not isinstance(model, dict):
         raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
     config = Qwen3Config.from_hf(model)
-    params = run / "checkpoints" / str(step) / "params"
+    folder = run / "checkpoints" / str(step)
+    params = folder / "params"
+    require_whole(folder, under="params/", contents=False)
     metadata = read_json(params / "_METADATA")
-    stored = {
-        tuple(entry["key"] for entry in leaf["key_metadata"]) for leaf in metadata.get("tree_metadata", {}).values()
-    }
+    with one_line(params / "_METADATA"):
+        stored = {
+            tuple(entry["key"] for entry in leaf["key_metadata"]) for leaf in metadata.get("tree_metadata", {}).values()
+        }
     wanted = hf_tensors(config)
     expected = {tuple(tensor.path) for tensor in wanted}
     if stored != expected:
         odd = sorted(".".join(path) for path in stored ^ expected)
         raise UserError(f"{params}: leaves do not fit the run's model configuration: {', '.join(odd)}")
     tensors: dict[str, Tensor] = {}
+    verified = _Verified(folder)
     stores: dict[tuple[str, ...], Any] = {}
     for tensor in wanted:
         path = tuple(tensor.path)
         if path not in stores:
-            try:
+            with one_line(f"{params}: leaf {'.'.join(path)}"):
                 stores[path] = _open_store(params, path, metadata)
-            except ValueError as error:
-                raise UserError(f"{params}: cannot open leaf {'.'.join(path)}: {error}") from error
         store = stores[path]
         held = leaf_slice(store, tensor)
         if int(np.prod(held.shape)) != int(np.prod(tensor.shape)):
@@ -90,7 +106,7 @@ def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
             )
         dtype = np.dtype(store.dtype.numpy_dtype).name
         tensors[tensor.name] = Tensor(
-            tensor.name, tuple(tensor.shape), dtype, _LeafSlice(store, config, tensor, str(params))
+            tensor.name, tuple(tensor.shape), dtype, _LeafSlice(store, config, tensor, params, verified)
         )
     fingerprint = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
     for file in sorted(path for path in params.rglob("*") if path.is_file()):

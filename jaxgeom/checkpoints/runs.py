@@ -3,8 +3,12 @@
 import dataclasses
 import os
 import pathlib
+import re
 
+from jaxgeom.checkpoints.weight_files import has_weights
 from jaxgeom.errors import UserError
+
+_STEP = re.compile(r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter)s?[-_=]?(\d+)(?![\d.])", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,39 @@ def split_step(text: str) -> tuple[str, int | None]:
     return (head, int(step)) if at and step.isdigit() else (text, None)
 
 
+def step_of_path(path: str) -> int | None:
+    """The step that a path names: in the last of its names that has one beside a word for it, or that ends in a number.
+
+    >>> step_of_path("verl/global_step_40/actor/huggingface"), step_of_path("step20-lr1e-5"), step_of_path("model-7")
+    (40, 20, 7)
+    >>> step_of_path("Qwen3-0.6B")
+    """
+    names = pathlib.PurePath(path).parts[::-1]
+    for name in names:
+        if found := _STEP.search(name):
+            return int(found.group(1))
+    found = re.search(r"(?<![\d.])(\d+)$", names[0]) if names else None
+    return int(found.group(1)) if found else None
+
+
+def step_folders(folder: pathlib.Path) -> list[tuple[int, str]]:
+    """The checkpoints of a folder that has one a step (`checkpoint-20`, `global_step_20`), ascending by step.
+
+    Raises:
+        UserError: two of them name the same step.
+    """
+    if not folder.is_dir() or (folder / "config.json").exists() or step_of_path(folder.name) is not None:
+        return []
+    found: dict[int, str] = {}
+    for entry in sorted(folder.iterdir()):
+        step = step_of_path(entry.name) if entry.is_dir() else None
+        if step is not None and step in found:
+            raise UserError(f"{folder}: {found[step]} and {entry} are both of step {step}")
+        if step is not None:
+            found[step] = str(entry)
+    return sorted(found.items())
+
+
 def named_run(source: str | os.PathLike[str]) -> RunCheckpoint | None:
     """The checkpoint of a run that an argument names; None where it names no run: a Hugging Face directory, or nothing.
 
@@ -70,7 +107,8 @@ def named_run(source: str | os.PathLike[str]) -> RunCheckpoint | None:
     text = os.fspath(source)
     directory = pathlib.Path(text)
     if directory.is_dir():
-        if (directory / "checkpoints").is_dir():
+        # A trainer may keep its checkpoints in a folder of that name below its final model.
+        if (directory / "checkpoints").is_dir() and not has_weights(directory):
             return RunCheckpoint(directory)
         if directory.name.isdigit() and (directory / "params").is_dir() and directory.parent.name == "checkpoints":
             return RunCheckpoint(directory.parent.parent, int(directory.name))

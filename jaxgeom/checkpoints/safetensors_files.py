@@ -1,7 +1,5 @@
-"""Hugging Face directories: `config.json` and one or several `*.safetensors`, read by header and offset."""
+"""Safetensors files, read by header and offset; a layout that the format does not allow is refused."""
 
-import hashlib
-import itertools
 import json
 import math
 import pathlib
@@ -10,7 +8,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
+from jaxgeom.checkpoints.plain_files import require_file
+from jaxgeom.checkpoints.tensors import Tensor
 from jaxgeom.errors import UserError
 
 _DTYPES: dict[str, Any] = {
@@ -57,8 +56,8 @@ class _Reader:
 
 def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, int, bytes]:
     """Entries of a safetensors file, where its data begins, the file's size, and the header's bytes."""
+    size = require_file(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
@@ -68,12 +67,20 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int, int, bytes]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise UserError(f"{path}: not a safetensors file (its header is no JSON table of tensors)")
     return {name: entry for name, entry in header.items() if name != "__metadata__"}, 8 + length, size, raw
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for name, _ in pairs:
+        name.encode()  # half of a surrogate pair, which JSON can spell, is a ValueError: no report could hold the name
+    if len(table := dict(pairs)) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return table
 
 
 class _Entry(NamedTuple):
@@ -97,8 +104,19 @@ def _entry_of(path: pathlib.Path, name: str, entry: Any) -> _Entry:
     return _Entry(code, shape, first, last)
 
 
-def _tensors_of(path: pathlib.Path) -> tuple[dict[str, Tensor], bytes]:
-    """The tensors of one file and its header's bytes; the whole layout is checked, nothing else is read."""
+def tensors_of(path: pathlib.Path) -> tuple[dict[str, Tensor], bytes]:
+    """The tensors of one file and its header's bytes; the whole layout is checked, nothing else is read.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors by stored name, which are read on request, and what identifies them: the header.
+
+    Raises:
+        UserError: no safetensors file, one that is cut off, or one whose tensors overlap or leave bytes between or
+            after them (the format allows neither, and what lies there is nobody's).
+    """
     header, start, size, raw = _read_header(path)
     entries = {name: _entry_of(path, name, entry) for name, entry in header.items()}
     expected = start + max((entry.last for entry in entries.values()), default=0)
@@ -114,66 +132,18 @@ def _tensors_of(path: pathlib.Path) -> tuple[dict[str, Tensor], bytes]:
                 f"{path}: tensor {name!r} of shape {list(shape)} and dtype {code} does not fit its {last - first} bytes"
             )
         tensors[name] = Tensor(name, shape, dtype.name, _Reader(path, name, start + first, shape, dtype))
+    if size > expected:
+        raise UserError(
+            f"{path}: {size - expected} bytes after its last tensor: damaged, or written over a longer file"
+        )
     filled = sorted((entry.first, entry.last, name) for name, entry in entries.items() if entry.last > entry.first)
-    for (_, end, one), (begin, _, other) in itertools.pairwise(filled):
+    end, one = 0, ""
+    for begin, last, other in filled:
         if begin < end:
             raise UserError(f"{path}: not a safetensors file (tensors {one!r} and {other!r} overlap)")
+        if begin > end:
+            raise UserError(
+                f"{path}: not a safetensors file ({begin - end} bytes before tensor {other!r} are no tensor's)"
+            )
+        end, one = last, other
     return tensors, raw
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file; a `UserError` that names the file when it is missing or no JSON object."""
-    try:
-        value = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return value
-
-
-def open_safetensors(directory: pathlib.Path, name: str) -> Checkpoint:
-    """A Hugging Face directory as a checkpoint.
-
-    With `model.safetensors.index.json` the files and names that it lists are read, otherwise every `*.safetensors`.
-
-    Raises:
-        UserError: no weights, a file that is missing, truncated or no safetensors, a tensor stored twice.
-    """
-    config_path = directory / "config.json"
-    if not config_path.is_file():
-        raise UserError(f"{directory}: no config.json, so it is no Hugging Face directory")
-    config = read_json(config_path)
-    index_path = directory / "model.safetensors.index.json"
-    listed: dict[str, str] | None = None
-    if index_path.is_file():
-        listed = read_json(index_path).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
-            raise UserError(f"{index_path}: has no weight_map")
-        files = [directory / file for file in sorted({str(file) for file in listed.values()})]
-    else:
-        files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{directory}: holds no *.safetensors file")
-    tensors: dict[str, Tensor] = {}
-    fingerprint = hashlib.sha256()
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path}: missing, although {index_path.name} lists it")
-        found, raw = _tensors_of(path)
-        twice = sorted(set(found) & set(tensors))
-        if twice:
-            raise UserError(f"{path}: tensors stored in more than one file: {', '.join(twice)}")
-        tensors |= found
-        stat = path.stat()
-        fingerprint.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns} ".encode() + raw)
-    if listed is not None:
-        absent = sorted(set(listed) - set(tensors))
-        if absent:
-            raise UserError(f"{index_path}: lists tensors that no file holds: {', '.join(absent)}")
-        tensors = {key: tensor for key, tensor in tensors.items() if key in listed}
-    if not tensors:
-        raise UserError(f"{directory}: its safetensors hold no tensor")
-    return Checkpoint(name, tensors, config=config, fingerprint=fingerprint.hexdigest())

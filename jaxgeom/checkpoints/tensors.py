@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,14 +83,25 @@ class Checkpoint(Mapping[str, Tensor]):
         name: how the user named it.
         config: the Hugging Face configuration, None where there is none.
         fingerprint: changes whenever the files do; cheap, unlike `sha256`.
+        notes: what was left out or read in another way than it may seem; a sentence each.
+        adapter: of a LoRA adapter its base, rank and scale; None for every other checkpoint.
     """
 
     def __init__(
-        self, name: str, tensors: Mapping[str, Tensor], *, config: dict[str, Any] | None, fingerprint: str
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        config: dict[str, Any] | None,
+        fingerprint: str,
+        notes: Sequence[str] = (),
+        adapter: dict[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.fingerprint = fingerprint
+        self.notes = tuple(notes)
+        self.adapter = adapter
         self._tensors = dict(tensors)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -121,3 +132,31 @@ class Checkpoint(Mapping[str, Tensor]):
         for name in sorted(self):
             digest.update(f"{name}:{known.get(name) or self[name].sha256()}\n".encode())
         return digest.hexdigest()
+
+
+class Renamed(Checkpoint):
+    """A checkpoint under other names, some tensors left out or cut up; its digest is that of what is stored.
+
+    Attributes:
+        origin: the checkpoint as it was opened.
+        stored_names: the name in `origin` of each tensor that is whole there.
+    """
+
+    def __init__(
+        self, origin: Checkpoint, tensors: Mapping[str, Tensor], stored_names: Mapping[str, str], notes: Sequence[str]
+    ) -> None:
+        super().__init__(
+            origin.name, tensors, config=origin.config, fingerprint=origin.fingerprint,
+            notes=(*origin.notes, *notes), adapter=origin.adapter,
+        )  # fmt: skip
+        self.origin = origin
+        self.stored_names = dict(stored_names)
+
+    def sha256(self, known: Mapping[str, str] | None = None) -> str:
+        """Digest of the stored checkpoint.
+
+        Args:
+            known: digests of single tensors that were computed already, by their name here.
+        """
+        stored = {self.stored_names[name]: one for name, one in (known or {}).items() if name in self.stored_names}
+        return self.origin.sha256(stored)

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+from jaxgeom.comparison.run.outputs import replaced
 from jaxgeom.comparison.run.processes import Team, initialize
+from jaxgeom.errors import listed
 from jaxgeom.progress import Reporter
 
 
@@ -36,6 +39,19 @@ def other_processes(distributed: bool, out: Path) -> Iterator[Team | None]:
     team = initialize() if distributed else None
     with team.telling(out) if team is not None else nullcontext():
         yield team
+
+
+def say_what_is_replaced(out: Path, force: bool, reporter: Reporter) -> None:
+    """With --force, names the files of an earlier measurement that may go."""
+    held = replaced(out) if force else []
+    if held:
+        reporter.say(f"--force: another measurement in {out} is replaced: {listed(held)}")
+
+
+def say_notes(coverage: dict[str, Any], reporter: Reporter) -> None:
+    """Says what of the checkpoints was left out, or read otherwise than it may seem."""
+    for note in coverage.get("notes", ()):
+        reporter.say(note)
 
 
 def writes_report(team: Team | None, reporter: Reporter) -> bool:

@@ -1,23 +1,27 @@
 """`jaxgeom export RUN --step N --to DIR`."""
 
+import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from jaxgeom.checkpoints import saved_steps
-from jaxgeom.errors import UserError
-from jaxgeom.models import save_model
-from jaxgeom.progress import Reporter
-from jaxgeom.training import load_start
+from jaxgeom.checkpoints.checksums import NAME as CHECKSUMS
+from jaxgeom.checkpoints.checksums import fault_of, read_checksums, write_checksums
+from jaxgeom.commands.options import Directory, SomeCount
+from jaxgeom.errors import UserError, listed
+from jaxgeom.owned_files import Contents, contents_of, empty
+
+_KIND = "export"
 
 
 def export(
-    run: Positional[Path],
-    to: Path,
-    step: int | None = None,
+    run: Annotated[Positional[Path], arg(metavar="RUN")],
+    to: Directory,
+    step: SomeCount = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     force: bool = False,
 ) -> Callable[[str], None]:
@@ -28,18 +32,23 @@ def export(
         to: The directory to write; new or empty.
         step: Which checkpoint; the last where not given.
         dtype: Of the stored weights. float32 are the run's own, without rounding; bfloat16 takes half the room.
-        force: Delete what is in the directory to write.
+        force: Delete an earlier export that is in the directory to write; nothing else.
     """
 
     def write(command: str) -> None:
+        from jaxgeom.checkpoints import saved_steps
+        from jaxgeom.models import save_model
+        from jaxgeom.progress import Reporter
+        from jaxgeom.training import load_start
+
         steps = saved_steps(run)
         if not steps:
             raise UserError(f"{run}: no checkpoints there")
         chosen = steps[-1] if step is None else step
         if chosen not in steps:
-            raise UserError(f"{run}: step={chosen} was not saved; the run has {', '.join(map(str, steps))}")
+            raise UserError(f"{run}: step={chosen} was not saved; the run has {listed(map(str, steps))}")
         target = to.resolve()
-        _check_target(target, run.resolve(), force)
+        held = _check_target(target, run.resolve(), force)
         reporter = Reporter()
         reporter.say(f"reading {run}@{chosen}")
         model, params = load_start(f"{run}@{chosen}", mesh=None, compute_dtype="float32")
@@ -48,18 +57,32 @@ def export(
         shutil.rmtree(partial, ignore_errors=True)
         reporter.say(f"writing {to}")
         save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
-        if target.exists():
-            shutil.rmtree(target)
+        write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
+        if target.is_dir():
+            empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)
+            target.rmdir()
         partial.rename(target)
         reporter.say(f"model: {to}")
 
     return write
 
 
-def _check_target(target: Path, run: Path, force: bool) -> None:
+def _check_target(target: Path, run: Path, force: bool) -> Contents:
+    """What is in the directory to write, which may be deleted: an earlier export, unchanged, or nothing."""
     if target.exists() and not target.is_dir():
         raise UserError(f"{target}: is a file, not a directory")
     if target == run or target in run.parents or run / "checkpoints" in (target, *target.parents):
         raise UserError(f"{target}: holds the run itself; choose another directory")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    if not target.is_dir() or not any(target.iterdir()):
+        return Contents([], [])
+    if not force:
         raise UserError(f"{target}: is not empty; choose another directory or give --force")
+    held = read_checksums(target) or {}
+    if held.get("kind") != _KIND:
+        raise UserError(f"{target}: is no export of ours, and --force deletes nothing else; choose another directory")
+    fault = fault_of(target)
+    if fault is not None:
+        raise UserError(f"{target}: is not the export that was written: {fault}; choose another directory")
+    contents = contents_of(target, re.escape(CHECKSUMS), also=held["files"])
+    empty(target, "", dataclasses.replace(contents, own=[]))  # refuses what is not of the export, deletes nothing yet
+    return contents

@@ -2,21 +2,22 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
-
-from jaxgeom.progress import Reporter
-from jaxgeom.report import write_report
+from tyro.conf import Positional, arg
 
 
-def report(directory: Positional[Path]) -> Callable[[str], None]:
-    """Writes figures and page anew from the `report.json` and `trajectory.json` that DIRECTORY holds.
+def report(directory: Annotated[Positional[Path], arg(metavar="DIR")]) -> Callable[[str], None]:
+    """Writes figures and page anew from the `report.json` and `trajectory.json` that DIR holds.
 
     Args:
-        directory: Output of `study`, `compare` or `trajectory`.
+        directory: Output of `study`, `compare`, `between` or `trajectory`.
     """
 
     def run(command: str) -> None:
+        from jaxgeom.progress import Reporter
+        from jaxgeom.report import write_report
+
         Reporter().say(f"page: {write_report(directory)}")
 
     return run

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from jaxgeom.cpu_memory import keep_freed_memory
-from jaxgeom.progress import Reporter
-from jaxgeom.study import load_experiment, run_study
+from jaxgeom.commands.options import SomeCount, SomeDirectory
 
 
 def study(
-    file: Positional[Path], out: Path | None = None, seeds: int | None = None, force: bool = False
+    file: Annotated[Positional[Path], arg(metavar="FILE")],
+    out: SomeDirectory = None,
+    seeds: SomeCount = None,
+    force: bool = False,
 ) -> Callable[[str], None]:
     """Runs the experiment that FILE defines: trains every stage, measures, compares, writes the report.
 
@@ -25,6 +27,10 @@ def study(
     """
 
     def run(command: str) -> None:
+        from jaxgeom.cpu_memory import keep_freed_memory
+        from jaxgeom.progress import Reporter
+        from jaxgeom.study import load_experiment, run_study
+
         keep_freed_memory()
         experiment = load_experiment(file)
         if seeds is not None:

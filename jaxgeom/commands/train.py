@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from jaxgeom.cpu_memory import keep_freed_memory
-from jaxgeom.progress import Reporter
-from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings, train
+from jaxgeom.commands.options import Directory, offered
+from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings
+
+_Untaught = Annotated[RunInputs, offered(RunInputs, without=("teacher",))]
+_Taught = Annotated[RunInputs, offered(RunInputs, required=("teacher",))]
 
 
-def train_sft(settings: SFTSettings, inputs: RunInputs, out: Path, force: bool = False) -> Callable[[str], None]:
+def train_sft(
+    settings: Annotated[SFTSettings, offered(SFTSettings)], inputs: _Untaught, out: Directory, force: bool = False
+) -> Callable[[str], None]:
     """Cross-entropy on demonstrations: rows with `messages`.
 
     Args:
@@ -20,7 +25,9 @@ def train_sft(settings: SFTSettings, inputs: RunInputs, out: Path, force: bool =
     return _runner(settings, inputs, out, force)
 
 
-def train_rlvr(settings: RLVRSettings, inputs: RunInputs, out: Path, force: bool = False) -> Callable[[str], None]:
+def train_rlvr(
+    settings: Annotated[RLVRSettings, offered(RLVRSettings)], inputs: _Untaught, out: Directory, force: bool = False
+) -> Callable[[str], None]:
     """GRPO on prompts with verifiable answers: rows with `prompt` and `reward_model.ground_truth`.
 
     Args:
@@ -32,7 +39,9 @@ def train_rlvr(settings: RLVRSettings, inputs: RunInputs, out: Path, force: bool
     return _runner(settings, inputs, out, force)
 
 
-def train_opd(settings: OPDSettings, inputs: RunInputs, out: Path, force: bool = False) -> Callable[[str], None]:
+def train_opd(
+    settings: Annotated[OPDSettings, offered(OPDSettings)], inputs: _Taught, out: Directory, force: bool = False
+) -> Callable[[str], None]:
     """On-policy distillation: the model answers prompts, a teacher scores every token of the answers.
 
     Args:
@@ -46,6 +55,10 @@ def train_opd(settings: OPDSettings, inputs: RunInputs, out: Path, force: bool =
 
 def _runner(settings: RunSettings, inputs: RunInputs, out: Path, force: bool) -> Callable[[str], None]:
     def run(command: str) -> None:
+        from jaxgeom.cpu_memory import keep_freed_memory
+        from jaxgeom.progress import Reporter
+        from jaxgeom.training import train
+
         keep_freed_memory()
         reporter = Reporter()
         train(settings, inputs, out, reporter=reporter, force=force)

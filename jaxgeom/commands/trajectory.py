@@ -1,40 +1,40 @@
 """`jaxgeom trajectory INITIAL CKPT… --out DIR`."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.learning_rates import LearningRates
-from jaxgeom.checkpoints.runs import named_run, split_step
-from jaxgeom.commands.entries import entry_progress, other_processes, writes_report
-from jaxgeom.comparison import CompareSettings, trajectory_checkpoints
-from jaxgeom.cpu_memory import keep_freed_memory
+from jaxgeom.checkpoints.runs import named_run, split_step, step_folders, step_of_path
+from jaxgeom.commands.options import INITIAL, Directory, SomeCount, SomeDirectory, SomeNumber, offered
+from jaxgeom.comparison import CompareSettings
 from jaxgeom.errors import UserError
-from jaxgeom.progress import Reporter
-from jaxgeom.report import trajectory_findings, write_report
-from jaxgeom.training import run_learning_rates
+
+_UNREAD = ("mask_fraction", "permutation_draws")  # no mask and no permuted update along a run
 
 
 def trajectory(
-    initial: Positional[str],
-    checkpoints: Positional[tuple[str, ...]],
-    settings: CompareSettings,
-    out: Path,
-    learning_rate: float | None = None,
-    initial_step: int | None = None,
+    initial: INITIAL,
+    checkpoints: Annotated[Positional[tuple[str, ...]], arg(metavar="CKPT [CKPT …]")],
+    settings: Annotated[CompareSettings, offered(CompareSettings, without=_UNREAD)],
+    out: Directory,
+    learning_rate: SomeNumber = None,
+    initial_step: SomeCount = None,
     spectra: bool = False,
-    cache: Path | None = None,
+    cache: SomeDirectory = None,
+    base: SomeDirectory = None,
     force: bool = False,
     distributed: bool = False,
 ) -> Callable[[str], None]:
     """Trajectory diagnostics, each with its null, over checkpoints in the order of training.
 
-    The step of a checkpoint is the number after `@`, or at the end of its directory's name; where there is none, its
-    place in the list. A single run directory stands for all its checkpoints after step 0. For checkpoints of one run of
+    The step of a checkpoint is the number after `@`, or the one in its path (`checkpoint-20`, `step20-lr1e-5`,
+    `global_step_20/actor/huggingface`); where there is none, its place in the list. A single run directory stands for
+    all its checkpoints after step 0, a single folder of such steps for all of them. For checkpoints of one run of
     ours that began at INITIAL, the learning rates are read from the run, and the update's size is given in units of
     what steps of that size make, at random and all one way.
 
@@ -49,17 +49,31 @@ def trajectory(
         spectra: Spectral drift and rotation of every step against INITIAL too, which is decomposed once; one
             decomposition more per step.
         cache: Directory of base spectra, shared with `compare`; used with spectra.
+        base: The model that a LoRA adapter belongs to, where its adapter_config.json does not lead there.
         force: Take over a directory that holds another measurement.
         distributed: Share the work with the other processes that were started with this command (TPU pod, SLURM, MPI,
             or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID); they need a shared --out.
     """
 
     def run(command: str) -> None:
+        from jaxgeom.commands.entries import (
+            entry_progress,
+            other_processes,
+            say_notes,
+            say_what_is_replaced,
+            writes_report,
+        )
+        from jaxgeom.comparison import trajectory_checkpoints
+        from jaxgeom.cpu_memory import keep_freed_memory
+        from jaxgeom.progress import Reporter
+        from jaxgeom.report import trajectory_findings, write_report
+
         reporter = Reporter()
+        say_what_is_replaced(out, force, reporter)
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
-            first = open_checkpoint(initial)
-            opened = [(step, open_checkpoint(path)) for step, path in numbered(checkpoints)]
+            first = open_checkpoint(initial, base=base)
+            opened = [(step, open_checkpoint(path, base=base)) for step, path in numbered(checkpoints)]
             rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
             reporter.say(said)
             with entry_progress(reporter, "trajectory") as progress:
@@ -69,6 +83,7 @@ def trajectory(
                 )  # fmt: skip
         if not writes_report(team, reporter):
             return
+        say_notes(result["coverage"], reporter)
         page = write_report(out)
         for sentence in trajectory_findings(result):
             reporter.say(sentence)
@@ -83,8 +98,10 @@ def numbered(paths: Sequence[str]) -> list[tuple[int, str]]:
     >>> numbered(["run@63", "out/checkpoint-127"]), numbered(["early", "late"])
     ([(63, 'run@63'), (127, 'out/checkpoint-127')], [(1, 'early'), (2, 'late')])
     """
-    if len(paths) == 1 and (steps := saved_steps(Path(paths[0]))):
+    if len(paths) == 1 and named_run(paths[0]) is not None and (steps := saved_steps(Path(paths[0]))):
         return [(step, f"{paths[0]}@{step}") for step in steps if step > 0]
+    if len(paths) == 1 and (found := step_folders(Path(paths[0]))):
+        return found
     steps = [_step_in(path) for path in paths]
     if any(step is None for step in steps):
         return list(enumerate(paths, start=1))
@@ -92,10 +109,9 @@ def numbered(paths: Sequence[str]) -> list[tuple[int, str]]:
 
 
 def _step_in(path: str) -> int | None:
-    """The step that a checkpoint argument ends in: after its `@`, or in the last name of its path."""
+    """The step that a checkpoint argument names: after its `@`, or in its path."""
     step = split_step(path)[1]
-    found = re.search(r"(\d+)/*$", path)
-    return step if step is not None or found is None else int(found.group(1))
+    return step if step is not None else step_of_path(path)
 
 
 def rates_of(
@@ -132,6 +148,8 @@ def rates_of(
             None,
             f"learning rate: not used, {run} did not begin at {initial}; --learning-rate or --initial-step says it",
         )
+    from jaxgeom.training import run_learning_rates
+
     rates = run_learning_rates(run, initial_step=initial_step)
     return rates, f"learning rate: {rates.source}"
 

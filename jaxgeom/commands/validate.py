@@ -2,20 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from rich.table import Column, Table
-from tyro.conf import Positional
-
-from jaxgeom.progress import Reporter
-from jaxgeom.validation import first_failure, validate_model
+from tyro.conf import Positional, arg
 
 
 def validate(
-    model: Positional[Path], dtype: Literal["float32", "bfloat16"] = "float32", seed: int = 0, length: int = 24
+    model: Annotated[Positional[Path], arg(metavar="MODEL")],
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int = 0,
+    length: int = 24,
 ) -> Callable[[str], int]:
     """This model in PyTorch and here: logits, log-probabilities, loss, gradients, one AdamW step, greedy generation,
-    diagnostics. Needs `pip install 'jaxgeom[validate]'`.
+    diagnostics. Needs PyTorch (`python -m pip install torch`).
 
     Exit status 1 where a check does not hold; the first of them is named.
 
@@ -27,6 +26,11 @@ def validate(
     """
 
     def run(command: str) -> int:
+        from rich.table import Column, Table
+
+        from jaxgeom.progress import Reporter
+        from jaxgeom.validation import first_failure, validate_model
+
         reporter = Reporter()
         checks = validate_model(model, dtype=dtype, seed=seed, length=length, progress=reporter.say)
         # Names break over lines rather than be cut short on a narrow screen.

@@ -15,7 +15,7 @@ from jaxgeom.comparison.files.report import SCHEMA, to_csv_text, to_json_text, v
 from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
-from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
+from jaxgeom.comparison.run.plan import Reader, check_sides, match_sides, plan_parts, read_notes, text_parameters
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
@@ -66,6 +66,7 @@ def between_runs(
             a device that is not there, another process that failed.
     """
     settings = settings or CompareSettings()
+    origin, final_a, final_b = match_sides([origin, final_a, final_b])
     names = check_sides([origin, final_a, final_b], settings)
     parts = [part for part in plan_parts(origin, names, settings) if part.is_matrix]
     if not parts:
@@ -81,7 +82,7 @@ def between_runs(
         parts=parts,
         settings=settings,
         matrix=matrix,
-        result=lambda rows, inputs, described: _report(rows, origin, inputs, described, command),
+        result=lambda rows, inputs, described: _report(rows, [origin, final_a, final_b], inputs, described, command),
         write=_write,
     )
     return run(measurement, out=out, progress=progress, force=force, algebra=algebra, team=team)
@@ -93,9 +94,13 @@ def _write(report: dict[str, Any], folder: pathlib.Path) -> None:
 
 
 def _report(
-    rows: Sequence[dict[str, Any]], origin: Reader, inputs: dict[str, Any], measured: dict[str, Any], command: str
+    rows: Sequence[dict[str, Any]],
+    sides: Sequence[Reader],
+    inputs: dict[str, Any],
+    measured: dict[str, Any],
+    command: str,
 ) -> dict[str, Any]:
-    everything = sum(origin[name].size for name in origin)
+    everything = text_parameters(sides[0])
     groups = groups_of(rows)
     return {
         "schema": SCHEMA,
@@ -104,8 +109,8 @@ def _report(
         "command": command,
         "inputs": inputs,
         "settings": measured | {"null_forms": null_forms("between", measured["suite"])},
-        "coverage": coverage_of(rows, (), everything),
+        "coverage": coverage_of(rows, (), everything) | read_notes(sides),
         "summary": summary_of(rows),
-        "groups": {by: groups[by] for by in ("module", "layer")},
+        "groups": {by: groups[by] for by in ("module", "layer", "tower") if by in groups},
         "matrices": rows,
     }

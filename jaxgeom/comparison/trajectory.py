@@ -11,19 +11,19 @@ from jaxgeom.comparison.algebra.devices import Algebra
 from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import to_json_text, version
-from jaxgeom.comparison.files.summary import curve_coverage, curves_of, similarity_of
+from jaxgeom.comparison.files.summary import curve_coverage, curves_of, of_text, similarity_of, towers_along
 from jaxgeom.comparison.one_matrix.along_run import ENTRY_KEYS, MatrixTrajectory
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite
-from jaxgeom.comparison.run.plan import Reader, check_sides, plan_parts
+from jaxgeom.comparison.run.plan import Reader, check_sides, match_sides, plan_parts, read_notes, text_parameters
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
 from jaxgeom.diagnostics.statistics import null_forms
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically
 
 
@@ -73,13 +73,13 @@ def trajectory_checkpoints(
     if not steps:
         raise UserError("a trajectory needs at least one checkpoint after the initial one")
     if any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
-        raise UserError(f"the steps of a trajectory must ascend: {', '.join(map(str, steps))}")
+        raise UserError(f"the steps of a trajectory must ascend: {listed(map(str, steps))}")
     if spectra and settings.suite == "fast":
         raise UserError("spectra = True: the fast suite has none; take suite full")
     if isinstance(learning_rates, int | float):
         learning_rates = LearningRates(float(learning_rates), "one constant rate, as given")
     rates = None if learning_rates is None else [learning_rates.sums(step) for step in steps]
-    readers = [checkpoint for _, checkpoint in checkpoints]
+    initial, *readers = match_sides([initial, *(checkpoint for _, checkpoint in checkpoints)])
     names = check_sides([initial, *readers], settings)
 
     def matrix(part: Part, arrays: Sequence[np.ndarray], make_matrix: MatrixMaker, bases: BaseCache) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def trajectory_checkpoints(
         },
         matrix=matrix,
         parameter=lambda part: _scan(part, initial, readers, settings),
-        result=lambda rows, inputs, described: _result(rows, initial, steps, inputs, described, command),
+        result=lambda rows, inputs, described: _result(rows, [initial, *readers], steps, inputs, described, command),
         write=lambda result, folder: write_atomically(folder / "trajectory.json", to_json_text(result)),
         final="trajectory.json",
         ahead=False,  # of a long run a few checkpoints are held at a time, as each matrix asks for them
@@ -129,11 +129,11 @@ def _scan(part: Part, initial: Reader, readers: Sequence[Reader], settings: Comp
 
 
 def _result(
-    rows: Sequence[dict[str, Any]], initial: Reader, steps: list[int], inputs: dict[str, Any],
+    rows: Sequence[dict[str, Any]], sides: Sequence[Reader], steps: list[int], inputs: dict[str, Any],
     described: dict[str, Any], command: str,
 ) -> dict[str, Any]:  # fmt: skip
     matrices = [row for row in rows if row["group"] == "matrices"]
-    total = sum(initial[name].size for name in initial)
+    total = text_parameters(sides[0])
     return {
         "schema": 1,
         "kind": "trajectory",
@@ -142,9 +142,10 @@ def _result(
         "inputs": inputs,
         "steps": steps,
         "settings": described | {"null_forms": null_forms("trajectory", described["suite"])},
-        "coverage": curve_coverage(rows, len(steps), total),
+        "coverage": curve_coverage(rows, len(steps), total) | read_notes(sides),
         "summary": curves_of(rows, len(steps)),
-        "similarity": similarity_of([row["similarity"] for row in matrices], len(steps)),
+        **towers_along(rows, len(steps)),
+        "similarity": similarity_of([row["similarity"] for row in of_text(matrices)], len(steps)),
         "matrices": [{name: value for name, value in row.items() if name != "similarity"} for row in matrices],
         "parameters": [row for row in rows if row["group"] != "matrices"],
     }

@@ -16,7 +16,7 @@ from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.two_checkpoints import compare_parts
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 
 _GROUPS = {
     "embed": "embedding",
@@ -99,7 +99,7 @@ def _as_checkpoint(tree: Any, specs: Any, name: str) -> tuple[Checkpoint, list[P
     parts = []
     absent = [".".join(_words(path)) for path, _ in leaves if tuple(_words(path)) not in known]
     if absent:
-        raise UserError(f"specs have no entry for {', '.join(absent)}")
+        raise UserError(f"specs have no entry for {listed(absent)}")
     for path, leaf in leaves:
         for part, reader in _pieces(_words(path), leaf, known[tuple(_words(path))]):
             tensors[part.name] = Tensor(part.name, part.shape, np.dtype(leaf.dtype).name, reader)
@@ -116,7 +116,7 @@ def _check_held(tree: Any, name: str) -> None:
     ]
     if odd:
         raise UserError(
-            f"{name}: {', '.join(odd)} are spread over several processes; jaxgeom.diagnostics.measure measures them "
+            f"{name}: {listed(odd)} are spread over several processes; jaxgeom.diagnostics.measure measures them "
             "where they are, and checkpoints on disk are compared by several processes"
         )
 

@@ -16,7 +16,7 @@ from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.entries import put_entries
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite, root_mean_square
-from jaxgeom.comparison.run.plan import Reader, check_pair, plan_parts
+from jaxgeom.comparison.run.plan import Reader, check_pair, match_sides, plan_parts, read_notes, text_parameters
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
@@ -77,6 +77,7 @@ def compare_checkpoints(
             device that is not there, another process that failed.
     """
     settings = settings or CompareSettings()
+    initial, final = match_sides([initial, final])
     parts = plan_parts(initial, check_pair(initial, final, settings), settings)
     return compare_parts(
         parts, initial, final, settings, out=out, cache=cache, progress=progress, force=force, command=command,
@@ -124,7 +125,7 @@ def _report(
 ) -> Report:  # fmt: skip
     matrices = [row for row in rows if row["group"] == "matrices"]
     parameters = [row for row in rows if row["group"] != "matrices"]
-    total = sum(initial[name].size for name in initial)
+    total = text_parameters(initial)
     same_view = all(checkpoint.dtype == "bfloat16" for checkpoint in (initial, final))
     described = settings | {"null_forms": null_forms("compare", settings["suite"]), "views_coincide": same_view}
     described["orientation"] = "[out, in]; left singular vectors on the output side"
@@ -132,7 +133,7 @@ def _report(
         command=command,
         inputs=inputs,
         settings=described,
-        coverage=coverage_of(matrices, parameters, total),
+        coverage=coverage_of(matrices, parameters, total) | read_notes([initial, final]),
         summary=summary_of(matrices, parameters),
         groups=groups_of(matrices, parameters),
         matrices=matrices,

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 
 Split = Literal["train", "heldout"]
 _HELDOUT_SHARE = 16  # one problem in sixteen is held out
@@ -31,6 +32,7 @@ class ArithmeticTask:
     digits: int = 2
 
     def __post_init__(self):
+        check_types(self)
         if self.terms < 2:
             raise UserError(f"terms={self.terms}: a sum needs at least 2 terms")
         if not 1 <= self.digits <= 6:

@@ -1,12 +1,15 @@
-"""Messages to tokens: chat templates, and which tokens are the assistant's."""
+"""Messages to tokens: the tokenizer, its chat template, and which tokens are the assistant's."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxgeom.data.templates import Rendered, RowError, Template, render_demonstration, render_prompt
 from jaxgeom.errors import UserError
 
 
@@ -23,97 +26,196 @@ class Demonstration:
     loss_mask: np.ndarray
 
 
-def load_tokenizer(directory: str | Path) -> Any:
+@dataclass(frozen=True)
+class ChatFormat:
+    """How messages become text: the tokenizer's template, and the one for rows with tools where there is another."""
+
+    plain: Template
+    with_tools: Template
+
+
+def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) -> Any:
     """The tokenizer of a Hugging Face directory; nothing is downloaded and no remote code is run.
 
     Args:
-        directory: with `tokenizer.json` and `tokenizer_config.json`.
+        directory: with whatever `AutoTokenizer` reads: `tokenizer.json`, or `vocab.json` and `merges.txt`.
+        chat_template: a file with a Jinja template, in place of the tokenizer's own.
 
     Returns:
-        A `transformers` tokenizer.
+        A `transformers` tokenizer; its `chat_template` is None where there is none.
 
     Raises:
-        UserError: the directory has no tokenizer, or its tokenizer has no chat template.
+        UserError: the directory has no tokenizer that can be read, or the template file cannot be.
     """
     from transformers import AutoTokenizer
 
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
-    if not (directory / "tokenizer.json").exists():
-        raise UserError(f"{directory}: no tokenizer.json")
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise UserError(f"{directory}: no tokenizer.json (nor vocab.json or tokenizer.model)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{directory}: its tokenizer has no chat template")
+        tokenizer("", add_special_tokens=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # A damaged file makes the libraries raise anything, a panic of Rust (which is no Exception) among it.
+    except BaseException as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{directory}: its tokenizer cannot be read: {said}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{directory}: its tokenizer does not tell where tokens lie in the text; give a tokenizer.json")
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            said = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise UserError(f"{chat_template}: the chat template cannot be read: {said}") from error
     return tokenizer
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[dict]) -> list[int]:
+def chat_format(tokenizer: Any, arguments: Sequence[str] = ()) -> ChatFormat:
+    """The tokenizer's chat template with its special tokens, and `NAME=VALUE` arguments.
+
+    Args:
+        tokenizer: as `load_tokenizer` returns it.
+        arguments: such as `enable_thinking=false`; values are JSON, or else text.
+
+    Raises:
+        UserError: no template, or an argument that is none or that the template does not read.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"{tokenizer.name_or_path}: its tokenizer has no chat template; give one: --chat-template FILE")
+    try:
+        plain, with_tools = (tokenizer.get_chat_template(tools=tools) for tools in (None, [{}]))
+    except (ValueError, TypeError) as error:  # several templates, and none is the default one
+        said = str(error).split("\n")[0][:120]
+        raise UserError(
+            f"{tokenizer.name_or_path}: which of its chat templates is meant? ({said}); give one: --chat-template FILE"
+        ) from error
+    if not isinstance(plain, str) or not isinstance(with_tools, str):
+        raise UserError(f"{tokenizer.name_or_path}: its chat template is no text; give one: --chat-template FILE")
+    named = _arguments(arguments)
+    for name in named:
+        if not re.search(rf"\b{name}\b", plain + with_tools):
+            raise UserError(f"template argument {name!r}: the chat template does not read it")
+    special = tokenizer.special_tokens_map.items()
+    variables = {k: [str(t) for t in v] if isinstance(v, list | tuple) else str(v) for k, v in special} | named
+    return ChatFormat(Template(plain, variables), Template(with_tools, variables))
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[dict], *, arguments: Sequence[str] = ()) -> list[int]:
     """Token ids of `messages` followed by the template's generation prompt.
 
     Args:
         tokenizer: as `load_tokenizer` returns it.
         messages: `{"role", "content"}` each.
+        arguments: of the template, `NAME=VALUE` each.
 
     Returns:
         Token ids.
+
+    Raises:
+        UserError: a template that fails on these messages, or leaves one out.
     """
-    text = _render(tokenizer, messages, generation_prompt=True)
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    try:
+        rendered = render_prompt(chat_format(tokenizer, arguments).plain, messages)
+    except RowError as error:
+        raise UserError(str(error)) from error
+    return encode_texts(tokenizer, [rendered])[0].tokens.tolist()
 
 
-def encode_demonstration(tokenizer: Any, messages: Sequence[dict]) -> Demonstration:
-    """Token ids of a whole conversation with the mask of the assistant's tokens.
-
-    The assistant's part of turn i is the text between the rendering of the messages before it (with the generation
-    prompt) and the rendering up to and with it.
+def encode_demonstration(tokenizer: Any, messages: Sequence[dict], *, arguments: Sequence[str] = ()) -> Demonstration:
+    """Token ids of a whole conversation with the mask of the assistant's tokens; see `render_demonstration`.
 
     Args:
         tokenizer: as `load_tokenizer` returns it.
         messages: `{"role", "content"}` each, at least one of them the assistant's.
+        arguments: of the template, `NAME=VALUE` each.
 
     Returns:
         The tokens and their loss mask.
 
     Raises:
-        UserError: no assistant message, or a template that rewrites earlier turns, so that the parts cannot be told.
+        UserError: no assistant message, or a template by which the last answer cannot be told from the rest.
     """
-    if not any(message.get("role") == "assistant" for message in messages):
-        raise UserError("a demonstration without an assistant message")
-    text = _render(tokenizer, messages, generation_prompt=False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message.get("role") != "assistant":
+    try:
+        rendered = render_demonstration(chat_format(tokenizer, arguments).plain, messages)
+    except RowError as error:
+        raise UserError(str(error)) from error
+    return encode_texts(tokenizer, [rendered])[0]
+
+
+def encode_texts(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Demonstration]:
+    """Tokens of rendered texts, in parallel; the mask is true on tokens that begin inside a span."""
+    if not rendered:
+        return []
+    texts = [one.text for one in rendered]
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    made = []
+    for one, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        starts = np.array([start for start, _ in offsets], np.int64)
+        mask = np.zeros(len(starts), bool)
+        for begin, end in one.spans:
+            mask |= (starts >= begin) & (starts < end)
+        made.append(Demonstration(np.array(ids, np.int32), mask))
+    return made
+
+
+def declared_stop_tokens(directory: str | Path) -> tuple[int, ...]:
+    """The `eos_token_id` of a directory's `generation_config.json` and `config.json`, those that are there.
+
+    Raises:
+        UserError: a file that is no JSON object, or a value that is no token id.
+    """
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = Path(directory) / name
+        if not path.is_file():
             continue
-        before = _render(tokenizer, messages[:index], generation_prompt=True)
-        after = _render(tokenizer, messages[: index + 1], generation_prompt=False)
-        if not (text.startswith(before) and text.startswith(after)):
-            raise UserError(f"the chat template rewrites turn {index}: the assistant's tokens cannot be told apart")
-        # A newline that the template puts between turns is no token that the assistant writes.
-        spans.append((len(before), len(after.rstrip("\n"))))
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    starts = np.array([start for start, _ in encoded["offset_mapping"]])
-    mask = np.zeros(len(starts), bool)
-    for begin, end in spans:
-        mask |= (starts >= begin) & (starts < end)
-    return Demonstration(np.array(encoded["input_ids"], np.int32), mask)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON: {error}") from error
+        value = content.get("eos_token_id") if isinstance(content, dict) else None
+        several = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in several):
+            raise UserError(f"{path}: eos_token_id={value!r} is no token id")
+        found |= set(several)
+    return tuple(sorted(found))
 
 
-def stop_tokens(tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that end an answer: the tokenizer's end of sequence, and ChatML's end of turn where it exists."""
-    stops = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")}
-    return tuple(sorted(token for token in stops if token is not None))
+def stop_tokens(tokenizer: Any, declared: Iterable[int] = ()) -> tuple[int, ...]:
+    """Tokens that end an answer: the tokenizer's end of sequence, ChatML's end of turn where it exists, and `declared`.
+
+    Args:
+        tokenizer: as `load_tokenizer` returns it.
+        declared: by the model's configuration, see `declared_stop_tokens`.
+    """
+    stops = {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>"), *declared}
+    return tuple(sorted(token for token in stops if token is not None and token >= 0))
 
 
-def pad_token(tokenizer: Any) -> int:
-    """The padding token, or the end of sequence where there is none (padding is masked, never attended)."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+def pad_token(tokenizer: Any, vocab_size: int | None = None) -> int:
+    """The padding token, else the end of sequence, else 0: padding is masked, and any row of the embedding will do."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None and (vocab_size is None or token < vocab_size):
+            return token
+    return 0
 
 
-def _render(tokenizer: Any, messages: Sequence[dict], *, generation_prompt: bool) -> str:
-    if not messages:
-        return ""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+def _arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"template argument {argument!r}: must be NAME=VALUE")
+        if name in ("messages", "tools", "documents", "add_generation_prompt"):
+            raise UserError(f"template argument {argument!r}: {name} comes from the rows")
+        # `False` is what people write who know it from Python; as text it would be true.
+        word = {"true": "true", "false": "false", "none": "null"}.get(text.lower(), text)
+        try:
+            made[name] = json.loads(word)
+        except ValueError:
+            made[name] = text
+    return made

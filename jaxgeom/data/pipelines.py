@@ -1,41 +1,32 @@
-"""Rows to batches, as grain pipelines whose position can be saved and restored."""
+"""Prepared rows to batches, as grain pipelines whose position can be saved and restored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import grain
 import numpy as np
 
 from jaxgeom.data.buckets import bucket_length
-from jaxgeom.data.chat import encode_demonstration, encode_prompt
+from jaxgeom.data.prepared import Prepared
 from jaxgeom.errors import UserError
+from jaxgeom.rewards import Truth
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to answer: its row number (which seeds its samples), token ids, and the verified answer."""
+    """One prompt to answer: its row number in the file, token ids, and what answers are judged by."""
 
     row: int
     tokens: tuple[int, ...]
-    ground_truth: str
+    ground_truth: Truth
 
 
-def demonstration_batches(
-    rows: Sequence[dict],
-    tokenizer: Any,
-    *,
-    batch_size: int,
-    max_length: int,
-    seed: int,
-) -> grain.DatasetIterator:
+def demonstration_batches(prepared: Prepared, *, batch_size: int, seed: int) -> grain.DatasetIterator:
     """An endless, reshuffled iterator of SFT batches.
 
     Args:
-        rows: Rows with `messages`, or with plain `text` (every token is then a target).
-        tokenizer: A Hugging Face tokenizer with a chat template.
+        prepared: Demonstrations.
         batch_size: Rows a batch.
-        max_length: Longer rows are cut here.
         seed: Of the shuffling.
 
     Returns:
@@ -43,56 +34,53 @@ def demonstration_batches(
         `loss_mask` bool; right-padded.
     """
 
-    def encode(row: dict) -> dict[str, np.ndarray]:
-        if "text" in row:
-            tokens = np.array([*tokenizer(row["text"], add_special_tokens=False)["input_ids"]], np.int32)
-            mask = np.ones(len(tokens), bool)
-        else:
-            demonstration = encode_demonstration(tokenizer, row["messages"])
-            tokens, mask = demonstration.tokens, demonstration.loss_mask
-        return {"tokens": tokens[:max_length], "loss_mask": mask[:max_length]}
-
-    def pad(examples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        length = bucket_length(max(len(example["tokens"]) for example in examples))
+    def pad(places: Sequence[int]) -> dict[str, np.ndarray]:
+        examples = [prepared.row(place) for place in places]
+        length = bucket_length(max(len(example.tokens) for example in examples))
         batch = {
             "tokens": np.zeros((len(examples), length), np.int32),
             "valid": np.zeros((len(examples), length), bool),
             "loss_mask": np.zeros((len(examples), length), bool),
         }
         for i, example in enumerate(examples):
-            size = len(example["tokens"])
-            batch["tokens"][i, :size] = example["tokens"]
-            batch["loss_mask"][i, :size] = example["loss_mask"]
+            size = len(example.tokens)
+            batch["tokens"][i, :size] = example.tokens
+            batch["loss_mask"][i, :size] = example.loss_mask
             batch["valid"][i, :size] = True
         return batch
 
-    return _endless(rows, encode, pad, batch_size, seed)
+    return _endless(len(prepared), pad, batch_size, seed)
 
 
-def prompt_batches(rows: Sequence[dict], tokenizer: Any, *, batch_size: int, seed: int) -> grain.DatasetIterator:
+def prompt_batches(prepared: Prepared, *, batch_size: int, seed: int) -> grain.DatasetIterator:
     """An endless, reshuffled iterator of lists of `batch_size` `Prompt`s.
 
     Args:
-        rows: Rows with `prompt` (messages) and `reward_model.ground_truth`.
-        tokenizer: A Hugging Face tokenizer with a chat template.
+        prepared: Prompts.
         batch_size: Prompts a batch.
         seed: Of the shuffling.
 
     Returns:
         An iterator with `get_state`/`set_state`.
     """
-    numbered = [{**row, "row": index} for index, row in enumerate(rows)]
-    return _endless(numbered, lambda row: encode_prompt_row(row, tokenizer), list, batch_size, seed)
+    prompts = all_prompts(prepared)
+    return _endless(len(prepared), lambda places: [prompts[place] for place in places], batch_size, seed)
 
 
-def encode_prompt_row(row: dict, tokenizer: Any) -> Prompt:
-    """One row with `row`, `prompt` and `reward_model.ground_truth`, tokenized."""
-    return Prompt(row["row"], tuple(encode_prompt(tokenizer, row["prompt"])), str(row["reward_model"]["ground_truth"]))
+def all_prompts(prepared: Prepared) -> list[Prompt]:
+    """The prompts of a file, in order."""
+    prompts = []
+    for place, truth in enumerate(prepared.truths):
+        tokens = prepared.row(place).tokens.tolist()
+        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), "" if truth is None else truth))
+    return prompts
 
 
-def _endless(rows, encode, collate, batch_size: int, seed: int) -> grain.DatasetIterator:
-    if len(rows) < 1 or batch_size < 1:
-        raise UserError(f"{len(rows)} rows and batch size {batch_size}: nothing to train on")
-    dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat().map(encode)
-    dataset = dataset.batch(batch_size, batch_fn=collate)
+def _endless(rows: int, collate, batch_size: int, seed: int) -> grain.DatasetIterator:
+    if rows < 1 or batch_size < 1:
+        raise UserError(f"{rows} rows and batch size {batch_size}: nothing to train on")
+    dataset = grain.MapDataset.range(rows).seed(seed).shuffle().repeat()
+    # Grain counts the batches of an endless data set in floating point: those of one would be more than an index holds.
+    single = batch_size == 1
+    dataset = dataset.map(lambda place: collate([place])) if single else dataset.batch(batch_size, batch_fn=collate)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))

@@ -1,36 +1,130 @@
-"""Rows of demonstrations and prompts on disk: JSONL or parquet, read and checked."""
+"""Rows on disk: JSON lines, a JSON array, either compressed by gzip, or parquet."""
 
+import gzip
+import hashlib
+import io
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from jaxgeom.data.conversations import read_demonstration, read_prompt
+from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
+
+_ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as the file has it.
+
+    Attributes:
+        number: From 0, over the rows.
+        line: From 1, over the lines of the file; None where rows are no lines.
+        content: The object, or what is wrong with it.
+    """
+
+    number: int
+    line: int | None
+    content: dict | RowError
+
+    @property
+    def place(self) -> str:
+        """`row 4`, with the line where there is one."""
+        return f"row {self.number}" + (f" (line {self.line})" if self.line is not None else "")
+
+
+def read_row_file(path: str | Path) -> list[Row]:
+    """All rows of a file; one that is no JSON object has an error in its place.
+
+    Lines end at `\\n` alone: a text may hold any other separator. A byte-order mark, `\\r` before the `\\n` and blank
+    lines are passed over.
+
+    Args:
+        path: `.jsonl` or `.json` (lines or one array; also compressed, `.gz`), or `.parquet`.
+
+    Raises:
+        UserError: the file is missing, empty, of another kind, or damaged as a whole.
+    """
+    path = Path(path)
+    _require_file(path)
+    data = path.read_bytes()
+    if path.suffix.lower() == ".parquet" or data.startswith(b"PAR1"):
+        rows = _parquet_rows(path, data)
+    else:
+        rows = _json_rows(path, _decompressed(path, data))
+    if not rows:
+        raise UserError(f"{path}: no rows")
+    return rows
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        UserError: it is missing, or no file of rows by its name.
+    """
+    _require_file(Path(path))
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_rows(path: str | Path) -> list[dict]:
-    """All rows of a `.jsonl` or `.parquet` file.
+    """All rows of a file, see `read_row_file`.
 
     Args:
-        path: JSON lines or parquet, by its ending.
+        path: `.jsonl` or `.json` (lines or one array; also compressed, `.gz`), or `.parquet`.
 
     Returns:
         One dict a row, in order.
 
     Raises:
-        UserError: the file is missing, empty, of another kind, or a line is no JSON object (its number is named).
+        UserError: the file is missing, empty, of another kind, or a row is no JSON object (its number is named).
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        rows = _read_parquet(path)
-    elif path.suffix in (".jsonl", ".json"):
-        rows = _read_jsonl(path)
-    else:
-        raise UserError(f"{path}: expected a .jsonl or .parquet file")
-    if not rows:
-        raise UserError(f"{path}: no rows")
+    rows = []
+    for row in read_row_file(path):
+        if isinstance(row.content, RowError):
+            raise UserError(f"{path}: {row.place}: {row.content}") from row.content
+        rows.append(row.content)
     return rows
+
+
+def check_demonstrations(rows: Sequence[dict], source: str) -> None:
+    """Every row is a demonstration, as `read_demonstration` reads it.
+
+    Args:
+        rows: as `read_rows` gives them.
+        source: of the rows, for the message.
+
+    Raises:
+        UserError: naming the first row that is none, and what is wrong with it.
+    """
+    _check(rows, source, read_demonstration)
+
+
+def check_prompts(rows: Sequence[dict], source: str) -> None:
+    """Every row is a prompt with its right answer, as `read_prompt` reads it.
+
+    Args:
+        rows: as `read_rows` gives them.
+        source: of the rows, for the message.
+
+    Raises:
+        UserError: naming the first row that is none, and what is wrong with it.
+    """
+    _check(rows, source, read_prompt)
+
+
+def _check(rows: Sequence[dict], source: str, read: Callable[[dict], Any]) -> None:
+    for number, row in enumerate(rows):
+        try:
+            read(row)
+        except RowError as error:
+            raise UserError(f"{source}: row {number}: {error}") from None
 
 
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
@@ -43,56 +137,121 @@ def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def check_demonstrations(rows: Sequence[dict], source: str) -> None:
-    """Every row has `messages` (or plain `text`), else UserError naming the row."""
-    for index, row in enumerate(rows):
-        if isinstance(row.get("text"), str):
-            continue
-        check_messages(row.get("messages"), f"{source}: row {index}: 'messages'")
+def text_lines(text: str) -> Iterator[str]:
+    """The lines of a text, which end at `\\n` alone: `str.splitlines` cuts at U+2028 too, which JSON may hold."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        yield text[start:end]
+        start = end + 1
 
 
-def check_prompts(rows: Sequence[dict], source: str) -> None:
-    """Every row has `prompt` messages and `reward_model.ground_truth`, else UserError naming the row."""
-    for index, row in enumerate(rows):
-        check_messages(row.get("prompt"), f"{source}: row {index}: 'prompt'")
-        reward = row.get("reward_model")
-        if not isinstance(reward, dict) or "ground_truth" not in reward:
-            raise UserError(f"{source}: row {index}: 'reward_model.ground_truth' is missing")
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
+    if not path.name.lower().endswith(_ENDINGS):
+        raise UserError(f"{path}: expected a .jsonl or .parquet file (also .json, .jsonl.gz)")
 
 
-def check_messages(messages, where: str) -> None:
-    """A list of messages, each with `role` and `content`, else UserError that begins with `where`."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise UserError(f"{where} must be a list of messages with 'role' and 'content'")
-    for message in messages:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise UserError(f"{where}: a message needs 'role' and 'content', both text")
+def _decompressed(path: Path, data: bytes) -> bytes:
+    if not data.startswith(b"\x1f\x8b"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip data: {error}") from error
 
 
-def _read_jsonl(path: Path) -> list[dict]:
-    rows, number = [], 0
-    with path.open(encoding="utf-8", errors="strict") as lines:
-        try:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}: line {number} is not a JSON object")
-                rows.append(row)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is not JSON: {error.msg}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text") from error
+def _json_rows(path: Path, data: bytes) -> list[Row]:
+    for mark, name in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise UserError(f"{path}: {name}; save it as UTF-8")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    begin = data.lstrip()[:1]
+    if begin == b"[":
+        array = _array(data)
+        if array is not None:
+            return [Row(number, None, _as_object(value)) for number, value in enumerate(array)]
+    rows: list[Row] = []
+    for line, raw in enumerate(io.BytesIO(data), start=1):  # iterated by `\n` alone
+        if raw.strip():
+            rows.append(Row(len(rows), line, _parse(raw)))
+    if begin == b"{" and len(rows) > 1 and isinstance(rows[0].content, RowError) and isinstance(_value(data), dict):
+        raise UserError(
+            f"{path}: one JSON object over several lines; rows are an object a line, or an array of objects"
+        )
     return rows
 
 
-def _read_parquet(path: Path) -> list[dict]:
+def _array(data: bytes) -> list[Any] | None:
+    """The whole as one JSON array; None where it is none (lines that are arrays, say)."""
+    value = _value(data)
+    return value if isinstance(value, list) and all(isinstance(entry, dict) for entry in value[:1]) else None
+
+
+def _value(data: bytes) -> Any:
     try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parse(raw: bytes) -> dict | RowError:
+    try:
+        return _as_object(json.loads(raw.decode("utf-8")))
+    except UnicodeDecodeError:
+        return RowError("not UTF-8 text")
+    except json.JSONDecodeError as error:
+        return RowError(f"not JSON: {error.msg} at character {error.pos + 1}")
+    except RecursionError:
+        return RowError("nested too deeply")
+    except ValueError as error:  # an integer of more digits than Python reads
+        return RowError(f"not readable: {str(error).split(';')[0]}")
+
+
+def _as_object(value: Any) -> dict | RowError:
+    return value if isinstance(value, dict) else RowError(f"not a JSON object but {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    return {list: "an array", str: "text", type(None): "null", bool: "true or false"}.get(type(value), "a number")
+
+
+def _parquet_rows(path: Path, data: bytes) -> list[Row]:
+    try:
+        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError(f"{path}: reading parquet needs pyarrow: install 'jaxgeom[datasets]'") from error
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from error
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from error
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
+    # What a damaged file makes Arrow raise is of several kinds, and their texts run over lines.
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
+    contents = [content for batch in table.to_batches() for content in _arrow_rows(batch)]
+    return [Row(number, None, content) for number, content in enumerate(contents)]
+
+
+def _arrow_rows(batch: Any) -> list[dict | RowError]:
+    """The rows without nulls: Arrow gives every struct the fields of all, so a null there says nothing."""
+    import pyarrow
+
+    try:
+        return [_without_nulls(row) for row in batch.to_pylist()]
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a date out of range
+        if batch.num_rows == 1:
+            return [RowError(f"not readable: {_first_line(error)}")]
+        return [row for place in range(batch.num_rows) for row in _arrow_rows(batch.slice(place, 1))]
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    if isinstance(value, list):
+        return [_without_nulls(entry) for entry in value]
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().split("\n") or ["no message"])[0][:200]

@@ -97,6 +97,7 @@ from .precision import widen as widen
 from .selection import largest_mask as largest_mask
 from .selection import selection_count as selection_count
 from .selection import smallest_mask as smallest_mask
+from .shared_rounding import spacing_counts as spacing_counts
 from .singular_values import capped_rank as capped_rank
 from .singular_values import default_hill_k as default_hill_k
 from .singular_values import energy_share_from_singular_values as energy_share_from_singular_values
@@ -132,7 +133,6 @@ from .statistics import STATISTICS as STATISTICS
 from .statistics import Statistic as Statistic
 from .statistics import statistic as statistic
 from .stored_walk import rounded_product as rounded_product
-from .stored_walk import spacing_counts as spacing_counts
 from .stored_walk import walk_covariance as walk_covariance
 from .subspaces import ProjectionEnergy as ProjectionEnergy
 from .subspaces import TopSubspaces as TopSubspaces

@@ -54,13 +54,30 @@ def divide(numerator: Any, denominator: Any) -> Any:
     return xp.where(defined, quotient, xp.full_like(quotient, np.nan))
 
 
-def repeat(times: int, step: Callable[[Any], Any], state: Any) -> Any:
-    """A step taken so many times from a tree of arrays, by a Python loop or, for JAX arrays, by one compiled body."""
+def repeat(
+    times: int, step: Callable[[Any], Any], state: Any, *, settled: Callable[[Any, Any], Any] = lambda old, new: False
+) -> Any:
+    """A step taken so many times from a tree of arrays, or until `settled(old, new)` holds of two states in a row.
+
+    By a Python loop or, for JAX arrays, by one compiled body.
+    """
     if namespace(state) is np:
         for _ in range(times):
-            state = step(state)
+            old, state = state, step(state)
+            if settled(old, state):
+                break
         return state
-    return lax.fori_loop(0, times, lambda _, held: step(held), state)
+
+    def goes_on(held: Any) -> Any:
+        return (held[0] < times) & ~held[1]
+
+    def body(held: Any) -> Any:
+        new = step(held[2])
+        return held[0] + 1, held[1] | settled(held[2], new), new
+
+    # Of the state itself, so that it varies over the mesh axes over which the state does.
+    never = jax.tree.leaves(state)[0].reshape(-1)[0] * 0 != 0
+    return lax.while_loop(goes_on, body, (0, never, state))[2]
 
 
 def increasing_root(function: Callable[[Any], Any], low: Any, high: Any, *, steps: int = 200) -> Any:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import safe_divide
+from .entry_counts import decay_in_units, norm_and_unit
 from .precision import require_matrix, widen, widen_pair
 from .spectrum import frobenius_norm, normalized_spectral_shift
 
@@ -114,7 +114,8 @@ def decay_component(
       One coefficient per matrix; NaN where W0 is zero.
     """
     a, b = widen_pair(w0, w1)
-    return safe_divide(inner_product(b - a, a), inner_product(a, a))
+    (norm, unit), (_, delta_unit) = norm_and_unit(a), norm_and_unit(b - a)
+    return decay_in_units(a, b - a, norm, unit, delta_unit)
 
 
 def without_decay(

@@ -19,6 +19,19 @@ class NullMoments(NamedTuple):
     std: Any
 
 
+def moments_of_draws(values: Any) -> NullMoments:
+    """Mean and deviation of a statistic over draws of its null.
+
+    Args:
+      values: the statistic by draw, `[draws, ...]`, at least two.
+
+    Returns:
+      `NullMoments` of `[...]`.
+    """
+    xp = namespace(values)
+    return NullMoments(xp.mean(values, axis=0), xp.std(values, axis=0, ddof=1))
+
+
 def excess(value: Any, null: NullMoments) -> Any:
     """Observed value minus its expectation under the null.
 
@@ -41,19 +54,21 @@ def z_score(value: Any, null: NullMoments) -> Any:
       null: its moments, same shape.
 
     Returns:
-      Array of that shape. Where the null is a point (std 0) it is 0 at that point and NaN elsewhere; NaN where the
-      deviation is not known.
+      Array of that shape. Where the null is a point (its deviation 0, or what rounding leaves of 0) it is 0 at that
+      point and NaN elsewhere; NaN where the deviation is not known.
 
     >>> z_score(np.array([0.7, 0.5, 0.7]), NullMoments(np.array([0.5, 0.5, 0.5]), np.array([0.1, 0.0, 0.0]))).round(9)
     array([ 2.,  0., nan])
     """
     xp = namespace(value, null)
     beyond, std = excess(value, null), xp.asarray(null.std)
-    spread = xp.where(std > 0, std, xp.ones_like(std))
     # The two are sums taken in different orders: at the point is what rounding does not tell from it.
     rounding = 8 * float(xp.finfo(beyond.dtype).eps) * xp.maximum(xp.abs(xp.asarray(null.mean)), xp.abs(value))
-    at_point = xp.where((std == 0) & (xp.abs(beyond) <= rounding), xp.zeros_like(beyond), xp.full_like(beyond, np.nan))
-    return xp.where((std > 0) & (std < np.inf), beyond / spread, at_point)
+    # A deviation is told to fewer digits than the mean: one of a few roundings is none.
+    wide = std > rounding
+    point = (std <= rounding) & (xp.abs(beyond) <= rounding)
+    at_point = xp.where(point, xp.zeros_like(beyond), xp.full_like(beyond, np.nan))
+    return xp.where(wide & (std < np.inf), beyond / xp.where(wide, std, xp.ones_like(std)), at_point)
 
 
 def triple(key: str, value: Any, null: NullMoments, kind: str = "") -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _leading_draws(rows: int, columns: int, k: int) -> np.ndarray:
     root = math.sqrt(rows) + math.sqrt(columns)
     airy = (1.5 * math.pi * k) ** (2 / 3)
     unit = (1 / math.sqrt(rows) + 1 / math.sqrt(columns)) ** (1 / 3) * math.sqrt(float(rows) * columns) / root
-    length = min(min(rows, columns), math.ceil((airy + 8) * unit) + k)
+    length = min(min(rows, columns), math.ceil((airy + 5) * unit) + k)
     rng, found = np.random.default_rng(_SEED), np.empty((_DRAWS, k + 1))
     for draw in found:
         diagonal, off = _tridiagonal(rows, columns, length, rng)
@@ -233,7 +233,7 @@ def isotropic_moments(name: str, shape: tuple[int, ...], *, kurtosis: Any = None
     (True, True)
     """
     rows, columns = shape[-2:]
-    mean, std = _cached_moments(name, (rows, columns), k)
+    mean, std = _cached_moments(name, (max(rows, columns), min(rows, columns)), k)  # a matrix and its transpose: once
     if kurtosis is None:
         return NullMoments(mean, std)
     xp = namespace(kurtosis)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax import lax
 
+from ._decompose import matmul
 from ._namespace import as_real, divide, namespace, repeat
 from .moments import NullMoments, triple
 from .rounding_cells import RoundingCells, change, left_noise, moments_of_share, scale_for_density, select
@@ -32,6 +33,8 @@ FEW = 3.0
 """A rounded row with fewer expected changes is often left as it was: its scale has no normal estimate."""
 
 _THIN = 0.1
+"""Share of the expected changes in such rows (or columns) beyond which the null has no deviation: their scales are
+guesses, whose part in the variance of what changes is not known."""
 
 _SWEEPS = 12
 """Alternations that solve for λ; each takes off at least half of the error."""
@@ -62,9 +65,8 @@ class ProfileCells(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """Functions of the noise level averaged over W0's entries, by whole steps above `base`, `[levels]`."""
+    """Functions of the noise level averaged over W0's entries, by whole steps above the lowest, `[levels]`."""
 
-    base: Any
     chance: Any
     slope: Any
     h: Any
@@ -107,13 +109,13 @@ def averages(cells: RoundingCells, base: Any, count: int, unit: Any) -> Levels:
         place = xp.clip(place, 0, table.slope.shape[0] - 1)
         found = []
         for part in (table.slope, bend, table.variance, table.together):
-            by_exponent = as_real(part, xp) @ weights.T
+            by_exponent = matmul(as_real(part, xp), weights.T)
             found.append(xp.take_along_axis(by_exponent, place, axis=0).sum(1) / size)
         if cells.storage == "float16":  # which of its changes are visible depends on the place in the bfloat16 cell
             found[3] = _in_turn(lambda s: left_noise(cells, s).together, scale) / size
         return tuple(found)
 
-    return Levels(base, chance, slope, *select(cells.is_rounded, rounded, plain))
+    return Levels(chance, slope, *select(cells.is_rounded, rounded, plain))
 
 
 def _in_turn(function: Any, values: Any) -> Any:
@@ -124,13 +126,22 @@ def _in_turn(function: Any, values: Any) -> Any:
 
 def _dual(h: Any, row_target: Any, column_target: Any, rows: Any, columns: Any) -> tuple[Any, Any]:
     """α and β with `Σ_j n_j·h_ij·(α_i + β_j)` and `Σ_i n_i·h_ij·(α_i + β_j)` equal to the targets."""
-    by_row, by_column = h @ columns, rows @ h
+    by_row, by_column = matmul(h, columns), matmul(rows, h)
 
     def sweep(shares: tuple[Any, Any]) -> tuple[Any, Any]:
-        alpha = _over(row_target - h @ (columns * shares[1]), by_row)
-        return alpha, _over(column_target - (rows * alpha) @ h, by_column)
+        alpha = _over(row_target - matmul(h, columns * shares[1]), by_row)
+        return alpha, _over(column_target - matmul(rows * alpha, h), by_column)
 
     return repeat(_SWEEPS, sweep, (0 * by_row, 0 * by_column))
+
+
+def _by_level(side: Any, held: Any, count: int) -> Any:
+    """Sums of what the rows (columns) of each level hold, `[count]`."""
+    xp = namespace(side, held)
+    place = xp.clip(side, 0, count - 1)
+    if xp is np:
+        return np.bincount(place, held, minlength=count)
+    return xp.zeros(count, held.dtype).at[place].add(held)
 
 
 def _over(a: Any, b: Any) -> Any:
@@ -145,14 +156,15 @@ def estimation(
 
     Args:
       levels: averages over W0's entries.
-      rows, columns: levels of the rows and of the columns, or of groups of them, `[rows]`, `[columns]`.
+      rows, columns: levels of the rows and of the columns above the lowest of either, or of groups of them, `[rows]`,
+        `[columns]`; the levels of `levels` are their sums.
       row_counts, column_counts: how many each stands for; 0 for those without noise.
 
     Returns:
       `drift`, `noise` `[levels]`, `fitted`, `thin` `[]`.
     """
     xp, count = namespace(levels.slope, rows), levels.slope.shape[0]
-    place = xp.clip(rows[:, None] + columns[None, :] - levels.base, 0, count - 1)
+    place = xp.clip(rows[:, None] + columns[None, :], 0, count - 1)
     h, k, variance, slope, together = (
         part[place] for part in (levels.h, levels.k, levels.variance, levels.slope, levels.together)
     )
@@ -162,24 +174,29 @@ def estimation(
         noise = _over(weigh(variance), total * total)
         return noise, -0.5 * _over(weigh(k), total) * noise
 
-    row_noise, row_drift = side(lambda x: x @ column_counts)
-    column_noise, column_drift = side(lambda x: row_counts @ x)
+    row_noise, row_drift = side(lambda x: matmul(x, column_counts))
+    column_noise, column_drift = side(lambda x: matmul(row_counts, x))
     pairs = row_counts[:, None] * column_counts[None, :]
 
-    def per_level(x: Any) -> Any:
-        if xp is np:
-            return np.bincount(place.reshape(-1), x.reshape(-1), minlength=count)
-        return xp.zeros(count, x.dtype).at[place.reshape(-1)].add(x.reshape(-1))
+    def per_level(by_row: Any, by_column: Any) -> Any:
+        # A pair's level is the sum of its two: what float32 cannot sum pair by pair is a convolution of sums by side.
+        own, other = (_by_level(side, held, count) for side, held in ((rows, by_row), (columns, by_column)))
+        return np.convolve(own, other)[:count] if xp is np else xp.convolve(own, other, precision="highest")[:count]
 
-    held = per_level(pairs)
-    noise = _over(per_level(pairs * (row_noise[:, None] + column_noise[None, :])), held)
-    drift = _over(per_level(pairs * (row_drift[:, None] + column_drift[None, :])), held)
-    alpha, beta = _dual(h, slope @ column_counts, row_counts @ slope, row_counts, column_counts)
+    held = per_level(row_counts, column_counts)
+    noise, drift = (
+        _over(per_level(row_counts * own, column_counts) + per_level(row_counts, column_counts * other), held)
+        for own, other in ((row_noise, column_noise), (row_drift, column_drift))
+    )
+    alpha, beta = _dual(h, matmul(slope, column_counts), matmul(row_counts, slope), row_counts, column_counts)
     share = alpha[:, None] + beta[None, :]
     fitted = (pairs * (2 * share * together - share * share * variance)).sum()
     changes = levels.chance[place]
     thin = []
-    for expected, counts in ((changes @ column_counts, row_counts), (row_counts @ changes, column_counts)):
+    for expected, counts in (
+        (matmul(changes, column_counts), row_counts),
+        (matmul(row_counts, changes), column_counts),
+    ):
         few = xp.where(expected < FEW, expected, xp.zeros_like(expected))
         thin.append(_over((counts * few).sum(), (counts * expected).sum()))
     return drift, noise, fitted, xp.maximum(*thin)

@@ -79,7 +79,7 @@ def norm_matched_shift(sigma: Any, norm: Any, *, shape: tuple[int, ...]) -> Shif
     def moments(variance: Any, crossed: Any, total: Any) -> NullMoments:
         # Var ‖δσ‖² = 2·Σ variance² + 4·s²‖drift‖²; the root's mean lies below the root of the mean by half of its own
         # variance over twice the root.
-        spread = divide(xp.square(s) * (variance / 2 + crossed), total)
+        spread = xp.square(s) * divide(variance / 2 + crossed, total)  # in this order: s⁴ is beyond float32
         mean = xp.sqrt(xp.maximum(total - spread, tiny))
         std = xp.sqrt(spread + xp.square(lost * mean))
         still, reference = s == 0, xp.where(holds | (s == 0), xp.sqrt(squares), xp.nan)

@@ -3,8 +3,8 @@
 Independent isotropic increments have Gaussian cumulative updates whose correlation between steps s < t is
 `ρ = c_s/c_t`, `c_t² = Σ_{τ≤t} a_τ²`. The similarity of their top-K subspaces depends on ρ and the shape alone: one
 curve, sampled once per shape in float64 NumPy, serves every matrix of that shape and every sequence of norms, and is a
-constant inside a jitted program. The disjoint similarity (`ΔW_{0→t}` against `ΔW_{t→T}`) of independent increments is
-K/n exactly.
+constant inside a jitted program. The disjoint similarity (`ΔW_{0→t}` against `ΔW_{t→T}`) of independent increments
+is K/n exactly where checkpoints hold every digit; where they are rounded, the two share a rounding error.
 """
 
 import functools

@@ -8,9 +8,11 @@ turns their increments against each other: with the covariances of `stored_walk`
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import scipy.special
 
 from ._namespace import as_real, divide, namespace
@@ -229,6 +231,29 @@ def disjoint_walk_similarity(
     return NullMoments(*(xp.where(after, part, xp.nan) for part in null))
 
 
+def similarity_between(
+    similarity: Any, *, expected: Any, curve: Callable[[], SimilarityCurve], shape: tuple[int, ...], k: int
+) -> Numbers:
+    """The similarity of two runs' right subspaces beside chance, or beside what W0's rounding error gives them.
+
+    Args:
+      similarity: `‖V_aᵀV_b‖_F²/K`; NaN where there is no such subspace.
+      expected: the cosine of the updates under the null, `shared_cosine`, NumPy.
+      curve: gives the `similarity_curve` of the shape and K, which is sampled.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
+
+    Returns:
+      `subspace_similarity` with its null; without a z where the updates share a rounding error, and without a null
+      where its size is not known.
+    """
+    if np.all(expected == 0):
+        return similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=k)
+    mean = similarity_at(curve(), expected).mean
+    null = NullMoments(np.where(np.isnan(similarity), np.nan, mean), np.full_like(similarity, np.nan))
+    return triple("subspace_similarity", similarity, null)
+
+
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:
     """A similarity of two right subspaces beside that of independent random ones, K/n.
 
@@ -248,7 +273,14 @@ def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...
 
 
 def orthogonal_statistics(
-    share: Any, product: Any, squares_a: Any, squares_b: Any, *, alignment: Any = None, shape: tuple[int, ...]
+    share: Any,
+    product: Any,
+    squares_a: Any,
+    squares_b: Any,
+    *,
+    alignment: Any = None,
+    expected: Any = 0.0,
+    shape: tuple[int, ...],
 ) -> Numbers:
     """The share of one run's update that is orthogonal to the other's, beside that of independent signs.
 
@@ -260,6 +292,8 @@ def orthogonal_statistics(
       product: `⟨A, B⟩`, `[...]`.
       squares_a, squares_b: `‖A‖²`, `‖B‖²`, `[...]`.
       alignment: Σa²b², `[...]`; that of isotropic updates where it is not given.
+      expected: the cosine that the updates share by W0's rounding error, `shared_cosine`. The error decides the
+        fluctuation then too: no deviation and no z where it is not 0, no null where it is NaN.
       shape: `[..., m, n]` of the matrix.
 
     Returns:
@@ -273,9 +307,12 @@ def orthogonal_statistics(
         std = xp.full_like(z, cosine_std(shape))
     else:
         std = divide(divide(xp.sqrt(as_real(alignment, xp)), xp.sqrt(squares_a)), xp.sqrt(squares_b))
-    square = xp.where(xp.isnan(z), xp.nan, xp.square(std))
-    found = triple("orthogonal_share", share, NullMoments(1 - square, math.sqrt(2) * square))
-    return found | {"orthogonal_share_z": two_sided_z(z)}
+    square, expected = xp.where(xp.isnan(z), xp.nan, xp.square(std)), as_real(expected, xp)
+    alone = expected == 0
+    mean = 1 - xp.square(expected) - square * (1 - xp.square(expected))
+    null = NullMoments(mean, xp.where(alone, math.sqrt(2) * square, xp.nan))
+    found = triple("orthogonal_share", share, null)
+    return found | {"orthogonal_share_z": xp.where(alone, two_sided_z(z), xp.nan)}
 
 
 def two_sided_z(size: Any) -> Any:

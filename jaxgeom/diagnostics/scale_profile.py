@@ -27,8 +27,12 @@ STEPS_PER_OCTAVE = 64
 OCTAVES = 24
 """A row this far below the loudest one is silent, as is one without an update; columns likewise."""
 
-ROUNDS = 4
-"""Alternations between rows and columns; one more moves the expected density by less than a tenth of its deviation."""
+ROUNDS = 8
+"""The most alternations between rows and columns."""
+
+_STEP, _SHARE = 2, 1 / 16
+"""An alternation is the last where it moves none by more than so many levels, and no more than this share of a side;
+the next moves the expected density by less than a tenth of its deviation."""
 
 _FINEST, _COARSEST = 6, -6
 """Octaves of the noise over the spacing between which rounding is tabled: above nothing is lost, below nothing left."""
@@ -169,7 +173,12 @@ def fit_profile(sums: Any, shape: tuple[int, int], is_rounded: Any) -> ScaleProf
         profile = profile._replace(rows=fitted(profile, 0))
         return profile._replace(columns=fitted(profile, 1))
 
-    return repeat(ROUNDS, alternate, profile)
+    def settled(old: ScaleProfile, new: ScaleProfile) -> Any:
+        moves = [xp.abs(one - other) for one, other in zip(old, new, strict=True)]
+        still = [(xp.max(x) <= _STEP) & (xp.mean(as_real(x > 0, xp)) <= _SHARE) for x in moves]
+        return still[0] & still[1]
+
+    return repeat(ROUNDS, alternate, profile, settled=settled)
 
 
 def _before_storage(seen: Any, this: Any, expected: Any, slope: Any) -> Any:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ._layout import count_true
-from .entry_counts import bits_changed, exceeds, norm_and_unit
+from .entry_counts import bits_changed, exceeds, is_equal, norm_and_unit
 from .precision import bf16_bits, require_matrix, ulp_distance, widen_pair
 
 
@@ -100,7 +100,7 @@ def stored_sparsity(
       Shares in [0, 1], one per matrix.
     """
     a, b = widen_pair(w0, w1)
-    return _share(a == b)
+    return _share(is_equal(a, b))
 
 
 def absolute_sparsity(

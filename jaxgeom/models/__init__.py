@@ -3,6 +3,7 @@
 from jaxgeom.models.config import Qwen3Config as Qwen3Config
 from jaxgeom.models.load import abstract_parameters as abstract_parameters
 from jaxgeom.models.load import load_model as load_model
+from jaxgeom.models.load import qwen3_tensors as qwen3_tensors
 from jaxgeom.models.load import read_config as read_config
 from jaxgeom.models.names import HFTensor as HFTensor
 from jaxgeom.models.names import from_hf as from_hf

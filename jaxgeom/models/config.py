@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxgeom.errors import UserError
-from jaxgeom.models.rope import RopeScaling
+import numpy as np
+
+from jaxgeom.errors import UserError, listed
+from jaxgeom.models.rope import RopeScaling, is_number, rope_frequencies, unused_fields
 
 # Fields of config.json that do not change the function computed here, whatever their value.
 _IGNORED = frozenset(
@@ -25,7 +27,22 @@ _IGNORED = frozenset(
     use_bfloat16 use_cache
     """.split()
 )
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _MODEL_TYPES = ("qwen3", "qwen3_moe")
+
+# Fields of other architectures that ask for another function, with the values that ask for nothing. They are refused:
+# a directory that carries them was made for a model that is not this one.
+_OTHER_FUNCTION: dict[str, tuple[Any, ...]] = {
+    "attn_output_gate": (), "logit_scale": (1, 1.0), "logits_scaling": (1, 1.0), "final_logit_softcapping": (),
+    "attn_logit_softcapping": (), "query_pre_attn_scalar": (), "embedding_multiplier": (1, 1.0),
+    "residual_multiplier": (1, 1.0), "attention_multiplier": (), "partial_rotary_factor": (1, 1.0), "mlp_bias": (),
+    "clip_qkv": (), "original_max_position_embeddings": (), "use_mrope": (), "shared_expert_intermediate_size": (0,),
+    "n_shared_experts": (0,), "first_k_dense_replace": (0,), "full_attention_interval": (1,),
+    "num_nextn_predict_layers": (0,), "use_qk_norm": (True,),
+}  # fmt: skip
+
+_MOST = {"num_hidden_layers": 4096, "num_experts": 4096, "num_attention_heads": 1 << 16, "head_dim": 1 << 16}
+_MOST_ELSE = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +81,10 @@ class Qwen3Config:
             "head_dim",
         ):
             _check(name, getattr(self, name), getattr(self, name) > 0, "a positive integer")
+        for field in dataclasses.fields(self):
+            value, most = getattr(self, field.name), _MOST.get(field.name, _MOST_ELSE)
+            size = type(value) is int and field.name not in ("max_position_embeddings", *_TOKENS)
+            _check(field.name, value, not size or value <= most, f"at most {most}")
         _check("head_dim", self.head_dim, self.head_dim % 2 == 0, "even, for the rotary embedding")
         _check(
             "num_key_value_heads",
@@ -84,6 +105,7 @@ class Qwen3Config:
             _check("moe_intermediate_size", self.moe_intermediate_size, self.moe_intermediate_size > 0, "positive")
         else:
             _check("intermediate_size", self.intermediate_size, self.intermediate_size > 0, "positive")
+        _check_frequencies(self)
 
     @property
     def is_moe(self) -> bool:
@@ -130,7 +152,7 @@ class Qwen3Config:
             fields[name] = _switch(known, name)
         if known.get("max_position_embeddings") is not None:
             fields["max_position_embeddings"] = _size(known, "max_position_embeddings")
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        for name in _TOKENS:
             fields[name] = _token_ids(name, known.get(name))
         fields["rope_theta"], fields["rope_scaling"] = _read_rope(known)
         return cls(**fields)
@@ -170,9 +192,46 @@ class Qwen3Config:
         return config
 
 
+_READ = {field.name for field in dataclasses.fields(Qwen3Config)} | {
+    "hidden_act", "use_sliding_window", "attention_dropout", "quantization_config", "quantization", "layer_types",
+    "decoder_sparse_step", "mlp_only_layers", "num_local_experts",
+}  # fmt: skip
+
+
+def ignored_fields(config: Mapping[str, Any]) -> list[str]:
+    """What a config.json holds that has no effect on a Qwen3 model, there or in `transformers`; a sentence, or none.
+
+    Args:
+        config: one that `Qwen3Config.from_hf` takes.
+    """
+    unknown = sorted(
+        name for name, value in config.items()
+        if name not in _READ | _IGNORED | _OTHER_FUNCTION.keys() and value not in (None, False)
+    )  # fmt: skip
+    for spelling in ("rope_scaling", "rope_parameters"):
+        unknown += [f"{spelling}.{name}" for name in unused_fields(config.get(spelling) or {})]
+    return [f"fields of config.json without effect on a Qwen3 model are ignored: {listed(unknown)}"] if unknown else []
+
+
 def _check(name: str, value: Any, good: bool, right: str) -> None:
     if not good:
-        raise UserError(f"config.json: {name}={value!r} is not supported; it must be {right}")
+        text = repr(value)
+        text = text if len(text) <= 80 else text[:80] + "…"
+        raise UserError(f"config.json: {name}={text} is not supported; it must be {right}")
+
+
+def _check_frequencies(config: "Qwen3Config") -> None:
+    """Refuses rotary constants whose frequencies are no numbers."""
+    try:
+        with np.errstate(all="ignore"):
+            found, factor = rope_frequencies(
+                config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
+            )
+        good = bool(np.isfinite(found).all()) and math.isfinite(factor)
+    except (ArithmeticError, ValueError):
+        good = False
+    if not good:
+        raise UserError(f"config.json: rope_theta={config.rope_theta!r} with its scaling gives no finite frequencies")
 
 
 def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> int:
@@ -187,8 +246,7 @@ def _size(config: Mapping[str, Any], name: str, default: int | None = None) -> i
 
 
 def _number(name: str, value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    _check(name, value, number, "a finite number")
+    _check(name, value, is_number(value), "a finite number")
     return float(value)
 
 
@@ -201,7 +259,7 @@ def _switch(config: Mapping[str, Any], name: str) -> bool:
 def _token_ids(name: str, value: Any) -> Any:
     """A token id, several as a tuple, or None."""
     several = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-    good = all(isinstance(token, int) and not isinstance(token, bool) for token in several)
+    good = all(type(token) is int and -1 <= token < 2**31 for token in several)
     _check(name, value, good and (name == "eos_token_id" or not isinstance(value, list | tuple)), "a token id")
     return tuple(several) if isinstance(value, list | tuple) else value
 
@@ -214,7 +272,8 @@ def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
     _check("use_sliding_window", config.get("use_sliding_window"), not config.get("use_sliding_window"), "false")
     _check("attention_dropout", config.get("attention_dropout"), not config.get("attention_dropout"), "0")
     for quantized in ("quantization_config", "quantization"):
-        _check(quantized, config.get(quantized), not config.get(quantized), "absent: weights are read as stored floats")
+        right = "absent: quantized weights are not read, dequantize the model first"
+        _check(quantized, config.get(quantized), not config.get(quantized), right)
     layer_types = config.get("layer_types") or []
     full = isinstance(layer_types, list | tuple) and all(kind == "full_attention" for kind in layer_types)
     _check("layer_types", layer_types, full, "'full_attention' throughout")
@@ -224,21 +283,12 @@ def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
     else:
         for name in ("num_experts", "num_local_experts"):
             _check(name, config.get(name), not config.get(name), "absent for model_type 'qwen3' (not 'qwen3_moe')")
-    read = {field.name for field in dataclasses.fields(Qwen3Config)} | {
-        "hidden_act",
-        "use_sliding_window",
-        "attention_dropout",
-        "quantization_config",
-        "quantization",
-        "layer_types",
-        "decoder_sparse_step",
-        "mlp_only_layers",
-        "num_local_experts",
-    }
-    for name, value in config.items():
-        # A null or false switch asks for nothing, so a newer writer's unused fields do not shut the door.
-        if name not in read and name not in _IGNORED and value is not None and value is not False:
-            raise UserError(f"config.json: field {name!r} (value {value!r}) is not known to this Qwen3 implementation")
+    for name, harmless in _OTHER_FUNCTION.items():
+        value = config.get(name)
+        # A null or false switch asks for nothing.
+        asks = value is not None and value is not False and value not in harmless
+        right = " or ".join(["absent", *map(repr, harmless[:1])])
+        _check(name, value, not asks, right)
 
 
 def _read_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:

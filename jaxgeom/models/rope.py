@@ -46,10 +46,10 @@ class RopeScaling:
 
     @classmethod
     def from_hf(cls, scaling: Mapping[str, Any]) -> "RopeScaling | None":
-        """Read `rope_scaling`; None where it asks for the default embedding.
+        """Read `rope_scaling`; None where it asks for the default embedding. Fields of no use are passed over.
 
         Raises:
-            UserError: the kind or one of its fields is not supported, or a needed one is missing.
+            UserError: the kind or the value of a field is not supported, or a needed one is missing.
         """
         fields = {name: value for name, value in scaling.items() if value is not None}
         kind = fields.pop("rope_type", None)
@@ -59,11 +59,17 @@ class RopeScaling:
             raise UserError(
                 f"config.json: rope_scaling.rope_type={kind!r} is not supported; it must be one of {', '.join(_KINDS)}"
             )
-        for name in fields:
-            if name not in _FIELDS.get(kind, ()):
-                raise UserError(f"config.json: rope_scaling.{name} is not supported for rope_type {kind!r}")
+        partial = fields.get("partial_rotary_factor", 1)
+        if partial != 1:
+            raise UserError(
+                f"config.json: rope_scaling.partial_rotary_factor={partial!r} is not supported; it must be 1"
+            )
         if kind == "default":
+            # Whoever gives a factor means a kind of scaling, and does not say which.
+            if fields.get("factor", 1) != 1:
+                raise UserError("config.json: rope_scaling.factor is not supported for rope_type 'default'")
             return None
+        fields = {name: value for name, value in fields.items() if name in _FIELDS[kind]}
         needed = {"factor"} if kind != "llama3" else _FIELDS[kind]
         for name in sorted(needed - set(fields)):
             raise UserError(f"config.json: rope_scaling.{name} is missing for rope_type {kind!r}")
@@ -83,8 +89,29 @@ class RopeScaling:
         return {"rope_type": self.kind, **fields}
 
 
+def unused_fields(scaling: Mapping[str, Any]) -> list[str]:
+    """The fields of `rope_scaling` that its kind has no use for, as `transformers` has none; sorted.
+
+    Args:
+        scaling: one that `RopeScaling.from_hf` takes.
+    """
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    used = {"rope_type", "type", "rope_theta", "partial_rotary_factor"} | _FIELDS.get(kind, set())
+    return sorted(name for name, value in scaling.items() if value is not None and name not in used)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field of a configuration is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
 def _checked(name: str, value: Any) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = is_number(value)
     if name == "truncate":
         good, right = isinstance(value, bool), "true or false"
     elif name == "original_max_position_embeddings":

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxgeom.errors import UserError
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.names import HFTensor, hf_tensors, leaf_slice, to_hf
 
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
@@ -46,6 +48,9 @@ def save_model(
         dtype: dtype to store; the parameters' own where None.
         tokenizer_from: a directory whose tokenizer files are copied.
         max_shard_bytes: size above which the tensors are split over several files with an index.
+
+    Raises:
+        UserError: a weight that is NaN or infinite in `dtype`, by name; what was written before it is left.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -70,6 +75,8 @@ def save_model(
 def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
     """Copies those of `TOKENIZER_FILES` that `source` has into `directory`, which is made if it is not there.
 
+    Chat templates with a name of their own (`additional_chat_templates/`) are copied too.
+
     Args:
         source: a directory that may hold them.
         directory: where they go.
@@ -78,6 +85,10 @@ def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
     for name in TOKENIZER_FILES:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, Path(directory) / name)
+    named = Path(source) / "additional_chat_templates"
+    for template in sorted(named.glob("*.jinja")):
+        (Path(directory) / named.name).mkdir(exist_ok=True)
+        shutil.copyfile(template, Path(directory) / named.name / template.name)
 
 
 def _readable(file: Path) -> None:
@@ -104,7 +115,12 @@ def _fetch(config: Qwen3Config, params: dict[str, Any], tensor: HFTensor, dtype:
     leaf: Any = params
     for key in tensor.path:
         leaf = leaf[key]
-    return to_hf(config, tensor, np.asarray(leaf_slice(leaf, tensor))).astype(dtype)
+    array = to_hf(config, tensor, np.asarray(leaf_slice(leaf, tensor)))
+    with np.errstate(over="ignore"):
+        stored = array.astype(dtype)
+    if bad := int(np.count_nonzero(~np.isfinite(stored.astype(np.float32)))):
+        raise UserError(f"{tensor.name}: {bad} of {array.size} entries are NaN or infinite as {np.dtype(dtype).name}")
+    return stored
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

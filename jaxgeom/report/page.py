@@ -24,6 +24,7 @@ from .tables import (
     flat_settings,
     further_nulls,
     matrix_data,
+    reading_notes,
     statistics_of,
     study_headline,
     summary_rows,
@@ -70,11 +71,12 @@ def write_report(directory: Path) -> Path:
 def _drawings(contents: Contents) -> list[Drawing]:
     if contents.kind == "study":
         return study_drawings(contents.report)
+    text = [row for row in contents.rows if row.get("tower") is None]  # a tower is in no figure of the text model
     if contents.kind == "compare":
-        found = compare_drawings(contents.report, contents.rows)
+        found = compare_drawings(contents.report, text)
         return found + (trajectory_drawings(contents.trajectory) if contents.trajectory else [])
     if contents.kind == "between":
-        return between_drawings(contents.report, contents.rows)
+        return between_drawings(contents.report, text)
     return trajectory_drawings(contents.report)
 
 
@@ -106,6 +108,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "between": [],
         "sparsity": _sparsity_groups(report),
         "coverage": coverage_rows(report.get("coverage")),
+        "notes": reading_notes(report.get("coverage")),
         "settings": flat_settings(report.get("settings")),
         "inputs": _inputs(report.get("inputs")),
         "machine": flat_settings(report.get("machine")),

@@ -2,8 +2,18 @@
 
 from .code import code_reward as code_reward
 from .code import extract_code as extract_code
-from .math_answers import extract_answer as extract_answer
+from .code_tests import CodeTests as CodeTests
+from .code_tests import read_tests as read_tests
 from .math_answers import math_reward as math_reward
 from .math_answers import normalize_answer as normalize_answer
 from .math_answers import verify_batch as verify_batch
 from .math_checker import close_checkers as close_checkers
+from .math_extraction import extract_answer as extract_answer
+from .truths import GroundTruth as GroundTruth
+from .truths import allowed_answers as allowed_answers
+from .truths import read_truth as read_truth
+from .verifier import Truth as Truth
+from .verifier import Verifier as Verifier
+from .verifier import logged as logged
+from .verifier import restored as restored
+from .verifier import stored as stored

@@ -1,25 +1,34 @@
-"""Code answers: a program from a response, run against function tests in a process with limits."""
+"""Code answers: a program from a response, run on the inputs of its tests and judged by what comes out."""
 
-import os
+import json
 import re
-import secrets
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, InvalidOperation
+from typing import Any
 
+from jaxgeom.cores import usable_cores
 from jaxgeom.errors import UserError
 
-_LONGEST_OUTPUT = 65536
-_RUNNER = Path(__file__).with_name("code_runner.py")
-_FENCE = re.compile(r"```(?:python|py|python3)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+from . import code_values
+from .code_asserts import holds
+from .code_sandbox import Limits, converse, isolation_problem
+from .code_tests import CodeTests, FunctionCase
+
+_FENCE = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_ALL_TESTS = 6
+_LONGEST_LINE = 4 * 2**20
+WHAT_IS_OPEN = (
+    "without it they can read and change whatever this user can, use the network, stop this run, leave files and "
+    "processes"
+)
 
 
 def extract_code(text: str) -> str | None:
-    """The content of the last complete fenced block of a response (after the last `</think>`), or None.
+    """The content of the last complete fenced block of a response, or None.
+
+    Looked for after the last `</think>`, and nowhere in a response whose last `<think>` is not closed.
 
     Args:
         text: the response.
@@ -27,98 +36,157 @@ def extract_code(text: str) -> str | None:
     Returns:
         The code, or None where there is no such block or it is empty.
     """
-    blocks = _FENCE.findall(text.rpartition("</think>")[2])
+    text = text.rpartition("</think>")[2]
+    if "<think>" in text:
+        return None
+    blocks = _FENCE.findall(text)
     return blocks[-1] if blocks and blocks[-1].strip() else None
+
+
+def require_isolation(*, allow_unisolated: bool) -> bool:
+    """Whether programs run under bubblewrap here.
+
+    Args:
+        allow_unisolated: run them without it where that is not to be had.
+
+    Raises:
+        UserError: it is not to be had, and nobody allowed to do without.
+    """
+    problem = isolation_problem()
+    if problem is not None and not allow_unisolated:
+        raise UserError(
+            f"programs that a model writes are run under bubblewrap, but {problem}; --allow-unisolated-code runs them "
+            f"nevertheless: {WHAT_IS_OPEN}"
+        )
+    return problem is None
 
 
 def code_reward(
     response_text: str,
-    tests: str,
+    tests: CodeTests | Any,
     *,
-    allow_execution: bool = False,
+    allow_unisolated: bool = False,
     timeout: float = 10.0,
-    memory_bytes: int = 512 * 2**20,
+    memory_bytes: int = 1024 * 2**20,
 ) -> float:
-    """1.0 where the response's program passes all tests, else 0.0. Off unless `allow_execution` is set.
+    """1.0 where the response's program passes all tests, else 0.0.
 
-    The program (last fenced block) and then the tests run in a fresh Python process in isolated mode: an empty
-    temporary directory, no environment variables, standard streams closed off, limits on processor time, memory,
-    file size and open files, and the whole process group killed at the timeout.
+    The program (last fenced block) is run as a script on each input, or its functions are called; what comes out is
+    compared here. What is right never enters the process that runs it: nothing that it does to its own interpreter
+    gains anything.
 
-    **This is no security sandbox.** It catches accidents: endless loops, memory blow-up, crashes, early `exit(0)`. It
-    does not stop a hostile program from reading files that this user can read, from using the network, from leaving
-    the process group, or from forging the verdict by inspecting the runner. Run it inside a container or a virtual
-    machine without network and without anything worth taking.
+    It runs under bubblewrap: users, processes, network and mounts of its own, the system read-only, nothing of the
+    user's files, no environment, a directory of 64 MiB and 4,096 files, no system calls to mount, trace or open
+    namespaces; limits on time, on memory of each process and of all together, on processes, open files and output. All
+    of it is gone afterwards.
 
     Args:
         response_text: the whole response.
-        tests: Python source that raises where the program is wrong, such as `assert add(1, 2) == 3` lines; it sees
-            the program's names.
-        allow_execution: True states that the machine is fit for running programs that a model wrote.
-        timeout: seconds of wall time, and of processor time rounded up.
-        memory_bytes: limit of the process's address space.
+        tests: `CodeTests`, or what `CodeTests.of` reads: asserts as text among it.
+        allow_unisolated: where bubblewrap is not to be had, run the program with limits alone: it can then read and
+            change whatever this user can, use the network, stop this process and leave files and processes.
+        timeout: seconds of wall time for a run, a call; all tests of a response together have six times as many.
+        memory_bytes: of each process' address space, and of the memory of all of a program's processes.
 
     Returns:
-        1.0 or 0.0; no program, a syntax error, an exception, an exit, a limit reached: 0.0.
+        1.0 or 0.0; no program, a syntax error, an exception, an exit status other than 0, a limit: 0.0.
 
     Raises:
-        UserError: allow_execution is not set.
-        RuntimeError: the process could not be started with its limits (needs a POSIX system).
+        UserError: bubblewrap is not to be had and `allow_unisolated` is not set; tests that are none.
     """
-    if not allow_execution:
-        raise UserError(
-            "code_reward would run a program that a model wrote; pass allow_execution=True on a machine fit for that "
-            "(a container without network), after reading its docstring"
-        )
+    try:
+        tests = tests if isinstance(tests, CodeTests) else CodeTests.of(tests)
+    except ValueError as error:
+        raise UserError(f"tests: {error}") from error
+    isolated = require_isolation(allow_unisolated=allow_unisolated)
     program = extract_code(response_text)
     if program is None or "\0" in program:
         return 0.0
-    token = secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="jaxgeom-code-") as directory:
-        Path(directory, "program.py").write_text(program, encoding="utf-8", errors="replace")
-        Path(directory, "tests.py").write_text(tests, encoding="utf-8", errors="replace")
-        process = subprocess.Popen(
-            [sys.executable, "-I", str(_RUNNER), str(int(timeout) + 1), str(memory_bytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=directory,
-            env={},
-            start_new_session=True,
-        )
-        output, finished = _converse(process, token.encode(), time.monotonic() + timeout)
-    if b"started" not in output:
-        if not finished:
-            return 0.0
-        raise RuntimeError("code_reward: the process could not be started with its limits; a POSIX system is needed")
-    return float(f"passed {token}".encode() in output)
+    deadline = time.monotonic() + _ALL_TESTS * timeout
+
+    def limits() -> Limits:
+        return Limits(max(0.0, min(timeout, deadline - time.monotonic())), memory_bytes)
+
+    passed = all(_right_output(program, case, limits(), isolated) for case in tests.scripts)
+    return float(passed and (not tests.functions or _right_results(program, tests.functions, limits(), isolated)))
 
 
-def _converse(process: subprocess.Popen[bytes], token: bytes, deadline: float) -> tuple[bytes, bool]:
-    """Sends the token, reads until it comes back, the process ends or the deadline, then kills its whole group.
+def code_rewards(texts: Sequence[str], tests: Sequence[CodeTests], **options: Any) -> list[float]:
+    """`code_reward` of many responses, as many at a time as there are cores; a repeated one is run once."""
+    pairs = list(zip(texts, tests, strict=True))
+    different = list(dict.fromkeys(pairs))
+    if not different:
+        return []
+    with ThreadPoolExecutor(min(usable_cores(), len(different))) as pool:
+        rewards = dict(zip(different, pool.map(lambda pair: code_reward(*pair, **options), different), strict=True))
+    return [rewards[pair] for pair in pairs]
 
-    Returns what it wrote, and whether it came to an end by itself.
+
+def _right_output(program: str, case: tuple[str, str], limits: Limits, isolated: bool) -> bool:
+    given, right = case
+    output, status = converse({"program": program, "input": given}, limits, isolated=isolated)
+    return status == 0 and same_output(output.decode("utf-8", "replace"), right)
+
+
+def same_output(ours: str, theirs: str) -> bool:
+    """Whether two outputs have the same words line by line; numbers may be written otherwise (`1.0` for `1`).
+
+    Blank lines at the end and spaces are no matter. No tolerance: 0.33 is not 0.333.
     """
-    assert process.stdin is not None and process.stdout is not None
-    output, finished = b"", False
+    a, b = ([line.split() for line in text.rstrip().split("\n")] for text in (ours, theirs))
+    if a == b:
+        return True
+    if [len(line) for line in a] != [len(line) for line in b]:
+        return False
+    words = zip((word for line in a for word in line), (word for line in b for word in line), strict=True)
+    return all(x == y or _same_number(x, y) for x, y in words)
+
+
+def _same_number(ours: str, theirs: str) -> bool:
+    if len(ours) > 400 or len(theirs) > 400:
+        return False
     try:
-        with process.stdin as stream:
-            stream.write(token)
-        while (left := deadline - time.monotonic()) > 0 and len(output) < _LONGEST_OUTPUT:
-            if select.select([process.stdout], [], [], left)[0]:
-                piece = os.read(process.stdout.fileno(), 4096)
-                if not piece:
-                    finished = True
-                    break
-                output += piece
-                if token in output:  # a child that the program forked may hold the pipe open: no end to wait for
-                    finished = True
-                    break
-    except BrokenPipeError:
-        finished = True
-    finally:
-        # Not reaped yet, so the number still is that of its own group, which start_new_session made it lead.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    return output, finished
+        a, b = Decimal(ours), Decimal(theirs)
+        return a.is_finite() and b.is_finite() and a == b
+    except InvalidOperation:
+        return False
+
+
+def _right_results(program: str, cases: tuple[FunctionCase, ...], limits: Limits, isolated: bool) -> bool:
+    calls = [[call.function, *json.loads(call.arguments)] for case in cases for call in case.calls]
+    waiting, results = list(reversed(cases)), []
+    deadline = time.monotonic() + _ALL_TESTS * limits.seconds
+
+    def goes_on(line: bytes) -> bool:
+        """Judges a case as soon as the results of its calls are there."""
+        value = _result(line)
+        if value is None or time.monotonic() > deadline:
+            return False
+        results.append(value[0])
+        if len(results) == len(waiting[-1].calls):
+            if not _right_case(waiting[-1], results):
+                return False
+            waiting.pop()
+            results.clear()
+        return bool(waiting)
+
+    converse({"program": program, "calls": calls}, limits, isolated=isolated, goes_on=goes_on)
+    return not waiting
+
+
+def _right_case(case: FunctionCase, results: list[Any]) -> bool:
+    if case.check is not None:
+        return holds(case.check, results)
+    allowed = (code_values.decode(json.loads(text)) for text in case.allowed)
+    return any(code_values.equal(results[0], value, lists_are_tuples=True) for value in allowed)
+
+
+def _result(line: bytes) -> tuple[Any] | None:
+    """A call's result, in a tuple of one; None where there is none."""
+    if len(line) > _LONGEST_LINE:
+        return None
+    try:
+        kind, content = json.loads(line)
+        return (code_values.decode(content),) if kind == "value" else None
+    except (ValueError, TypeError, RecursionError):
+        return None

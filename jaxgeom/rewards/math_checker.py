@@ -1,4 +1,4 @@
-"""A few processes that run math-verify, started when first needed and replaced when they die."""
+"""A few processes that do the algebra of answers, started when first needed and replaced when they die."""
 
 import atexit
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jaxgeom.cores import usable_cores
 
-DEFAULT_TIMEOUT = 10.0
+DEFAULT_TIMEOUT = 5.0
 CHECKERS = min(8, usable_cores())
 _START_TIMEOUT = 120.0
 _WALL_FACTOR = 20.0
@@ -36,13 +36,13 @@ class _Checker:
             self.process.kill()
             _, complaint = self.process.communicate()
             last = (complaint.strip().splitlines() or ["no message"])[-1]
-            raise RuntimeError(f"the math-verify process did not start: {last}")
+            raise RuntimeError(f"the process that checks math answers did not start: {last}")
 
-    def check(self, answer: str, truth: str, timeout: float) -> bool | None:
+    def check(self, answer: str, truths: tuple[str, ...], timeout: float) -> bool | None:
         """The verdict, or None where the process died or did not answer in time (it is then of no more use)."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(json.dumps([answer, truth, timeout]) + "\n")
+            self.process.stdin.write(json.dumps([answer, truths, timeout]) + "\n")
             self.process.stdin.flush()
         except OSError:
             return None
@@ -70,7 +70,7 @@ class _Pool:
         self.lock = threading.Lock()
         self.places = threading.BoundedSemaphore(CHECKERS)
 
-    def check(self, answer: str, truth: str, timeout: float) -> bool:
+    def check(self, answer: str, truths: tuple[str, ...], timeout: float) -> bool:
         with self.places:
             with self.lock:
                 checker = self.idle.pop() if self.idle else None
@@ -78,7 +78,7 @@ class _Pool:
                 checker = _Checker()
             verdict = None
             try:
-                verdict = checker.check(answer, truth, timeout)
+                verdict = checker.check(answer, truths, timeout)
             finally:
                 if verdict is None:
                     checker.close()
@@ -99,12 +99,12 @@ _pool = _Pool()
 _pool_lock = threading.Lock()
 
 
-def check_with_math_verify(answer: str, truth: str, timeout: float) -> bool:
-    """math-verify's verdict on two LaTeX or plain expressions; False where it hangs, dies or cannot read them.
+def check_by_algebra(answer: str, truths: tuple[str, ...], timeout: float) -> bool:
+    """The verdict on an answer that algebra is needed for; False where that hangs, dies or cannot read it.
 
     Args:
         answer: the model's.
-        truth: the right one.
+        truths: the right ones; one is enough.
         timeout: seconds of processor time; the start of a process not counted.
 
     Raises:
@@ -115,7 +115,7 @@ def check_with_math_verify(answer: str, truth: str, timeout: float) -> bool:
         if _pool.pid != os.getpid():  # after a fork: the processes belong to the parent
             _pool = _Pool()
         pool = _pool
-    return pool.check(answer, truth, timeout)
+    return pool.check(answer, truths, timeout)
 
 
 def close_checkers() -> None:

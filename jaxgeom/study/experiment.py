@@ -1,13 +1,17 @@
 """What an experiment is: a base, a teacher, data, and the settings of every stage; read from a Python file."""
 
 import dataclasses
+import re
 import runpy
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jaxgeom.comparison import CompareSettings
 from jaxgeom.data import ArithmeticTask
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 from jaxgeom.training import OPDSettings, RLVRSettings, RunSettings, SFTSettings
 
 
@@ -33,6 +37,7 @@ class SyntheticData:
     seed: int = 0
 
     def __post_init__(self):
+        check_types(self)
         for name in ("demonstrations", "prompts", "heldout"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be positive")
@@ -53,6 +58,10 @@ class DataFiles:
     prompts: Path
     heldout: Path
     demonstrations_continued: Path | None = None
+
+    def __post_init__(self):
+        _as_paths(self, "demonstrations", "prompts", "heldout", "demonstrations_continued")
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +93,15 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self):
-        wanted = {
-            "anchor": SFTSettings,
-            "opd": OPDSettings,
-            "rlvr": RLVRSettings,
-            "sft_continued": SFTSettings,
-            "measure": CompareSettings,
-            "data": (SyntheticData, DataFiles),
-        }
-        for name, kind in wanted.items():
-            if not isinstance(getattr(self, name), kind):
-                raise UserError(f"{name}: a {type(getattr(self, name)).__name__} is not what belongs here")
+        _as_paths(self, "base", "teacher")
+        check_types(self)
+        # The default output directory is made of it.
+        if not re.fullmatch(r"[^/\\\x00-\x1f]{1,100}", self.name) or self.name.strip(". ") == "":
+            raise UserError(f"name={self.name!r}: the name of a directory, without slashes, is needed")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds={self.seeds}: at least one, and no seed twice")
+        if any(not 0 <= seed < 2**31 for seed in self.seeds):
+            raise UserError(f"seeds={self.seeds}: each must be between 0 and {2**31 - 1}")
 
     def methods(self) -> dict[str, RunSettings]:
         """The runs from the anchor, by name, in the order in which they are made."""
@@ -125,17 +130,26 @@ def load_experiment(path: str | Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"{path}: no such experiment file")
     try:
-        namespace = runpy.run_path(str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # what it warns of fails a moment later, with its line
+            namespace = runpy.run_path(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    # The file is the user's own program: whatever it raises is theirs to read, in one line with its place.
-    except Exception as error:
+    # The file is the user's own program: what it raises, or `exit()`, is theirs to read, in one line with its place.
+    except (Exception, SystemExit) as error:
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
         raise UserError(f"{path}: line {line}: {type(error).__name__}: {error}") from error
     experiment = namespace.get("experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: defines no variable 'experiment' that is an Experiment")
     return experiment
+
+
+def _as_paths(settings: Any, *names: str) -> None:
+    """Paths that were written as text."""
+    for name in names:
+        if isinstance(getattr(settings, name), str):
+            object.__setattr__(settings, name, Path(getattr(settings, name)))
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

@@ -1,22 +1,33 @@
 """What is looked at before a study writes anything: models, tokenizer, teacher, data files, the measuring device."""
 
+import dataclasses
 from pathlib import Path
 
-from jaxgeom.checkpoints import Checkpoint, open_checkpoint
+from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison.algebra.devices import choose_algebra
 from jaxgeom.comparison.one_matrix.scan import require_finite
-from jaxgeom.data.chat import load_tokenizer
-from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
+from jaxgeom.data.chat import chat_format, load_tokenizer
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3Config, hf_tensors
+from jaxgeom.models import Qwen3Config, qwen3_tensors
+from jaxgeom.progress import Reporter
 from jaxgeom.study.experiment import DataFiles, Experiment
+from jaxgeom.training import RunInputs, RunSettings
 from jaxgeom.training.checkpointing import tokenizer_directory
+from jaxgeom.training.rows import RunRows, read_run_rows
+from jaxgeom.training.vocabulary import require_same_tokens, require_tokens_fit, require_vocabulary
 
 _BLOCK_ENTRIES = 1 << 24
 
 
-def check_inputs(experiment: Experiment) -> None:
+def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> list[RunRows]:
     """Opens everything that the experiment names.
+
+    Args:
+        experiment: what is to be done.
+        reporter: where to say which rows are left out.
+
+    Returns:
+        The rows of every run, tokenized, where they are in files; none of rows that are yet to be made.
 
     Raises:
         UserError: a file that is missing or broken, a tensor that is missing, of another shape or not finite, models of
@@ -25,18 +36,33 @@ def check_inputs(experiment: Experiment) -> None:
     """
     choose_algebra(experiment.measure.device)
     base, teacher = (_check_model(path) for path in (experiment.base, experiment.teacher))
-    if base.vocab_size != teacher.vocab_size:
-        raise UserError(
-            f"{experiment.teacher}: a vocabulary of {teacher.vocab_size}, the base has {base.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
-    load_tokenizer(tokenizer_directory(experiment.base))
-    if isinstance(experiment.data, DataFiles):
-        data = experiment.data
-        for path in {data.demonstrations, data.demonstrations_continued or data.demonstrations}:
-            check_demonstrations(read_rows(path), str(path))
-        for path in (data.prompts, data.heldout):
-            check_prompts(read_rows(path), str(path))
+    tokenizer = load_tokenizer(tokenizer_directory(experiment.base))
+    require_tokens_fit(base, tokenizer, experiment.base)
+    require_same_tokens(tokenizer, tokenizer_directory(experiment.teacher), experiment.teacher)
+    require_vocabulary(teacher.vocab_size, base.vocab_size, tokenizer, experiment.teacher)
+    if not isinstance(experiment.data, DataFiles):
+        for settings in (experiment.anchor, *experiment.methods().values()):
+            rows = settings.rows
+            tokenizer = load_tokenizer(tokenizer_directory(experiment.base), chat_template=rows.chat_template)
+            chat_format(tokenizer, rows.template_argument)
+        return []
+    data = experiment.data
+    continued = data.demonstrations_continued or data.demonstrations
+    files = {"opd": data.prompts, "rlvr": data.prompts, "sft_continued": continued}
+    found = [_rows(experiment.anchor, experiment, data.demonstrations, data.heldout, reporter)]
+    for name, settings in experiment.methods().items():
+        # They start from the anchor, whose tokenizer has the template that the anchor was trained with.
+        template = settings.rows.chat_template or experiment.anchor.rows.chat_template
+        settings = dataclasses.replace(settings, rows=dataclasses.replace(settings.rows, chat_template=template))
+        found.append(_rows(settings, experiment, files[name], data.heldout, reporter))
+    return found
+
+
+def _rows(
+    settings: RunSettings, experiment: Experiment, data: Path, heldout: Path, reporter: Reporter | None
+) -> RunRows:
+    inputs = RunInputs(model=experiment.base, data=data, eval_data=heldout)
+    return read_run_rows(settings, inputs, reporter=reporter)
 
 
 def _check_model(path: Path) -> Qwen3Config:
@@ -44,22 +70,7 @@ def _check_model(path: Path) -> Qwen3Config:
     if checkpoint.config is None:
         raise UserError(f"{path}: no config.json")
     config = Qwen3Config.from_hf(checkpoint.config)
-    _check_shapes(checkpoint, config, path)
-    for name in checkpoint:
-        for block in checkpoint[name].row_blocks(_BLOCK_ENTRIES):
+    for name, tensor in qwen3_tensors(checkpoint, config).items():
+        for block in tensor.row_blocks(_BLOCK_ENTRIES):
             require_finite(block, f"{path}: {name}")
     return config
-
-
-def _check_shapes(checkpoint: Checkpoint, config: Qwen3Config, path: Path) -> None:
-    wanted = {tensor.name: tensor.shape for tensor in hf_tensors(config)}
-    missing = sorted(set(wanted) - set(checkpoint))
-    if missing:
-        raise UserError(f"{path}: {len(missing)} tensors are missing: {', '.join(missing)}")
-    odd = [
-        f"{name} is {list(checkpoint[name].shape)} where config.json says {list(shape)}"
-        for name, shape in wanted.items()
-        if tuple(checkpoint[name].shape) != shape
-    ]
-    if odd:
-        raise UserError(f"{path}: {'; '.join(odd)}")

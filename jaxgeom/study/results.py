@@ -18,10 +18,10 @@ from jaxgeom.comparison.files.summary import (
 )
 from jaxgeom.diagnostics.statistics import COMPARED, is_counted
 from jaxgeom.files import write_atomically
-from jaxgeom.study.matched import Measured, at_end, at_relative_norm, at_step, early, seed_values
+from jaxgeom.study.matched import Measured, along, at_end, at_relative_norm, at_step, early, seed_values
 from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
 from jaxgeom.training import wilson_interval
-from jaxgeom.training.run_directory import read_json_lines
+from jaxgeom.training.logs import read_json_lines
 
 _KINDS = ("", "_null", "_excess", "_z")
 
@@ -86,8 +86,8 @@ def read_result(directory: Path, run: Path, seed: int, total: int) -> Result:
         "training": {
             "steps": [row["step"] for row in steps],
             "loss": [row["loss"] for row in steps],
-            "reward": [row["reward"] for row in steps] if "reward" in steps[0] else None,
-            "gap": [row["gap"] for row in steps] if "gap" in steps[0] else None,
+            "reward": [row["reward"] for row in steps] if steps and "reward" in steps[0] else None,
+            "gap": [row["gap"] for row in steps] if steps and "gap" in steps[0] else None,
         },
         "summary": comparison["summary"],
         "groups": comparison["groups"],
@@ -149,6 +149,7 @@ def matched_results(results: Mapping[str, Sequence[Result]], from_anchor: Sequen
         "step": at_step(matched),
         "relative_norm": at_relative_norm(matched),
         "early": early(runs),
+        "along": along(runs),
     }
 
 

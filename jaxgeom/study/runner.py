@@ -18,13 +18,17 @@ from jaxgeom.comparison.files.summary import flat_summary
 from jaxgeom.data import arithmetic
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.files import write_atomically
+from jaxgeom.interruption import stoppable
+from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter
 from jaxgeom.report import print_table, study_findings, write_report
 from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.results import Result, add_along, matched_results, method_results, read_result, write_matrices
-from jaxgeom.training import RunInputs, RunSettings, run_learning_rates, train
-from jaxgeom.training.run_directory import claim_directory, mark_done
+from jaxgeom.study.stages import is_marked, key_of, mark, run_key, study_config, study_differences
+from jaxgeom.training import RunInputs, RunSettings, is_finished, run_learning_rates, train
+from jaxgeom.training.identity import model_content
+from jaxgeom.training.run_directory import Claim, claim_directory, mark_done
 from jaxgeom.training.settings import to_json
 
 # What between.json has of a pair of runs and the report leaves out.
@@ -48,7 +52,7 @@ def run_study(
             `report.html`.
         reporter: Where to say what is done.
         command: The command line, for the report.
-        force: Delete another study that is in `out`.
+        force: Delete another study that is in `out`, if nothing else is there.
 
     Returns:
         The path of the page, `report.html`.
@@ -57,17 +61,36 @@ def run_study(
         UserError: inputs that cannot be used, or `out` holds another run.
     """
     reporter = reporter or Reporter(quiet=True)
-    config = {"schema": 1, "kind": "study", "version": __version__, "experiment": to_json(experiment)}
-    if not (out / "config.json").is_file():
+    refuse_if_held(out)
+    with stoppable():
+        config = study_config(experiment, __version__)
+        read = [experiment.base, experiment.teacher]
+        if isinstance(experiment.data, DataFiles):
+            read += [path for path in vars(experiment.data).values() if path is not None]
+
+        def claim() -> Claim:
+            return claim_directory(
+                out, "study", lambda held: study_differences(held, config), force=force, inputs=read
+            )  # fmt: skip
+
         # Before anything is written: a wrong input must leave no trace.
-        check_inputs(experiment)
-    claim_directory(out, config, force=force)
+        ready = [] if claim().goes_on else check_inputs(experiment, reporter)
+        with locked(out, reporter.say):
+            claim().carry_out(config, reporter.say)
+            for rows in ready:
+                rows.keep(out / "rows")
+            (out / "done").unlink(missing_ok=True)
+            return _stages(experiment, out, reporter, command)
+
+
+def _stages(experiment: Experiment, out: Path, reporter: Reporter, command: str) -> Path:
+    """Every stage in order, with the directory held."""
     clock = _Clock(out / "stages.json")
     files = clock.stage("data", lambda: _data(experiment, out))
 
     anchor_run = out / "runs" / "sft_anchor"
     inputs = RunInputs(model=experiment.base, data=files.demonstrations, eval_data=files.heldout)
-    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, reporter))
+    clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, out, reporter))
     anchor = Path(f"{anchor_run}@{experiment.anchor.steps}")
     runs = {("sft_anchor", experiment.anchor.seed): (anchor_run, experiment.base)}
     for name, settings in experiment.methods().items():
@@ -79,7 +102,7 @@ def run_study(
             run = out / "runs" / name / f"seed{seed}"
             seeded = dataclasses.replace(settings, seed=seed)
             label = f"{LABELS[name]}, seed {seed}"
-            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, reporter))
+            clock.stage(f"train {label}", _bind(_train, label, seeded, inputs, run, out, reporter))
             runs[name, seed] = (run, anchor)
 
     results: dict[str, list[Result]] = {}
@@ -107,7 +130,11 @@ class _Clock:
 
     def __init__(self, path: Path):
         self._path = path
-        self._seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+            self._seconds: dict[str, float] = {str(name): float(seconds) for name, seconds in held.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            self._seconds = {}  # none yet, or damaged: times are said, and nothing depends on them
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
         begun = time.monotonic()
@@ -134,32 +161,35 @@ def _data(experiment: Experiment, out: Path) -> DataFiles:
         heldout=directory / "heldout.jsonl",
         demonstrations_continued=directory / "demonstrations_continued.jsonl",
     )
-    if not (directory / "done").exists():
+    assert files.demonstrations_continued is not None
+    written = [files.demonstrations, files.demonstrations_continued, files.prompts, files.heldout]
+    key = key_of(to_json(data))
+    if not is_marked(directory / "done", key, written):
         directory.mkdir(exist_ok=True)
         task, seed = data.task, data.seed
         count = data.demonstrations
         write_jsonl(files.demonstrations, arithmetic.demonstrations(task, count, seed=seed, uneven=data.uneven))
-        assert files.demonstrations_continued is not None
         write_jsonl(files.demonstrations_continued, arithmetic.demonstrations(task, count, seed=seed + 2))
         write_jsonl(files.prompts, arithmetic.prompts(task, data.prompts, seed=seed + 1))
         write_jsonl(files.heldout, arithmetic.prompts(task, data.heldout, split="heldout", seed=seed))
-        mark_done(directory)
+        mark(directory / "done", key, written)
     return files
 
 
-def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, reporter: Reporter) -> None:
-    # The study's configuration was compared already: a finished run needs no model loaded to say so.
-    if (run / "done").exists():
+def _train(label: str, settings: RunSettings, inputs: RunInputs, run: Path, out: Path, reporter: Reporter) -> None:
+    if is_finished(settings, inputs, run):
         return
     reporter.say(f"training {label}")
-    train(settings, inputs, run, reporter=reporter)
+    train(settings, inputs, run, reporter=reporter, kept_rows=out / "rows")
 
 
 def _measure(
     run: Path, origin: Path, settings: CompareSettings, directory: Path, label: str, reporter: Reporter
 ) -> None:
     """`report.json`, `matrices.csv` and `trajectory.json` of one run against its origin."""
-    if (directory / "done").exists():
+    key = key_of(settings.to_json(), model_content(origin), run_key(run), __version__)
+    written = [directory / name for name in ("report.json", "trajectory.json", "matrices.csv")]
+    if is_marked(directory / "done", key, written):
         return
     reporter.say(f"measuring {label}")
     steps = [step for step in saved_steps(run) if step > 0]
@@ -171,13 +201,16 @@ def _measure(
     with reporter.task(f"measure {label}", len(steps) + 1) as task:
         for step, checkpoint in checkpoints:
             last = directory if step == steps[-1] else None
-            report = compare_checkpoints(initial, checkpoint, settings, out=last, cache=cache, command=label)
+            # Whatever is there is an earlier measurement of this study's, with other settings or of other steps.
+            report = compare_checkpoints(
+                initial, checkpoint, settings, out=last, cache=cache, command=label, force=True
+            )  # fmt: skip
             along.append(report.to_json())
             task.advance(1, f"step {step}")
         trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=run_learning_rates(run))
     add_along(trajectory, along, _size(origin))
     write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
-    mark_done(directory)
+    mark(directory / "done", key, written)
 
 
 def _size(checkpoint: Path) -> int:
@@ -193,7 +226,9 @@ def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> lis
     pairs = [((a, first), (b, first)) for i, a in enumerate(names) for b in names[i + 1 :]]
     pairs += [((name, first), (name, seed)) for name in names for seed in experiment.seeds[1:2]]
     path = out / "measures" / "between.json"
-    if path.exists():
+    ends = [[key, model_content(f"{runs[key][0]}@{saved_steps(runs[key][0])[-1]}")] for pair in pairs for key in pair]
+    key = key_of(experiment.measure.to_json(), model_content(anchor), ends, __version__)
+    if is_marked(path.with_suffix(".done"), key, [path]):
         return json.loads(path.read_text(encoding="utf-8"))
     origin = open_checkpoint(anchor)
     rows = []
@@ -205,6 +240,7 @@ def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> lis
         shared = between_runs(origin, first_end, second_end, experiment.measure)
         rows.append(row | flat_summary(shared.pop("summary")) | shared)
     write_atomically(path, json.dumps(rows, allow_nan=False) + "\n")
+    mark(path.with_suffix(".done"), key, [path])
     return rows
 
 

@@ -1,78 +1,177 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgeom.checkpoints import checksums
+from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import named_run
-from jaxgeom.checkpoints.safetensors_files import read_json
-from jaxgeom.errors import UserError
+from jaxgeom.checkpoints.verl import verl_step
+from jaxgeom.errors import UserError, listed
+from jaxgeom.files import is_full
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
+from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.sharding import partition_specs, platform_of
+from jaxgeom.training import logs
 from jaxgeom.training.step import TrainState
+
+
+class Resume(NamedTuple):
+    """Where a run goes on.
+
+    Attributes:
+        step: the newest checkpoint that is whole, with logs that are what was written up to it; None where none is.
+        logs: where the logs stood at it.
+        faults: what is wrong with newer ones, sentences that name the file.
+    """
+
+    step: int | None
+    logs: logs.Positions
+    faults: list[str]
+
+
+def find_resume(run: Path, *, contents: bool = True) -> Resume:
+    """The newest whole checkpoint of a run directory, by the checksums of all its files and logs.
+
+    Args:
+        run: the directory; it need not be there.
+        contents: whether the checkpoint's files are read, or their sizes alone looked at.
+    """
+    faults: list[str] = []
+    for step in reversed(_steps(run / "checkpoints")):
+        folder = run / "checkpoints" / str(step)
+        fault = checksums.fault_of(folder, contents=contents)
+        if fault is not None:
+            faults.append(f"checkpoints/{step} is damaged: {fault}")
+            continue
+        positions = (checksums.read_checksums(folder) or {}).get("logs", {})
+        fault = logs.fault_of(run, positions)
+        if fault is None:
+            return Resume(step, positions, faults)
+        if fault not in faults:
+            faults.append(fault)
+    return Resume(None, {}, faults)
 
 
 class Checkpoints:
     """The `checkpoints/` of a run directory; a context manager. A checkpoint is whole or, after a kill, not there.
 
     Items of a step: `params` (float32 masters), `optimizer`, `data` (the grain iterator's state), `key` (the seed; the
-    randomness of step n is derived from seed and n).
+    randomness of step n is derived from seed and n); beside them `checksums.json`, with the logs' positions.
+
+    Args:
+        directory: the run directory.
+        say: told when a damaged checkpoint is replaced.
     """
 
-    def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(
-            (directory / "checkpoints").absolute(),
-            options=options,
-            item_names=("params", "optimizer", "data", "key"),
-        )
+    def __init__(self, directory: Path, say: Callable[[str], None] = lambda _: None):
+        self._folder = (directory / "checkpoints").absolute()
+        self._say = say
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._remove_partial()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        self._orbax.close()
 
-    def latest_step(self) -> int | None:
-        """The newest step that is stored, or None."""
-        return self._manager.latest_step()
+    def save(self, state: TrainState, data_state: dict, seed: int, positions: logs.Positions | None = None) -> None:
+        """Writes the checkpoint of `state.step`, in place of one that is there.
 
-    def save(self, state: TrainState, data_state: dict, seed: int) -> None:
-        """Writes the checkpoint of `state.step` unless it is there."""
+        Args:
+            state: what is saved.
+            data_state: of the data iterator.
+            seed: of the run.
+            positions: where the logs stand.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written to.
+        """
         step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"state": jax.tree.leaves(state.opt_state)}),
-                data=ocp.args.JsonSave(data_state),
-                key=ocp.args.JsonSave({"seed": seed, "step": step}),
-            ),
+        path, partial = self._folder / str(step), self._folder / f".{step}.partial"
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave({"state": jax.tree.leaves(state.opt_state)}),
+            data=ocp.args.JsonSave(data_state),
+            key=ocp.args.JsonSave({"seed": seed, "step": step}),
         )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._store(partial, items)
+            checksums.write_checksums(partial, logs=positions or {})
+            if path.exists():
+                self._clear(path)
+            partial.rename(path)
+        except OSError as error:
+            self._remove_partial()
+            why = "the disk is full" if is_full(error) else error.strerror or str(error)
+            held = [step for step in _steps(self._folder) if (self._folder / str(step) / checksums.NAME).exists()]
+            kept = f"step {held[-1]} is the last one saved" if held else "no step was saved before"
+            raise UserError(f"{path}: cannot be saved: {why}; {kept}, the same command goes on from there") from error
+
+    def _remove_partial(self) -> None:
+        """What a kill or a full disk left of a save; nothing else is called so."""
+        for path in self._folder.glob(".*.partial*") if self._folder.is_dir() else ():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _store(self, path: Path, items: Any) -> None:
+        try:
+            self._orbax.save(path, args=items)
+        # Orbax and TensorStore say in many ways that a file cannot be written; to a user it is one.
+        except Exception as error:
+            raise OSError(None, " ".join(str(error).split())[:300]) from error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """The state at `step` with the shapes, dtypes and shardings of `like`, and the data iterator's state."""
+        """The state at `step` with the shapes, dtypes and shardings of `like`, and the data iterator's state.
+
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
         leaves, structure = jax.tree.flatten(like.opt_state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
-                optimizer=ocp.args.StandardRestore({"state": jax.tree.map(_abstract, leaves)}),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
-        opt_state = jax.tree.unflatten(structure, restored["optimizer"]["state"])
+        path = self._folder / str(step)
+        with checksums.one_line(path):
+            restored = self._orbax.restore(
+                path,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
+                    optimizer=ocp.args.StandardRestore({"state": jax.tree.map(_abstract, leaves)}),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+            opt_state = jax.tree.unflatten(structure, restored["optimizer"]["state"])
+            data_state = restored["data"]
         state = TrainState(step=_like(np.int32(step), like.step), params=restored["params"], opt_state=opt_state)
-        return state, restored["data"]
+        return state, data_state
+
+    def _clear(self, path: Path) -> None:
+        """Takes away a checkpoint whose step has been reached again, but nothing that is not ours."""
+        listing = (checksums.read_checksums(path) or {"files": {}})["files"]
+        contents = contents_of(path, KINDS["step"], also=listing)
+        if contents.foreign:
+            raise UserError(f"{path}: to be replaced, but it holds {listed(contents.foreign)}; move that away")
+        self._say(f"step {path.name}: replaces {path}")
+        empty(path, "", contents)
+        path.rmdir()
 
 
-def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, remat: bool = False) -> tuple[Qwen3, Any]:
+def load_start(
+    source: str | Path,
+    *,
+    mesh: Mesh | None,
+    compute_dtype: str,
+    remat: bool = False,
+    base: str | Path | None = None,
+    say: Callable[[str], Any] | None = None,
+) -> tuple[Qwen3, Any]:
     """A model to start from: a Hugging Face directory, or a checkpoint of a run of ours (its float32 masters).
 
     A run is named as `open_checkpoint` takes it: `RUN@STEP`, or `RUN` for its last step.
@@ -82,6 +181,8 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
         mesh: devices to put the parameters on; None for one.
         compute_dtype: of activations, "float32" or "bfloat16".
         remat: recompute activations in the backward pass.
+        base: the model that a LoRA adapter belongs to, where its own configuration does not lead there.
+        say: told what of a Hugging Face directory was left out or ignored.
 
     Returns:
         The module and its float32 parameters.
@@ -91,7 +192,9 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
     """
     found = named_run(source)
     if found is None:
-        return load_model(source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat)
+        return load_model(
+            source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say
+        )
     run, step = found.run, found.saved_step()
     config = read_json(run / "config.json")
     if not isinstance(config.get("model"), dict):
@@ -108,15 +211,26 @@ def load_start(source: str | Path, *, mesh: Mesh | None, compute_dtype: str, rem
         abstract,
         specs,
     )
-    with ocp.CheckpointManager((run / "checkpoints").absolute(), item_names=("params",)) as manager:
-        restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(placed)))
-    return model, restored["params"]
+    folder = (run / "checkpoints" / str(step)).absolute()
+    checksums.require_whole(folder, under="params/")
+    with checksums.one_line(folder), ocp.StandardCheckpointer() as checkpointer:
+        return model, checkpointer.restore(folder / "params", placed)
 
 
-def tokenizer_directory(source: str | Path) -> Path:
-    """Where the tokenizer of a start is: the Hugging Face directory itself, or the run's copy of it."""
+def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> Path:
+    """Where the tokenizer of a start is: the Hugging Face directory itself, the run's copy, or an adapter's base."""
     found = named_run(source)
-    return found.run / "tokenizer" if found is not None and (found.run / "tokenizer").is_dir() else Path(source)
+    if found is not None and (found.run / "tokenizer").is_dir():
+        return found.run / "tokenizer"
+    directory = Path(source)
+    if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
+        return tokenizer_directory(base_of(directory, base))
+    return verl_step(directory)[0] if directory.is_dir() else directory
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps that a folder of checkpoints names, whole or not, ascending."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -7,11 +7,17 @@ from typing import Any
 from jaxgeom.data.chat import stop_tokens
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.rollout import SamplingSettings
-from jaxgeom.training.rollouts import Actor, Answers, sample_answers
+from jaxgeom.training.rollouts import Actor, Answers, Judge, sample_answers
 
 
 def evaluate(
-    actor: Actor, tokenizer: Any, prompts: Sequence[Prompt], *, max_new_tokens: int, batch_size: int = 256
+    actor: Actor,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 256,
+    verifier: Judge | None = None,
 ) -> tuple[float, list[Answers]]:
     """Share of the prompts whose greedy answer is verified, and the answers, batch by batch.
 
@@ -21,15 +27,18 @@ def evaluate(
         prompts: with their ground truth.
         max_new_tokens: longest answer.
         batch_size: prompts at a time.
+        verifier: texts and truths to rewards.
 
     Returns:
         The share in [0, 1], and the answers in the order of the prompts.
     """
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, greedy=True, stop_tokens=stop_tokens(tokenizer))
+    settings = SamplingSettings(
+        max_new_tokens=max_new_tokens, greedy=True, stop_tokens=stop_tokens(tokenizer, actor.model.config.stop_tokens)
+    )
     batches = []
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
-        batches.append(sample_answers(actor, tokenizer, part, [0] * len(part), settings))
+        batches.append(sample_answers(actor, tokenizer, part, [0] * len(part), settings, verifier))
     correct = sum(float(answers.rewards.sum()) for answers in batches)
     return correct / len(prompts), batches
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxgeom.data.chat import encode_prompt, load_tokenizer, pad_token, stop_tokens
-from jaxgeom.data.rows import check_messages, read_rows
+from jaxgeom.data.chat import declared_stop_tokens, load_tokenizer, pad_token, stop_tokens
+from jaxgeom.data.prepared import Limits, RowSettings
+from jaxgeom.data.preparing import prepare_prompts
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
@@ -51,7 +52,14 @@ class Distance(NamedTuple):
 
 
 def functional_distance(
-    initial: str | Path, final: str | Path, prompts: Path, *, max_new_tokens: int = 128, limit: int = 256, seed: int = 0
+    initial: str | Path,
+    final: str | Path,
+    prompts: Path,
+    *,
+    max_new_tokens: int = 128,
+    limit: int = 256,
+    seed: int = 0,
+    base: Path | None = None,
 ) -> Distance:
     """Samples answers to held-out prompts from the initial model, and scores them with both.
 
@@ -62,6 +70,7 @@ def functional_distance(
         max_new_tokens: Longest answer.
         limit: At most so many rows.
         seed: Of the sampling, at temperature 1.
+        base: The model that a LoRA adapter belongs to, where its own configuration does not lead there.
 
     Returns:
         The exact forward KL and its k3 estimate, in nats a token, and what they were averaged over.
@@ -69,24 +78,29 @@ def functional_distance(
     Raises:
         UserError: a checkpoint that is no loadable model, no tokenizer, other vocabularies, unusable rows.
     """
-    rows = read_rows(prompts)[:limit]
-    tokenizer = load_tokenizer(tokenizer_directory(initial))
-    requests = [encode_prompt(tokenizer, _messages(row, f"{prompts}: row {i}")) for i, row in enumerate(rows)]
-    before, after = (Actor(*load_start(start, mesh=None, compute_dtype="float32")) for start in (initial, final))
+    directory = tokenizer_directory(initial, base)
+    tokenizer = load_tokenizer(directory)
+    before, after = (
+        Actor(*load_start(start, mesh=None, compute_dtype="float32", base=base)) for start in (initial, final)
+    )
     sizes = [actor.model.config.vocab_size for actor in (before, after)]
     if sizes[0] != sizes[1]:
         raise UserError(f"{final}: a vocabulary of {sizes[1]}, that of {initial} has {sizes[0]}")
-    settings = SamplingSettings(max_new_tokens=max_new_tokens, stop_tokens=stop_tokens(tokenizer))
+    config = before.model.config
+    limits = Limits(
+        vocabulary=config.vocab_size, context=config.max_position_embeddings, new_tokens=max_new_tokens, rows=limit
+    )
+    asked = prepare_prompts(prompts, tokenizer, settings=RowSettings(), limits=limits, with_truth=False)
+    requests = [asked.row(place).tokens.tolist() for place in range(len(asked))]
+    stops = stop_tokens(tokenizer, {*declared_stop_tokens(directory), *config.stop_tokens})
+    stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, stop_tokens=stops)
     seeds = np.random.default_rng([seed, 0]).integers(2**32, size=len(requests))
     found = []
     for start in range(0, len(requests), BATCH):
         part = slice(start, start + BATCH)
-        try:
-            answers = sample(
-                before.model, before.params, requests[part], seeds[part], settings, pad_id=pad_token(tokenizer)
-            )
-        except ValueError as error:
-            raise UserError(f"{prompts}: {error}") from error
+        pad = pad_token(tokenizer, config.vocab_size)
+        answers = sample(before.model, before.params, requests[part], seeds[part], settings, pad_id=pad)
         found.append(answer_sums(before, after, answers))
     return summed(np.concatenate(found))
 
@@ -122,17 +136,3 @@ def _exact(
         hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
         models += [hidden, unembedding(model.config, params)]
     return forward_kl(*models, remat=False)
-
-
-def _messages(row: dict, where: str) -> list[dict]:
-    """The messages that the model is to answer."""
-    if "prompt" in row:
-        check_messages(row["prompt"], f"{where}: 'prompt'")
-        return row["prompt"]
-    check_messages(row.get("messages"), f"{where}: 'prompt' or 'messages'")
-    messages = row["messages"]
-    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    asked = messages[: answers[-1]] if answers else messages
-    if not asked:
-        raise UserError(f"{where}: 'messages' has nothing before the answer")
-    return asked

@@ -9,7 +9,7 @@ import numpy as np
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
-from jaxgeom.training.run_directory import read_json_lines
+from jaxgeom.training.logs import read_json_lines
 
 
 def run_learning_rates(run: Path, *, initial_step: int = 0) -> LearningRates:

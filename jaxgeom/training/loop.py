@@ -1,238 +1,208 @@
-"""One training run from start to `done`: resume, step, log, save, evaluate."""
+"""One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxgeom import __version__
-from jaxgeom.data import chat, pipelines
-from jaxgeom.data.rows import check_demonstrations, check_prompts, read_rows
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3, copy_tokenizer
-from jaxgeom.optimizers import adamw, learning_rate_schedule
+from jaxgeom.files import as_user_error
+from jaxgeom.interruption import Interrupted, goes_on, held, saving, stoppable
+from jaxgeom.lock import locked, refuse_if_held
+from jaxgeom.optimizers import adamw
 from jaxgeom.progress import Reporter
-from jaxgeom.sharding import batch_divisor, batch_sharding, make_mesh
-from jaxgeom.training.checkpointing import Checkpoints, load_start, tokenizer_directory
+from jaxgeom.sharding import batch_sharding
+from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate
-from jaxgeom.training.rollouts import Actor, Answers, collect
-from jaxgeom.training.run_directory import JsonLines, claim_directory, mark_done
-from jaxgeom.training.settings import (
-    OnPolicySettings,
-    OPDSettings,
-    RunInputs,
-    RunSettings,
-    SFTSettings,
-    objective_name,
-    to_json,
-)
+from jaxgeom.training.identity import unequal
+from jaxgeom.training.logs import NAMES, Log, read_json_lines
+from jaxgeom.training.ready import Ready, make_ready, refuse_several_processes
+from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
+from jaxgeom.training.rows import write_tokenizer
+from jaxgeom.training.run_directory import Claim, mark_done
+from jaxgeom.training.settings import RunInputs, RunSettings, SFTSettings, objective_name, to_json
 from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
-
-_SAMPLES_LOGGED = 4
 
 Source = Callable[[TrainState, int], tuple[Batch | None, dict[str, float], Answers | None]]
 
 
 def train(
-    settings: RunSettings, inputs: RunInputs, out: Path, *, reporter: Reporter | None = None, force: bool = False
+    settings: RunSettings,
+    inputs: RunInputs,
+    out: Path,
+    *,
+    reporter: Reporter | None = None,
+    force: bool = False,
+    kept_rows: Path | None = None,
 ) -> Path:
     """Runs, or resumes, one training run.
 
-    A run that was stopped anywhere goes on from its last checkpoint and ends bit for bit as it would have (same
-    machine, same devices).
+    A run that was stopped anywhere goes on from its last whole checkpoint and ends bit for bit as it would have (same
+    machine, same devices). SIGTERM and Ctrl-C save the step that was reached, and end.
 
     Args:
         settings: `SFTSettings`, `RLVRSettings` or `OPDSettings`.
         inputs: Model, data, held-out prompts, teacher.
         out: The run directory.
         reporter: Where to say what is done.
-        force: Delete another run that is in `out`.
+        force: Delete another run that is in `out`, if nothing else is there.
+        kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
         events, `done`.
 
     Raises:
-        UserError: data, model, teacher or directory that cannot be used; nothing has been written then.
+        UserError: data, model, teacher or directory that cannot be used; nothing has been written then. A disk that is
+            full.
+        Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
-    name = objective_name(settings)
-    if inputs.teacher is not None and not isinstance(settings, OPDSettings):
-        raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
-    tokenizer = chat.load_tokenizer(tokenizer_directory(inputs.model))
-    rows = _read_data(settings, inputs.data)
-    held_out = _read_held_out(settings, inputs.eval_data, tokenizer)
-    mesh = _mesh(settings)
-    if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
-        raise UserError(
-            f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
-            f" times micro_batches={settings.micro_batches}"
-        )
-    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype}
-    model, params = load_start(inputs.model, remat=settings.remat, **load)
-    _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, **load)
-    config = {
-        "schema": 1,
-        "kind": "run",
-        "version": __version__,
-        "objective": name,
-        "settings": to_json(settings),
-        "inputs": to_json(inputs),
-        "model": model.config.to_hf(),
-    }
-    if claim_directory(out, config, force=force):
-        reporter.say(f"{name}: finished already in {out}")
-        return out
-    copy_tokenizer(tokenizer_directory(inputs.model), out / "tokenizer")
-
-    optimizer = adamw(settings.optimizer, settings.steps)
-    state = initial_state(params, optimizer)
-    step = make_train_step(model, optimizer, settings, state)
-    iterator = _iterator(settings, rows, tokenizer)
-    source = _sft_source(iterator, mesh) if isinstance(settings, SFTSettings) else None
-    with Checkpoints(out) as checkpoints:
-        done = checkpoints.latest_step()
-        if done is not None:
-            state, data_state = checkpoints.restore(done, state)
-            iterator.set_state(data_state)
-            reporter.say(f"{name}: goes on from step {done}")
-        if source is None:
-            source = _on_policy_source(settings, model, teacher, tokenizer, iterator, mesh)
-        log = _Log(settings, out, -1 if done is None else done)
-        evaluation = _Evaluation(settings, model, tokenizer, held_out, log)
-        if done is None:
-            # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
-            evaluation.run(state, 0)
-            checkpoints.save(state, iterator.get_state(), settings.seed)
-        with reporter.task(name, settings.steps, done=done or 0) as task:
-            for number in range(done or 0, settings.steps):
-                begun = time.monotonic()
-                batch, host_metrics, answers = source(state, number)
-                metrics: dict[str, Any] = {}
-                if batch is None:
-                    state = _skip(state)
-                    host_metrics["skipped"] = 1.0
-                else:
-                    state, metrics = step(state, batch)
-                finished = number + 1
-                log.step(finished, metrics, host_metrics, answers, begun)
-                last = finished == settings.steps
-                if finished % settings.save_every == 0 or last:
-                    log.flush()
-                    if last or (settings.eval_every and finished % settings.eval_every == 0):
-                        evaluation.run(state, finished)
-                    checkpoints.save(state, iterator.get_state(), settings.seed)
-                elif settings.eval_every and finished % settings.eval_every == 0:
-                    evaluation.run(state, finished)
-                task.advance(1, log.status())
-        log.close()
-    mark_done(out)
+    refuse_several_processes()
+    refuse_if_held(out)
+    with stoppable():
+        ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
+        if ready is None:
+            reporter.say(f"{objective_name(settings)}: finished already in {out}")
+            return out
+        with locked(out, reporter.say):
+            try:
+                _carry_out(settings, ready, out, reporter)
+            except OSError as error:
+                raise as_user_error(error, out) from error
     return out
 
 
-class _Log:
-    """`metrics.jsonl`, `samples.jsonl` and TensorBoard; a step's device metrics are fetched one step later."""
+def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter) -> None:
+    """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
+    name = objective_name(settings)
+    found, resume = run.claim()
+    for fault in resume.faults:
+        reporter.say(f"{out}: {fault}")
+    if found.goes_on and resume.step is None and resume.faults:
+        if not run.force:
+            raise UserError(f"{out}: no checkpoint is whole ({resume.faults[0]}); --force deletes all and begins anew")
+        found.begin_anew(run.config, reporter.say)
+    else:
+        found.carry_out(run.config, reporter.say)
+    (out / "done").unlink(missing_ok=True)
+    done = resume.step if found.goes_on else None
+    write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
+    run.rows.keep(run.kept_rows)
+    optimizer = adamw(settings.optimizer, settings.steps)
+    state = initial_state(run.params, optimizer)
+    iterator = run.rows.batches(settings)
+    with Checkpoints(out, reporter.say) as checkpoints:
+        if done is not None:
+            state, data_state = checkpoints.restore(done, state)
+            iterator.set_state(data_state)
+            _say_how(reporter, name, out, done, found, resume, settings)
+        goes_on(f"the same command goes on from step {done}" if done is not None else "the same command begins anew")
+        with Log(settings, out, done, resume.logs if done is not None else {}) as log:
+            loop = _Loop(settings, run, state, iterator, checkpoints, log, reporter, saved=done)
+            try:
+                with reporter.task(name, settings.steps, done=done or 0) as task:
+                    loop.run(done or 0, lambda: task.advance(1, log.status()))
+            except Interrupted as stop:
+                saving()
+                raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
+    for remark in closing_remarks(read_json_lines(out / "metrics.jsonl"), settings):
+        reporter.say(f"{name}: {remark}")
+    mark_done(out)
 
-    def __init__(self, settings: RunSettings, out: Path, done: int):
-        from tensorboardX import SummaryWriter
 
-        self._metrics = JsonLines(out / "metrics.jsonl", last_step=done)
-        self._samples = JsonLines(out / "samples.jsonl", last_step=done)
-        self._events = SummaryWriter(str(out), purge_step=done + 1)
-        self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
-        self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
-        self._last: dict[str, float] = {}
+class _Loop:
+    """The steps of a run. What is kept for a stop is always of one step: its state, and the data's position after it.
 
-    def step(
-        self, step: int, metrics: dict[str, Any], host: dict[str, float], answers: Answers | None, begun: float
-    ) -> None:
-        self.flush()
-        rate = float(self._schedule(jnp.int32(step - 1)))
-        self._pending = (step, metrics, host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
-        if answers is not None:
-            self._samples.write(
-                {
-                    "step": step,
-                    "prompt": prompt.row,
-                    "response": text,
-                    "ground_truth": prompt.ground_truth,
-                    "reward": float(reward),
-                }
-                for prompt, text, reward in list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[
-                    :_SAMPLES_LOGGED
-                ]
-            )
+    A signal raises anywhere but in what is `held`, where a step's end and a save are done whole.
+    """
 
-    def flush(self) -> None:
-        if self._pending is None:
+    def __init__(
+        self, settings: RunSettings, run: Ready, state: TrainState, iterator: Any, checkpoints: Checkpoints, log: Log,
+        reporter: Reporter, *, saved: int | None,
+    ):  # fmt: skip
+        self._settings, self._run, self._iterator, self._reporter = settings, run, iterator, reporter
+        self._checkpoints, self._log, self._saved = checkpoints, log, saved
+        self._state, self._data_state, self._step = state, iterator.get_state(), saved or 0
+        self._prompts = run.rows.evaluated
+        sft = isinstance(settings, SFTSettings)
+        self._source = _sft_source(iterator, run.mesh) if sft else _on_policy_source(settings, run, iterator)
+
+    def run(self, first: int, finished: Callable[[], None]) -> None:
+        """Steps `first` … `settings.steps` − 1."""
+        settings = self._settings
+        step = make_train_step(self._run.model, adamw(settings.optimizer, settings.steps), settings, self._state)
+        self._evaluate()
+        if self._saved is None:
+            # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
+            with held():
+                self._save()
+        for number in range(first, settings.steps):
+            begun = time.monotonic()
+            batch, host_metrics, answers = self._source(self._state, number)
+            with held():
+                metrics: dict[str, Any] = {}
+                if batch is None:
+                    self._state = _skip(self._state)
+                    host_metrics["skipped"] = 1.0
+                else:
+                    self._state, metrics = step(self._state, batch)
+                self._step, self._data_state = number + 1, self._iterator.get_state()
+                self._log.step(self._step, metrics, host_metrics, answers, begun)
+            self._evaluate()
+            if self._step % settings.save_every == 0 or self._step == settings.steps:
+                with held():
+                    self._save()
+            finished()
+
+    def rescue(self) -> str:
+        """Saves what was reached, after a signal; says from where the same command goes on."""
+        if self._saved != self._step:
+            with held():
+                self._save()
+        return f"the same command goes on from step {self._saved}"
+
+    def _evaluate(self) -> None:
+        """Held-out accuracy into the log where it is due at this step and not there yet."""
+        settings, step = self._settings, self._step
+        due = step in (0, settings.steps) or (settings.eval_every and step % settings.eval_every == 0)
+        if not (due and self._prompts) or self._log.is_evaluated(step):
             return
-        step, metrics, host = self._pending
-        self._pending = None
-        row = {key: float(value) for key, value in metrics.items()} | host
-        if metrics and not np.isfinite(row["loss"]):
-            raise UserError(f"step {step}: the loss is {row['loss']}; a lower learning rate may help")
-        self.write(step, row)
-        self._last = row
-
-    def write(self, step: int, row: dict[str, float]) -> None:
-        self._metrics.write([{"step": step, **row}])
-        for key, value in row.items():
-            self._events.add_scalar(key, value, step)
-
-    def status(self) -> str:
-        shown = [key for key in ("loss", "reward", "gap") if key in self._last]
-        return " ".join(f"{key} {self._last[key]:.3g}" for key in shown)
-
-    def close(self) -> None:
-        self.flush()
-        self._metrics.close()
-        self._samples.close()
-        self._events.close()
-
-
-class _Evaluation:
-    """Held-out accuracy into the log."""
-
-    def __init__(self, settings: RunSettings, model: Qwen3, tokenizer: Any, prompts: list, log: _Log):
-        self._settings, self._model, self._tokenizer, self._prompts, self._log = (
-            settings,
-            model,
-            tokenizer,
-            prompts,
-            log,
-        )
-
-    def run(self, state: TrainState, step: int) -> None:
-        if not self._prompts:
-            return
-        accuracy, _ = evaluate(
-            Actor(self._model, state.params),
-            self._tokenizer,
+        accuracy, answers = evaluate(
+            Actor(self._run.model, self._state.params),
+            self._run.rows.tokenizer,
             self._prompts,
-            max_new_tokens=self._settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
+            verifier=self._run.verifier,
         )
+        stops = self._run.model.config.stop_tokens
+        truncated = truncated_share(answers, stops)
+        row = {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated}
+        with held():
+            self._log.flush()
+            self._log.write(step, row)
+        remark = truncated_evaluation(truncated, settings, stops)
+        if remark is not None:
+            self._reporter.say(f"step {step}: {remark}")
+
+    def _save(self) -> None:
         self._log.flush()
-        self._log.write(step, {"accuracy": accuracy, "accuracy_count": float(len(self._prompts))})
+        self._checkpoints.save(self._state, self._data_state, self._settings.seed, self._log.positions())
+        self._saved = self._step
+        goes_on(f"the same command goes on from step {self._step}")
 
 
-def _require_finite(params: Any, source: Path) -> None:
-    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params)
-    for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
-        if not good:
-            raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
-
-
-def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
-    try:
-        return make_mesh(*dataclasses.astuple(settings.mesh))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+def _say_how(
+    reporter: Reporter, name: str, out: Path, step: int, found: Claim, resume: Resume, settings: RunSettings
+) -> None:
+    """From where a run goes on, and with which other settings."""
+    changed = unequal((found.held or {}).get("settings", {}), to_json(settings))
+    reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
+    if any(fault.startswith(NAMES) for fault in resume.faults):
+        reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")
 
 
 def _sft_source(iterator: Any, mesh: jax.sharding.Mesh) -> Source:
@@ -244,55 +214,16 @@ def _sft_source(iterator: Any, mesh: jax.sharding.Mesh) -> Source:
     return source
 
 
-def _on_policy_source(
-    settings: Any, model: Qwen3, teacher: Actor | None, tokenizer: Any, iterator: Any, mesh: jax.sharding.Mesh
-) -> Source:
+def _on_policy_source(settings: Any, run: Ready, iterator: Any) -> Source:
     def source(state: TrainState, number: int) -> tuple[Batch | None, dict[str, float], Answers]:
+        student = Actor(run.model, state.params)
         batch, metrics, answers = collect(
-            settings, Actor(model, state.params), teacher, tokenizer, iterator, step=number
+            settings, student, run.teacher, run.rows.tokenizer, iterator, step=number, verifier=run.verifier
         )
-        return jax.device_put(batch, batch_sharding(mesh)), metrics, answers
+        return jax.device_put(batch, batch_sharding(run.mesh)), metrics, answers
 
     return source
 
 
 def _skip(state: TrainState) -> TrainState:
     return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)
-
-
-def _read_data(settings: RunSettings, path: Path) -> list[dict]:
-    rows = read_rows(path)
-    (check_demonstrations if isinstance(settings, SFTSettings) else check_prompts)(rows, str(path))
-    return rows
-
-
-def _read_held_out(settings: RunSettings, path: Path | None, tokenizer: Any) -> list[pipelines.Prompt]:
-    if path is None:
-        return []
-    rows = read_rows(path)[: settings.eval_limit]
-    check_prompts(rows, str(path))
-    return [pipelines.encode_prompt_row({**row, "row": index}, tokenizer) for index, row in enumerate(rows)]
-
-
-def _iterator(settings: RunSettings, rows: list[dict], tokenizer: Any) -> Any:
-    if isinstance(settings, SFTSettings):
-        return pipelines.demonstration_batches(
-            rows, tokenizer, batch_size=settings.batch_size, max_length=settings.max_length, seed=settings.seed
-        )
-    assert isinstance(settings, OnPolicySettings)
-    return pipelines.prompt_batches(rows, tokenizer, batch_size=settings.prompts_per_step, seed=settings.seed)
-
-
-def _load_teacher(settings: RunSettings, path: Path | None, student: Qwen3, **load: Any) -> Actor | None:
-    if not isinstance(settings, OPDSettings):
-        return None
-    if path is None:
-        raise UserError("on-policy distillation needs a teacher")
-    model, params = load_start(path, **load)
-    if model.config.vocab_size != student.config.vocab_size:
-        raise UserError(
-            f"{path}: a vocabulary of {model.config.vocab_size}, the model's has {student.config.vocab_size};"
-            " on-policy distillation scores the same tokens with both"
-        )
-    _require_finite(params, path)
-    return Actor(model, params)

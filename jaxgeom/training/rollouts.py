@@ -13,13 +13,17 @@ from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
-from jaxgeom.rewards import verify_batch
+from jaxgeom.rewards import Truth, Verifier
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training.scoring import score
 from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RLVRSettings
 from jaxgeom.training.step import Batch
 
-Verifier = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Judge = Callable[[Sequence[str], Sequence[Truth]], Sequence[float]]
+
+_OPENED = "<think>"
+# Enough to hold the opening of a thought, in single characters too.
+_LAST_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def collect(
     prompts: Iterator[list[Prompt]],
     *,
     step: int,
-    verifier: Verifier = verify_batch,
+    verifier: Judge | None = None,
 ) -> tuple[Batch | None, dict[str, float], Answers]:
     """One step's batch.
 
@@ -72,7 +76,7 @@ def collect(
         tokenizer: Of the student.
         prompts: Batches of `settings.prompts_per_step` prompts.
         step: Number of the step; with the run's seed it fixes every sample.
-        verifier: Texts and ground truths to rewards.
+        verifier: Texts and truths to rewards; `Verifier()` where None.
 
     Returns:
         The batch (None where no group of RLVR had differing rewards: there is nothing to learn from), host metrics,
@@ -88,7 +92,7 @@ def collect(
     lengths = answers.response.sum(axis=1)
     metrics |= {
         "response_length": float(lengths.mean()),
-        "truncated": float(np.mean(lengths >= settings.max_new_tokens)),
+        "truncated": truncated_share([answers], sampling_settings(settings, tokenizer, sampler).stop_tokens),
     }
     if sampler is student:
         mismatch = np.abs(np.asarray(old) - answers.log_probs)[answers.response]
@@ -124,29 +128,44 @@ def sample_answers(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     settings: SamplingSettings,
-    verifier: Verifier = verify_batch,
+    verifier: Judge | None = None,
 ) -> Answers:
     """One sampled and verified answer to each prompt."""
-    rollout = sample(
-        actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad_token(tokenizer)
-    )
+    pad = pad_token(tokenizer, actor.model.config.vocab_size)
+    rollout = sample(actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad)
     tokens, valid, response, log_probs = (
         np.asarray(x) for x in (rollout.tokens, rollout.valid, rollout.response_mask, rollout.log_probs)
     )
     texts = tokenizer.batch_decode(
         [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
     )
-    rewards = np.asarray(verifier(texts, [p.ground_truth for p in prompts]), np.float32)
+    # A template may open the thought in the prompt; a response without its end is all thought then.
+    judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
+    rewards = np.asarray((verifier or Verifier())(judged, [p.ground_truth for p in prompts]), np.float32)
     return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
 
 
-def sampling_settings(settings: OnPolicySettings, tokenizer: Any) -> SamplingSettings:
+def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:
     """The distribution that training samples from: temperature alone, nothing truncated."""
     return SamplingSettings(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
-        stop_tokens=stop_tokens(tokenizer),
+        stop_tokens=stop_tokens(tokenizer, sampler.model.config.stop_tokens),
     )
+
+
+def truncated_share(batches: Sequence[Answers], stops: Sequence[int]) -> float:
+    """The share of answers that the limit on their length ended, and no stop token."""
+    ended = [
+        bool(np.isin(row[mask][-1:], stops).any())
+        for answers in batches
+        for row, mask in zip(answers.tokens, answers.response, strict=True)
+    ]
+    return 1.0 - float(np.mean(ended))
+
+
+def _opens_thought(tokenizer: Any, prompt: Prompt) -> bool:
+    return tokenizer.decode(list(prompt.tokens[-_LAST_TOKENS:])).rstrip().endswith(_OPENED)
 
 
 def _sample_groups(
@@ -155,7 +174,7 @@ def _sample_groups(
     tokenizer: Any,
     prompts: Iterator[list[Prompt]],
     step: int,
-    verifier: Verifier,
+    verifier: Judge | None,
 ) -> tuple[Answers, dict[str, float]]:
     """`prompts_per_step` groups; with the dynamic filter, groups without variance are replaced by refills."""
     size = settings.samples_per_prompt
@@ -164,10 +183,11 @@ def _sample_groups(
     kept: list[Answers] = []
     spare: list[Answers] = []
     all_rewards: list[np.ndarray] = []
+    sampling = sampling_settings(settings, tokenizer, sampler)
     for number in range(rounds):
         repeated = [prompt for prompt in next(prompts) for _ in range(size)]
         seeds = np.random.default_rng([settings.seed, step, number]).integers(0, 2**31, len(repeated)).tolist()
-        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling_settings(settings, tokenizer), verifier)
+        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, verifier)
         all_rewards.append(answers.rewards)
         for group in _split(answers, size):
             (kept if not filtering or np.ptp(group.rewards) > 0 else spare).append(group)

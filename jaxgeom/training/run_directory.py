@@ -1,93 +1,122 @@
-"""A run directory on disk: what it holds, whose it is, and how a run starts, resumes and ends in it."""
+"""An output directory of `train` or `study`: whose it is, and how a run claims it, goes on, or replaces another."""
 
+import dataclasses
 import json
-import shutil
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxgeom.errors import UserError
-from jaxgeom.files import write_atomically
+from jaxgeom import lock
+from jaxgeom.checkpoints.checksums import read_checksums
+from jaxgeom.errors import UserError, listed
+from jaxgeom.files import as_user_error, write_atomically
+from jaxgeom.owned_files import KINDS, Contents, contents_of, empty, refuse_inputs
+
+_CONFIG = "config.json"
 
 
-def claim_directory(directory: Path, config: dict[str, Any], *, force: bool = False) -> bool:
-    """Makes `directory` the home of the run that `config` describes.
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What a run may do with its directory; nothing has been written yet.
+
+    Attributes:
+        directory: the output directory.
+        kind: `run` or `study`.
+        held: the configuration of the same kind that is there; None where there is none.
+        goes_on: whether what is there is this very run.
+        replaces: what `--force` deletes first, None where nothing is.
+        inputs: what the run reads, never to be deleted.
+    """
+
+    directory: Path
+    kind: str
+    held: dict[str, Any] | None
+    goes_on: bool
+    replaces: Contents | None
+    inputs: tuple[str | os.PathLike[str], ...]
+
+    def carry_out(self, config: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Empties the directory where another run is replaced, and writes `config.json`."""
+        try:
+            if self.replaces is not None:
+                what = f"a {self.kind}"
+                empty(self.directory, what, self.replaces, inputs=self.inputs, say=say, last=_CONFIG)
+            if self.held != config or self.replaces is not None:
+                write_atomically(self.directory / _CONFIG, json.dumps(config, indent=2) + "\n")
+        except OSError as error:
+            raise as_user_error(error, self.directory) from error
+
+    def begin_anew(self, config: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Deletes what the same run has left there, of which nothing can be used."""
+        dataclasses.replace(self, replaces=_contents(self.directory, self.kind)).carry_out(config, say)
+
+
+def claim_directory(
+    directory: Path,
+    kind: str,
+    difference: Callable[[dict[str, Any]], list[str]],
+    *,
+    force: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> Claim:
+    """Looks whether `directory` can be the home of a run; writes nothing.
 
     Args:
-        directory: New, empty, or holding this very run, which is then resumed.
-        config: JSON values; written as `config.json`, and compared when the directory has one.
-        force: Delete whatever other run is there.
-
-    Returns:
-        Whether the run is finished already (it has the file `done`).
+        directory: new, empty, or holding this very run, which then goes on.
+        kind: `run` or `study`.
+        difference: what tells the run that a configuration describes from this one; empty for the same.
+        force: whether another run of the same kind that is there may be deleted.
+        inputs: what the run reads.
 
     Raises:
-        UserError: the directory holds another run, or things that are no run of ours.
+        UserError: the directory holds another run, or things that are none of ours.
     """
-    path = directory / "config.json"
+    inputs = tuple(inputs)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory}: is a file, not a directory")
-    if directory.is_dir() and any(directory.iterdir()):
-        held = _read_config(path) if path.is_file() else None
-        if held == config:
-            return (directory / "done").exists()
-        if not force:
-            what = "another run" if held is not None else "files that are no run"
-            differs = f" ({_difference(held, config)})" if isinstance(held, dict) else ""
-            raise UserError(f"{directory}: holds {what}{differs}; choose another directory or give --force")
-        shutil.rmtree(directory)
+    names = sorted(path.name for path in directory.iterdir() if path.name != lock.NAME) if directory.is_dir() else []
+    if not names:
+        refuse_inputs(directory, inputs)
+        return Claim(directory, kind, None, False, None, inputs)
+    held = held_config(directory)
+    if held is None or held.get("kind") != kind:
+        what = "files that are no " + kind if held is None else f"a {held.get('kind')}, no {kind}"
+        more = ", and --force deletes only what jaxgeom wrote" if force else ""
+        raise UserError(f"{directory}: holds {what}{more}: {listed(names)}; choose another directory")
+    why = difference(held)
+    if not why:
+        return Claim(directory, kind, held, True, None, inputs)
+    if not force:
+        shown = "; ".join(why[:4]) + (f" and {len(why) - 4} more" if len(why) > 4 else "")
+        raise UserError(f"{directory}: holds another {kind} ({shown}); choose another directory or give --force")
+    contents = _contents(directory, kind)
+    # Looked at here too, before the hours that a model may take to load.
+    empty_or_refuse = dataclasses.replace(contents, own=[])
+    empty(directory, "", empty_or_refuse, inputs=inputs)
+    return Claim(directory, kind, held, False, contents, inputs)
+
+
+def mark_done(directory: Path, text: str = "") -> None:
+    """The last thing that a finished run, or stage, writes."""
+    write_atomically(directory / "done", text)
+
+
+def held_config(directory: Path, kind: str | None = None) -> dict[str, Any] | None:
+    """The configuration that we wrote in a directory, of a kind or of any; None where there is none."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(config, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written: {error.strerror}") from error
-    return False
-
-
-def mark_done(directory: Path) -> None:
-    """The last thing that a finished run writes."""
-    write_atomically(directory / "done", "")
-
-
-class JsonLines:
-    """A JSONL log of steps that survives kills: on opening, whatever is past `step` or half-written is cut off."""
-
-    def __init__(self, path: Path, *, last_step: int):
-        kept = [row for row in read_json_lines(path) if row["step"] <= last_step] if path.exists() else []
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, rows: Iterable[dict]) -> None:
-        for row in rows:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_json_lines(path: Path) -> list[dict]:
-    """The whole rows of a log; a half-written last line is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def _read_config(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        held = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
+    if not isinstance(held, dict) or "schema" not in held:
+        return None
+    return held if held.get("kind") in ((kind,) if kind else ("run", "study")) else None
 
 
-def _difference(held: Any, wanted: Any, where: str = "") -> str:
-    """The first field in which two configurations differ, as `field: held ≠ wanted`."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(k for k in held if k not in wanted)]:
-            if held.get(key) != wanted.get(key):
-                return _difference(held.get(key), wanted.get(key), f"{where}.{key}" if where else str(key))
-    return f"{where}: {json.dumps(held)[:80]} there, {json.dumps(wanted)[:80]} asked for"
+def _contents(directory: Path, kind: str) -> Contents:
+    """What the directory holds; files of a checkpoint are ours too where its own list has them."""
+    ours = set()
+    for sums in directory.rglob("checkpoints/*/checksums.json"):
+        listing = read_checksums(sums.parent) or {"files": {}}
+        ours |= {(sums.parent / name).relative_to(directory).as_posix() for name in listing["files"]}
+    return contents_of(directory, KINDS[kind], also=ours)

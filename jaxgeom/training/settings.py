@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxgeom.data.prepared import RowSettings
 from jaxgeom.errors import UserError
+from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 
 
@@ -29,6 +31,7 @@ class MeshSettings:
     expert: Annotated[int, tyro.conf.arg(name="mesh-expert")] = 1
 
     def __post_init__(self):
+        check_types(self)
         sizes = dataclasses.astuple(self)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(f"mesh (data, fsdp, tensor, expert)={sizes}: sizes must be ≥ 1, and one may be -1")
@@ -42,13 +45,15 @@ class RunInputs:
         model: The start: a Hugging Face directory, or `RUN@STEP`.
         data: JSONL or parquet rows: demonstrations for SFT, prompts for RLVR and OPD.
         eval_data: Held-out prompts; none, no evaluation.
-        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; same vocabulary as the model.
+        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; the model's tokenizer.
+        base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
     """
 
     model: Path
     data: Path
     eval_data: Path | None = None
     teacher: Path | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +69,14 @@ class RunSettings:
         eval_limit: At most so many held-out prompts.
         max_new_tokens: Of a sampled answer (in training and evaluation).
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
+        allow_unisolated_code: Run programs of rows with tests even where bubblewrap is not to be had. They can then
+            read and change what this user can, use the network, stop the run.
+        code_timeout: Seconds for one test of a program.
         remat: Recompute activations in the backward pass.
         compute_dtype: Of activations; parameters and optimizer are always float32 masters.
         optimizer: AdamW and its learning-rate schedule.
         mesh: How devices are laid out.
+        rows: How rows become tokens.
     """
 
     steps: int
@@ -79,13 +88,18 @@ class RunSettings:
     eval_limit: int = 512
     max_new_tokens: int = 512
     micro_batches: int = 1
+    allow_unisolated_code: bool = False
+    code_timeout: float = 10.0
     remat: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    rows: RowSettings = field(default_factory=RowSettings)
 
     def __post_init__(self):
+        check_types(self)
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
+        _positive(self, "code_timeout")
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
         if self.batch_size % self.micro_batches:
@@ -112,6 +126,8 @@ class OnPolicySettings(RunSettings):
     """What RLVR and OPD share: sampling and the policy-gradient loss.
 
     Attributes:
+        max_prompt_length: Prompts of more tokens are left out, and counted; none: those that with `max_new_tokens` do
+            not fit into the model's context cannot be used.
         samples_per_prompt: Answers to one prompt; `batch_size` / `samples_per_prompt` prompts a step.
         temperature: Of sampling; log-probabilities are those of the sampled distribution.
         clip_low: Lower clip of the ratio, ε_low.
@@ -119,6 +135,7 @@ class OnPolicySettings(RunSettings):
         aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
     """
 
+    max_prompt_length: int | None = None
     samples_per_prompt: int = 8
     temperature: float = 1.0
     clip_low: float = 0.2
@@ -129,6 +146,8 @@ class OnPolicySettings(RunSettings):
         super().__post_init__()
         for name in ("samples_per_prompt", "temperature"):
             _positive(self, name)
+        if self.max_prompt_length is not None:
+            _positive(self, "max_prompt_length")
         for name in ("clip_low", "clip_high"):
             _within(self, name, 0.0, float("inf"))
         if self.batch_size % self.samples_per_prompt:

@@ -17,7 +17,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, hf_tensors, leaf_slice, load_model, to_hf
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import token_log_probs
-from jaxgeom.optimizers.adamw import AdamWSettings, adamw
+from jaxgeom.optimizers import AdamWSettings, adamw
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.validation import torch_side
 from jaxgeom.validation.tolerances import TOLERANCES

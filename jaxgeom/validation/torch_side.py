@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.adapters import is_adapter_directory
 from jaxgeom.errors import UserError
 
 
@@ -13,13 +14,15 @@ def load_torch(path: str | Path, dtype: str) -> Any:
     """The model by `transformers`, eager attention, evaluation mode, parameters in `dtype`.
 
     Raises:
-        UserError: PyTorch is not installed, or `transformers` refuses the directory.
+        UserError: PyTorch is not installed, a LoRA adapter, or `transformers` refuses the directory.
     """
     try:
         import torch
         import transformers
     except ImportError as error:
-        raise UserError(f"validate needs PyTorch and transformers ({error}): pip install 'jaxgeom[validate]'") from None
+        raise UserError(f"validate needs PyTorch and transformers ({error}): python -m pip install torch") from None
+    if is_adapter_directory(Path(path)):
+        raise UserError(f"{path}: a LoRA adapter; validate compares whole models: merge it, or validate its base")
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
     kind = {("dtype" if new else "torch_dtype"): getattr(torch, dtype)}
     try:

@@ -47,14 +47,6 @@ def test_a_conversation_without_an_answer_is_refused(tokenizer):
         chat.encode_demonstration(tokenizer, [{"role": "user", "content": "1"}])
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer, monkeypatch):
-    template = "{%- for m in messages -%}{{ loop.length }}{{ m['content'] }}{%- endfor -%}"
-    monkeypatch.setattr(tokenizer, "chat_template", template)
-    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
-    with pytest.raises(UserError, match="template"):
-        chat.encode_demonstration(tokenizer, messages)
-
-
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json"):
         chat.load_tokenizer(tmp_path)

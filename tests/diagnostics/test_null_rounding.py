@@ -8,6 +8,7 @@ from jaxtyping import TypeCheckError
 from jaxgeom import diagnostics as jd
 from jaxgeom.diagnostics import NullMoments
 from jaxgeom.diagnostics.between import rounding_overlaps
+from jaxgeom.diagnostics.null_profile import Levels, estimation
 from jaxgeom.diagnostics.rounding_cells import overlap_law, rounding_cells, scale_for_density
 from jaxgeom.diagnostics.stored_noise import sum_by_class
 
@@ -53,7 +54,7 @@ def test_visibility_probability_against_scipy_and_sampling(grid, scale):
     assert np.all(np.abs(hits - exact) <= tol.SIGMAS * np.sqrt(exact * (1 - exact) / draws) + 1e-3)
 
 
-@pytest.mark.parametrize("grid", [True, False], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("grid", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["bf16", "fp32"])
 def test_overlaps_against_sampling(grid):
     """Means at the scales that were drawn from; deviations of the excess over the null at each draw's own densities."""
     rng, draws = np.random.default_rng(1), 120
@@ -164,3 +165,31 @@ def test_z_and_excess():
     np.testing.assert_allclose(jd.z_score(value, null), [2.0, np.nan, 0.0], rtol=1e-5)
     np.testing.assert_allclose(jd.excess(value, null), [0.2, 0.2, 0.0], rtol=1e-5)
     assert np.isnan(jax.jit(jd.z_score)(0.7, jd.NullMoments(jnp.float32(jnp.nan), jnp.float32(jnp.nan))))
+
+
+@pytest.mark.parametrize("stored", [np.float32, BF16], ids=["fp32", "bf16"])
+def test_sparsity_of_equal_noise_is_that_of_draws(stored):
+    """Forty updates of one origin by isotropic noise: visible sparsity lies about its null by the null's deviation."""
+    rng = np.random.default_rng(11)
+    w0 = np.broadcast_to(gaussian((48, 32)).astype(stored), (40, 48, 32))
+    w1 = (w0.astype(np.float64) + 4e-5 * rng.standard_normal(w0.shape)).astype(stored)
+    seen = np.mean(as_bf16(w0.astype(np.float32)) == as_bf16(w1.astype(np.float32)), axis=(1, 2))
+    null = jax.jit(jd.rounding_sparsity_null)(jnp.asarray(w0), jnp.asarray(w1))
+    z = (seen - np.asarray(null.mean)) / np.asarray(null.std)
+    assert 0.2 < seen.mean() < 0.9 and abs(z.mean()) < 4 / np.sqrt(40) and 0.6 < z.std() < 1.5
+    assert np.count_nonzero(np.abs(z) > 3) <= 2
+
+
+def test_an_update_of_zero_leaves_all_as_it_was():
+    w0 = jnp.asarray(gaussian((8, 6)))
+    assert [float(part) for part in jd.rounding_sparsity_null(w0, w0)] == [1.0, 0.0]
+
+
+def test_counts_beyond_the_whole_numbers_of_float32():
+    """6000 rows and columns of one level, each pair's scale with its own bias and variance, `∓1/n` of closed form."""
+    n = 6000
+    levels = Levels(*(jnp.full(3, x, jnp.float32) for x in (0.3, 0.25, 2.0, 4.0, 2.0, 0.25)))
+    ones, zeros = jnp.ones(n, jnp.float32), jnp.zeros(n, jnp.int32)
+    drift, noise, _, _ = estimation(levels, zeros, zeros, ones, ones)
+    # Var t = ΣW/(Σh)² = n·2/(2n)² on either side, bias −½·Σk/Σh·Var t: together 1/n and −1/n.
+    assert float(noise[0]) == pytest.approx(1 / n, rel=1e-4) and float(drift[0]) == pytest.approx(-1 / n, rel=1e-4)

@@ -85,9 +85,11 @@ FUNCTIONS = {
 }
 
 
-# One program per group: compiling is what these tests cost.
-NAMES = list(FUNCTIONS)
+# One program per group: compiling is what these tests cost, and of two of them most.
+LONG = ("update_nulls", "entry_statistics")
+NAMES = [name for name in FUNCTIONS if name not in LONG]
 GROUPS = [tuple(NAMES[i::4]) for i in range(4)]
+ALL = [*GROUPS, pytest.param(LONG, marks=pytest.mark.slow)]
 
 
 def together(names: tuple[str, ...]):
@@ -115,7 +117,7 @@ def check(names: tuple[str, ...], value) -> None:
             np.testing.assert_allclose(np.asarray(x)[:2], y, rtol=2e-3, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("names", GROUPS)
+@pytest.mark.parametrize("names", [*GROUPS, LONG])
 def test_jit_traces_once_and_batches_like_single_matrices(names):
     w0, w1 = pair()
     chex.clear_trace_counter()
@@ -124,7 +126,7 @@ def test_jit_traces_once_and_batches_like_single_matrices(names):
     fn(w1, w0)
 
 
-@pytest.mark.parametrize("names", GROUPS)
+@pytest.mark.parametrize("names", ALL)
 def test_vmap_inside_shard_map(names):
     mesh = jax.make_mesh((2,), ("layer",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("layer")
@@ -139,7 +141,7 @@ def sharded(names: tuple[str, ...], axis_type: AxisType, *spec: str | None) -> N
         check(names, jax.jit(together(names))(w0, w1))
 
 
-@pytest.mark.parametrize("names", GROUPS)
+@pytest.mark.parametrize("names", ALL)
 def test_sharded_over_eight_devices_with_explicit_axes(names):
     sharded(names, AxisType.Explicit, None, "fsdp", "tensor")
 

@@ -90,7 +90,7 @@ def test_placing_an_expert_gathers_no_leaf():
     one = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, None, "fsdp", None))
     leaf = jax.ShapeDtypeStruct((4, 16, 128, 256), jnp.float32, sharding=whole)
     part = jax.ShapeDtypeStruct((1, 1, 128, 256), jnp.float32, sharding=one)
-    compiled = _put_slice.lower(leaf, part, jax.ShapeDtypeStruct((4,), jnp.int32)).compile()
+    compiled = _put_slice.lower(leaf, part, jax.ShapeDtypeStruct((4,), jnp.int32), jnp.dtype("float32")).compile()
     used = compiled.memory_analysis()
     shard = 4 * 4 * 64 * 256 * 4
     assert used.alias_size_in_bytes == shard and used.temp_size_in_bytes < shard / 4
@@ -112,7 +112,7 @@ def damaged(directory, target, change):
         (lambda t: t.pop("model.norm.weight"), r"missing: model\.norm\.weight"),
         (lambda t: t.update(extra=np.zeros(2, np.float32)), "not of this architecture: extra"),
         (lambda t: t.update({"model.norm.weight": np.zeros(33, np.float32)}), r"model\.norm\.weight.*\[33\].*\[32\]"),
-        (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int32)}), r"model\.norm\.weight.*I32"),
+        (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int32)}), r"model\.norm\.weight.*int32"),
     ],
 )
 def test_wrong_tensors_are_named(written, tmp_path, change, named):
@@ -158,8 +158,17 @@ def test_a_tied_head_must_be_the_embedding(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, load_model(tmp_path)[1])
     tensors["lm_head.weight"][5, :2] += 1
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"lm_head\.weight differs from .* in 2 entries"):
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from the embedding"):
         load_model(tmp_path)
+
+
+def test_a_weight_that_the_stored_dtype_cannot_hold_is_not_written(tmp_path):
+    config = dataclasses.replace(CONFIG, num_experts=0)
+    params = tiny_params(config)
+    params["norm"]["scale"] = params["norm"]["scale"].at[2].set(3.4e38)
+    save_model(tmp_path, config, params)
+    with pytest.raises(UserError, match=r"model\.norm\.weight: 1 of 32 entries are NaN or infinite as bfloat16"):
+        save_model(tmp_path, config, params, dtype="bfloat16")
 
 
 def test_a_truncated_file_is_named(written, tmp_path):
@@ -169,13 +178,6 @@ def test_a_truncated_file_is_named(written, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="model.safetensors"):
         load_model(tmp_path)
-
-
-def test_one_tensor_in_two_files_is_refused(written, tmp_path):
-    directory = damaged(written[0], tmp_path, lambda tensors: None)
-    save_file({"model.norm.weight": np.zeros(32, np.float32)}, directory / "more.safetensors")
-    with pytest.raises(UserError, match="both"):
-        load_model(directory)
 
 
 def test_shards_carry_an_index(written, tmp_path):
@@ -204,11 +206,11 @@ def outside(weight_map):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (without_first, r"index\.json: does not list tensor 'model\.norm\.weight'"),
-        (elsewhere, r"index\.json: lists tensor 'model\.norm\.weight' in model-00001.*does not hold it"),
+        (without_first, r"index\.json: does not list tensors that its files hold: model\.norm\.weight"),
+        (elsewhere, r"index\.json: lists tensor 'model\.norm\.weight' in model-00001.*but model-00002.*holds it"),
         (absent_file, r"model-00009-of-00002\.safetensors: missing, although .*index\.json lists it"),
-        (outside, r"index\.json: no weight_map"),
-        (lambda weight_map: weight_map.clear(), r"index\.json: no weight_map"),
+        (outside, r"index\.json: names '\.\./model\.safetensors', which is no file of this directory"),
+        (lambda weight_map: weight_map.clear(), r"index\.json: has no weight_map"),
     ],
 )
 def test_an_index_that_does_not_fit_its_files_is_refused(written, tmp_path, change, named):
@@ -226,6 +228,3 @@ def test_files_that_the_index_does_not_list_are_not_read(written, tmp_path):
     save_model(tmp_path, CONFIG, written[1], max_shard_bytes=20_000)
     save_file({"other": np.zeros(2, np.float32)}, tmp_path / "consolidated.safetensors")
     load_model(tmp_path)
-    save_file({"other": np.zeros(2, np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="remove one of the two"):
-        load_model(tmp_path)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from jaxgeom.data import arithmetic, embedded_model, load_tokenizer
-from jaxgeom.data.pipelines import encode_prompt_row
 from jaxgeom.models import load_model
 from jaxgeom.study import load_experiment
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.training import Actor, evaluate
+from tests.tiny import tiny_prompts
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,8 +29,7 @@ def test_the_embedded_models_solve_what_they_should(name, low, high):
     model, params = load_model(embedded_model(name), dtype="float32")
     tokenizer = load_tokenizer(embedded_model(name))
     rows = arithmetic.prompts(arithmetic.ArithmeticTask(), 128, split="heldout", seed=5)
-    prompts = [encode_prompt_row({**row, "row": i}, tokenizer) for i, row in enumerate(rows)]
-    accuracy, _ = evaluate(Actor(model, params), tokenizer, prompts, max_new_tokens=32)
+    accuracy, _ = evaluate(Actor(model, params), tokenizer, tiny_prompts(rows, tokenizer), max_new_tokens=32)
     assert low <= accuracy <= high
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
@@ -141,5 +142,43 @@ def test_a_directory_that_holds_another_run_is_left_alone(jaxgeom, models, study
     result = jaxgeom("study", EXPERIMENT, "--out", tmp_path)
     assert result.status == 2 and str(tmp_path) in result.err and result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    result = jaxgeom("study", EXPERIMENT, "--out", study[0], "--seeds", 2)
-    assert result.status == 2 and "seeds" in result.err
+    other = tmp_path / "experiment.py"
+    other.write_text(EXPERIMENT.read_text().replace("learning_rate=1e-3", "learning_rate=2e-3"))
+    result = jaxgeom("study", other, "--out", study[0])
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert "anchor.optimizer.learning_rate: 0.001 there, 0.002 asked for" in result.err and "--force" in result.err
+
+
+@pytest.mark.slow
+def test_more_seeds_train_those_alone_and_other_measures_train_nothing(models, study, tmp_path):
+    out = shutil.copytree(study[0], tmp_path / "out")
+
+    def trained():
+        return {path: path.stat().st_mtime_ns for path in out.glob("runs/**/metrics.jsonl")}
+
+    first = trained()
+    result = process("study", EXPERIMENT, "--out", out, "--seeds", 2)
+    assert result.status == 0, result.err[-2000:]
+    assert "training OPD, seed 1" in result.out and "training OPD, seed 0" not in result.out
+    assert "measuring OPD, seed 1" in result.out and "measuring OPD, seed 0" not in result.out
+    second = trained()
+    assert first.items() <= second.items() and len(second) == len(first) + 3
+    report = read_report(out)
+    assert report["seeds"] == [0, 1]
+    opd = report["methods"]["opd"]
+    values = [seed["summary"]["stable_rank"]["mean"] for seed in opd["per_seed"]]
+    assert math.isclose(opd["summary"]["stable_rank"]["mean"], np.mean(values))
+    low, high = opd["summary"]["stable_rank"]["ci"]
+    half = 12.706204736 * np.std(values, ddof=1) / math.sqrt(2)
+    assert math.isclose(high - low, 2 * half, rel_tol=1e-6)
+    assert len(report["methods"]["sft_anchor"]["per_seed"]) == 1
+    assert "interval" in (out / "report.html").read_text()
+    held = populations.read(out)
+    for check in populations.CHECKS:
+        check(held)
+    other = tmp_path / "experiment.py"
+    other.write_text(EXPERIMENT.read_text().replace("angle_k=4", "suite='fast', angle_k=4"))
+    result = process("study", other, "--out", out)
+    assert result.status == 0, result.err[-2000:]
+    assert trained() == second and "training" not in result.out and "measuring OPD, seed 0" in result.out
+    assert read_report(out)["settings"]["measure"]["suite"] == "fast"

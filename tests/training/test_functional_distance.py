@@ -100,7 +100,7 @@ def test_what_cannot_be_scored_is_said(models, tmp_path):
     with pytest.raises(UserError, match="llama"):
         functional_distance(first, llama, prompts)
     write_jsonl(tmp_path / "odd.jsonl", [{"text": "no messages"}])
-    with pytest.raises(UserError, match="row 0: 'prompt' or 'messages'"):
+    with pytest.raises(UserError, match="row 0 .line 1.: has no 'prompt'"):
         functional_distance(first, second, tmp_path / "odd.jsonl")
     small = write_tiny_model(tmp_path / "small", vocab_size=120)
     with pytest.raises(UserError, match="a vocabulary of 120"):

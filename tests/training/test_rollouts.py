@@ -8,11 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgeom.data import arithmetic, chat, pipelines
+from jaxgeom.data import arithmetic, chat
 from jaxgeom.models import load_model
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training import Actor, OPDSettings, RLVRSettings, collect
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_prompts, write_tiny_model
 
 COMMON = dict(
     steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3), max_new_tokens=8, samples_per_prompt=4
@@ -28,8 +28,7 @@ def world(tmp_path_factory):
     )
     tokenizer = chat.load_tokenizer(directory / "0")
     rows = arithmetic.prompts(arithmetic.ArithmeticTask(), 24, seed=0)
-    encoded = [pipelines.encode_prompt_row({**row, "row": i}, tokenizer) for i, row in enumerate(rows)]
-    return student, other, tokenizer, encoded
+    return student, other, tokenizer, tiny_prompts(rows, tokenizer)
 
 
 @functools.partial(jax.jit, static_argnums=0)

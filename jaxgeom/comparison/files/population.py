@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.experts import PAIR, expert_matrices, half, read_piece, stacked_kind
+from jaxgeom.checkpoints.huggingface import text_config
+from jaxgeom.checkpoints.names import tower_of
 from jaxgeom.checkpoints.tensors import Tensor
 from jaxgeom.errors import UserError
 
@@ -18,6 +21,8 @@ _ALIASES = {
     "gate_proj": "gate", "up_proj": "up", "down_proj": "down",
     "w1": "gate", "w3": "up", "w2": "down", "fc1": "up", "fc2": "down",
 }  # fmt: skip
+
+_FUSED = ("qkv_proj", "query_key_value", "Wqkv")
 
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Names that configurations have for the number of experts a router chooses from."""
@@ -31,14 +36,16 @@ class Part:
         name: name in the report, `NAME[expert]` or `NAME[q]` for pieces.
         tensor: Hugging Face name of the tensor that holds it.
         group: `matrices`, `embedding`, `head`, `norm`, `bias`, `router` or `other`.
-        module: q, k, v, o, gate, up, down for matrices, otherwise the group.
-        layer: index of the layer, None outside the layers.
+        module: q, k, v, o, gate, up, down for matrices, otherwise the group; in a tower, the tower's name before it.
+        layer: index of the layer, None outside the layers of the text model.
         shape: shape of the piece, `[out, in]` for matrices.
         expert: index on the leading axis of a fused expert tensor.
         rows: rows of the (expert's) matrix that belong to it, None for all; before any transposition.
         columns: columns likewise; with a step where gate and up alternate.
         transposed: the tensor stores `[in, out]`.
         heads: number of heads of an interleaved `[heads, 3, head_dim]` projection, with `which` of the three it is.
+        tower: the part beside the text model that it belongs to (`vision_tower`, `mtp`, …), which is a group of its own
+            and in no mean over the text model; None for the text model.
     """
 
     name: str
@@ -53,6 +60,7 @@ class Part:
     transposed: bool = False
     heads: int | None = None
     which: int = 0
+    tower: str | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -71,15 +79,7 @@ class Part:
 
     def read(self, tensor: Tensor) -> np.ndarray:
         """Reads it in the stored dtype; of an expert or a row range only that is read."""
-        if self.expert is not None:
-            array = tensor.read_rows(self.expert, self.expert + 1)[0]
-            array = array if self.rows is None else array[slice(*self.rows)]
-        elif self.rows is not None:
-            array = tensor.read_rows(*self.rows)
-        else:
-            array = tensor.read()
-        if self.columns is not None:
-            array = array[:, slice(*self.columns)]
+        array = read_piece(tensor, self.expert, self.rows, self.columns)
         if self.heads is not None:
             array = array.reshape(self.heads, 3, -1, array.shape[-1])[:, self.which].reshape(self.shape)
         return np.ascontiguousarray(array.T if self.transposed else array)
@@ -106,8 +106,8 @@ def _is_router(words: list[str], shape: tuple[int, ...], config: Mapping[str, An
     """
     if words[-1] != "gate":
         return False
-    text = config.get("text_config") or config
-    return words[-2] == "mlp" or "moe" in words[-2] or shape[0] in {text.get(count) for count in _EXPERT_COUNTS}
+    announced = [text_config(config).get(count) for count in _EXPERT_COUNTS]
+    return words[-2] == "mlp" or "moe" in words[-2] or shape[0] in announced
 
 
 def _group(name: str, shape: tuple[int, ...]) -> str:
@@ -126,12 +126,14 @@ def _group(name: str, shape: tuple[int, ...]) -> str:
 
 
 def _heads(config: Mapping[str, Any], name: str) -> tuple[int, int, int]:
-    text = config.get("text_config") or config
-    heads = text.get("num_attention_heads")
+    text = text_config(config)
+    found = [text.get(field) for field in ("num_attention_heads", "num_key_value_heads", "head_dim")]
+    if not all(value is None or (type(value) is int and value >= 0) for value in found):
+        raise UserError(f"{name}: a fused projection, but the heads in config.json are no whole numbers: {found}")
+    heads, kv, head_dim = (value or 0 for value in found)
     if not heads:
         raise UserError(f"{name}: a fused projection, but config.json gives no num_attention_heads to split it by")
-    kv = text.get("num_key_value_heads") or heads
-    return heads, kv, text.get("head_dim") or 0
+    return heads, kv or heads, head_dim
 
 
 def _fused_attention(tensor: Tensor, config: Mapping[str, Any], layer: int | None) -> list[Part]:
@@ -167,49 +169,25 @@ def _fused_attention(tensor: Tensor, config: Mapping[str, Any], layer: int | Non
     return parts
 
 
-def _half(tensor: Tensor, out: int) -> int:
-    """Outputs of either of gate and up, which share a tensor."""
-    if out % 2:
-        raise UserError(f"{tensor.name}: shape {list(tensor.shape)} does not split into gate and up: {out} is odd")
-    return out // 2
-
-
-def _fused_experts(tensor: Tensor, config: Mapping[str, Any], layer: int | None, last: str) -> list[Part]:
-    """Experts stacked on the leading axis: `[expert, out, in]`, or `[expert, in, out]` where hidden size says so.
-
-    GPT-OSS stores `[expert, in, out]`, of a square one too, and takes gate and up from every other output.
-    """
-    experts, rows, columns = tensor.shape
-    text = config.get("text_config") or config
-    hidden, interleaved = text.get("hidden_size"), text.get("model_type") == "gpt_oss"
-    is_pair = last.startswith("gate_up")
-    into = hidden is not None and (columns if last.startswith("down") else rows) == hidden
-    swapped = interleaved or (into and not (hidden == (rows if last.startswith("down") else columns)))
-    out, in_ = (columns, rows) if swapped else (rows, columns)
-    half = _half(tensor, out) if is_pair else 0
-    cuts = ((0, out, 2), (1, out, 2)) if interleaved else ((0, half), (half, out))
+def _fused_experts(tensor: Tensor, text: Mapping[str, Any], layer: int | None) -> list[Part]:
+    """The matrices of experts that are stacked on the leading axis, `NAME[expert]` or `NAME[expert,gate]`."""
     parts = []
-    for expert in range(experts):
-        if not is_pair:
-            module = _ALIASES[last]
-            part = Part(
-                f"{tensor.name}[{expert}]",
+    for one in expert_matrices(tensor.name, tensor.shape, text):
+        which = f"{one.expert},{one.module}" if stacked_kind(tensor.name, tensor.shape) == PAIR else f"{one.expert}"
+        parts.append(
+            Part(
+                f"{tensor.name}[{which}]",
                 tensor.name,
                 "matrices",
-                module,
+                one.module,
                 layer,
-                (out, in_),
-                expert=expert,
-                transposed=swapped,
-            )
-            parts.append(part)
-            continue
-        for module, cut in zip(("gate", "up"), cuts, strict=True):
-            where: dict[str, Any] = {"columns" if swapped else "rows": cut}
-            name, shape = f"{tensor.name}[{expert},{module}]", (half, in_)
-            parts.append(
-                Part(name, tensor.name, "matrices", module, layer, shape, expert=expert, transposed=swapped, **where)
-            )
+                one.shape,
+                expert=one.expert,
+                rows=one.rows,
+                columns=one.columns,
+                transposed=one.transposed,
+            )  # fmt: skip
+        )
     return parts
 
 
@@ -219,20 +197,32 @@ def parts_of(tensor: Tensor, config: Mapping[str, Any] | None) -> list[Part]:
     Raises:
         UserError: a fused projection that the configuration does not explain.
     """
+    if (tower := tower_of(tensor.name)) is not None:
+        return [_part_of_tower(tensor, tower)]
     config, layer, shape = config or {}, layer_of(tensor.name), tensor.shape
     last = tensor.name.removesuffix(".weight").split(".")[-1]
     if len(shape) == 2 and 0 not in shape:
-        if last in ("qkv_proj", "query_key_value", "Wqkv"):
+        if last in _FUSED:
             return _fused_attention(tensor, config, layer)
-        if last == "gate_up_proj":
-            half = _half(tensor, shape[0])
+        if last == PAIR:
+            middle = half(tensor.name, shape, shape[0])
             return [
-                Part(f"{tensor.name}[{module}]", tensor.name, "matrices", module, layer, (half, shape[1]), rows=rows)
-                for module, rows in (("gate", (0, half)), ("up", (half, shape[0])))
+                Part(f"{tensor.name}[{module}]", tensor.name, "matrices", module, layer, (middle, shape[1]), rows=rows)
+                for module, rows in (("gate", (0, middle)), ("up", (middle, shape[0])))
             ]
         if (module := _module(tensor.name, shape, config)) is not None and not tensor.name.endswith("bias"):
             return [Part(tensor.name, tensor.name, "matrices", module, layer, shape)]
-    if len(shape) == 3 and (last in _ALIASES or last == "gate_up_proj") and 0 not in shape:
-        return _fused_experts(tensor, config, layer, last)
+    if stacked_kind(tensor.name, shape) is not None:
+        return _fused_experts(tensor, text_config(config), layer)
     group = _group(tensor.name, shape)
     return [Part(tensor.name, tensor.name, group, group, layer, shape)]
+
+
+def _part_of_tower(tensor: Tensor, tower: str) -> Part:
+    """A tower's tensor, whole: the configuration's heads are the text model's, so nothing is split by them."""
+    last = tensor.name.removesuffix(".weight").split(".")[-1]
+    in_layer = len(tensor.shape) == 2 and 0 not in tensor.shape and layer_of(tensor.name) is not None
+    if in_layer and not tensor.name.endswith("bias"):
+        module = _module(tensor.name, tensor.shape, {}) or last
+        return Part(tensor.name, tensor.name, "matrices", f"{tower}.{module}", None, tensor.shape, tower=tower)
+    return Part(tensor.name, tensor.name, tower, tower, None, tensor.shape, tower=tower)

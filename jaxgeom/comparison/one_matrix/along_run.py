@@ -27,8 +27,9 @@ from jaxgeom.diagnostics.path_numbers import (  # fmt: skip
     similarity_statistics,
 )
 from jaxgeom.diagnostics.precision import along_update
+from jaxgeom.diagnostics.shared_rounding import grid_of_run, spacing_counts
 from jaxgeom.diagnostics.singular_values import capped_rank
-from jaxgeom.diagnostics.stored_walk import spacing_counts, walk_covariance
+from jaxgeom.diagnostics.stored_walk import walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
 
@@ -46,6 +47,8 @@ SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
 
 ENTRY_KEYS = ("fro_norm", "relative_norm", *(f"sparsity_bf16{end}" for end in ("", "_null", "_excess", "_z")))
 """What a trajectory takes of the statistics that are counted entry by entry."""
+
+UNLIKE = "no null: what rounding does to a walk between checkpoints that are stored unlike is not known"
 
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
@@ -117,9 +120,14 @@ class MatrixTrajectory:
                 products[:, index - 1] = inner_and_alignment(Matrix(before, older), increment)
             older, before = before, now
         covariance = None
-        counts = [step.totals.counts for step in steps]
-        if all(count.is_rounded for count in counts):  # rounding turns stored increments against each other
-            covariance = walk_covariance(increments, *spacing_counts(counts[0].histogram, counts[0].storage))
+        first = steps[0].totals
+        run_grid = grid_of_run([step.totals.counts for step in steps])
+        if run_grid is None:
+            covariance = np.full((self.count, self.count), math.nan)
+            self.row |= dict.fromkeys(("path_note", "cosine_note", "drift_note", "sim_note"), UNLIKE)
+        elif run_grid[0] is not None:  # rounding turns stored increments against each other
+            spacings = spacing_counts(first.histogram, first.storage, run_grid[0])
+            covariance = walk_covariance(increments, *spacings, is_open=run_grid[1])
         self._path(steps, increments, products, covariance)
         self._similarities(steps, increments, covariance)
         self.row |= {"subspace_k": self.k, "digests": self.digests}
@@ -147,7 +155,7 @@ class MatrixTrajectory:
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
         totals = EntrySums()
         totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
-        square, on_grid = totals.delta_squares, totals.is_bf16
+        square, on_grid = totals.delta_squares, bool(totals.counts.is_bf16)
         cells: Row = {}
         put_numbers(cells, entry_statistics(totals.counts, eta=self.settings.eta))
         for key in ENTRY_KEYS:

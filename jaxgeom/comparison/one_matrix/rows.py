@@ -4,6 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from jaxgeom.diagnostics.moments import NullMoments, triple
+
 Row = dict[str, Any]
 
 
@@ -27,14 +31,10 @@ def put_null(row: Row, name: str, null: Null | None, kind: str = "") -> None:
         null: what it is under the null.
         kind: tells further nulls of the same statistic apart from its first, such as `_profile`.
     """
-    value: float | None = row[name]
-    excess = z = None
-    if null is not None and value is not None:
-        excess = value - null[0]
-        deviation = null[1]
-        z = excess / deviation if deviation is not None and 0 < deviation < math.inf else None
-    row[f"{name}{kind}_null"] = _number(null[0]) if null is not None else None
-    row[f"{name}{kind}_excess"], row[f"{name}{kind}_z"] = _number(excess), _number(z)
+    mean, deviation = (math.nan, None) if null is None else null
+    value = math.nan if row[name] is None else row[name]
+    moments = NullMoments(np.float64(mean), np.float64(math.nan if deviation is None else deviation))
+    put_numbers(row, {key: x for key, x in triple(name, np.float64(value), moments, kind).items() if key != name})
 
 
 def put_numbers(row: Row, numbers: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from jaxgeom.errors import UserError
 
 _BLOCK = 1 << 17
 _MAGNITUDE = np.uint16(0x7FFF)
+_TOO_LARGE = np.uint32(0x7F7F8000)  # from here on float32 rounds to infinity in bfloat16
 
 
 def widen(array: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ class EntrySums:
     """
 
     storage: str = "bfloat16"
-    stored_alike: bool = False
+    final_storage: str = "bfloat16"
     count: int = 0
     changed: int = 0
     differs: int = 0
@@ -85,8 +86,7 @@ class EntrySums:
             rms: RMS of the whole W0 in float64, for the tolerances relative to it.
             changed_out: bool array of the block's size that receives the changed mask.
         """
-        self.storage = storage_of(initial.dtype)
-        self.stored_alike = initial.dtype == final.dtype == np.float16
+        self.storage, self.final_storage = storage_of(initial.dtype), storage_of(final.dtype)
         first, second = initial.reshape(-1), final.reshape(-1)
         out = None if changed_out is None else changed_out.reshape(-1)
         for start in range(0, first.size, _BLOCK):
@@ -151,11 +151,6 @@ class EntrySums:
         return self.changed / self.count
 
     @property
-    def is_bf16(self) -> bool:
-        """Whether both sides are on the bfloat16 grid, so that a bfloat16 reader sees what is stored."""
-        return self.on_grid and self.final_on_grid
-
-    @property
     def counts(self) -> EntryCounts:
         """What was counted, as the statistics take it."""
         same = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in _SHARED}
@@ -210,7 +205,7 @@ def _value(bits: np.ndarray) -> np.ndarray:
 
 
 def require_finite(array: np.ndarray, where: str) -> None:
-    """Refuses NaN and infinities.
+    """Refuses NaN and infinities, and finite float32 that round to infinity in bfloat16.
 
     Args:
         array: stored array of any shape and float dtype.
@@ -225,11 +220,12 @@ def require_finite(array: np.ndarray, where: str) -> None:
         if block.dtype.name == "bfloat16":
             bad += int(np.count_nonzero((block.view(np.uint16) & _MAGNITUDE) >= np.uint16(0x7F80)))
         elif block.dtype == np.float32:
-            bad += int(np.count_nonzero((block.view(np.uint32) & np.uint32(0x7FFFFFFF)) >= np.uint32(0x7F800000)))
+            bad += int(np.count_nonzero((block.view(np.uint32) & np.uint32(0x7FFFFFFF)) >= _TOO_LARGE))
         else:
             bad += int(np.count_nonzero(~np.isfinite(block)))
     if bad:
-        raise UserError(f"{where}: {bad} of {flat.size} entries are NaN or infinite")
+        finite = " in bfloat16, which sparsity is taken in" if np.isfinite(flat.astype(np.float32)).all() else ""
+        raise UserError(f"{where}: {bad} of {flat.size} entries are NaN or infinite{finite}")
 
 
 def root_mean_square(blocks: Iterable[np.ndarray]) -> float:

@@ -154,6 +154,7 @@ def count_cells(
     permutation = PermutationCounts(
         found.sum((1, 2)), {name: found[..., inside].sum((1, 2)) for name, inside in bits.items()}, members,
         values[kept].astype(np.float64), update_values()[kept], counts.storage, eta, bool(counts.is_open),
+        bool(counts.is_rounded),
     )  # fmt: skip
 
     isotropic = cells_of(counts, eta)
@@ -198,7 +199,7 @@ def _estimation(
     steps = [side for side, _ in groups]
     sizes = [np.where(side < levels, held, 0).astype(np.float64) for side, held in groups]
     found = averages(isotropic, np.int32(base), levels, np.int32(unit))
-    return estimation(found._replace(base=0), steps[0], steps[1], sizes[0], sizes[1])
+    return estimation(found, steps[0], steps[1], sizes[0], sizes[1])
 
 
 def _joint_counts(

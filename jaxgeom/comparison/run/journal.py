@@ -14,6 +14,7 @@ from jaxgeom.files import as_user_error
 _NAME = ".partial.jsonl"
 _ALL = ".partial*.jsonl"
 _ADVICE = "give another --out or --force"
+_CHECK = "check"
 
 
 def settings_key(value: Any) -> str:
@@ -28,10 +29,10 @@ class Journal:
         directory: the output folder, None to keep rows in memory only.
         key: identifies inputs and settings; a journal with another key is another comparison's.
         final: the file that a finished comparison leaves.
-        described: names of the inputs, and settings. A finished comparison in the folder whose `final` has others is
-            another one, and is not written over.
-        contents: computes the digests of the inputs. Called only where a finished comparison has the same names and
-            settings: with other digests the files behind the names have changed, and it is not written over either.
+        described: names of the inputs, and settings. A finished comparison in the folder whose `final` has other
+            settings is another one, and is not written over.
+        contents: computes the digests of the inputs. Called only where a finished comparison has the same settings:
+            with other digests it is of other checkpoints, or of files that have changed, and is not written over.
         force: takes over a folder that holds another comparison.
         process: (index, number) where several processes share the folder: each appends to a file of its own and reads
             those of all, also of a run with another number of processes.
@@ -80,9 +81,10 @@ class Journal:
     def _foreign(self, path: pathlib.Path) -> bool:
         try:
             with path.open(encoding="utf-8") as file:
-                return json.loads(file.readline()).get("key") != self.key
-        except (FileNotFoundError, ValueError, AttributeError, RecursionError):
+                header = _unchecked(file.readline())
+        except (FileNotFoundError, ValueError):
             return False
+        return header is not None and header.get("key") != self.key
 
     def load(self) -> None:
         """Reads the rows of this comparison that are in the folder, those of other processes too."""
@@ -101,8 +103,8 @@ class Journal:
             own = self.rows if self._process[1] == 1 else _rows_of(self.path)
             temporary = self.path.with_suffix(".new")
             with temporary.open("w", encoding="utf-8") as file:
-                file.write(json.dumps({"key": self.key}) + "\n")
-                file.writelines(json.dumps(row) + "\n" for row in own.values())
+                file.write(_checked({"key": self.key}))
+                file.writelines(_checked(row) for row in own.values())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
@@ -116,7 +118,7 @@ class Journal:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.write(_checked(row))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -146,20 +148,36 @@ class Journal:
                 return
 
 
-def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Rows of one file; none where it is gone, none from the line on that an interruption cut or a disk spoilt."""
-    rows: dict[str, dict[str, Any]] = {}
+def _checked(row: dict[str, Any]) -> str:
+    """A row as one line, with a digest of it at its end."""
+    text = json.dumps(row, allow_nan=False)
+    return json.dumps(row | {_CHECK: _digest_of(text)}, allow_nan=False) + "\n"
+
+
+def _unchecked(line: str) -> dict[str, Any] | None:
+    """The row that `_checked` wrote; None where an interruption cut the line or a disk spoilt a bit of it."""
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    break
-                if "name" in row:
-                    rows[row["name"]] = row
-    except (FileNotFoundError, ValueError, RecursionError):
-        pass
-    return rows
+        row = json.loads(line)
+        check = row.pop(_CHECK)
+        return row if check == _digest_of(json.dumps(row)) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Rows of one file; none where it is gone or its first line is spoilt; a spoilt row is measured again."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return {}
+    found = [_unchecked(line.decode("utf-8", "replace")) for line in lines]
+    if found[0] is None or "key" not in found[0]:
+        return {}
+    return {row["name"]: row for row in found if row is not None and "name" in row}
 
 
 class ProcessFailed(UserError):
@@ -223,9 +241,13 @@ def _require_same(path: pathlib.Path, described: dict[str, Any], contents: Calla
         settings = {field: held["settings"][field] for field in described["settings"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         names = settings = None
-    if names != described["inputs"] or settings != described["settings"]:
+    same = names == described["inputs"]
+    if names is None or settings != described["settings"]:
         raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {_ADVICE}")
-    if any(_digests(held["inputs"].get(side)) not in (None, digest) for side, digest in contents().items()):
+    unknown = (None,) if same else ()
+    if any(_digests(held["inputs"].get(side)) not in (*unknown, digest) for side, digest in contents().items()):
+        if not same:
+            raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {_ADVICE}")
         raise UserError(f"{path.parent}: holds {path.name} of checkpoints whose content has changed since; {_ADVICE}")
 
 

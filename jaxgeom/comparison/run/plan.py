@@ -1,13 +1,16 @@
 """What a measurement reads: the sides, which must match, and their parts in the order of a report."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Tensor
+from jaxgeom.checkpoints.matching import matched
+from jaxgeom.checkpoints.names import tower_of
+from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Checkpoint, Tensor
 from jaxgeom.comparison.files.population import MODULES, Part, parts_of
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 
 
 @runtime_checkable
@@ -17,6 +20,8 @@ class Reader(Protocol):
     name: str
     config: dict[str, Any] | None
     fingerprint: str
+    notes: tuple[str, ...]
+    adapter: dict[str, Any] | None
 
     @property
     def dtype(self) -> str: ...
@@ -25,34 +30,72 @@ class Reader(Protocol):
     def sha256(self, known: Mapping[str, str] | None = None) -> str: ...
 
 
+def match_sides(sides: Sequence[Reader]) -> list[Reader]:
+    """The sides under one set of names, however each was stored (`jaxgeom.checkpoints.matching`)."""
+    checkpoints = [side for side in sides if isinstance(side, Checkpoint)]
+    return [*matched(checkpoints)] if len(checkpoints) == len(sides) else list(sides)
+
+
 def check_pair(initial: Reader, final: Reader, settings: CompareSettings) -> list[str]:
     """The names that two checkpoints share and the settings select, in order of layers.
 
+    What is no part of the population is not looked at.
+
     Raises:
-        UserError: names or shapes differ (all of them listed), a dtype is no float, or nothing is selected.
+        UserError: names or shapes differ, a dtype is no float, or nothing is selected.
     """
+    names, others = ([name for name in side if _selected(side, name, settings)] for side in (initial, final))
+    only_initial, only_final = sorted(set(names) - set(others)), sorted(set(others) - set(names))
+    odd_shapes = [name for name in names if name in final and initial[name].shape != final[name].shape]
     problems = []
-    names = [name for name in initial if settings.selects(name)]
-    others = {name for name in final if settings.selects(name)}
-    only_initial, only_final = [n for n in names if n not in others], sorted(others - set(names))
     if only_initial:
-        problems.append(f"only in {initial.name}: {', '.join(sorted(only_initial))}")
+        problems.append(f"only in {initial.name}: {listed(only_initial)}")
     if only_final:
-        problems.append(f"only in {final.name}: {', '.join(only_final)}")
-    for name in names:
-        if name in others and initial[name].shape != final[name].shape:
-            problems.append(f"{name} has shape {list(initial[name].shape)} and {list(final[name].shape)}")
+        problems.append(f"only in {final.name}: {listed(only_final)}")
+    if odd_shapes:
+        shapes = (f"{one} has shape {list(initial[one].shape)} and {list(final[one].shape)}" for one in odd_shapes)
+        problems.append(listed(shapes))
     if problems:
-        raise UserError(f"the checkpoints do not match: {'; '.join(problems)}")
+        differing = {*only_initial, *only_final, *odd_shapes}
+        raise UserError(f"the checkpoints do not match: {'; '.join(problems)}{_way_out(names, differing)}")
     if not names:
+        if settings.population != "all" and any(settings.selects(name) for name in initial):
+            raise UserError(f"population = {settings.population!r}: leaves no parameter to measure")
         raise UserError("include/exclude leave no parameter to compare")
     for side in (initial, final):
         odd = [f"{name} ({side[name].dtype})" for name in names if not side[name].is_float]
         if odd:
-            raise UserError(
-                f"{side.name}: weights of dtype {', '.join(FLOAT_DTYPES)} are needed; not so {', '.join(odd)}"
-            )
+            raise UserError(f"{side.name}: weights of dtype {', '.join(FLOAT_DTYPES)} are needed; not so {listed(odd)}")
     return names
+
+
+def _selected(side: Reader, name: str, settings: CompareSettings) -> bool:
+    """Whether a tensor, or a part of it, is measured at all."""
+    if not settings.selects(name):
+        return False
+    if settings.population == "all":
+        return True
+    return any(settings.admits(part.module) for part in parts_of(side[name], side.config))
+
+
+def _way_out(names: Sequence[str], differing: set[str]) -> str:
+    """The `--exclude` that leaves out what differs, where that is a few kinds of parameters and something is left."""
+    kinds = sorted({re.sub(r"\.(weight|bias)$", "", name).rpartition(".")[2] for name in differing})
+    pattern = "|".join(map(re.escape, kinds))
+    left = [name for name in names if name not in differing and not re.search(pattern, name)]
+    return f"; --exclude '{pattern}' leaves them out" if len(kinds) <= 4 and left else ""
+
+
+def read_notes(sides: Sequence[Reader]) -> dict[str, list[str]]:
+    """What was left out of the sides, or read otherwise than it may seem: an entry of `coverage`, none for nothing."""
+    notes = [f"{side.name}: {note}" for side in sides for note in side.notes]
+    return {"notes": notes} if notes else {}
+
+
+def text_parameters(side: Reader) -> int:
+    """Entries of a checkpoint without its towers, where it has more than those: what shares are of."""
+    text = sum(side[name].size for name in side if tower_of(name) is None)
+    return text or sum(side[name].size for name in side)
 
 
 def check_sides(sides: Sequence[Reader], settings: CompareSettings) -> list[str]:
@@ -64,13 +107,16 @@ def check_sides(sides: Sequence[Reader], settings: CompareSettings) -> list[str]
 def plan_parts(initial: Reader, names: Sequence[str], settings: CompareSettings) -> list[Part]:
     """All parts of the named tensors that the settings' population has.
 
-    Embedding first, then layers in order with their modules in order, then the rest.
+    Embedding first, then layers in order with their modules in order, then the rest, then towers. Where towers alone
+    are selected they are what is measured, and no group beside it.
 
     Raises:
         UserError: nothing of the population is there.
     """
     parts = [part for name in names for part in parts_of(initial[name], initial.config) if initial[name].size]
-    return sorted(admitted(parts, settings), key=_order)
+    parts = sorted(admitted(parts, settings), key=_order)
+    alone = bool(parts) and all(part.tower for part in parts)
+    return [dataclasses.replace(part, tower=None) for part in parts] if alone else parts
 
 
 def admitted(parts: Sequence[Part], settings: CompareSettings) -> list[Part]:
@@ -82,7 +128,7 @@ def admitted(parts: Sequence[Part], settings: CompareSettings) -> list[Part]:
 
 
 def _order(part: Part) -> tuple[int, int, int, list[tuple[int, str]]]:
-    place = 1 if part.layer is not None else 0 if part.group == "embedding" else 2
+    place = 3 if part.tower else 1 if part.layer is not None else 0 if part.group == "embedding" else 2
     module = MODULES.index(part.module) if part.module in MODULES else len(MODULES)
     words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", part.name)]
     return place, part.layer or 0, module, words

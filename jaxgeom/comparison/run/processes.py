@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.run.journal import ProcessFailed, is_resumable
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically
 
 PATIENCE = 3600.0
@@ -144,7 +144,7 @@ class Team:
                 seen, since = signs, time.monotonic()
             elif time.monotonic() - since > self.patience:
                 raise ProcessFailed(
-                    f"{folder}: no sign of process {', '.join(map(str, late))} for {self.patience:g} s; do all "
+                    f"{folder}: no sign of process {listed(map(str, late))} for {self.patience:g} s; do all "
                     "processes share this directory? What was measured is kept, the same command goes on",
                     keep=True,
                 )

@@ -5,6 +5,7 @@ interrupted run goes on, shares the work with other processes and gathers theirs
 kind of measurement from another is a `Measurement`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -22,10 +23,12 @@ from jaxgeom.comparison.files.report import version
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.comparison.run.journal import Journal, description, kept, settings_key
+from jaxgeom.comparison.run.outputs import check_folder
 from jaxgeom.comparison.run.plan import Reader
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.lock import locked
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
@@ -123,6 +126,8 @@ class Measurement(Generic[Result]):
             else:
                 digest = _joined(digests)
             found.append({"name": reader.name, "dtype": reader.dtype, "sha256": digest})
+            if reader.adapter is not None:
+                found[-1]["adapter"] = reader.adapter
         return self.by_role(found)
 
 
@@ -172,9 +177,26 @@ def _run(
     algebra: Algebra | None,
     team: Team | None,
 ) -> Result:
+    folder = pathlib.Path(out) if out is not None else None
+    if folder is None:
+        return _measure(measurement, None, cache, progress, force, algebra, team)
+    check_folder(folder, [reader.name for reader in measurement.readers])
+    # Several processes share the folder by their own means.
+    with locked(folder) if team is None else contextlib.nullcontext():
+        return _measure(measurement, folder, cache, progress, force, algebra, team)
+
+
+def _measure(
+    measurement: Measurement[Result],
+    folder: pathlib.Path | None,
+    cache: str | os.PathLike[str] | None,
+    progress: Progress | None,
+    force: bool,
+    algebra: Algebra | None,
+    team: Team | None,
+) -> Result:
     algebra = choose_algebra(measurement.settings.device) if algebra is None else algebra
     described = measurement.settings.to_json() | {"device_used": algebra.description, **measurement.further}
-    folder = pathlib.Path(out) if out is not None else None
     journal = _journal(measurement, folder, described, force, team)
     bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
     mine = measurement.parts if team is None else team.share(measurement.parts)
@@ -202,7 +224,7 @@ def _run(
         if team is not None and folder is not None:
             team.check(folder)
 
-    with kept(journal, out or "", remove=team is None or team.index == 0):
+    with kept(journal, folder or "", remove=team is None or team.index == 0):
         if team is not None and folder is not None:
             team.tell(folder, "measuring")
         measure_parts(todo, read, measure, finished, devices=len(algebra.devices))
@@ -224,11 +246,13 @@ def _journal(
 ) -> Journal:  # fmt: skip
     """The journal of exactly these checkpoints, settings and version."""
     single = {role: side.name for role, side in measurement.sides.items() if not isinstance(side, list)}
-    readers = [[reader.name, reader.fingerprint] for reader in measurement.readers]
+    # By content: another path to the same files is the same comparison.
+    readers = [reader.fingerprint for reader in measurement.readers]
+    same = {name: value for name, value in described.items() if name != "checkpoints"}
     return Journal(
         folder,
-        settings_key([measurement.kind, list(measurement.sides), readers, described, version()]),
-        described=description(single, described),
+        settings_key([measurement.kind, list(measurement.sides), readers, same, version()]),
+        described=description(single, same),
         contents=measurement.contents,
         final=measurement.final,
         force=force,
@@ -238,10 +262,11 @@ def _journal(
 
 def _labels(part: Part) -> Row:
     """What a row says of its part before anything is measured."""
-    return {
+    labels = {
         "name": part.name, "shape": list(part.shape), "layer": part.layer, "module": part.module,
         "group": part.group, "parameters": part.size,
     }  # fmt: skip
+    return labels if part.tower is None else labels | {"tower": part.tower}
 
 
 def _joined(digests: Sequence[str]) -> str:

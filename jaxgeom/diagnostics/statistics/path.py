@@ -1,5 +1,7 @@
 """Along a run: when the update finds its subspace, and how straight its path is; and what the model says."""
 
+from collections.abc import Sequence
+
 from .entry import Null, Statistic
 from .spectrum import NO_VISIBLE, PRECISION, ZERO
 
@@ -10,7 +12,8 @@ WALK = Null(
 )
 CHANCE = Null("K/n, the similarity of two independent random subspaces", how="Haar-distributed subspaces")
 INDEPENDENT = Null(
-    "independent increments: 0, and below where checkpoints are rounded to bfloat16 and share its error",
+    "independent increments: 0, and below where checkpoints are rounded to 16 bits and share its error; none where "
+    "they are stored unlike one another",
     how="independent signs of the entries: deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones",
 )
 STRETCHES = Null(
@@ -19,6 +22,15 @@ STRETCHES = Null(
 )
 ENDS = "nothing follows the last checkpoint, or one of the two stretches is zero"
 FEW = f"{ZERO}, or it has fewer than K directions"
+
+EARLY = 0.2
+"""The share of training at which *On the Geometry of On-Policy Distillation* asks whether the subspace is found."""
+
+
+def early_place(steps: Sequence[float | int]) -> int:
+    """Which of ascending steps is nearest to `EARLY` of the last one."""
+    return min(range(len(steps)), key=lambda i: abs(steps[i] - EARLY * steps[-1]))
+
 
 PATH = (
     Statistic(
@@ -54,7 +66,7 @@ PATH = (
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",
         "1 where stretches add up at random, √t where they all go one way.",
         null=Null(
-            "independent increments: 1, and below where checkpoints are rounded to bfloat16",
+            "independent increments: 1, and below where checkpoints are rounded to 16 bits",
             how="deviation to first order in their cosines",
         ),
         commands=("trajectory",), undefined=ZERO,

@@ -1,0 +1,59 @@
+"""Files that a checkpoint's directory names, opened only where they are files: no pipe, device or path elsewhere."""
+
+import json
+import pathlib
+import stat
+from typing import Any
+
+from jaxgeom.errors import UserError
+
+_MAX_JSON_BYTES = 200_000_000
+
+
+def require_file(path: pathlib.Path) -> int:
+    """Refuses what is no regular file (a pipe would wait for ever); links to one are followed.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UserError: it is not there, or of another kind.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: is no regular file")
+    return found.st_size
+
+
+def is_there(path: pathlib.Path) -> bool:
+    """Whether the directory has an entry of that name, a broken link included: then it is meant, and said to be bad."""
+    return path.is_symlink() or path.exists()
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file; a `UserError` that names the file when it is missing or no JSON object."""
+    if require_file(path) > _MAX_JSON_BYTES:
+        raise UserError(f"{path}: too large for a JSON file of a checkpoint")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return value
+
+
+def in_directory(index: pathlib.Path, file: Any) -> pathlib.Path:
+    """The file of the index's own directory that an index names.
+
+    Raises:
+        UserError: a name that leads elsewhere (`../`, an absolute path, a folder), or that is no name.
+    """
+    if not isinstance(file, str) or not file or "\0" in file or pathlib.PurePath(file).name != file or "\\" in file:
+        raise UserError(f"{index}: names {file!r}, which is no file of this directory")
+    return index.parent / file

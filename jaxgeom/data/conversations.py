@@ -1,0 +1,265 @@
+"""One form out of the several in which data sets write conversations: messages with `role` and `content`, both text.
+
+Read are the rows of TRL (`messages`; `prompt` and `completion`), of verl (`prompt`, `reward_model.ground_truth`) and of
+ShareGPT (`conversations` with `from` and `value`). A row that could be meant in two ways is refused.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxgeom.data.templates import RowError
+from jaxgeom.rewards import GroundTruth, Truth, read_tests, read_truth
+
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+_QUESTIONS = ("prompt", "problem", "question", "question_content")
+_ANSWERS = ("ground_truth", "answer", "solution")
+_DEEPEST = 64
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a row asks and answers.
+
+    Attributes:
+        messages: `{"role", "content"}` each, with `tool_calls` and thoughts where the row has them.
+        tools: JSON schemas of the tools, or None.
+        text: Plain text in place of messages, or None.
+        ground_truth: Of a prompt, or None: answers or tests.
+    """
+
+    messages: list[dict]
+    tools: list[dict] | None = None
+    text: str | None = None
+    ground_truth: Truth | None = None
+
+
+def read_demonstration(row: Mapping[str, Any]) -> Conversation:
+    """A row to learn from by imitation.
+
+    Args:
+        row: with `messages`; `conversations` (ShareGPT); `prompt` and `completion`, messages or text; or plain `text`.
+            A null column is an absent one.
+
+    Raises:
+        RowError: none of these, several of them, or one that is not as it should be.
+    """
+    forms = [name for name in ("messages", "conversations", "completion", "text") if row.get(name) is not None]
+    if len(forms) != 1:
+        wanted = "'messages' (or 'conversations', 'prompt' and 'completion', 'text')"
+        if not forms:
+            raise RowError(f"has no {wanted}; it has {_columns(row)}")
+        raise RowError(f"has {' and '.join(map(repr, forms))}: which is meant cannot be told; keep one of them")
+    form = forms[0]
+    if form == "text":
+        return Conversation([], text=_text(row["text"], "'text'"))
+    if form == "completion":
+        if row.get("prompt") is None:
+            raise RowError("has 'completion' and no 'prompt'")
+        messages = _messages(row["prompt"], "'prompt'", "user")
+        messages += _messages(row["completion"], "'completion'", "assistant")
+    else:
+        messages = _messages(row[form], repr(form))
+        if form == "conversations" and isinstance(row.get("system"), str) and row["system"]:
+            messages.insert(0, {"role": "system", "content": _text(row["system"], "'system'")})
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowError(f"{form!r} has no assistant message to learn from")
+    for place, message in enumerate(messages):
+        empty = not any(message.get(key) for key in ("tool_calls", *_THOUGHTS)) and not message["content"].strip()
+        if message["role"] == "assistant" and empty:
+            raise RowError(f"{form!r}: the assistant's message {place} is empty")
+    return Conversation(messages, _tools(row))
+
+
+def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversation:
+    """A row to be answered.
+
+    Args:
+        row: with `prompt` (messages, or text, which is one user message), and the right answer as
+            `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`, or tests of a program in a form that
+            `jaxgeom.rewards.read_tests` reads; `problem` or `question` may stand for
+            `prompt`. Without truth, `messages` may too: those before the last answer.
+        with_truth: whether the right answer is needed.
+
+    Raises:
+        RowError: none of these, several of them, or one that is not as it should be.
+    """
+    questions = [name for name in _QUESTIONS if row.get(name) is not None]
+    if "prompt" in questions:  # a prepared prompt beside the text that it was made of, as verl's data have it
+        questions = ["prompt"]
+    if len(questions) > 1:
+        raise RowError(f"has {' and '.join(map(repr, questions))}: which is meant cannot be told; keep one of them")
+    if questions:
+        messages = _messages(row[questions[0]], repr(questions[0]), "user")
+    elif not with_truth and row.get("messages") is not None:
+        messages = _messages(row["messages"], "'messages'")
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        messages = messages[: answers[-1]] if answers else messages
+        if not messages:
+            raise RowError("'messages' has nothing before the answer")
+    else:
+        raise RowError(f"has no 'prompt' (messages or text); it has {_columns(row)}")
+    if messages[-1]["role"] == "assistant":
+        raise RowError("the prompt ends with an assistant message: there is nothing to answer")
+    if not any(message["content"].strip() for message in messages if message["role"] != "system"):
+        raise RowError("the prompt is empty")
+    return Conversation(messages, _tools(row), ground_truth=_truth(row) if with_truth else None)
+
+
+def _truth(row: Mapping[str, Any]) -> Truth:
+    try:
+        tests = read_tests(row)
+    except ValueError as error:
+        raise RowError(f"tests: {error}") from error
+    try:
+        return _answers(row) if tests is None else tests
+    except ValueError as error:
+        raise RowError(str(error)) from error
+
+
+def _answers(row: Mapping[str, Any]) -> GroundTruth:
+    reward = row.get("reward_model")
+    if isinstance(reward, str):
+        reward = _parsed(reward)
+    if isinstance(reward, Mapping) and "ground_truth" in reward:
+        return read_truth(reward["ground_truth"], "'reward_model.ground_truth'")
+    found = {name: read_truth(row[name], repr(name)) for name in _ANSWERS if row.get(name) is not None}
+    if not found:
+        raise RowError("'reward_model.ground_truth' is missing (and so are 'ground_truth', 'answer' and 'solution')")
+    # A worked solution beside its answer: the answer is what it comes to.
+    if "solution" in found and len(found) > 1:
+        del found["solution"]
+    if len(set(found.values())) > 1:
+        raise RowError(f"has {' and '.join(map(repr, found))}, which differ: which is meant cannot be told")
+    return next(iter(found.values()))
+
+
+def _messages(value: Any, where: str, role: str | None = None) -> list[dict]:
+    """A list of messages in the one form, which may be written as JSON; other text is one message of `role`."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        parsed = _parsed(value)
+        if isinstance(parsed, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in parsed):
+            value = parsed
+    if isinstance(value, str) and role is not None:
+        return [{"role": role, "content": _text(value, where)}]
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        raise RowError(f"{where} must be a list of messages with 'role' and 'content'")
+    return [_message(message, f"{where}: message {place}") for place, message in enumerate(value)]
+
+
+def _message(message: Any, where: str) -> dict:
+    if not isinstance(message, Mapping):
+        raise RowError(f"{where} is no object with 'role' and 'content'")
+    role, content = message.get("role"), message.get("content")
+    if role is None and message.get("from") is not None:
+        named, content = message["from"], message.get("value")
+        role = _SHAREGPT_ROLES.get(named) if isinstance(named, str) else None
+        if role is None:
+            raise RowError(f"{where}: 'from' is {named!r}; known are {', '.join(_SHAREGPT_ROLES)}")
+    if not isinstance(role, str) or not role:
+        raise RowError(f"{where} has no 'role'")
+    _text(role, f"{where}: 'role'")
+    made: dict[str, Any] = {"role": role}
+    calls = _calls(message.get("tool_calls"), where)
+    thoughts = {key: _text(message[key], f"{where}: {key!r}") for key in _THOUGHTS if message.get(key)}
+    if content is None and (calls or (thoughts and role == "assistant")):
+        content = ""
+    made["content"] = _content(content, where)
+    # What else a message has (a name, a call's id) is for the template; a null is an absent field.
+    others = {k: v for k, v in message.items() if k not in made and k not in ("from", "value", "tool_calls", "content")}
+    made |= {key: _plain(value, f"{where}: {key!r}") for key, value in others.items() if value is not None} | thoughts
+    return made | ({"tool_calls": calls} if calls else {})
+
+
+def _content(content: Any, where: str) -> str:
+    """Text, or the text of content parts put together."""
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        parts = []
+        for part in content:
+            kind = part.get("type", "text") if isinstance(part, Mapping) else type(part).__name__
+            if not isinstance(part, Mapping) or kind != "text":
+                raise RowError(f"{where}: a content part is {kind!r}; only text can be learned from")
+            parts.append(_text(part.get("text"), f"{where}: a content part's 'text'"))
+        return "".join(parts)
+    return _text(content, f"{where}: 'content'")
+
+
+def _calls(calls: Any, where: str) -> list[dict]:
+    if isinstance(calls, str):
+        calls = _parsed(calls) if calls.strip() else None
+    if calls is None or calls == []:
+        return []
+    called = [call.get("function", call) if isinstance(call, Mapping) else None for call in _sequence(calls)]
+    if not called or not all(isinstance(call, Mapping) and isinstance(call.get("name"), str) for call in called):
+        raise RowError(f"{where}: 'tool_calls' must be a list of calls with a function's name")
+    return [_plain(call, f"{where}: 'tool_calls'") for call in calls]
+
+
+def _tools(row: Mapping[str, Any]) -> list[dict] | None:
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        tools = _parsed(tools) if tools.strip() else None
+    if tools is None or tools == []:
+        return None
+    entries = _sequence(tools)
+    named = [tool.get("function", tool) if isinstance(tool, Mapping) else None for tool in entries]
+    if not named or not all(isinstance(tool, Mapping) and isinstance(tool.get("name"), str) for tool in named):
+        raise RowError("'tools' must be a list of JSON schemas, each with a function's name")
+    return [_plain(tool, "'tools'") for tool in entries]
+
+
+def _sequence(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else []
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RowError(f"{where} is {'null' if value is None else type(value).__name__}; it must be text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RowError(f"{where} has half of a surrogate pair, which is no text") from error
+    return value
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A JSON value that a template can be given."""
+    if _depth(value, _DEEPEST + 1) > _DEEPEST:
+        raise RowError(f"{where} is nested too deeply")
+    try:
+        _text(json.dumps(value, ensure_ascii=False), where)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RowError(f"{where} is no JSON value: {error}") from error
+    return value
+
+
+def _depth(value: Any, limit: int) -> int:
+    """How deeply lists and objects are nested, at most `limit`."""
+    if limit <= 0 or not isinstance(value, Mapping | list | tuple):
+        return 0
+    entries = value.values() if isinstance(value, Mapping) else value
+    return 1 + max((_depth(entry, limit - 1) for entry in entries), default=0)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    names = [str(name) for name, value in row.items() if value is not None]
+    if not names:
+        return "no column with a value"
+    return ", ".join(repr(name[:40]) for name in names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,122 @@
+"""The rows of a file as tokens, kept beside the run, and what decides how they become so.
+
+What is kept has a key made of all that the tokens come from, so that a run that goes on is quick, and other data are
+never taken for these.
+"""
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+
+from jaxgeom.data.chat import Demonstration
+from jaxgeom.rewards import Truth, restored, stored
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows become tokens.
+
+    Attributes:
+        on_bad_row: What a row does that cannot be used: refuse the run before it starts, or leave the row out and say
+            how many were.
+        chat_template: A Jinja file in place of the tokenizer's own template.
+        template_argument: `NAME=VALUE` for the template, such as `enable_thinking=false`; may be given several times.
+    """
+
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    chat_template: Path | None = None
+    template_argument: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What rows must fit into.
+
+    Attributes:
+        vocabulary: Rows of the embedding.
+        context: Most tokens of a sequence, `max_position_embeddings`.
+        max_length: Demonstrations are cut here.
+        max_prompt: Longer prompts are left out.
+        new_tokens: Room that a prompt leaves for its answer.
+        rows: At most so many rows of the file.
+    """
+
+    vocabulary: int
+    context: int
+    max_length: int | None = None
+    max_prompt: int | None = None
+    new_tokens: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The rows of one file as tokens.
+
+    Attributes:
+        key: Of all that they come from.
+        tokens: int32 `[total]`, row after row.
+        targets: bool `[total]`, what a demonstration teaches; all false for prompts.
+        starts: int64 `[rows + 1]`, where each begins.
+        numbers: int64 `[rows]`, of each in its file.
+        truths: Of prompts.
+        notes: Sentences for the user: what was left out, cut, or is odd.
+    """
+
+    key: str
+    tokens: np.ndarray
+    targets: np.ndarray
+    starts: np.ndarray
+    numbers: np.ndarray
+    truths: list[Truth | None]
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def row(self, place: int) -> Demonstration:
+        """Tokens and targets of one row."""
+        part = slice(self.starts[place], self.starts[place + 1])
+        return Demonstration(self.tokens[part], self.targets[part])
+
+    def keep(self, directory: Path) -> None:
+        """Writes them into `directory`, whole or not at all."""
+        path = directory / f"{self.key}.npz"
+        if path.is_file():
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        words = json.dumps({"truths": [stored(truth) for truth in self.truths], "notes": self.notes}).encode()
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with partial.open("wb") as file:
+            np.savez(
+                file,
+                tokens=self.tokens,
+                targets=self.targets,
+                starts=self.starts,
+                numbers=self.numbers,
+                words=np.frombuffer(words, np.uint8),
+            )
+        partial.replace(path)
+
+
+def recall(directory: Path | None, key: str) -> Prepared | None:
+    """What was kept under a key; None where nothing was, or it is damaged."""
+    path = None if directory is None else directory / f"{key}.npz"
+    if path is None or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as held:
+            words = json.loads(held["words"].tobytes())
+            truths = [restored(truth) for truth in words["truths"]]
+            return Prepared(
+                key, held["tokens"], held["targets"], held["starts"], held["numbers"], truths, words["notes"]
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        path.unlink(missing_ok=True)
+        return None

@@ -1,0 +1,291 @@
+"""All rows of a file read, rendered and tokenized once, before anything is written.
+
+A row that cannot be used is refused with its number, or left out and counted.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
+from jaxgeom.data.conversations import Conversation, read_demonstration, read_prompt
+from jaxgeom.data.prepared import Limits, Prepared, RowSettings, recall
+from jaxgeom.data.rendering import EndlessTemplateError, render_rows
+from jaxgeom.data.rows import Row, file_digest, read_row_file
+from jaxgeom.data.templates import Rendered, RowError
+from jaxgeom.errors import UserError
+from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Truth
+
+_FORMAT = 1  # of the rules by which rows become tokens
+_SHOWN_FROM = 5_000  # rows; fewer take seconds
+_CHUNK = 256
+_REASONS = 8
+
+
+def prepare_demonstrations(
+    path: Path, tokenizer: Any, *, settings: RowSettings, limits: Limits, stops: Sequence[int] = (),
+    kept: Path | None = None, reporter: Reporter | None = None,
+) -> Prepared:  # fmt: skip
+    """Every demonstration of a file as tokens and targets.
+
+    Args:
+        path: see `read_row_file` for files and `read_demonstration` for rows.
+        tokenizer: as `load_tokenizer` returns it.
+        settings: of the rows.
+        limits: of the model and the run.
+        stops: tokens that end an answer; said where no target has one.
+        kept: a directory where `Prepared.keep` may have put them.
+        reporter: where to say what was left out.
+
+    Raises:
+        UserError: a row that cannot be used (unless they are left out), a token outside the vocabulary, or no row that
+            teaches anything.
+    """
+    work = _Work(path, tokenizer, settings, limits, "demonstrations", reporter)
+    limit = min(limits.context, limits.max_length or limits.context)
+    found = recall(kept, work.key)
+    if found is None:
+        cut = lost = ended = 0
+        for row, conversation, encoded in work.encoded():
+            tokens, mask = encoded.tokens, encoded.loss_mask
+            if not mask[1:].any():  # the first token is predicted from nothing
+                work.bad(row, RowError("has no token to learn from"))
+                continue
+            work.use(row, tokens[:limit], mask[:limit]) if mask[1:limit].any() else work.leave_out(
+                row, f"no answer within {limit:,} tokens (--max-length, or the model's context)"
+            )
+            cut += len(tokens) > limit and bool(mask[1:limit].any())
+            lost += int(mask[limit:].sum()) if mask[1:limit].any() else 0
+            ended += conversation.text is not None or bool(np.isin(tokens[:limit][mask[:limit]], stops).any())
+        if cut:
+            work.note(f"{cut:,} rows are cut at {limit:,} tokens and lose {lost:,} tokens of their answers")
+        if stops and not ended:
+            work.note("no answer has a token that ends it: the model is not taught to stop")
+        found = work.done()
+    return work.said(found)
+
+
+def prepare_prompts(
+    path: Path, tokenizer: Any, *, settings: RowSettings, limits: Limits, with_truth: bool = True,
+    kept: Path | None = None, reporter: Reporter | None = None,
+) -> Prepared:  # fmt: skip
+    """Every prompt of a file as tokens, and its truth.
+
+    Args:
+        path: see `read_row_file` for files and `read_prompt` for rows.
+        tokenizer: as `load_tokenizer` returns it.
+        settings: of the rows.
+        limits: of the model and the run.
+        with_truth: whether the right answer is needed.
+        kept: a directory where `Prepared.keep` may have put them.
+        reporter: where to say what was left out.
+
+    Raises:
+        UserError: a row that cannot be used (unless they are left out), a token outside the vocabulary, or none left.
+    """
+    work = _Work(path, tokenizer, settings, limits, "prompts" if with_truth else "questions", reporter)
+    found = recall(kept, work.key)
+    if found is None:
+        for row, conversation, encoded in work.encoded():
+            size = len(encoded.tokens)
+            if limits.max_prompt is not None and size > limits.max_prompt:
+                work.leave_out(row, f"longer than {limits.max_prompt:,} tokens (--max-prompt-length)")
+            elif size + limits.new_tokens > limits.context:
+                work.bad(
+                    row,
+                    RowError(
+                        f"its {size} tokens and max_new_tokens={limits.new_tokens} do not fit into the model's context"
+                        f" of {limits.context}"
+                    ),
+                )
+            else:
+                work.use(row, encoded.tokens, encoded.loss_mask, conversation.ground_truth)
+        found = work.done()
+    return work.said(found)
+
+
+class _Work:
+    """One file on its way: what is used, what is bad, what is left out."""
+
+    def __init__(
+        self, path: Path, tokenizer: Any, settings: RowSettings, limits: Limits, kind: str, reporter: Reporter | None
+    ):
+        self.path, self.tokenizer, self.settings, self.limits, self.kind = path, tokenizer, settings, limits, kind
+        self.reporter = reporter or Reporter(quiet=True)
+        self.format: ChatFormat | None = (
+            chat_format(tokenizer, settings.template_argument) if self._has_template() else None
+        )
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self.key = self._key()
+        self.total = 0
+        self.used: list[tuple[int, np.ndarray, np.ndarray, Truth | None]] = []
+        self.faults: dict[str, list[tuple[Row, str]]] = {}
+        self.bad_rows: list[tuple[Row, str]] = []
+        self.last_only = 0
+        self.notes: list[str] = []
+
+    def encoded(self) -> Iterator[tuple[Row, Conversation, Demonstration]]:
+        """Row, conversation and tokens of every row that can be read and rendered; the others are counted."""
+        rows = read_row_file(self.path)[: self.limits.rows]
+        self.total = len(rows)
+        readable: list[tuple[Row, Conversation]] = []
+        for row in rows:
+            try:
+                readable.append((row, self._read(row)))
+            except RowError as error:
+                self.bad(row, error)
+        with_template = [(row, one) for row, one in readable if one.text is None]
+        texts = [(row, one) for row, one in readable if one.text is not None]
+        made: dict[int, Demonstration] = {}
+        if len(rows) >= _SHOWN_FROM:
+            with self.reporter.task(f"{self.path.name}: rows", len(readable)) as task:
+                for count in self._tokenize(with_template, texts, made):
+                    task.advance(count)
+        else:
+            for _ in self._tokenize(with_template, texts, made):
+                pass
+        for row, conversation in readable:
+            if row.number in made:
+                self._require_vocabulary(row, made[row.number].tokens)
+                yield row, conversation, made.pop(row.number)
+
+    def bad(self, row: Row, error: RowError) -> None:
+        """Counts a row that cannot be used."""
+        self.bad_rows.append((row, str(error)))
+
+    def leave_out(self, row: Row, reason: str) -> None:
+        """Counts a row that the settings leave out."""
+        self.faults.setdefault(reason, []).append((row, reason))
+
+    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, truth: Truth | None = None) -> None:
+        """Takes a row."""
+        self.used.append((row.number, tokens, mask, truth))
+
+    def note(self, sentence: str) -> None:
+        """Something to be said."""
+        self.notes.append(sentence)
+
+    def done(self) -> Prepared:
+        """What was taken, or the refusal."""
+        self.bad_rows.sort(key=lambda entry: entry[0].number)
+        if self.bad_rows and self.settings.on_bad_row == "refuse":
+            row, said = self.bad_rows[0]
+            others = len(self.bad_rows) - 1
+            more = f"; so are {others:,} more of {self.total:,} rows" if others else ""
+            way_out = "" if self.kind == "questions" else " (--on-bad-row skip leaves such rows out)"
+            raise UserError(f"{self.path}: {row.place}: {said}{more}{way_out}")
+        reasons = {reason: entries for reason, entries in self.faults.items()}
+        for row, said in self.bad_rows:
+            reasons.setdefault(re.sub(r"\d+", "N", said), []).append((row, said))
+        by_count = sorted(reasons.values(), key=len, reverse=True)
+        counts = [f"{len(entries):,}: {entries[0][1]} (first: {entries[0][0].place})" for entries in by_count]
+        if len(counts) > _REASONS:
+            counts = [*counts[:_REASONS], f"{len(counts) - _REASONS} more reasons"]
+        if not self.used:
+            raise UserError(f"{self.path}: none of {self.total:,} rows can be used: {'; '.join(counts)}")
+        if counts:
+            left = self.total - len(self.used)
+            self.notes.insert(0, f"{left:,} of {self.total:,} rows are left out: {'; '.join(counts)}")
+        if self.last_only:
+            self.notes.append(
+                f"in {self.last_only:,} rows the chat template rewrites earlier answers: of these rows only the last"
+                " answer is learned from"
+            )
+        self.used.sort(key=lambda entry: entry[0])
+        sizes = [len(tokens) for _, tokens, _, _ in self.used]
+        return Prepared(
+            self.key,
+            np.concatenate([tokens for _, tokens, _, _ in self.used]).astype(np.int32),
+            np.concatenate([mask for _, _, mask, _ in self.used]),
+            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+            np.array([number for number, *_ in self.used], np.int64),
+            [truth for *_, truth in self.used],
+            self.notes,
+        )
+
+    def said(self, prepared: Prepared) -> Prepared:
+        """The same, after its notes were said."""
+        for note in prepared.notes:
+            self.reporter.say(f"{self.path}: {note}")
+        return prepared
+
+    def _has_template(self) -> bool:
+        return bool(self.tokenizer.chat_template) or bool(self.settings.template_argument)
+
+    def _read(self, row: Row) -> Conversation:
+        if isinstance(row.content, RowError):
+            raise row.content
+        if self.kind == "demonstrations":
+            found = read_demonstration(row.content)
+        else:
+            found = read_prompt(row.content, with_truth=self.kind == "prompts")
+        for place, message in enumerate(found.messages):
+            token = self.special.search(message["content"])
+            if token is not None:
+                raise RowError(
+                    f"message {place} holds the special token {token.group()!r}: it was rendered by a template before,"
+                    " or would be read as one"
+                )
+        return found
+
+    def _tokenize(self, rows: Sequence, texts: Sequence, made: dict[int, Demonstration]) -> Iterator[int]:
+        """Fills `made` by row number, and yields how many rows were worked off each time."""
+        if rows:
+            # Where there is no template, this says so.
+            format_ = self.format or chat_format(self.tokenizer)
+            # A template that is none is known by the first row; it is not the row's fault.
+            source = self.settings.chat_template or self.tokenizer.name_or_path
+            for tools in (False, True):
+                part = [(row, one) for row, one in rows if bool(one.tools) == tools]
+                template = format_.with_tools if tools else format_.plain
+                following = iter(part)
+                requests = [(one.messages, one.tools) for _, one in part]
+                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations", source=str(source)):
+                    good: list[tuple[int, Rendered]] = []
+                    for _, rendered in chunk:
+                        row, _ = next(following)
+                        if isinstance(rendered, EndlessTemplateError):
+                            raise UserError(f"{self.path}: {row.place}: {rendered}")
+                        if isinstance(rendered, RowError):
+                            self.bad(row, rendered)
+                        else:
+                            good.append((row.number, rendered))
+                            self.last_only += rendered.last_only
+                    self._put(good, made)
+                    yield len(chunk)
+        for start in range(0, len(texts), _CHUNK):
+            part = texts[start : start + _CHUNK]
+            self._put([(row.number, Rendered(one.text, ((0, len(one.text)),))) for row, one in part], made)
+            yield len(part)
+
+    def _put(self, good: Sequence[tuple[int, Rendered]], made: dict[int, Demonstration]) -> None:
+        encoded = encode_texts(self.tokenizer, [rendered for _, rendered in good])
+        made |= {number: one for (number, _), one in zip(good, encoded, strict=True)}
+
+    def _require_vocabulary(self, row: Row, tokens: np.ndarray) -> None:
+        if len(tokens) and int(tokens.max()) >= self.limits.vocabulary:
+            token = int(tokens.max())
+            raise UserError(
+                f"{self.path}: {row.place}: token {token} ({self.tokenizer.convert_ids_to_tokens(token)!r}) is not"
+                f" in the model's vocabulary (vocab_size={self.limits.vocabulary}): this tokenizer is not this model's"
+            )
+
+    def _key(self) -> str:
+        parts = [
+            _FORMAT,
+            file_digest(self.path),
+            self.kind,
+            self.settings.on_bad_row,
+            vars(self.limits),
+            None if self.format is None else [self.format.plain.source, self.format.with_tools.source],
+            None if self.format is None else self.format.plain.variables,
+            self.tokenizer.backend_tokenizer.to_str(),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,236 @@
+"""Messages to text by a chat template, and which of the text the assistant wrote; also the program that does it.
+
+The program (`python -P templates.py`) is run by path and imports nothing of jaxgeom, so that it starts without JAX. A
+template is a program out of a downloaded file: it may loop for ever or ask for all memory, and only a process that can
+be ended bounds it. See `rendering.py` for its other side.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+_MEMORY = 4 << 30  # bytes that a template may take
+
+
+class RowError(ValueError):
+    """A row that cannot be used as it is; the message says what is wrong, without the row's place."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: What the template made.
+        spans: Begin and end, in characters of `text`, of what the assistant writes.
+        last_only: Whether earlier answers are left out of `spans`, because the template rewrites them.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    last_only: bool = False
+
+
+class Template:
+    """A chat template with its variables."""
+
+    def __init__(self, source: str, variables: dict[str, Any]):
+        self.source, self.variables = source, variables
+        self.marks_answers = _GENERATION.search(source) is not None
+
+    def render(self, messages: Sequence[dict], tools: Any, *, prompt: bool = False, marks: bool = False) -> Any:
+        """The text; with `marks` also the spans that the template's `generation` blocks name.
+
+        Raises:
+            RowError: the template fails on these messages.
+        """
+        from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=self.source,
+                return_assistant_tokens_mask=marks,
+                add_generation_prompt=prompt,
+                **self.variables,
+            )
+        except (TemplateSyntaxError, SecurityError, TimeoutError, MemoryError):
+            raise
+        except TemplateError as error:
+            raise RowError(f"the chat template refuses it: {_first_line(error)}") from error
+        # A template computes with what it finds in the messages: any exception of Python may come of it.
+        except Exception as error:
+            raise RowError(f"the chat template fails on it: {type(error).__name__}: {_first_line(error)}") from error
+        return (texts[0], spans[0]) if marks else texts[0]
+
+
+def render_prompt(template: Template, messages: Sequence[dict], tools: Any = None) -> Rendered:
+    """The messages and the template's generation prompt.
+
+    Raises:
+        RowError: the template fails, or leaves out a message or a tool.
+    """
+    text = template.render(messages, tools, prompt=True)
+    _require_context(text, messages, tools)
+    return Rendered(text, ())
+
+
+def render_demonstration(template: Template, messages: Sequence[dict], tools: Any = None) -> Rendered:
+    """A conversation and the parts of it that the assistant writes; what follows the last answer is left out.
+
+    Where the template marks them (`{% generation %}`), its marks are the parts. Else the part of an answer is the text
+    between the rendering of the messages before it (with the generation prompt) and the rendering up to and with it;
+    where that is not how an earlier answer stands in the whole, the last answer alone is a part.
+
+    Raises:
+        RowError: no assistant message, a template that fails or leaves something out, or one whose generation prompt is
+            not how the last answer begins.
+    """
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if not answers:
+        raise RowError("has no assistant message to learn from")
+    messages = messages[: answers[-1] + 1]
+    if template.marks_answers:
+        text, spans = template.render(messages, tools, marks=True)
+        _require_context(text, messages, tools)
+        _require_answer(text, messages[-1])
+        return Rendered(text, tuple((begin, end) for begin, end in spans))
+    text = template.render(messages, tools)
+    _require_context(text, messages, tools)
+    begin = len(_before(template, text, messages, answers[-1], tools))
+    _require_answer(text[begin:], messages[-1])
+    # A newline that the template puts between turns is no token that the assistant writes.
+    last = (begin, len(text.rstrip("\n")))
+    spans = []
+    for place in answers[:-1]:
+        try:
+            before = _before(template, text, messages, place, tools)
+            after = template.render(messages[: place + 1], tools)
+            if not text.startswith(after):
+                raise RowError("rewritten")
+            _require_answer(after[len(before) :], messages[place])
+        except RowError:
+            return Rendered(text, (last,), last_only=True)
+        spans.append((len(before), len(after.rstrip("\n"))))
+    return Rendered(text, (*spans, last))
+
+
+def _before(template: Template, text: str, messages: Sequence[dict], place: int, tools: Any) -> str:
+    """What stands in `text` before the answer at `place`."""
+    before = template.render(messages[:place], tools, prompt=True)
+    if not text.startswith(before):
+        raise RowError(
+            f"the chat template does not begin message {place} as its generation prompt does, so that the assistant's"
+            " tokens cannot be told apart; another template (--chat-template) or --template-argument may help"
+        )
+    return before
+
+
+def _require_context(text: str, messages: Sequence[dict], tools: Any) -> None:
+    """What the model is asked, and every tool and call, stands in the text."""
+    squashed = _squash(text)
+    for place, message in enumerate(messages):
+        content = message.get("content")
+        # An answer's thoughts may go, that is what templates are for; a tool's output may be escaped.
+        if message["role"] in ("system", "user") and isinstance(content, str) and _squash(content) not in squashed:
+            raise RowError(f"the chat template leaves out message {place} ({message['role']}), or part of it")
+        for name in _call_names(message):
+            if name not in text:
+                raise RowError(f"the chat template leaves out the tool call of message {place} ({name})")
+    for tool in tools or ():
+        name = tool.get("function", tool).get("name")
+        if isinstance(name, str) and name not in text:
+            raise RowError(f"the chat template leaves out the tool {name!r}")
+
+
+def _require_answer(part: str, message: dict) -> None:
+    squashed = _squash(part)
+    for key in ("content", *_REASONING):
+        value = message.get(key)
+        if isinstance(value, str) and _squash(value) not in squashed:
+            raise RowError(
+                f"the chat template leaves out a part of the last answer's {key} (a thought, perhaps);"
+                " another template (--chat-template) may keep it"
+            )
+    for name in _call_names(message):
+        if name not in part:
+            raise RowError(f"the chat template leaves out the last answer's tool call ({name})")
+
+
+def _call_names(message: dict) -> list[str]:
+    names = [call.get("function", call).get("name") for call in message.get("tool_calls") or ()]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _squash(text: str) -> str:
+    """Without white space, which templates trim and add."""
+    return "".join(text.split())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+
+
+def main() -> None:
+    """Serves requests until standard input closes: a JSON line with a template and rows in, a JSON line a row out."""
+    seconds = float(sys.argv[1])
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    from jinja2.exceptions import SecurityError, TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: F401  loaded before the limits
+
+    signal.signal(signal.SIGVTALRM, _give_up)
+    _limit_memory()
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), 2
+    )  # until here a complaint reaches the parent; now nobody reads that pipe
+    replies.write("ready\n")
+    for line in sys.stdin:
+        request = json.loads(line)
+        template = Template(request["template"], request["variables"])
+        work: Callable[..., Rendered] = render_prompt if request["prompts"] else render_demonstration
+        for messages, tools in request["rows"]:
+            # Processor time, so that a busy machine changes nothing. The first timer raises; what no Python handler can
+            # interrupt is ended by the second, whose default action kills the process.
+            signal.setitimer(signal.ITIMER_PROF, 1.25 * seconds + 1.0)
+            signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.2)
+            try:
+                done = work(template, messages, tools)
+                reply = {"text": done.text, "spans": done.spans, "last_only": done.last_only}
+            except RowError as error:
+                reply = {"bad": str(error)}
+            except (TemplateSyntaxError, SecurityError) as error:
+                reply = {"fatal": f"the chat template is not usable: {_first_line(error)}"}
+            except TimeoutError:
+                reply = {"endless": True}
+            except MemoryError:
+                reply = {"bad": "the chat template needs too much memory"}
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            replies.write(json.dumps(reply) + "\n")
+
+
+def _give_up(_signal: int, _frame: object) -> None:
+    raise TimeoutError
+
+
+def _limit_memory() -> None:
+    import resource
+
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    except (ValueError, OSError):  # where the system knows no such limit, time alone bounds it
+        return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Stopping a command by SIGTERM or Ctrl-C: within seconds, in a place from which the same command goes on.
+
+The main thread may be in a compiler or a library for minutes and run no Python signal handler meanwhile. So signals
+also reach a watching thread (by `signal.set_wakeup_fd`), which ends the process where the main thread does not come to
+it in time. What is on disk then is what a kill would have left, and every command goes on from that.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+GRACE = 8.0
+"""Seconds that the main thread has to begin to save, or to end."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TWICE = 1.0  # a wrapper may pass on the Ctrl-C that the terminal has sent to all: that is no second one
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or the system, asked to stop.
+
+    Attributes:
+        status: the exit status, 128 and the number of the signal.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.number, self.status = number, 128 + number
+
+
+class _State:
+    """Of this process: signals are."""
+
+    installed = False
+    held = 0
+    pending: int | None = None
+    said = ""
+    leaving = threading.Event()
+
+
+@contextlib.contextmanager
+def stoppable(grace: float = GRACE) -> Iterator[None]:
+    """Within it SIGTERM and SIGINT raise `Interrupted`; inside another, or off the main thread, it does nothing.
+
+    Args:
+        grace: seconds until the process is ended from beside.
+    """
+    if _State.installed or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    _State.installed, _State.pending, _State.said = True, None, ""
+    _State.leaving.clear()
+    before = {number: signal.signal(number, _handle) for number in _SIGNALS}
+    descriptor = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(read, grace), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _State.installed = False
+        os.write(write, b"\0")
+        watch.join()
+        os.close(read)
+        os.close(write)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Within it a signal waits until the end: what belongs together is done whole."""
+    _State.held += 1
+    try:
+        yield
+    finally:
+        _State.held -= 1
+    if _State.pending is not None and not _State.held and not _State.leaving.is_set():
+        raise Interrupted(_State.pending)
+
+
+def saving() -> None:
+    """The main thread has come to it and saves: however long that takes, only a second signal ends it."""
+    _State.leaving.set()
+
+
+def goes_on(sentence: str) -> None:
+    """What a process that has to be ended from beside says last: from where the same command goes on."""
+    _State.said = sentence
+
+
+def _handle(number: int, _: FrameType | None) -> None:
+    if _State.pending is None:
+        _State.pending = number
+    if not _State.held and not _State.leaving.is_set():
+        raise Interrupted(number)
+
+
+def _watch(read: int, grace: float) -> None:
+    got, since = 0, 0.0
+    while True:
+        left = max(0.0, since + grace - time.monotonic()) if got and not _State.leaving.is_set() else None
+        ready, _, _ = select.select([read], [], [], left)
+        if not ready:
+            if not _State.leaving.is_set():
+                _end(got)
+            continue
+        byte = os.read(read, 1)
+        if byte in (b"", b"\0"):
+            return
+        if byte[0] in _SIGNALS:
+            if not got:
+                got, since = byte[0], time.monotonic()
+            elif time.monotonic() - since > _TWICE:
+                _end(got)
+
+
+def _end(number: int) -> None:
+    sentence = _State.said or "the same command goes on from what is kept"
+    with contextlib.suppress(OSError):
+        os.write(2, f"jaxgeom: stopped; {sentence}\n".encode())
+    os._exit(128 + number)

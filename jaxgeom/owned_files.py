@@ -1,0 +1,204 @@
+"""What the product wrote in a directory, by name: the one place that empties a directory for `--force`.
+
+A directory is emptied only where every file in it is one that the product writes there, and where no input of the
+command lies in it. Everything else is refused, with the names that stand in the way; what will go is said first.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+from jaxgeom.errors import UserError, listed
+from jaxgeom.files import TEMPORARY
+
+Say = Callable[[str], None]
+
+
+def _either(*patterns: str) -> str:
+    return "(?:" + "|".join(patterns) + ")"
+
+
+def _written(*names: str) -> str:
+    """Files that are written by `write_atomically`, and what a kill leaves of them."""
+    return _either(*(_either(re.escape(name), TEMPORARY.format(name=re.escape(name))) for name in names))
+
+
+_LOCK = r"\.lock"
+_TOKENIZER = (
+    r"tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config|chat_template)"
+    r"\.json|tokenizer/(?:merges\.txt|chat_template\.jinja|[\w.-]+\.model)|tokenizer/additional_chat_templates/[\w.-]+"
+)
+# What Orbax names the files of a step; `.N.partial…` is a step that was being written.
+_STORE = r"(?:manifest\.ocdbt|d/[0-9a-f]{16,})"
+_ITEM = _either(
+    r"(?:data|key)/(?:metadata|commit_success\.txt)",
+    r"(?:params|optimizer)/(?:_METADATA|_sharding|commit_success\.txt|array_metadatas/process_\d+|" + _STORE + ")",
+    r"(?:params|optimizer)/ocdbt\.process_\d+/" + _STORE,
+)
+_STEP = _either(r"_CHECKPOINT_METADATA|commit_success\.txt", _written("checksums.json"), _ITEM)
+_CHECKPOINTS = _either(
+    rf"checkpoints/\d+/{_STEP}",
+    rf"checkpoints/\.?\d+\.(?:partial|orbax-checkpoint-tmp)[^/]*/(?:[\w]+\.orbax-checkpoint-tmp[^/]*/)?{_STEP}",
+    r"checkpoints/\.?\d+\.(?:partial|orbax-checkpoint-tmp)[^/]*/(?:params|optimizer|data|key)\.orbax-checkpoint-tmp"
+    r"[^/]*/[\w./-]+",
+)
+# The tokens of the rows, by what they come from.
+_ROWS = r"rows/(?:[0-9a-f]+\.npz|\.[0-9a-f]+\.npz\.\d+)"
+_RUN = _either(
+    _written("config.json", "done"),
+    r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.[\w.-]+",
+    _LOCK,
+    _TOKENIZER,
+    _ROWS,
+    _CHECKPOINTS,
+)
+_REPORT = _either(
+    _written("report.json", "trajectory.json", "matrices.csv", "report.html"),
+    r"figures/\.?[\w.-]+\.(?:svg|png)|figures/\.[\w.-]+",
+    r"\.partial(?:\.\d+)?\.(?:jsonl|new)",
+    r"\.process\.\d+\.json|\.\.process\.\d+\.json\.\w{8}",
+    _LOCK,
+)
+_STUDY = _either(
+    _written("config.json", "stages.json", "done", "report.json", "matrices.csv", "report.html"),
+    r"figures/\.?[\w.-]+\.(?:svg|png)|figures/\.[\w.-]+",
+    r"data/(?:demonstrations|demonstrations_continued|prompts|heldout)\.jsonl",
+    "data/" + _written("done"),
+    _ROWS,
+    rf"runs/\w+(?:/seed\d+)?/{_RUN}",
+    rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'))}",
+    "measures/" + _written("between.json", "between.done"),
+    r"measures/base_spectra/[\w.-]+\.npz|measures/base_spectra/\.[\w.-]+",
+    _LOCK,
+)
+
+KINDS = {"run": _RUN, "study": _STUDY, "report": _REPORT, "step": _STEP}
+"""By the kind of an output directory, the files that it may hold: a regular expression of their paths in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What a directory holds.
+
+    Attributes:
+        own: paths of files that the product wrote, relative to the directory.
+        foreign: paths of everything else: files, links, and folders that hold nothing.
+    """
+
+    own: list[str]
+    foreign: list[str]
+
+
+def contents_of(directory: pathlib.Path, pattern: str, *, also: Collection[str] = ()) -> Contents:
+    """Sorts what a directory holds into what the product wrote there and what it did not.
+
+    Args:
+        directory: where; it need not be there.
+        pattern: regular expression of the product's paths in it.
+        also: further paths that are the product's, as its own lists of files have them.
+    """
+    expression, own, foreign = re.compile(pattern), [], []
+    for path, kind in _walk(directory):
+        name = path.relative_to(directory).as_posix()
+        if kind == "file" and (name in also or expression.fullmatch(name)):
+            own.append(name)
+        elif kind != "empty" or not _room_of(name, pattern):
+            foreign.append(name + ("/" if kind == "empty" else ""))
+    return Contents(sorted(own), sorted(foreign))
+
+
+def empty(
+    directory: pathlib.Path,
+    what: str,
+    contents: Contents,
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    say: Say | None = None,
+    last: str = "",
+) -> None:
+    """Deletes what the product wrote in a directory, which stays; says first what that is.
+
+    Args:
+        directory: an output directory.
+        what: what it holds, for the sentence.
+        contents: of the directory.
+        inputs: what the command reads.
+        say: where to say what will be deleted.
+        last: the file by which the rest is known, deleted after everything else so that a kill leaves no riddle.
+
+    Raises:
+        UserError: something else is in the directory, or an input is; nothing is deleted then.
+    """
+    if contents.foreign:
+        raise UserError(
+            f"{directory}: --force deletes only what jaxgeom wrote, and here is more: {listed(contents.foreign)}; "
+            "choose another directory, or move that away"
+        )
+    refuse_inputs(directory, inputs)
+    if say is not None:
+        say(f"--force: deletes {what} in {directory}, {len(contents.own)} files: {listed(_tops(contents.own))}")
+    for name in sorted(contents.own, key=lambda name: name == last):
+        (directory / name).unlink(missing_ok=True)
+    _remove_empty_folders(directory)
+
+
+def refuse_inputs(directory: pathlib.Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuses to empty a directory that is an input of the command, holds one, or holds what an input links to.
+
+    Args:
+        directory: what would be emptied.
+        inputs: paths, or `RUN@STEP`.
+
+    Raises:
+        UserError: naming the input.
+    """
+    target = directory.resolve()
+    for given in inputs:
+        for path in _places(given):
+            if target == path or target in path.parents:
+                raise UserError(f"{directory}: holds {given}, which this command reads; choose another directory")
+
+
+def _places(given: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Where an input lies, links followed: of a directory also where its files are."""
+    path = pathlib.Path(given)
+    if not path.exists() and "@" in path.name:
+        path = pathlib.Path(os.fspath(given).rpartition("@")[0])
+    yield path.resolve()
+    if path.is_dir():
+        for entry in path.iterdir():
+            yield entry.resolve()
+
+
+def _walk(directory: pathlib.Path) -> Iterator[tuple[pathlib.Path, str]]:
+    """Everything below a directory that is no folder with something in it; links are not followed."""
+    if not directory.is_dir():
+        return
+    with os.scandir(directory) as entries:
+        found = list(entries)
+    for entry in found:
+        path = directory / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            below = list(_walk(path))
+            yield from below or [(path, "empty")]
+        else:
+            yield path, "file" if entry.is_file(follow_symlinks=False) else "other"
+
+
+def _room_of(name: str, pattern: str) -> bool:
+    """Whether an empty folder is one that the product makes: the folders of a killed run may be empty."""
+    top = name.split("/", 1)[0]
+    return f"{top}/" in pattern or top in ("checkpoints", "figures", "data", "runs", "measures", "tokenizer", "rows")
+
+
+def _tops(names: Iterable[str]) -> list[str]:
+    """The names in the directory itself, of folders with a slash."""
+    return list(dict.fromkeys(name.split("/")[0] + ("/" if "/" in name else "") for name in names))
+
+
+def _remove_empty_folders(directory: pathlib.Path) -> None:
+    for folder, _, _ in os.walk(directory, topdown=False):
+        if pathlib.Path(folder) != directory and not os.listdir(folder):
+            os.rmdir(folder)

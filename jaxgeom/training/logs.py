@@ -1,0 +1,234 @@
+"""The logs of a run: `metrics.jsonl`, `samples.jsonl` and TensorBoard events.
+
+Rows end at a newline alone: a response may hold any other line separator. A checkpoint keeps how long each log was and
+the digest of its bytes, so that a run that goes on continues them byte for byte, and a damaged log is found.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgeom.errors import UserError
+from jaxgeom.optimizers import learning_rate_schedule
+from jaxgeom.rewards import logged
+from jaxgeom.training.rollouts import Answers
+from jaxgeom.training.settings import RunSettings
+
+NAMES = ("metrics.jsonl", "samples.jsonl")
+
+Positions = Mapping[str, Mapping[str, Any]]
+"""By name of a log, its length in `bytes` and the `sha256` of them."""
+
+_SAMPLES_LOGGED = 4
+
+
+class JsonLines:
+    """A log of JSON rows that is only added to.
+
+    Args:
+        path: the file.
+        length: bytes that stay; whatever is after them is cut off.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, length: int = 0):
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        kept = self._file.read(length)
+        self._digest, self._length = hashlib.sha256(kept), len(kept)
+        self._file.truncate(len(kept))
+        self._file.seek(len(kept))
+
+    def write(self, rows: Iterable[dict]) -> None:
+        """Adds rows, and hands them to the system."""
+        for row in rows:
+            text = _encoded(row)
+            self._file.write(text)
+            self._digest.update(text)
+            self._length += len(text)
+        self._file.flush()
+
+    def position(self) -> dict[str, Any]:
+        """Length and digest of what was written, on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"bytes": self._length, "sha256": self._digest.hexdigest()}
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict]:
+    """The rows of a log; a last one without its newline, which a kill left, is left out.
+
+    Raises:
+        UserError: the file is missing, or a row is not one that was written.
+    """
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(f"{path}: line {number} is damaged; the run's own command goes on from before it")
+        rows.append(row)
+    return rows
+
+
+def fault_of(run: Path, positions: Positions) -> str | None:
+    """What is wrong with a run's logs up to a checkpoint; None where they are what was written.
+
+    A log that is gone is no fault: it begins anew.
+    """
+    for name, position in positions.items():
+        path = run / name
+        if path.exists():
+            with path.open("rb") as file:
+                kept = file.read(position["bytes"])
+            if hashlib.sha256(kept).hexdigest() != position["sha256"]:
+                line = _first_bad_line(kept)
+                return f"{name} is not what was written" + (f" (line {line})" if line else "")
+    return None
+
+
+class Log:
+    """The three logs of a run, a context manager; a step's device metrics are fetched one step later.
+
+    Args:
+        settings: of the run.
+        out: the run directory.
+        done: the step that the run goes on from; None where it begins.
+        positions: of the logs at that step.
+    """
+
+    def __init__(self, settings: RunSettings, out: Path, done: int | None, positions: Positions):
+        kept = {name: positions.get(name, {}).get("bytes", 0) for name in NAMES}
+        self._files = {name: JsonLines(out / name, kept[name]) for name in NAMES}
+        rows = read_json_lines(out / "metrics.jsonl")
+        self._evaluated = {row["step"] for row in rows if "accuracy" in row}
+        self._events = _Events(out, 0 if done is None else done + 1)
+        self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
+        self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
+        self._last: dict[str, float] = {}
+
+    def step(
+        self, step: int, metrics: dict[str, Any], host: dict[str, float], answers: Answers | None, begun: float
+    ) -> None:
+        """Takes a step's metrics, of the device and of the host, and its answers."""
+        self.flush()
+        rate = float(self._schedule(jnp.int32(step - 1)))
+        self._pending = (step, metrics, host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
+        if answers is not None:
+            first = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
+            self._files["samples.jsonl"].write(
+                {
+                    "step": step,
+                    "prompt": prompt.row,
+                    "response": text,
+                    "ground_truth": logged(prompt.ground_truth),
+                    "reward": float(reward),
+                }
+                for prompt, text, reward in first
+            )
+
+    def flush(self) -> None:
+        """Writes the metrics of the last step."""
+        if self._pending is None:
+            return
+        step, metrics, host = self._pending
+        self._pending = None
+        row = {key: float(value) for key, value in metrics.items()} | host
+        if metrics and not np.isfinite(row["loss"]):
+            raise UserError(f"step {step}: the loss is {row['loss']}; a lower learning rate may help")
+        self.write(step, row)
+        self._last = row
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        """Writes a row of numbers at a step."""
+        self._files["metrics.jsonl"].write([{"step": step, **row}])
+        self._events.write(step, row)
+        if "accuracy" in row:
+            self._evaluated.add(step)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the log has the accuracy at a step."""
+        return step in self._evaluated
+
+    def positions(self) -> dict[str, dict[str, Any]]:
+        """Where the logs stand, for a checkpoint."""
+        return {name: file.position() for name, file in self._files.items()}
+
+    def status(self) -> str:
+        """The last numbers, in a few words."""
+        shown = [key for key in ("loss", "reward", "gap") if key in self._last]
+        return " ".join(f"{key} {self._last[key]:.3g}" for key in shown)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+        self._events.close()
+
+
+class _Events:
+    """TensorBoard events, written where they arise: a thread of their own would wait for ever on a full disk."""
+
+    def __init__(self, out: Path, first: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        # A file of its own for every time that the run goes on; events from `first` on in earlier ones are hidden.
+        self._writer = EventsWriter(str(out / "events"), f".{os.getpid()}.{first}")
+        self._messages: Any = event_pb2  # made at run time: a type checker sees nothing in it
+        start = {"status": 1}  # SessionLog.START
+        self._write(step=first, session_log=start)
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for key, value in row.items():
+            self._write(step=step, summary=scalar(key, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        self._writer.write_event(self._messages.Event(wall_time=time.time(), **fields))
+
+
+def _encoded(row: dict) -> bytes:
+    """One line; text that is no Unicode (a lone surrogate) is written with escapes."""
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row) + "\n").encode()
+
+
+def _first_bad_line(kept: bytes) -> int:
+    """The first line that is no JSON object, 0 where all are."""
+    for number, line in enumerate(kept.split(b"\n"), 1):
+        if line:
+            try:
+                if isinstance(json.loads(line), dict):
+                    continue
+            except (ValueError, RecursionError):
+                pass
+            return number
+    return 0

@@ -1,0 +1,36 @@
+"""Whether a mesh divides a model: what it cannot split is whole on every device, which is said before a run begins."""
+
+from jax.sharding import Mesh
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3Config
+
+
+def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
+    """A sentence for each part of the model that an axis of the mesh does not divide.
+
+    Args:
+        config: the model's.
+        mesh: with the axes of `jaxgeom.sharding`.
+
+    Raises:
+        UserError: an expert axis for a model that has no experts: its devices would all do the same work.
+    """
+    tensor, expert = mesh.shape["tensor"], mesh.shape["expert"]
+    if expert > 1 and not config.is_moe:
+        raise UserError(
+            f"--mesh-expert {expert}: the model is dense, without experts to split; give the devices to --mesh-fsdp,"
+            " --mesh-data or --mesh-tensor"
+        )
+    inner = config.moe_intermediate_size if config.is_moe else config.intermediate_size
+    parts = [
+        ("tensor", tensor, "attention heads", config.num_attention_heads),
+        ("tensor", tensor, "key-value heads", config.num_key_value_heads),
+        ("tensor", tensor, "feed-forward units", inner),
+        ("expert", expert, "experts", config.num_experts),
+    ]
+    return [
+        f"--mesh-{axis} {size} does not divide the {count} {what}: they are whole on each of those devices"
+        for axis, size, what, count in parts
+        if count % size
+    ]

@@ -1,0 +1,184 @@
+"""All that a run needs, read and checked before anything is written, and whether it is finished already."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3
+from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Verifier
+from jaxgeom.sharding import batch_divisor, make_mesh
+from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
+from jaxgeom.training.identity import differences, run_config
+from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.rollouts import Actor
+from jaxgeom.training.rows import RunRows, read_run_rows
+from jaxgeom.training.run_directory import Claim, claim_directory, held_config
+from jaxgeom.training.settings import OPDSettings, RunInputs, RunSettings, objective_name
+from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
+
+
+class Ready(NamedTuple):
+    """A run before its first step.
+
+    Attributes:
+        claim: looks at the directory once more, with the newest whole checkpoint in it.
+        config: what `config.json` says.
+        force: whether another run in the directory may be deleted.
+        model: the module that is trained.
+        params: its float32 parameters at the start.
+        teacher: of on-policy distillation.
+        rows: tokenizer, rows, held-out prompts.
+        kept_rows: where their tokens are kept.
+        tokenizer_files: where the model's tokenizer lies.
+        verifier: judges answers.
+        mesh: the devices.
+    """
+
+    claim: Callable[[], tuple[Claim, Resume]]
+    config: dict[str, Any]
+    force: bool
+    model: Qwen3
+    params: Any
+    teacher: Actor | None
+    rows: RunRows
+    kept_rows: Path
+    tokenizer_files: Path
+    verifier: Verifier
+    mesh: jax.sharding.Mesh
+
+
+def make_ready(
+    settings: RunSettings, inputs: RunInputs, out: Path, reporter: Reporter, *, force: bool, kept_rows: Path | None
+) -> Ready | None:
+    """Reads and checks everything; writes nothing.
+
+    Args:
+        settings: of the run.
+        inputs: what it reads.
+        out: the run directory.
+        reporter: where to say what is odd.
+        force: whether another run in `out` may be deleted.
+        kept_rows: where the tokens of the rows are kept, `out/rows` where None.
+
+    Returns:
+        What the run needs, or None where it is finished already.
+
+    Raises:
+        UserError: something that cannot be used.
+    """
+    name = objective_name(settings)
+    if inputs.teacher is not None and not isinstance(settings, OPDSettings):
+        raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
+    mesh = _mesh(settings)
+    if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
+        raise UserError(
+            f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
+            f" times micro_batches={settings.micro_batches}"
+        )
+    config = run_config(settings, inputs)
+    read = [*dataclasses.astuple(inputs), settings.rows.chat_template]
+
+    def claim() -> tuple[Claim, Resume]:
+        resume = find_resume(out)
+        taken = resume.step or 0
+        given = [path for path in read if path is not None]
+        return claim_directory(
+            out, "run", lambda held: differences(held, config, taken), force=force, inputs=given
+        ), resume  # fmt: skip
+
+    found, resume = claim()
+    if found.goes_on and _is_finished(out, settings, resume):
+        for fault in resume.faults:
+            reporter.say(f"{out}: {fault}")
+        return None
+    kept = out / "rows" if kept_rows is None else kept_rows
+    rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter)
+    verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
+    verifier.require([truth for truth in rows.truths if truth is not None])
+    load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
+    model, params = load_start(inputs.model, remat=settings.remat, **load)
+    for note in mesh_notes(model.config, mesh):
+        reporter.say(f"{name}: {note}")
+    require_tokens_fit(model.config, rows.tokenizer, inputs.model)
+    # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
+    model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
+    _require_finite(params, inputs.model)
+    teacher = _load_teacher(settings, inputs.teacher, model, rows.tokenizer, **load)
+    config["model"] = model.config.to_hf()
+    files = tokenizer_directory(inputs.model, inputs.base)
+    return Ready(claim, config, force, model, params, teacher, rows, kept, files, verifier, mesh)
+
+
+def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
+    """Whether a directory holds exactly this run with nothing left to do; checkpoints are judged by their sizes.
+
+    Args:
+        settings: of the run.
+        inputs: what it reads.
+        out: the run directory.
+    """
+    held = held_config(out, "run")
+    if held is None or not (out / "done").exists():
+        return False
+    resume = find_resume(out, contents=False)
+    same = not differences(held, run_config(settings, inputs), resume.step or 0)
+    return same and not resume.faults and _is_finished(out, settings, resume)
+
+
+def refuse_several_processes() -> None:
+    """Training is one process's work so far; two that write into one directory would destroy each other's.
+
+    Raises:
+        UserError: the variables that JAX joins processes by are set for more than one.
+    """
+    number = os.environ.get("JAX_NUM_PROCESSES") or ("several" if os.environ.get("JAX_COORDINATOR_ADDRESS") else "1")
+    if jax.distributed.is_initialized():
+        number = str(jax.process_count())
+    if number != "1":
+        raise UserError(
+            f"train runs in one process, and JAX_NUM_PROCESSES says {number}: unset JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, and start it once"
+        )
+
+
+def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
+    return (out / "done").exists() and resume.step == settings.steps
+
+
+def _require_finite(params: Any, source: Path) -> None:
+    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params)
+    for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
+        if not good:
+            raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
+
+
+def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
+    try:
+        return make_mesh(*dataclasses.astuple(settings.mesh))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _load_teacher(
+    settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
+) -> Actor | None:
+    if not isinstance(settings, OPDSettings):
+        return None
+    if path is None:
+        raise UserError("on-policy distillation needs a teacher")
+    require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
+    model, params = load_start(path, **load)
+    require_vocabulary(model.config.vocab_size, student.config.vocab_size, tokenizer, path)
+    _require_finite(params, path)
+    if model.config.vocab_size > student.config.vocab_size:
+        masked = model.config.vocab_size - student.config.vocab_size
+        load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
+        model, params = cut_vocabulary(model, params, student.config.vocab_size)
+    return Actor(model, params)

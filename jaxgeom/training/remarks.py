@@ -1,0 +1,48 @@
+"""What the log of a run says about the run as a whole, where its numbers would mislead."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxgeom.training.settings import RunSettings
+
+
+def truncated_evaluation(share: float, settings: RunSettings, stops: Sequence[int]) -> str | None:
+    """A sentence where no answer of an evaluation came to its end.
+
+    Args:
+        share: of the answers that the limit on their length ended.
+        settings: of the run.
+        stops: tokens that would have ended an answer.
+    """
+    if share < 1.0:
+        return None
+    return (
+        f"every held-out answer was cut at {settings.max_new_tokens} tokens (--max-new-tokens), none ended with a stop"
+        f" token ({', '.join(map(str, stops)) or 'there is none'}): the accuracy is that of unfinished answers"
+    )
+
+
+def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> list[str]:
+    """Sentences about the steps of a finished run, from the rows of its `metrics.jsonl`.
+
+    Args:
+        rows: of all steps.
+        settings: of the run.
+
+    Returns:
+        None, for a run of which there is nothing to say.
+    """
+    said = []
+    sampled = [row["truncated"] for row in rows if "truncated" in row]
+    if sampled and min(sampled) >= 1.0:
+        said.append(
+            f"in all {len(sampled)} steps every sampled answer was cut at {settings.max_new_tokens} tokens"
+            " (--max-new-tokens): the model never came to the end of one"
+        )
+    skipped = sum(1 for row in rows if row.get("skipped"))
+    if skipped:
+        share = "all" if skipped == settings.steps else f"{skipped} of"
+        said.append(
+            f"{share} {settings.steps} steps had nothing to learn from: no group of answers had differing rewards"
+        )
+    return said

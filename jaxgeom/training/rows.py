@@ -1,0 +1,131 @@
+"""What a run reads besides weights: tokenizer, rows and held-out prompts, whole, before anything is written."""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+
+from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.data import chat, pipelines
+from jaxgeom.data.prepared import Limits, Prepared
+from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
+from jaxgeom.errors import UserError
+from jaxgeom.files import write_atomically
+from jaxgeom.models import Qwen3Config, copy_tokenizer
+from jaxgeom.progress import Reporter
+from jaxgeom.rewards import Truth
+from jaxgeom.training.checkpointing import tokenizer_directory
+from jaxgeom.training.settings import OnPolicySettings, RunInputs, RunSettings, SFTSettings
+
+
+@dataclass(frozen=True)
+class RunRows:
+    """A run's rows, ready.
+
+    Attributes:
+        tokenizer: Of the model.
+        stops: Tokens that end an answer: of the tokenizer, `config.json` and `generation_config.json` together.
+        data: What is trained on.
+        held_out: What is evaluated on; None without.
+    """
+
+    tokenizer: Any
+    stops: tuple[int, ...]
+    data: Prepared
+    held_out: Prepared | None
+
+    @property
+    def evaluated(self) -> list[pipelines.Prompt]:
+        """The held-out prompts."""
+        return [] if self.held_out is None else pipelines.all_prompts(self.held_out)
+
+    @property
+    def truths(self) -> list[Truth | None]:
+        """All that answers are judged by, in training and evaluation."""
+        return self.data.truths + ([] if self.held_out is None else self.held_out.truths)
+
+    def batches(self, settings: RunSettings) -> grain.DatasetIterator:
+        """The run's iterator over its rows."""
+        if isinstance(settings, SFTSettings):
+            return pipelines.demonstration_batches(self.data, batch_size=settings.batch_size, seed=settings.seed)
+        assert isinstance(settings, OnPolicySettings)
+        return pipelines.prompt_batches(self.data, batch_size=settings.prompts_per_step, seed=settings.seed)
+
+    def keep(self, directory: Path) -> None:
+        """Puts the tokens where a run that goes on finds them."""
+        for prepared in (self.data, self.held_out):
+            if prepared is not None:
+                prepared.keep(directory)
+
+
+def read_run_rows(
+    settings: RunSettings, inputs: RunInputs, *, kept: Path | None = None, reporter: Reporter | None = None
+) -> RunRows:
+    """Reads, renders and tokenizes everything that a run will see.
+
+    Args:
+        settings: of the run.
+        inputs: what it reads.
+        kept: where `RunRows.keep` may have put the tokens.
+        reporter: where to say what was left out.
+
+    Raises:
+        UserError: a tokenizer, template, file or row that cannot be used, or nothing to learn from.
+    """
+    directory = tokenizer_directory(inputs.model, inputs.base)
+    rows = settings.rows
+    config = _model_config(inputs)
+    tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
+    stops = chat.stop_tokens(tokenizer, {*chat.declared_stop_tokens(directory), *config.stop_tokens})
+    samples = not isinstance(settings, SFTSettings) or inputs.eval_data is not None
+    if samples and not any(stop < config.vocab_size for stop in stops):
+        what = f"{', '.join(map(str, stops))} are" if stops else "no token is"
+        raise UserError(
+            f"{directory}: {what} given to end an answer, with vocab_size={config.vocab_size}; 'eos_token_id' in"
+            " generation_config.json names one"
+        )
+    stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
+    limits = Limits(vocabulary=config.vocab_size, context=config.max_position_embeddings)
+    shared: dict[str, Any] = {"settings": rows, "kept": kept, "reporter": reporter}
+    answered = dataclasses.replace(limits, new_tokens=settings.max_new_tokens)
+    if isinstance(settings, SFTSettings):
+        cut = dataclasses.replace(limits, max_length=settings.max_length)
+        data = prepare_demonstrations(inputs.data, tokenizer, limits=cut, stops=stops, **shared)
+    else:
+        assert isinstance(settings, OnPolicySettings)
+        answered = dataclasses.replace(answered, max_prompt=settings.max_prompt_length)
+        data = prepare_prompts(inputs.data, tokenizer, limits=answered, **shared)
+    held_out = None
+    if inputs.eval_data is not None:
+        some = dataclasses.replace(answered, rows=settings.eval_limit)
+        held_out = prepare_prompts(inputs.eval_data, tokenizer, limits=some, **shared)
+    return RunRows(tokenizer, stops, data, held_out)
+
+
+def write_tokenizer(source: Path, directory: Path, rows: RunRows, settings: RunSettings) -> None:
+    """The run's own tokenizer: what it trained with is what later runs and exports have.
+
+    Args:
+        source: the model's tokenizer.
+        directory: where it goes.
+        rows: of the run; its stop tokens become those of `generation_config.json`.
+        settings: of the run; its chat template becomes the tokenizer's.
+    """
+    copy_tokenizer(source, directory)
+    if settings.rows.chat_template is not None:
+        shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
+        write_atomically(directory / "chat_template.jinja", rows.tokenizer.chat_template)
+    path = directory / "generation_config.json"
+    held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_atomically(path, json.dumps(held | {"eos_token_id": list(rows.stops)}, indent=2) + "\n")
+
+
+def _model_config(inputs: RunInputs) -> Qwen3Config:
+    config = open_checkpoint(inputs.model, base=inputs.base).config
+    if config is None:
+        raise UserError(f"{inputs.model}: no config.json")
+    return Qwen3Config.from_hf(config)

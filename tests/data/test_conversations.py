@@ -1,0 +1,143 @@
+"""Rows of several data sets in one form, and ground truths."""
+
+import functools
+import json
+
+import pytest
+
+from jaxgeom.data.conversations import read_demonstration, read_prompt
+from jaxgeom.data.templates import RowError
+from jaxgeom.rewards import read_truth
+
+ASKED, ANSWERED = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+BOTH = [ASKED, ANSWERED]
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TRUTH = {"reward_model": {"ground_truth": "2"}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": BOTH},
+        {"messages": BOTH, "text": None, "source": "x", "prompt": "1+1?"},
+        {"messages": [ASKED | {"name": None}, ANSWERED | {"tool_calls": None}]},
+        {"messages": [m | {"content": [{"type": "text", "text": m["content"]}]} for m in BOTH]},
+        {"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}]},
+        {"conversations": BOTH},
+        {"prompt": [ASKED], "completion": [ANSWERED]},
+        {"prompt": "1+1?", "completion": "2"},
+        {"messages": json.dumps(BOTH)},
+    ],
+)
+def test_forms_of_one_demonstration(row):
+    assert read_demonstration(row).messages == BOTH
+
+
+def test_what_goes_with_the_messages():
+    schema = {"type": "function", "function": {"name": "add"}}
+    called = [ASKED, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "content": "2"}]
+    found = read_demonstration({"messages": [*called, ANSWERED], "tools": '[{"function": {"name": "add"}}]'})
+    assert found.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert found.tools == [{"function": {"name": "add"}}]
+    assert read_demonstration({"messages": BOTH, "tools": [schema]}).tools == [schema]
+    assert read_demonstration({"messages": BOTH, "tools": []}).tools is None
+    told = read_demonstration(
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}
+    )
+    assert told.messages[0] == {"role": "system", "content": "s"}
+    assert read_demonstration({"text": "plain"}).text == "plain"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({}, "no column"),
+        ({"instruction": "a", "output": "b"}, "it has 'instruction', 'output'"),
+        ({"prompt": [ASKED]}, "has no 'messages'"),
+        ({"messages": BOTH, "text": "plain"}, "'messages' and 'text': which is meant"),
+        ({"completion": "2"}, "no 'prompt'"),
+        ({"messages": []}, "'messages' must be a list"),
+        ({"messages": "text"}, "'messages' must be a list"),
+        ({"messages": [3]}, "message 0 is no object"),
+        ({"messages": [{"content": "a"}]}, "message 0 has no 'role'"),
+        ({"messages": [{"role": "user"}, ANSWERED]}, "message 0: 'content' is null"),
+        ({"messages": [ASKED | {"content": 3}, ANSWERED]}, "message 0: 'content' is int"),
+        ({"messages": [ASKED]}, "no assistant message"),
+        ({"messages": [ASKED, ANSWERED | {"content": " \n"}]}, "message 1 is empty"),
+        ({"messages": [ASKED, ANSWERED | {"content": None}]}, "message 1: 'content' is null"),
+        ({"messages": [ASKED | {"content": [{"type": "image"}]}, ANSWERED]}, "'image'"),
+        ({"messages": [ASKED, ANSWERED | {"content": "\ud800"}]}, "surrogate"),
+        ({"messages": [ASKED, ANSWERED | {"tool_calls": [{"id": 3}]}]}, "tool_calls"),
+        ({"messages": BOTH, "tools": "add"}, "'tools'"),
+        ({"messages": BOTH, "tools": [{"function": "add"}]}, "'tools'"),
+        ({"messages": [ASKED, ANSWERED | {"extra": functools.reduce(lambda x, _: [x], range(100), 1)}]}, "too deeply"),
+        ({"conversations": [{"from": "moderator", "value": "a"}]}, "'from' is 'moderator'"),
+    ],
+)
+def test_what_is_no_demonstration_says_why(row, words):
+    with pytest.raises(RowError, match=words):
+        read_demonstration(row)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [ASKED]} | TRUTH,
+        {"prompt": "1+1?"} | TRUTH,
+        {"prompt": "1+1?", "answer": "2", "solution": None},
+        {"problem": "1+1?", "answer": "2", "solution": "One and one are 2."},
+        {"question": "1+1?", "ground_truth": 2},
+        {"prompt": json.dumps([ASKED]), "ground_truth": 2},
+        {"prompt": [ASKED], "question": "1+1?", "reward_model": '{"ground_truth": ["2"]}'},
+    ],
+)
+def test_forms_of_one_prompt(row):
+    found = read_prompt(row)
+    assert found.messages == [ASKED] and found.ground_truth == "2"
+
+
+def test_a_question_alone_is_what_stands_before_the_last_answer():
+    assert read_prompt({"messages": [*BOTH, ASKED, ANSWERED]}, with_truth=False).messages == [*BOTH, ASKED]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": [ASKED]}, "ground_truth' is missing"),
+        ({"messages": BOTH} | TRUTH, "no 'prompt'"),
+        ({"prompt": BOTH} | TRUTH, "ends with an assistant"),
+        ({"prompt": " "} | TRUTH, "prompt is empty"),
+        ({"problem": "a", "question": "b"} | TRUTH, "which is meant"),
+        ({"prompt": "a", "answer": "2", "ground_truth": "3"}, "differ"),
+        ({"prompt": "a", "reward_model": {"ground_truth": None}, "answer": "2"}, "is null"),
+    ],
+)
+def test_what_is_no_prompt_says_why(row, words):
+    with pytest.raises(RowError, match=words):
+        read_prompt(row)
+
+
+@pytest.mark.parametrize(
+    ("value", "truth"),
+    [
+        ("72", "72"),
+        (72, "72"),
+        (0.5, "0.5"),
+        (1e-7, "0.0000001"),
+        (["72"], "72"),
+        (["1/2", 0.5, "1/2"], ("1/2", "0.5")),
+        ('["72"]', "72"),
+        ('["a", "b"]', ("a", "b")),
+        ("[1, 2]", "[1, 2]"),
+        ("[1, 2)", "[1, 2)"),
+        ("[]", "[]"),
+    ],
+)
+def test_truths(value, truth):
+    assert read_truth(value, "t") == truth
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", {}, {"target": 3}, [], [None], [""], ["1", {}], True, float("nan")])
+def test_what_no_answer_can_be_compared_with(value):
+    with pytest.raises(ValueError, match="t "):
+        read_truth(value, "t")

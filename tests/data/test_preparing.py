@@ -1,0 +1,184 @@
+"""Whole files as tokens: what is left out, cut, refused, said and kept."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from jaxgeom.data import chat, preparing, rendering
+from jaxgeom.data.character_tokenizer import write_character_tokenizer
+from jaxgeom.data.pipelines import all_prompts
+from jaxgeom.data.prepared import Limits, RowSettings
+from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
+from jaxgeom.data.rows import write_jsonl
+from jaxgeom.errors import UserError
+from jaxgeom.progress import Reporter
+
+REFUSE, SKIP = RowSettings(), RowSettings(on_bad_row="skip")
+LIMITS = Limits(vocabulary=112, context=256)
+
+
+def shown(question, answer):
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def asked(question, truth):
+    return {"prompt": question, "answer": truth}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer")
+    write_character_tokenizer(directory)
+    return chat.load_tokenizer(directory)
+
+
+@pytest.fixture
+def prepare(tokenizer, tmp_path):
+    """Rows or raw lines through a file: what comes of them, and what was said."""
+
+    def run(rows, how=prepare_demonstrations, settings=REFUSE, limits=LIMITS, **options):
+        path = tmp_path / "rows.jsonl"
+        if rows is not None:
+            write_jsonl(path, rows) if isinstance(rows, list) else path.write_text(rows)
+        stream = io.StringIO()
+        reporter = Reporter(Console(file=stream, width=500))
+        return how(path, tokenizer, settings=settings, limits=limits, reporter=reporter, **options), stream.getvalue()
+
+    return run
+
+
+def learned(tokenizer, prepared):
+    rows = [prepared.row(place) for place in range(len(prepared))]
+    return [tokenizer.decode(row.tokens[row.loss_mask]) for row in rows]
+
+
+def test_rows_are_what_each_is_alone(tokenizer, prepare):
+    rows = [shown(f"{i}+1", str(i + 1)) for i in range(40)]
+    prepared, said = prepare([*rows, {"text": "plain text"}], stops=(2,))
+    assert said == "" and prepared.numbers.tolist() == list(range(41))
+    for place, row in enumerate(rows):
+        alone = chat.encode_demonstration(tokenizer, row["messages"])
+        np.testing.assert_array_equal(prepared.row(place).tokens, alone.tokens)
+        np.testing.assert_array_equal(prepared.row(place).loss_mask, alone.loss_mask)
+    assert learned(tokenizer, prepared)[40] == "plain text"
+
+
+def test_the_first_bad_row_is_named_and_the_others_counted(prepare):
+    good = json.dumps(shown("1", "2")) + "\n"
+    bad = json.dumps(shown("1", "")) + "\n"
+    with pytest.raises(
+        UserError, match=r"rows.jsonl: row 1 \(line 2\): not JSON.*so are 2 more of 5 rows.*--on-bad-row skip"
+    ):
+        prepare(good + "{\n" + bad + good + bad)
+
+
+def test_bad_rows_are_left_out_with_their_reasons(tokenizer, prepare):
+    rows = [shown("1", "2"), shown("1", ""), {"other": 1}, shown("3", "4"), shown("5", " ")]
+    prepared, said = prepare(rows, settings=SKIP)
+    assert learned(tokenizer, prepared) == ["2<|im_end|>", "4<|im_end|>"] and prepared.numbers.tolist() == [0, 3]
+    assert (
+        "3 of 5 rows are left out: 2: 'messages': the assistant's message 1 is empty (first: row 1 (line 2)); 1:"
+        in said
+    )
+    with pytest.raises(UserError, match="none of 2 rows can be used: 2: 'messages': the assistant's"):
+        prepare([shown("1", ""), shown("1", "")], settings=SKIP)
+
+
+def test_rows_without_an_answer_in_length_are_left_out_and_cut_ones_counted(tokenizer, prepare):
+    limits = Limits(vocabulary=112, context=256, max_length=20)
+    head = len(tokenizer("<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n")["input_ids"])
+    prepared, said = prepare([shown("1", "2"), shown("1", "y" * 40), shown("x" * 40, "2")], limits=limits, stops=(2,))
+    assert learned(tokenizer, prepared) == ["2<|im_end|>", "y" * (20 - head)]
+    assert "1 of 3 rows are left out: 1: no answer within 20 tokens" in said and "first: row 2 (line 3)" in said
+    assert (
+        f"1 rows are cut at 20 tokens and lose {41 - (20 - head)} tokens" in said and "not taught to stop" not in said
+    )
+    assert "not taught to stop" in prepare([shown("1", "y" * 40)], limits=limits, stops=(2,))[1]
+    with pytest.raises(UserError, match="none of 2 rows can be used: 2: no answer within 20 tokens"):
+        prepare([shown("x" * 40, "2")] * 2, limits=limits)
+
+
+def test_the_models_context_cuts_too(prepare):
+    prepared, said = prepare([shown("1", "y" * 400)], limits=Limits(vocabulary=112, context=32, max_length=4096))
+    assert len(prepared.row(0).tokens) == 32 and "cut at 32 tokens" in said
+
+
+def test_a_text_of_one_token_teaches_nothing(prepare):
+    with pytest.raises(UserError, match="row 0 .*no token to learn from"):
+        prepare([{"text": "x"}])
+
+
+def test_prompts_that_are_too_long(tokenizer, prepare):
+    rows = [asked("1", "2"), asked("x" * 60, "3"), asked("4", ["5", "6"])]
+    roomy = Limits(vocabulary=112, context=256, max_prompt=20, new_tokens=8)
+    prepared, said = prepare(rows, prepare_prompts, limits=roomy)
+    assert [(p.row, p.ground_truth) for p in all_prompts(prepared)] == [(0, "2"), (2, ("5", "6"))]
+    assert "1: longer than 20 tokens (--max-prompt-length) (first: row 1 (line 2))" in said
+    narrow = Limits(vocabulary=112, context=64, new_tokens=8)
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): its \d+ tokens and max_new_tokens=8 do not fit .* of 64"):
+        prepare(rows, prepare_prompts, limits=narrow)
+    assert len(prepare(rows, prepare_prompts, SKIP, narrow)[0]) == 2
+    assert len(prepare(rows, prepare_prompts, limits=Limits(vocabulary=112, context=64, new_tokens=8, rows=1))[0]) == 1
+
+
+def test_a_token_outside_the_vocabulary_is_never_passed_over(prepare):
+    with pytest.raises(UserError, match=r"row 0 \(line 1\): token \d+ .*vocab_size=20"):
+        prepare([shown("x", "y")], settings=SKIP, limits=Limits(vocabulary=20, context=64))
+
+
+def test_earlier_answers_that_the_template_rewrites_are_said(tokenizer, prepare, monkeypatch):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if loop.last or m.role == 'user' else '-' }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    prepared, said = prepare([{"messages": shown("1", "2")["messages"] + shown("3", "4")["messages"]}, shown("1", "2")])
+    assert learned(tokenizer, prepared) == ["4<|im_end|>", "2<|im_end|>"]
+    assert "in 1 rows the chat template rewrites earlier answers" in said
+
+
+def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare):
+    text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+    with pytest.raises(UserError, match=r"row 0 .*message 0 holds the special token '<\|im_start\|>'"):
+        prepare([asked(text, "2")], prepare_prompts)
+    assert learned(tokenizer, prepare([{"text": text}])[0]) == [text]
+
+
+def test_without_a_template_only_text_is_read(tokenizer, prepare, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    assert len(prepare([{"text": "plain"}])[0]) == 1
+    with pytest.raises(UserError, match="no chat template; give one: --chat-template"):
+        prepare([shown("1", "2")])
+
+
+def test_an_endless_template_ends_the_preparation(tokenizer, prepare, monkeypatch):
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(rendering, "SECONDS_A_ROW", 0.3)
+    monkeypatch.setattr(tokenizer, "chat_template", "{% if 'go' in messages[0].content %}" + loop + "{% endif %}")
+    rendering.close_renderers()
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the chat template does not come to an end"):
+        prepare([shown("1", "2"), shown("go", "2")], settings=SKIP)
+    rendering.close_renderers()
+
+
+def test_what_is_kept_is_found_again_and_only_for_the_same_data(prepare, tmp_path, monkeypatch):
+    rows = [asked("1", "2"), asked("3", ["4", "5"]), asked("x" * 60, "6")]
+    limits = Limits(vocabulary=112, context=256, max_prompt=20)
+    first, said = prepare(rows, prepare_prompts, limits=limits)
+    first.keep(tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "read_row_file", lambda path: pytest.fail("read again"))
+        again, said_again = prepare(rows, prepare_prompts, limits=limits, kept=tmp_path / "kept")
+    assert all_prompts(again) == all_prompts(first) and said_again == said != ""
+    others = [
+        prepare([*rows, asked("7", "8")], prepare_prompts, limits=limits),
+        prepare(rows, prepare_prompts, SKIP, limits),
+        prepare(rows, prepare_prompts, limits=LIMITS),
+    ]
+    assert len({first.key, *(other.key for other, _ in others)}) == 4
+    file = tmp_path / "kept" / f"{first.key}.npz"
+    file.write_bytes(file.read_bytes()[:-40])
+    assert all_prompts(prepare(rows, prepare_prompts, limits=limits, kept=tmp_path / "kept")[0]) == all_prompts(first)

@@ -1,0 +1,108 @@
+"""Files of rows: what is read, and what is refused with its row."""
+
+import gzip
+import json
+import os
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from jaxgeom.data import arithmetic
+from jaxgeom.data.rows import read_row_file, read_rows, text_lines, write_jsonl
+from jaxgeom.data.templates import RowError
+from jaxgeom.errors import UserError
+
+ROWS = arithmetic.prompts(arithmetic.ArithmeticTask(), 3, seed=0)
+TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def test_rows_survive_the_disk(tmp_path):
+    odd = [{"text": "a\u2028b\u2029c\x85d\x0be\x1cf\rg"}, *ROWS]
+    write_jsonl(tmp_path / "rows.jsonl", odd)
+    assert read_rows(tmp_path / "rows.jsonl") == odd
+
+
+def test_lines_end_at_the_newline_alone():
+    assert list(text_lines("a\u2028b\x85c\r\nd\n\ne")) == ["a\u2028b\x85c\r", "d", "", "e"]
+    assert list(text_lines("")) == [] and list(text_lines("a\n")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("bom.jsonl", b"\xef\xbb\xbf" + TEXT.encode()),
+        ("crlf.jsonl", TEXT.replace("\n", "\r\n").encode()),
+        ("blank.jsonl", ("\n" + TEXT.replace("\n", "\n  \n") + "\n").encode()),
+        ("no-newline.jsonl", TEXT.rstrip("\n").encode()),
+        ("array.json", json.dumps(ROWS).encode()),
+        ("pretty.json", b"\xef\xbb\xbf" + json.dumps(ROWS, indent=2).encode()),
+        ("rows.jsonl.gz", gzip.compress(TEXT.encode())),
+        ("array.json.gz", gzip.compress(json.dumps(ROWS).encode())),
+        ("misnamed.jsonl", gzip.compress(TEXT.encode())),
+    ],
+)
+def test_the_same_rows_in_other_clothes(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    assert read_rows(tmp_path / name) == ROWS
+
+
+def test_parquet_rows_are_the_jsonl_rows(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == ROWS
+
+
+def test_the_nulls_of_a_parquet_table_are_no_fields(tmp_path):
+    message = {"role": "user", "content": "1+1", "name": None, "tool_calls": None}
+    kind = pyarrow.struct([("role", "string"), ("content", "string"), ("name", "string"), ("tool_calls", "string")])
+    schema = pyarrow.schema([("messages", pyarrow.list_(kind)), ("text", "string")])
+    rows = [{"messages": [message], "text": None}, {"messages": None, "text": "plain"}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == [
+        {"messages": [{"role": "user", "content": "1+1"}]},
+        {"text": "plain"},
+    ]
+
+
+def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
+    raw = pyarrow.array([b"good", b"\xff\xfe", b"good"], pyarrow.binary())
+    texts = pyarrow.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "rows.parquet")
+    contents = [row.content for row in read_row_file(tmp_path / "rows.parquet")]
+    assert contents[0] == contents[2] == {"text": "good"} and isinstance(contents[1], RowError)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "words"),
+    [
+        (None, "rows.jsonl", "no such file"),
+        (b"", "rows.jsonl", "no rows"),
+        (b"\n \n", "rows.jsonl", "no rows"),
+        (b"[]", "rows.json", "no rows"),
+        (b'{"a": 1}\n{"a": \n', "rows.jsonl", r"row 1 \(line 2\): not JSON"),
+        (b'\n{"a": 1}\n"text"\n', "rows.jsonl", r"row 1 \(line 3\): not a JSON object but text"),
+        (b"[1]\n", "rows.jsonl", r"line 1\): not a JSON object but an array"),
+        (b'[{"a": 1}, null]', "rows.json", "row 1: not a JSON object but null"),
+        (b'{"a": "Qu\xe9"}\n', "rows.jsonl", r"row 0 \(line 1\): not UTF-8"),
+        (b'{"a": ' + b"[" * 200_000 + b"\n", "rows.jsonl", r"row 0 \(line 1\): (nested too deeply|not JSON)"),
+        (b'{"a": ' + b"7" * 5_000 + b"}\n", "rows.jsonl", r"row 0 \(line 1\): not readable: .*digits"),
+        (b'{\n"a": 1,\n"b": 2\n}\n', "rows.json", "one JSON object over several lines"),
+        ('{"a": 1}\n'.encode("utf-16"), "rows.jsonl", "UTF-16"),
+        (gzip.compress(TEXT.encode())[:-30], "rows.jsonl.gz", "damaged gzip"),
+        (b"PAR1 no more", "broken.parquet", "broken.parquet: not a readable parquet file"),
+        (b"a,b\n", "rows.csv", "expected a .jsonl or .parquet"),
+    ],
+)
+def test_bad_files_are_named_with_the_row(tmp_path, content, name, words):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words) as refused:
+        read_rows(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="no regular file"):
+        read_rows(tmp_path / "rows.jsonl")

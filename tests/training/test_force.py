@@ -1,0 +1,82 @@
+"""`--force` deletes what jaxgeom wrote and can name, says so first, and touches nothing else."""
+
+import os
+import shutil
+
+import pytest
+
+from jaxgeom.errors import UserError
+from jaxgeom.training.run_directory import claim_directory
+from tests.training import runs
+
+OTHER = ["a reason"]
+
+
+def refused(jaxgeom, inputs, out, *words, root=None, **changes):
+    """The command with --force is refused in one line and leaves everything as it was."""
+    root = root or out
+    held = runs.files(root)
+    said = jaxgeom(*runs.arguments(inputs, out, **changes), "--force")
+    assert said.status == 2 and said.err.count("\n") == 1, said.err
+    assert all(word in said.err for word in words), said.err
+    assert runs.files(root) == held
+
+
+def test_another_run_is_deleted_and_said_first(run):
+    said = []
+    claim = claim_directory(run, "run", lambda held: OTHER, force=True)
+    claim.carry_out({"new": 1}, said.append)
+    assert len(said) == 1 and "deletes a run" in said[0] and "checkpoints/" in said[0] and "metrics.jsonl" in said[0]
+    assert list(runs.files(run)) == ["config.json"] and [path.name for path in run.iterdir()] == ["config.json"]
+
+
+def test_without_force_nothing_is_deleted(run):
+    with pytest.raises(UserError, match="another run .a reason.*--force"):
+        claim_directory(run, "run", lambda held: OTHER)
+
+
+@pytest.mark.parametrize(
+    "place", ["notes.txt", "checkpoints/notes.txt", "checkpoints/4/params/x.bin", "tokenizer/mine"]
+)
+def test_a_run_with_something_else_in_it_is_left_alone(jaxgeom, inputs, run, place):
+    (run / place).write_text("mine")
+    refused(jaxgeom, inputs, run, place, lr=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "empty"])
+def test_folders_and_links_in_a_run_are_not_followed(jaxgeom, inputs, run, tmp_path, kind):
+    if kind == "folder":
+        (run / "mine" / "deep").mkdir(parents=True)
+        (run / "mine" / "deep" / "paper.tex").write_text("mine")
+    elif kind == "empty":
+        (run / "mine").mkdir()
+    else:
+        shutil.move(run / "checkpoints", tmp_path / "large disk")
+        (run / "checkpoints").symlink_to(tmp_path / "large disk")
+    refused(jaxgeom, inputs, run, "checkpoints" if kind == "link" else "mine", lr=2e-3, root=tmp_path)
+
+
+def test_a_foreign_folder_is_left_alone(jaxgeom, inputs, tmp_path):
+    (tmp_path / "config.json").write_text('{"mine": true}')
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    refused(jaxgeom, inputs, tmp_path, "files that are no run")
+
+
+def test_an_input_is_never_deleted(jaxgeom, inputs, run, tmp_path):
+    own = shutil.copytree(inputs, tmp_path / "own")
+    refused(jaxgeom, own, own / "model", "model")
+    refused(jaxgeom, own, own, "model")
+    refused(jaxgeom, own, run, "holds", "reads", model=f"{run}@4", lr=2e-3)
+    refused(jaxgeom, own, run, "holds", "reads", model=run / "checkpoints" / "2", lr=2e-3)
+    # A model whose files are links into the run: what they name would go.
+    linked = shutil.copytree(own / "model", tmp_path / "linked")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (linked / name).unlink()
+        os.symlink(run / "tokenizer" / name, linked / name)
+    refused(jaxgeom, own, run, "linked", model=linked, lr=2e-3)
+
+
+def test_a_study_is_no_run(jaxgeom, inputs, run):
+    (run / "config.json").write_text('{"schema": 1, "kind": "study"}')
+    refused(jaxgeom, inputs, run, "a study, no run")

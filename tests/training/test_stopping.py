@@ -1,0 +1,226 @@
+"""Stopped by a signal, by a full disk, or met by a second process: what was reached is kept, and one line says it."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxgeom import lock
+from jaxgeom.errors import UserError
+from jaxgeom.interruption import Interrupted, held, stoppable
+from jaxgeom.training import checkpointing, logs, loop
+from tests.command_line import command
+from tests.training import runs
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.stderr.read()
+        time.sleep(0.02)
+
+
+def test_a_terminated_run_saves_and_goes_on_and_holds_its_directory(inputs, tmp_path):
+    out = tmp_path / "run"
+    options = {"batch_size": 2, "save_every": 100_000, "eval_data": None}
+    line, environment = command(*runs.arguments(inputs, out, **options, steps=100_000))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    first = subprocess.Popen(line, **pipes)
+    log = out / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_bytes().count(b"\n") > 3, first)
+    second = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=240)
+    assert second.returncode == 2 and second.stderr.count("\n") == 1, second.stderr
+    assert f"process {first.pid} on " in second.stderr
+    begun = time.monotonic()
+    first.send_signal(signal.SIGTERM)
+    out_text, err_text = first.communicate(timeout=60)
+    assert time.monotonic() - begun < 20 and first.returncode == 128 + signal.SIGTERM
+    assert err_text.count("\n") == 1 and "the same command goes on from step" in err_text, err_text
+    reached = int(err_text.split()[-1])
+    assert runs.steps(out) == [0, reached] and not (out / ".lock").exists()
+    kept = log.read_bytes()
+    line, _ = command(*runs.arguments(inputs, out, **options, steps=reached + 2))
+    more = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=240)
+    assert more.returncode == 0 and f"goes on from step {reached}" in more.stdout, more.stderr
+    assert log.read_bytes().startswith(kept)
+    assert [row["step"] for row in runs.logged(out)] == list(range(1, reached + 3))
+
+
+@pytest.mark.parametrize("where", ["source", "evaluate", "save"])
+def test_stopped_anywhere_it_ends_as_undisturbed(inputs, finished, tmp_path, monkeypatch, jaxgeom, where):
+    """A real signal while answers are sampled, while they are evaluated, and while a checkpoint is written."""
+    module, name = {
+        "source": (loop, "_sft_source"),
+        "evaluate": (loop, "evaluate"),
+        "save": (checkpointing.checksums, "write_checksums"),
+    }[where]
+    real, calls = getattr(module, name), []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    def replaced(*arguments, **options):
+        if where != "source":
+            stop()
+            return real(*arguments, **options)
+        inner = real(*arguments, **options)
+
+        def source(*more):
+            found = inner(*more)
+            stop()
+            return found
+
+        return source
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, replaced)
+        said = jaxgeom(*runs.arguments(inputs, out))
+    reached = {"source": 1, "evaluate": 4, "save": 2}[where]
+    assert said.status == 130 and said.err.count("\n") == 1, said.err
+    assert said.err.rstrip().endswith(f"the same command goes on from step {reached}")
+    assert runs.steps(out)[-1] == reached and not (out / "done").exists()
+    said = jaxgeom(*runs.arguments(inputs, out))
+    assert said.status == 0 and f"goes on from step {reached}" in said.out
+    assert runs.logged(out) == runs.logged(finished)
+    for one, other in zip(runs.weights(out, 4), runs.weights(finished, 4), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that Orbax leaves
+def test_files_that_may_not_grow_are_one_line_of_orbax_too(run, inputs, jaxgeom):
+    """A real refusal of the system's, in the middle of a save: Orbax's threads say nothing of their own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert jaxgeom(*runs.arguments(inputs, run, steps=6)).status == 0  # every program is compiled and kept
+    for step in (6, 4):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+    try:
+        said = jaxgeom(*runs.arguments(inputs, run, steps=6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert said.status == 2 and said.err.count("\n") == 1, said.err
+    assert "the disk is full; step 2 is the last one saved" in said.err
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["0", "2"]
+    assert jaxgeom(*runs.arguments(inputs, run, steps=6)).status == 0
+
+
+@pytest.mark.parametrize("what", ["store", "checksums", "log"])
+def test_a_full_disk_is_one_line_and_the_last_step_is_kept(inputs, run, monkeypatch, jaxgeom, what):
+    def full(*_, **__):
+        if what == "store":  # as TensorStore says it
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing file: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    target = {
+        "store": (checkpointing.ocp.Checkpointer, "save"),
+        "checksums": (checkpointing.checksums, "write_atomically"),
+        "log": (logs.JsonLines, "write"),
+    }[what]
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, full)
+        said = jaxgeom(*runs.arguments(inputs, run, steps=6))
+    assert said.status == 2 and said.err.count("\n") == 1 and "the disk is full" in said.err, said.err
+    if what != "log":
+        assert "step 4 is the last one saved" in said.err
+    assert runs.steps(run) == [0, 2, 4]
+    assert jaxgeom(*runs.arguments(inputs, run, steps=6)).status == 0 and runs.steps(run)[-1] == 6
+
+
+def test_several_processes_are_refused(jaxgeom, inputs, tmp_path, monkeypatch):
+    for name, value in (("JAX_NUM_PROCESSES", "2"), ("JAX_COORDINATOR_ADDRESS", "localhost:1234")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            said = jaxgeom(*runs.arguments(inputs, tmp_path / "run"))
+            assert said.status == 2 and said.err.count("\n") == 1 and "JAX_NUM_PROCESSES" in said.err
+    assert not (tmp_path / "run").exists()
+
+
+HOLD = """
+import pathlib, sys, time
+from jaxgeom.lock import locked
+with locked(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_lock_of_a_living_process_holds_and_that_of_a_dead_one_does_not(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline()
+    for attempt in (lock.refuse_if_held, lambda folder: lock.locked(folder).__enter__()):
+        with pytest.raises(UserError, match=f"process {process.pid} on .* works in this directory"):
+            attempt(tmp_path)
+    process.kill()
+    process.communicate()
+    said = []
+    lock.refuse_if_held(tmp_path)
+    with lock.locked(tmp_path, said.append):
+        assert str(process.pid) in said[0] and "gone" in said[0]
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), lock.locked(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_another_host_holds_as_long_as_it_gives_signs(tmp_path):
+    path = tmp_path / ".lock"
+    path.write_text('{"host": "elsewhere", "pid": 7}')
+    with pytest.raises(UserError, match="process 7 on elsewhere"), lock.locked(tmp_path):
+        pass
+    assert path.exists()
+    os.utime(path, (time.time() - 2 * lock.SILENCE,) * 2)
+    with lock.locked(tmp_path):
+        pass
+    assert not path.exists()
+    path.write_bytes(b"\xff\x00")  # a damaged lock that nobody holds
+    with lock.locked(tmp_path):
+        pass
+
+
+def test_what_belongs_together_is_done_whole():
+    done = []
+    with pytest.raises(Interrupted) as stop, stoppable():
+        with held():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(1)
+        done.append(2)
+    assert done == [1] and stop.value.status == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+STUCK = """
+import hashlib
+from jaxgeom.interruption import goes_on, stoppable
+with stoppable(grace=0.5):
+    goes_on("the same command goes on from step 7")
+    print("stuck", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
+def test_a_main_thread_that_runs_no_handler_is_ended_from_beside():
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and err == "jaxgeom: stopped; the same command goes on from step 7\n", err
+
+
+def test_a_killed_save_leaves_nothing_that_counts(inputs, finished, run, jaxgeom):
+    shutil.copytree(run / "checkpoints" / "4", run / "checkpoints" / ".6.partial")
+    (run / "checkpoints" / ".6.partial" / "checksums.json").unlink()
+    assert jaxgeom(*runs.arguments(inputs, run, steps=6)).status == 0
+    assert runs.steps(run) == [0, 2, 4, 6] and checkpointing.find_resume(run).step == 6
