@@ -10,6 +10,7 @@ from .between import cross_run_null as cross_run_null
 from .between import independence_null as independence_null
 from .between import orthogonal_share as orthogonal_share
 from .between import overlap_statistics_between as overlap_statistics_between
+from .between import rounds_alike as rounds_alike
 from .drift import cosine as cosine
 from .drift import decay_component as decay_component
 from .drift import inner_product as inner_product
@@ -86,6 +87,7 @@ from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics
 from .path_numbers import rate_statistics as rate_statistics
 from .path_numbers import similarity_beside_chance as similarity_beside_chance
+from .path_numbers import similarity_between as similarity_between
 from .path_numbers import similarity_statistics as similarity_statistics
 from .precision import along_update as along_update
 from .precision import bf16_bits as bf16_bits
@@ -97,6 +99,8 @@ from .precision import widen as widen
 from .selection import largest_mask as largest_mask
 from .selection import selection_count as selection_count
 from .selection import smallest_mask as smallest_mask
+from .shared_rounding import grid_of_run as grid_of_run
+from .shared_rounding import shared_cosine as shared_cosine
 from .shared_rounding import spacing_counts as spacing_counts
 from .singular_values import capped_rank as capped_rank
 from .singular_values import default_hill_k as default_hill_k

@@ -80,6 +80,23 @@ def repeat(
     return lax.while_loop(goes_on, body, (0, never, state))[2]
 
 
+def along(step: Callable[[Any, Any], Any], state: Any, inputs: Any) -> Any:
+    """What a state becomes by each step along the first axis of the inputs, `[T, ...]`: one compiled body in JAX.
+
+    Args:
+      step: takes the state and one slice of every input, and gives the next state.
+      state: a tree of arrays.
+      inputs: a tree of arrays `[T, ...]`.
+    """
+    if namespace(state, inputs) is not np:
+        return lax.scan(lambda held, one: (step(held, one),) * 2, state, inputs)[1]
+    states = []
+    for place in range(len(jax.tree.leaves(inputs)[0])):
+        state = step(state, jax.tree.map(lambda x, place=place: x[place], inputs))
+        states.append(state)
+    return jax.tree.map(lambda *parts: np.stack(parts), *states)
+
+
 def increasing_root(function: Callable[[Any], Any], low: Any, high: Any, *, steps: int = 200) -> Any:
     """Where increasing functions cross zero between two bounds, one root per element.
 

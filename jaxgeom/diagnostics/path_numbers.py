@@ -237,8 +237,8 @@ def similarity_between(
     """The similarity of two runs' right subspaces beside chance, or beside what W0's rounding error gives them.
 
     Args:
-      similarity: `‖V_aᵀV_b‖_F²/K`; NaN where there is no such subspace.
-      expected: the cosine of the updates under the null, `shared_cosine`, NumPy.
+      similarity: `‖V_aᵀV_b‖_F²/K`, `[...]`, numpy or JAX; NaN where there is no such subspace.
+      expected: the cosine of the updates under the null, `shared_cosine`.
       curve: gives the `similarity_curve` of the shape and K, which is sampled.
       shape: `[..., m, n]` of the matrix.
       k: K.
@@ -247,11 +247,16 @@ def similarity_between(
       `subspace_similarity` with its null; without a z where the updates share a rounding error, and without a null
       where its size is not known.
     """
-    if np.all(expected == 0):
-        return similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=k)
-    mean = similarity_at(curve(), expected).mean
-    null = NullMoments(np.where(np.isnan(similarity), np.nan, mean), np.full_like(similarity, np.nan))
-    return triple("subspace_similarity", similarity, null)
+    xp = namespace(similarity, expected)
+    alone = xp.asarray(expected) == 0
+    found = similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=k)
+    if xp is np and alone.all():  # no curve is needed
+        return found
+    mean = xp.where(alone, found["subspace_similarity_null"], similarity_at(curve(), expected).mean)
+    null = NullMoments(xp.where(xp.isnan(similarity), xp.nan, mean), xp.where(alone, 0.0, xp.nan))
+    return triple("subspace_similarity", similarity, null) | {
+        "subspace_similarity_z": xp.where(alone, found["subspace_similarity_z"], xp.nan)
+    }
 
 
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ._namespace import as_real, increasing_root, namespace, ndtr
+from ._namespace import along, as_real, increasing_root, namespace, ndtr
 from .shared_rounding import open_product
 
 _BAND, _TERMS = 5, 64
@@ -116,20 +116,20 @@ def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = No
         return xp.sum(energies * shown(a[..., None] / unit, b[..., None] / unit), axis=-1)
 
     has_moved = xp.cumsum(squares) > 0  # until then a checkpoint is W0, without an error of rounding
-    before, sizes = xp.zeros_like(squares[0]), []
-    for step in range(squares.shape[0]):
-        target, start = squares[step], before
-        rounded = has_moved[step - 1] if step else xp.zeros_like(has_moved[0])
+    rounded = xp.concatenate([xp.zeros_like(has_moved[:1]), has_moved[:-1]])
+
+    def grown(before: Any, step: Any) -> Any:
+        target, rounded = step
         own = xp.where(rounded, product(before, before), 0.0)
 
-        def short(log_size: Any, start: Any = start, rounded: Any = rounded, missing: Any = target - own) -> Any:
-            now = xp.sqrt(xp.square(start) + xp.exp(2 * log_size))
-            return product(now, now) - 2 * xp.where(rounded, product(start, now), 0.0) - missing
+        def short(log_size: Any) -> Any:
+            now = xp.sqrt(xp.square(before) + xp.exp(2 * log_size))
+            return product(now, now) - 2 * xp.where(rounded, product(before, now), 0.0) - (target - own)
 
         guess = 0.5 * xp.log(xp.maximum(target, float(xp.finfo(squares.dtype).tiny)) / count)
         root = increasing_root(short, guess - 4.0, guess + 8.0)
-        before = xp.where(target > 0, xp.sqrt(xp.square(before) + xp.exp(2 * root)), before)
-        sizes.append(before)
-    along = xp.stack(sizes)
-    found = product(xp.minimum(along[:, None], along), xp.maximum(along[:, None], along))
+        return xp.where(target > 0, xp.sqrt(xp.square(before) + xp.exp(2 * root)), before)
+
+    sizes = along(grown, xp.zeros_like(squares[0]), (squares, rounded))
+    found = product(xp.minimum(sizes[:, None], sizes), xp.maximum(sizes[:, None], sizes))
     return xp.where(has_moved[:, None] & has_moved, found, 0.0)

@@ -35,7 +35,14 @@ def stored_as(w: np.ndarray, storage: str) -> np.ndarray:
 
 
 def make_run(
-    shape: tuple[int, int], storage: str, seed: int, *, size: float = 0.0, steps: int = 1, kinds: Sequence[str] = KINDS
+    shape: tuple[int, int],
+    storage: str,
+    seed: int,
+    *,
+    size: float = 0.0,
+    steps: int = 1,
+    kinds: Sequence[str] = KINDS,
+    origin: str | None = None,
 ) -> list[np.ndarray]:
     """Stored W0 and what follows it, `[kinds, out, in]` each: one run for every kind of update.
 
@@ -46,6 +53,7 @@ def make_run(
         size: every update is `10^size` times the usual.
         steps: how many checkpoints follow W0.
         kinds: of the updates.
+        origin: format of W0, where it is another.
     """
     runs = []
     for place, kind in enumerate(kinds):
@@ -53,7 +61,7 @@ def make_run(
         w0 = 0.02 * rng.standard_normal(shape)
         if kind == "rank deficient":
             w0 = 0.02 * rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
-        path = [stored_as(w0, storage)]
+        path = [stored_as(w0, origin or storage)]
         for _ in range(steps):
             w = path[-1].astype(np.float64)
             path.append(stored_as(w + 10.0**size * _update(rng, w, kind), storage))
@@ -151,10 +159,25 @@ def similarities(first: tuple[Any, ...], second: tuple[Any, ...]) -> jax.Array:
     return jnp.where(both, jd.similarity_matrix(first[0], second[0]), jnp.nan)
 
 
-def spacings_of(w0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def grid_of(path: Sequence[np.ndarray]) -> tuple[str | None, bool]:
+    """The grid to which the checkpoints of stored runs `[kinds, out, in]` are rounded; an update of zero has none."""
+    counts = jax.device_get([jd.entry_counts(path[0], w, histograms=False) for w in path[1:]])
+    grids = {
+        jd.grid_of_run([jax.tree.map(lambda x, kind=kind: x[kind], one) for one in counts])
+        for kind in range(len(path[0]))
+        if any(one.differs[kind] for one in counts)
+    }
+    (found,) = grids
+    assert found is not None
+    return found
+
+
+def spacings_of(w0: np.ndarray, grid: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Spacings and counts of W0 `[kinds, out, in]`, `[kinds, 24]`: those of the exponents that weights have."""
+    if grid is None:
+        return np.zeros((len(w0), 24)), np.zeros((len(w0), 24))
     counts = jd.entry_counts(w0, w0)
-    found = [jax.device_get(jd.spacing_counts(one, counts.storage)) for one in counts.histogram]
+    found = [jax.device_get(jd.spacing_counts(one, counts.storage, grid)) for one in counts.histogram]
     kept = [np.sort(np.argsort(-number, kind="stable")[:24]) for _, number in found]
     assert all(number.sum() == number[few].sum() for (_, number), few in zip(found, kept, strict=True))
     spacings, numbers = (
@@ -169,8 +192,8 @@ def _follows(x: jax.Array) -> jax.Array:
 
 
 @functools.cache
-def walked(is_rounded: bool) -> Callable[..., dict[str, Any]]:
-    """The numbers along a run that belong to no single pair, of stored weights `[kinds, 1 + T, m, n]`."""
+def walked(grid: str | None, is_open: bool) -> Callable[..., dict[str, Any]]:
+    """The numbers along a run that belong to no single pair, of weights `[kinds, 1 + T, m, n]`."""
 
     def numbers(
         stored: jax.Array, spacings: jax.Array, counts: jax.Array, rate_sums: jax.Array, rate_roots: jax.Array
@@ -179,8 +202,8 @@ def walked(is_rounded: bool) -> Callable[..., dict[str, Any]]:
         total, steps, rest = wide[1:] - wide[:1], wide[1:] - wide[:-1], wide[-1:] - wide[1:]
         after, increments = _follows(steps), jd.frobenius_norm(steps)
         squares, covariance = jd.inner_product(total, total), None
-        if is_rounded:
-            covariance = jd.walk_covariance(increments, spacings, counts)
+        if grid is not None:
+            covariance = jd.walk_covariance(increments, spacings, counts, is_open=is_open)
         found = jd.path_statistics(
             squares, increments,
             step_products=jd.inner_product(steps, after), step_alignments=jd.inner_product(steps**2, after**2),
@@ -229,14 +252,14 @@ def _views(stored: jax.Array, fixed: jax.Array) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def seen_in_bf16(stored: np.ndarray) -> dict[str, Any]:
+def seen_in_bf16(weights: np.ndarray) -> dict[str, Any]:
     """The numbers along runs `[kinds, 1 + T, m, n]` that are a bfloat16 reader's own, `[kinds, T]`."""
-    norms = np.linalg.norm(stored[:, 1:].astype(float) - stored[:, :1].astype(float), axis=(2, 3))
+    norms = np.linalg.norm(weights[:, 1:].astype(float) - weights[:, :1].astype(float), axis=(2, 3))
     share = norms / np.where(norms[:, -1:] > 0, norms[:, -1:], 1.0)
     # Not compiled as one: products that are fused with sums would be rounded once less.
-    fixed = jd.along_update(jnp.asarray(stored[:, :1]), jnp.asarray(stored[:, -1:]), share[:, :, None, None])
-    found = _views(jnp.asarray(stored), fixed)
-    on_grid = (stored.astype(ml_dtypes.bfloat16).astype(float) == stored.astype(float)).all((2, 3))
+    fixed = jd.along_update(jnp.asarray(weights[:, :1]), jnp.asarray(weights[:, -1:]), share[:, :, None, None])
+    found = _views(jnp.asarray(weights), fixed)
+    on_grid = (weights.astype(ml_dtypes.bfloat16).astype(float) == weights.astype(float)).all((2, 3))
     same = on_grid[:, :1] & on_grid[:, 1:]  # what is stored is what is seen
     for key in ("stable_rank_bf16", "sim_to_final_bf16"):
         null = jnp.where(same, jnp.nan, found[f"{key}_null"])
@@ -260,12 +283,15 @@ def shared(origin: jax.Array, final_a: jax.Array, final_b: jax.Array) -> dict[st
         for kind, null in (("", independent), ("_rounding", rounded)):
             found |= beside(key, getattr(values, part), *getattr(null, part), kind)
     a, b = (jd.update(origin, final) for final in finals)
+    expected = jd.shared_cosine(*(jd.entry_counts(origin, final) for final in finals))
     found |= jd.orthogonal_statistics(
         jd.orthogonal_share(a, b), jd.inner_product(a, b), jd.inner_product(a, a), jd.inner_product(b, b),
-        alignment=jd.inner_product(a * a, b * b), shape=shape,
+        alignment=jd.inner_product(a * a, b * b), expected=expected, shape=shape,
     )  # fmt: skip
     bases = leading(jnp.stack([a, b]))
     first, second = (tuple(part[place : place + 1] for part in bases) for place in (0, 1))
     similarity = similarities(first, second)[0, 0]
-    found |= jd.similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=K)
+    found |= jd.similarity_between(
+        similarity, expected=expected, curve=lambda: jd.similarity_curve(shape, k=K), shape=shape, k=K
+    )
     return found | {"subspace_k": jnp.asarray(jd.capped_rank(K, shape)), "condition": bases[2].max()}
