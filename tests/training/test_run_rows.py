@@ -14,7 +14,6 @@ from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, SFTSettings
 from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
 from jaxgeom.training.rollouts import Answers, truncated_share
 from jaxgeom.training.rows import read_run_rows, write_tokenizer
-from jaxgeom.training.run_directory import JsonLines, read_json_lines
 from tests.tiny import write_tiny_model
 
 TRAIN = ("--steps", 1, "--batch-size", 8, "--learning-rate", 1e-3)
@@ -127,11 +126,3 @@ def test_a_run_whose_answers_are_all_truncated_says_so():
     cut, skipped = closing_remarks(rows, settings)
     assert "in all 2 steps" in cut and "8 tokens" in cut and "1 of 4 steps had nothing" in skipped
     assert closing_remarks([{"step": 1, "truncated": 0.5, "loss": 0.1}], settings) == []
-
-
-def test_a_log_with_any_separator_inside_is_read_whole(tmp_path):
-    rows = [{"step": step, "response": "a\u2028b\x85c\u2029"} for step in (1, 2, 3)]
-    log = JsonLines(tmp_path / "samples.jsonl", last_step=0)
-    log.write(rows)
-    log.close()
-    assert read_json_lines(tmp_path / "samples.jsonl") == rows
