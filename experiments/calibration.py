@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxgeom.comparison import CompareSettings
+from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
 from jaxgeom.comparison.one_matrix.entries import put_entries, put_overlaps
 from jaxgeom.comparison.one_matrix.scan import EntrySums, histogram_of, low_magnitude_mask, root_mean_square, widen
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
@@ -26,7 +27,8 @@ from jaxgeom.comparison.one_matrix.update_nulls import put_update_nulls
 BF16 = ml_dtypes.bfloat16
 STORAGE = {
     "fp32": (np.float32, np.float32), "bf16": (BF16, BF16), "bf16-fp32": (BF16, np.float32),
-    "fp16": (np.float16, np.float16),
+    "fp16": (np.float16, np.float16), "fp32-bf16": (np.float32, BF16), "fp16-bf16": (np.float16, BF16),
+    "fp32-fp16": (np.float32, np.float16), "bf16-fp16": (BF16, np.float16),
 }  # fmt: skip
 """Dtypes of W0 and of W+."""
 
@@ -114,9 +116,24 @@ def laid_at_random(rng: np.random.Generator, shape: tuple[int, int], storage: st
     return {key: row[key] for key in row if key.startswith(("jaccard", "overlap")) and "_rounding" not in key}
 
 
+def walk(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float) -> Row:
+    """A random walk of which checkpoints are stored: the path and the subspaces along a run, a z for every step."""
+    before, after = STORAGE[storage]
+    start = (0.02 * rng.standard_normal(shape)).astype(before)
+    weights, checkpoints = start.astype(np.float64), []
+    for _ in range(3):
+        weights = weights + 3e-5 * rng.standard_normal(shape)
+        checkpoints.append(weights.astype(after))
+    run = [*checkpoints, start]
+    row = MatrixTrajectory(run.__getitem__, 3, CompareSettings(subspace_k=3, suite="fast")).measure()
+    names = [f"{name}_z" for name in ("path_cosine", "cosine_to_rest", "drift_ratio", "sim_to_final", "sim_disjoint")]
+    return {f"{name.removesuffix('_z')}_{step}_z": row[name][step] for name in names for step in range(3)}
+
+
 FAMILIES: dict[str, tuple[Draw, ...]] = {
     "counted": (isotropic, profile, permuted),
     "between": (between, laid_at_random),
+    "walk": (walk,),
 }
 
 

@@ -27,6 +27,11 @@ CASES = {
     "laid at random": (calibration.laid_at_random, 0.0, (24, 16)),
 }
 
+UNLIKE = ("fp32-bf16", "fp16-bf16", "fp32-fp16", "bf16-fp16")
+"""W+ is rounded to another grid than W0."""
+
+WALK = (calibration.walk, 0.0, (40, 32))
+
 LARGER = {
     "isotropic": (calibration.isotropic, 0.0, (64, 48)),
     "equal scales": (calibration.profile, 0.0, (64, 48)),
@@ -36,15 +41,23 @@ LARGER = {
 }
 
 
-def check(draw, sigma, shape, storage) -> None:
+FEW = {("profile", "bf16"): {"sparsity_bf16_profile_z"}}
+"""By case and storage the keys that are not judged, since fewer than half of the draws have a z: of 24 × 16 entries
+most of a quiet row is rounded away, and a scale that is a guess leaves the null without a deviation."""
+
+
+def check(name, draw, sigma, shape, storage) -> None:
+    few = set()
     for key, z in calibration.scores(draw, shape, storage, sigma, DRAWS, seed=1).items():
         z = z[np.isfinite(z)]
-        if z.size < DRAWS / 2:  # too few changes for a z in this family of draws
+        if z.size < DRAWS / 2:
+            few.add(key)
             continue
         assert np.count_nonzero(np.abs(z) > 3) < DISTANT, key
         # Corrections of second order leave a few tenths; the deviation of masks of whole rows is an upper bound.
         assert abs(z.mean()) < 0.3 + 4 / np.sqrt(z.size), key
         assert 0.4 < z.std() < 1.5, key
+    assert few == FEW.get((name, storage), set())
 
 
 def test_the_bounds_are_honest():
@@ -55,11 +68,42 @@ def test_the_bounds_are_honest():
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_z_is_one(case, storage):
-    check(*CASES[case], storage)
+    check(case, *CASES[case], storage)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
+def test_every_z_along_a_run_is_one(storage):
+    check(*WALK, storage)
+
+
+@pytest.mark.parametrize("storage", UNLIKE)
+def test_every_z_of_sides_that_are_stored_unlike_is_one(storage):
+    for case in (*(CASES[name] for name in ("isotropic", "profile", "between")), WALK):
+        check(*case, storage)
+
+
+@pytest.mark.parametrize("storage", UNLIKE)
+def test_sides_that_are_stored_unlike_have_a_z_only_where_its_law_is_known(storage):
+    draws = calibration.isotropic, calibration.profile, calibration.between, calibration.walk
+    found = {key for draw in draws for key, z in calibration.scores(draw, (40, 32), storage, 0.0, 3, seed=1).items()
+             if np.isfinite(z).any()}  # fmt: skip
+    masks = {"overlap_principal_z", "overlap_low_z", "jaccard_rounding_z", "overlap_a_in_b_rounding_z"}
+    assert not [key for key in found if key.startswith(("sparsity", "density", "decay", "orthogonal", "subspace"))]
+    assert not [key for key in found if "_profile" in key]
+    assert masks <= found if storage.endswith("bf16") else not masks & found
+    assert ("path_cosine_0_z" in found) == storage.startswith("fp32")
+
+
+@pytest.mark.parametrize("storage", ["bf16", "fp16"])
+def test_an_update_that_was_rounded_where_it_stands_has_no_z_over_other_places(storage):
+    row = calibration.counted_row(*calibration.noisy(np.random.default_rng(0), (64, 48), storage, 0.0), further=True)
+    names = ("sparsity_bf16", "overlap_low", "overlap_principal")
+    assert all(row[f"{name}_permutation_null"] is not None for name in names)
+    assert all(row[f"{name}_permutation_z"] is None for name in names)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", calibration.STORAGE)
 @pytest.mark.parametrize("case", LARGER)
 def test_every_z_is_one_of_larger_matrices(case, storage):
-    check(*LARGER[case], storage)
+    check(f"larger: {case}", *LARGER[case], storage)

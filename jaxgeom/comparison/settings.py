@@ -10,9 +10,6 @@ from jaxgeom.field_types import check_types
 ATTENTION = ("q", "k", "v", "o")
 """Modules of the population `attention`."""
 
-PROJECTION_SHARES = (0.01, 0.05, 0.10, 0.20)
-"""Shares of min(m, n) at which projection energies are reported beside the one that the settings name."""
-
 
 @dataclasses.dataclass(frozen=True)
 class CompareSettings:
@@ -99,11 +96,14 @@ class CompareSettings:
 
     def hill_order(self, smaller: int) -> int:
         """k of the Hill estimate for a matrix whose smaller side is `smaller`."""
-        return min(self.hill_k or max(10, -(-smaller // 10)), smaller)
+        from jaxgeom.diagnostics.singular_values import default_hill_k  # with it comes JAX
+
+        return min(self.hill_k, smaller) if self.hill_k else default_hill_k((smaller, smaller))
 
     def to_json(self) -> dict[str, Any]:
         """Every parameter of every statistic, those that are fixed in the code too."""
         from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES  # with them comes JAX
+        from jaxgeom.diagnostics.weight_numbers import PROJECTION_SHARES
 
         return dataclasses.asdict(self) | {
             "absolute_tolerance": ABSOLUTE_TOLERANCE,

@@ -81,11 +81,13 @@ from .null_trajectory import walked_distance as walked_distance
 from .null_update import scale_profile as scale_profile
 from .null_update import update_null_statistics as update_null_statistics
 from .path_numbers import cosine_statistics as cosine_statistics
+from .path_numbers import disjoint_walk_similarity as disjoint_walk_similarity
 from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics
 from .path_numbers import rate_statistics as rate_statistics
 from .path_numbers import similarity_beside_chance as similarity_beside_chance
 from .path_numbers import similarity_statistics as similarity_statistics
+from .precision import along_update as along_update
 from .precision import bf16_bits as bf16_bits
 from .precision import bf16_update as bf16_update
 from .precision import bf16_view as bf16_view
@@ -95,6 +97,7 @@ from .precision import widen as widen
 from .selection import largest_mask as largest_mask
 from .selection import selection_count as selection_count
 from .selection import smallest_mask as smallest_mask
+from .shared_rounding import spacing_counts as spacing_counts
 from .singular_values import capped_rank as capped_rank
 from .singular_values import default_hill_k as default_hill_k
 from .singular_values import energy_share_from_singular_values as energy_share_from_singular_values
@@ -130,7 +133,6 @@ from .statistics import STATISTICS as STATISTICS
 from .statistics import Statistic as Statistic
 from .statistics import statistic as statistic
 from .stored_walk import rounded_product as rounded_product
-from .stored_walk import spacing_counts as spacing_counts
 from .stored_walk import walk_covariance as walk_covariance
 from .subspaces import ProjectionEnergy as ProjectionEnergy
 from .subspaces import TopSubspaces as TopSubspaces

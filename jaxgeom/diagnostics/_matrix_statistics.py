@@ -18,7 +18,7 @@ from .angles import angles_from_bases
 from .entry_counts import EntryCounts, entry_counts, magnitude_histogram
 from .entry_statistics import OVERLAPS, MaskCounts, overlap_statistics
 from .masks import low_magnitude_mask
-from .moments import NullMoments, triple
+from .moments import moments_of_draws, triple
 from .null_rotation import (
     RotationDraws,
     SampledAngles,
@@ -42,10 +42,7 @@ from .singular_values import (
 )
 from .sparsity import changed_mask
 from .update_numbers import kurtosis_from_sums, update_statistics
-from .weight_numbers import angle_flags, is_open, projection_statistics, put_angles, shift_statistics
-
-PROJECTION_SHARES = (0.01, 0.05, 0.10, 0.20)
-"""Shares of min(m, n) at which projection energies are taken beside the one that the options name."""
+from .weight_numbers import PROJECTION_SHARES, angle_flags, is_open, projection_statistics, put_angles, shift_statistics
 
 
 class Svd(NamedTuple):
@@ -308,5 +305,5 @@ def permuted_ranks(pair: MatrixPair) -> Numbers:
         ("participation_ratio", participation_ratio_from_singular_values),
     ):
         values = measure(drawn)
-        found |= triple(name, measure(own), NullMoments(jnp.mean(values), jnp.std(values, ddof=1)), "_permutation")
+        found |= triple(name, measure(own), moments_of_draws(values), "_permutation")
     return found

@@ -8,11 +8,13 @@ small, so that independence is the weaker baseline.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ._namespace import divide, namespace, real
 from .drift import inner_product
+from .entry_counts import EntryCounts
 from .masks import mask_jaccard, mask_overlap
 from .moments import NullMoments, triple
 from .precision import require_matrix, widen_pair
@@ -132,23 +134,41 @@ def rounding_overlaps(cells: RoundingCells, changed_a: Any, changed_b: Any) -> M
     return _overlap_moments(sizes[0], sizes[1], total(both), xp.where(known, xp.maximum(variance, 0.0), lost))
 
 
-def overlap_statistics_between(cells: RoundingCells, both: Any, changed_a: Any, changed_b: Any) -> dict[str, Any]:
+def rounds_alike(counts_a: EntryCounts, counts_b: EntryCounts) -> Any:
+    """Whether the bfloat16 views of both ends come about as the cells of their common W0 have it.
+
+    Args:
+      counts_a, counts_b: of W0 with either end.
+
+    Returns:
+      False where an end is float16 and W0 is not, or is and the other end is not.
+    """
+    xp = namespace(counts_a.delta_norm, counts_b.delta_norm)
+    alone = xp.logical_or(counts_a.is_half_alone, counts_b.is_half_alone)
+    return xp.logical_and(xp.equal(counts_a.final_is_half, counts_b.final_is_half), xp.logical_not(alone))
+
+
+def overlap_statistics_between(
+    cells: RoundingCells, both: Any, changed_a: Any, changed_b: Any, *, known: Any = True
+) -> dict[str, Any]:
     """Overlaps of two runs' changed masks beside both nulls, by the keys of a report.
 
     Args:
       cells: the common origin.
       both: how many entries both runs changed, `[...]`.
       changed_a, changed_b: how many each of them changed.
+      known: whether the rounding null is, `rounds_alike`.
 
     Returns:
       `{key: [...]}`, for every overlap its triple over independence and, as `_rounding`, over the rounding null. NaN
-      where a mask is empty, or, for the rounding null, every entry changed.
+      where a mask is empty, or, for the rounding null, every entry changed or it is not known.
     """
     xp = namespace(cells.counts, both)
     size = cells.counts.sum(-1)
     both, a, b = (xp.asarray(x, size.dtype) for x in (both, changed_a, changed_b))
     values = MaskOverlaps(divide(both, b), divide(both, a), divide(both, a + b - both))
-    independent, rounded = independence_null(size, a, b), rounding_overlaps(cells, a, b)
+    independent = independence_null(size, a, b)
+    rounded = rounding_overlaps(cells, *(xp.where(known, changed, np.nan) for changed in (a, b)))
     found: dict[str, Any] = {}
     for key, part in zip(MASK_STATISTICS, ("jaccard", "a_in_b", "b_in_a"), strict=True):
         for kind, nulls in (("", independent), ("_rounding", rounded)):

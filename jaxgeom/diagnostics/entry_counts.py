@@ -35,7 +35,7 @@ class EntryCounts:
 
     Attributes:
       storage: format by whose magnitudes the histograms are taken: `float16` where W0 is stored so, else `bfloat16`.
-      stored_alike: both sides are stored in float16.
+      final_storage: the same of W+: its dtype is float16, or another.
       count: entries.
       changed: entries that fail the unchanged test of the bfloat16 view.
       differs: entries that differ as stored.
@@ -54,7 +54,7 @@ class EntryCounts:
     """
 
     storage: str = dataclasses.field(metadata={"static": True})
-    stored_alike: bool = dataclasses.field(metadata={"static": True})
+    final_storage: str = dataclasses.field(metadata={"static": True})
     count: Any
     changed: Any
     differs: Any
@@ -76,22 +76,46 @@ class EntryCounts:
         """Share of changed entries in the bfloat16 view."""
         return self.changed / self.count
 
+    # What became of W+ when it was stored: rounded to bfloat16 (`final_on_grid`), to float16, or nothing that shows.
+
     @property
-    def is_rounded(self) -> Any:
-        """Whether both sides lie on one 16-bit grid, so that ΔW is what rounding left of an update."""
-        if self.storage == "float16":
-            return self.stored_alike
+    def final_is_half(self) -> Any:
+        """Whether W+ was rounded to float16: it is stored so, and is not made of bfloat16 numbers."""
+        return _no(self.final_on_grid) if self.final_storage == "float16" else False
+
+    @property
+    def is_bf16(self) -> Any:
+        """Whether both sides are made of bfloat16 numbers: who reads them as bfloat16 sees what is stored."""
         return self.on_grid & self.final_on_grid
 
     @property
+    def is_rounded(self) -> Any:
+        """Whether W+ was rounded to the grid of the histograms, which W0 is on: ΔW is what that left of an update."""
+        return self.final_is_half if self.storage == "float16" else self.is_bf16
+
+    @property
     def is_coarser(self) -> Any:
-        """Whether W+ was rounded to a bfloat16 grid that W0 is not on: ΔW holds the rounding of W0's own places."""
-        return False if self.storage == "float16" else self.final_on_grid & self.is_open
+        """Whether W+ was rounded to a grid that W0 is not on, or that is not the histograms': nulls of a norm are lost.
+
+        ΔW then holds the rounding error of W0's own places too, which no noise put there. An update of zero holds none.
+        """
+        if self.storage == "float16":
+            return self.final_on_grid & (self.differs > 0)
+        return (self.final_is_half | (self.final_on_grid & self.is_open)) & (self.differs > 0)
+
+    @property
+    def is_half_alone(self) -> Any:
+        """Whether W+ was rounded to float16 and W0 was not: its bfloat16 view was rounded twice, that of W0 once."""
+        return False if self.storage == "float16" else self.final_is_half
 
     @property
     def is_open(self) -> Any:
         """Whether W0 is stored finer than the format of the histograms."""
-        return False if self.storage == "float16" else namespace(self.on_grid).logical_not(self.on_grid)
+        return False if self.storage == "float16" else _no(self.on_grid)
+
+
+def _no(flag: Any) -> Any:
+    return namespace(flag).logical_not(flag)
 
 
 def storage_of(dtype: Any) -> str:
@@ -282,7 +306,7 @@ def entry_counts(
     counted = [magnitude_histogram(grid_bits(w0), mask) for mask in (None, changed, changed & ~beyond)] * histograms
     return EntryCounts(
         storage_of(w0.dtype),
-        w0.dtype == w1.dtype == jnp.float16,
+        storage_of(w1.dtype),
         0 * counted_changed + size,
         counted_changed,
         count_true(~is_equal(a, b)),

@@ -44,8 +44,9 @@ class MaskCounts:
 def scale_of_update(counts: EntryCounts, cells: RoundingCells, plain: Any) -> Any:
     """The scale of the isotropic noise whose norm is the update's, `[...]`.
 
-    Where W+ was rounded to a grid that W0 is not on, the twelfth of the squared cells that this alone adds is taken
-    off; NaN where no noise is left then.
+    Where W+ was rounded to bfloat16 and W0 is stored finer, anywhere in its cells, the twelfth of the squared cells
+    that this alone adds is taken off; NaN where no noise is left then, and of other pairs that are stored unlike
+    (`EntryCounts.is_coarser`): what their storage adds depends on the noise.
 
     Args:
       counts: of the pair.
@@ -61,7 +62,11 @@ def scale_of_update(counts: EntryCounts, cells: RoundingCells, plain: Any) -> An
         rest = 1 - (cells.counts * cell * cell).sum(-1) / (12 * cells.counts.sum(-1))
         return xp.where(rest > 0, plain * xp.sqrt(xp.maximum(rest, 0.0)), xp.full_like(plain, np.nan))
 
-    return select(counts.is_coarser, coarser, lambda: plain)
+    def unlike() -> Any:
+        known = xp.logical_and(counts.is_open, xp.logical_not(counts.is_half_alone))
+        return xp.where(known, coarser(), xp.full_like(plain, np.nan))
+
+    return select(counts.is_coarser, unlike, lambda: plain)
 
 
 def _positive(x: Any) -> Any:
@@ -85,8 +90,9 @@ def isotropic_null(counts: EntryCounts, *, eta: float) -> IsotropicNull:
 
     Returns:
       `IsotropicNull` of `[...]`. Deviations are those of the excess over the expectation at the fitted norm. That of
-      the sparsity is NaN where less than one entry is at stake, and where W+ is stored on a grid that W0 is not on;
-      the decay is NaN where W0 is zero.
+      the sparsity is NaN where less than one entry is at stake; both are where W+ is stored on a grid that W0 is not
+      on (`EntryCounts.is_coarser`), and then the sparsity has a mean only if W0 is stored finer than bfloat16. The
+      decay is NaN where W0 is zero.
     """
     cells = cells_of(counts, eta)
     xp = namespace(counts.delta_norm, cells.counts)
@@ -97,8 +103,9 @@ def isotropic_null(counts: EntryCounts, *, eta: float) -> IsotropicNull:
     moments = moments_of_share(1 - expected / size, variance, size)
     lost = xp.full_like(size, np.nan)
     mean = xp.where(xp.isnan(scale), lost, moments.mean)
-    sparsity = NullMoments(mean, select(counts.is_coarser, lambda: lost, lambda: moments.std))
-    return IsotropicNull(sparsity, NullMoments(*decay_law(cells, plain, counts.initial_norm)))
+    decay = NullMoments(*decay_law(cells, plain, counts.initial_norm))
+    deviations = select(counts.is_coarser, lambda: (lost, lost), lambda: (moments.std, decay.std))
+    return IsotropicNull(NullMoments(mean, deviations[0]), decay._replace(std=deviations[1]))
 
 
 def entry_statistics(counts: EntryCounts, *, eta: float, nulls: bool = True) -> dict[str, Any]:
@@ -198,13 +205,14 @@ def overlap_statistics(counts: EntryCounts, masks: Mapping[str, MaskCounts | Non
 
     Returns:
       `{report key: [...]}`, for every overlap its triple and `_enrichment`, and `rounding_scale`. NaN where nothing
-      changed, or W0 is zero; without a null where a density of 1 fixes no scale.
+      changed, or W0 is zero; without a null where a density of 1 fixes no scale, or W+ is float16 and W0 is not.
     """
     cells = cells_of(counts, eta)
     xp = namespace(counts.changed, cells.counts)
     defined = (xp.asarray(counts.changed) > 0) & (xp.asarray(counts.initial_norm) > 0)
     changed = xp.where(defined, as_real(counts.changed, xp), xp.full_like(cells.counts[..., 0], np.nan))
     scale = scale_for_density(cells, changed / cells.counts.sum(-1))
+    scale = select(counts.is_half_alone, lambda: xp.full_like(scale, np.nan), lambda: scale)
     usable = xp.where(xp.isnan(scale), xp.ones_like(scale), scale)
     found: dict[str, Any] = {"rounding_scale": scale}
     for name, mask in masks.items():

@@ -19,6 +19,19 @@ class NullMoments(NamedTuple):
     std: Any
 
 
+def moments_of_draws(values: Any) -> NullMoments:
+    """Mean and deviation of a statistic over draws of its null.
+
+    Args:
+      values: the statistic by draw, `[draws, ...]`, at least two.
+
+    Returns:
+      `NullMoments` of `[...]`.
+    """
+    xp = namespace(values)
+    return NullMoments(xp.mean(values, axis=0), xp.std(values, axis=0, ddof=1))
+
+
 def excess(value: Any, null: NullMoments) -> Any:
     """Observed value minus its expectation under the null.
 

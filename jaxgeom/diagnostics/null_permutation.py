@@ -103,6 +103,8 @@ class PermutationCounts(NamedTuple):
       eta: relative tolerance η of the unchanged test.
       is_open: W0 is stored finer than the format; then a change is averaged over the place in the rounding cell, which
         makes the deviation slightly too large.
+      is_rounded: W+ was rounded to the grid that W0 is on. ΔW's entries then fit the places that they have, multiples
+        of the spacing there: elsewhere most are too small to show, whatever the update was. No deviation, and no z.
     """
 
     entries: Any
@@ -113,6 +115,7 @@ class PermutationCounts(NamedTuple):
     storage: str
     eta: float
     is_open: Any
+    is_rounded: Any
 
 
 def _changes(counts: PermutationCounts, place: Any) -> Any:
@@ -207,5 +210,6 @@ def permutation_statistics(counts: PermutationCounts, values: Mapping[str, Any])
             rest = by_update[place] - share * by_update[0]
             moments = moments_of_share(overlap, variance(squares, rest, 0.0), expected)
             null = NullMoments(*(xp.where(expected > 0, part, np.nan) for part in moments))
+        null = null._replace(std=xp.where(counts.is_rounded, np.nan, null.std))
         found |= triple(name, xp.asarray(value), null, "_permutation")
     return {key: value for key, value in found.items() if "_permutation" in key}

@@ -33,6 +33,8 @@ FEW = 3.0
 """A rounded row with fewer expected changes is often left as it was: its scale has no normal estimate."""
 
 _THIN = 0.1
+"""Share of the expected changes in such rows (or columns) beyond which the null has no deviation: their scales are
+guesses, whose part in the variance of what changes is not known."""
 
 _SWEEPS = 12
 """Alternations that solve for λ; each takes off at least half of the error."""

@@ -3,8 +3,8 @@
 Independent isotropic increments have Gaussian cumulative updates whose correlation between steps s < t is
 `ρ = c_s/c_t`, `c_t² = Σ_{τ≤t} a_τ²`. The similarity of their top-K subspaces depends on ρ and the shape alone: one
 curve, sampled once per shape in float64 NumPy, serves every matrix of that shape and every sequence of norms, and is a
-constant inside a jitted program. The disjoint similarity (`ΔW_{0→t}` against `ΔW_{t→T}`) of independent increments is
-K/n exactly.
+constant inside a jitted program. The disjoint similarity (`ΔW_{0→t}` against `ΔW_{t→T}`) of independent increments
+is K/n exactly where checkpoints hold every digit; where they are rounded, the two share a rounding error.
 """
 
 import functools
@@ -122,7 +122,7 @@ def random_walk_similarity(curve: SimilarityCurve, increment_norms: Any, covaria
     Args:
       curve: `similarity_curve` of the shape and K.
       increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
 
     Returns:
       Mean and deviation, `[..., T, T]` each; no deviation (NaN) where the two updates are one, neither of the two

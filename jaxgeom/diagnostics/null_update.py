@@ -129,6 +129,7 @@ def _permutation_counts(
     return PermutationCounts(
         per_class(None), {name: per_class(mask) for name, mask in masks.items()},
         jnp.arange(table.magnitude.size), as_real(updates, jnp), values, counts.storage, eta, counts.is_open,
+        counts.is_rounded,
     )  # fmt: skip
 
 
@@ -151,7 +152,7 @@ def update_null_statistics(
 
     Returns:
       `{report key: [...]}`: `<name>_<kind>_null`, `_excess`, `_z` of `sparsity_bf16` and of every mask. NaN where the
-      update is zero, for overlaps where no entry changed.
+      update is zero or stored unlike W0 (`EntryCounts.is_coarser`), for overlaps where no entry changed.
     """
     w0, w1 = jnp.asarray(w0), jnp.asarray(w1)
     a, b = widen_pair(w0, w1)
@@ -170,7 +171,7 @@ def update_null_statistics(
             found |= profile_statistics(_profile_cells(bits, delta, counts, masks, eta), values, size)
         if "permutation" in kinds:
             found |= permutation_statistics(_permutation_counts(bits, delta, counts, masks, eta), values)
-        moved = jnp.any(delta != 0)
+        moved = jnp.any(delta != 0) & jnp.logical_not(counts.is_coarser)
         return {key: jnp.where(moved, value, jnp.nan) for key, value in found.items()}
 
     batch, arguments = a.shape[:-2], (bits, delta, changed, counts, held)

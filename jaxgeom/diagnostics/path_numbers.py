@@ -3,14 +3,16 @@
 Directions are judged by signs: under the null the products of two updates' entries have independent signs, given their
 sizes. Then `⟨A, B⟩` has mean 0 and variance Σa²b², which is `‖A‖²‖B‖²/(mn)` for isotropic updates, and more where both
 have their large entries in the same places (shared scales of rows and columns; rounding, which moves the same small
-weights in both). Checkpoints rounded to the bfloat16 grid share the rounding error of what lies between them, which
+weights in both). Checkpoints rounded to a 16-bit grid share the rounding error of what lies between them, which
 turns their increments against each other: with the covariances of `stored_walk` the nulls have that too.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import scipy.special
 
 from ._namespace import as_real, divide, namespace
@@ -87,7 +89,7 @@ def path_statistics(
       shape: `[..., m, n]` of the matrix.
       step_alignments, rest_alignments: Σa²b² of the pairs in the products, `[..., T]`; those of isotropic updates
         where they are not given.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
 
     Returns:
       With nulls, each `[..., T]`: `drift_ratio`, `‖W_t − W_0‖/√Σ‖increments‖²`, 1 in pure diffusion and √t in pure
@@ -109,7 +111,7 @@ def path_statistics(
     if step_alignments is not None:
         # Increments that are no neighbours are taken to share their large entries as neighbours do.
         shared = divide(divide(as_real(step_alignments, xp), steps), after)
-        spread = xp.sqrt(divide(xp.nansum(shared, axis=-1), xp.sum(xp.isfinite(shared), axis=-1)))
+        spread = xp.sqrt(divide(xp.nansum(shared, axis=-1), xp.sum(as_real(xp.isfinite(shared), xp), axis=-1)))
         spread = xp.where(xp.isnan(spread), cosine_std(shape), spread)
     walked, std = walked_distance(increments, spread)
     moved = walked > 0
@@ -134,9 +136,16 @@ def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
     # ⟨W_t − W_{t−1}, W_{t+1} − W_t⟩
     cross = shifted(beside, 1) - own - twice + beside
     path = divide(cross, xp.sqrt(steps * shifted(steps, 1)))
-    final, last = covariance[..., -1], own[..., -1:]
-    to_rest = divide(final - own, xp.sqrt(own * xp.maximum(last - 2 * final + own, 0.0)))
+    to_rest = xp.diagonal(_rest_cosines(covariance), axis1=-2, axis2=-1)
     return path, to_rest, xp.sqrt(divide(own, xp.cumsum(steps, axis=-1)))
+
+
+def _rest_cosines(covariance: Any) -> Any:
+    """Cosines of `W_s − W_0` and `W_T − W_t`, `[..., T, T]` by s and t, of a walk with these covariances."""
+    xp = namespace(covariance)
+    own, final = xp.diagonal(covariance, axis1=-2, axis2=-1), covariance[..., -1]
+    rest = xp.maximum(own[..., -1:] - 2 * final + own, 0.0)
+    return divide(final[..., :, None] - covariance, xp.sqrt(own[..., :, None] * rest[..., None, :]))
 
 
 def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tuple[int, ...]) -> Numbers:
@@ -180,7 +189,7 @@ def similarity_statistics(
       curve: `similarity_curve` of the shape and K.
       shape: `[..., m, n]` of the matrix.
       k: K.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to the bfloat16 grid; None for stored exactly.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
 
     Returns:
       `sim_to_final` beside a random walk of the observed increments; `sim_disjoint` beside K/n, or beside the
@@ -188,12 +197,61 @@ def similarity_statistics(
     """
     null = random_walk_similarity(curve, increments, covariance)
     found = triple("sim_to_final", to_final, NullMoments(null.mean[..., -1], null.std[..., -1]))
-    if covariance is None:
-        return found | similarity_beside_chance("sim_disjoint", disjoint, shape=shape, k=k)
-    xp = namespace(disjoint, covariance)
-    apart = similarity_at(curve, _expected_cosines(covariance)[1])
+    apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=k)
+    xp = namespace(disjoint, *apart)
     hidden = xp.isnan(as_real(disjoint, xp))
-    return found | triple("sim_disjoint", disjoint, NullMoments(*(xp.where(hidden, xp.nan, x) for x in apart)))
+    own = (xp.where(hidden, xp.nan, xp.diagonal(part, axis1=-2, axis2=-1)) for part in apart)
+    return found | triple("sim_disjoint", disjoint, NullMoments(*own))
+
+
+def disjoint_walk_similarity(
+    curve: SimilarityCurve, increment_norms: Any, covariance: Any = None, *, shape: tuple[int, ...], k: int
+) -> NullMoments:
+    """Sim_K between what a random walk did up to s and what it does after t ≥ s.
+
+    Args:
+      curve: `similarity_curve` of the shape and K.
+      increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
+      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
+
+    Returns:
+      Mean and deviation, `[..., T, T]` by s and t: K/n, or that of two stretches that share a rounding error; NaN where
+      t < s.
+    """
+    xp = namespace(increment_norms, covariance)
+    increments = as_real(increment_norms, xp)
+    if covariance is None:
+        blank = increments[..., :, None] * increments[..., None, :] * 0
+        null = NullMoments(blank + disjoint_similarity(shape, k=k), blank + disjoint_similarity_std(shape, k=k))
+    else:
+        null = similarity_at(curve, _rest_cosines(covariance))
+    after = xp.triu(xp.ones((increments.shape[-1],) * 2, bool))
+    return NullMoments(*(xp.where(after, part, xp.nan) for part in null))
+
+
+def similarity_between(
+    similarity: Any, *, expected: Any, curve: Callable[[], SimilarityCurve], shape: tuple[int, ...], k: int
+) -> Numbers:
+    """The similarity of two runs' right subspaces beside chance, or beside what W0's rounding error gives them.
+
+    Args:
+      similarity: `‖V_aᵀV_b‖_F²/K`; NaN where there is no such subspace.
+      expected: the cosine of the updates under the null, `shared_cosine`, NumPy.
+      curve: gives the `similarity_curve` of the shape and K, which is sampled.
+      shape: `[..., m, n]` of the matrix.
+      k: K.
+
+    Returns:
+      `subspace_similarity` with its null; without a z where the updates share a rounding error, and without a null
+      where its size is not known.
+    """
+    if np.all(expected == 0):
+        return similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=k)
+    mean = similarity_at(curve(), expected).mean
+    null = NullMoments(np.where(np.isnan(similarity), np.nan, mean), np.full_like(similarity, np.nan))
+    return triple("subspace_similarity", similarity, null)
 
 
 def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:
@@ -215,7 +273,14 @@ def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...
 
 
 def orthogonal_statistics(
-    share: Any, product: Any, squares_a: Any, squares_b: Any, *, alignment: Any = None, shape: tuple[int, ...]
+    share: Any,
+    product: Any,
+    squares_a: Any,
+    squares_b: Any,
+    *,
+    alignment: Any = None,
+    expected: Any = 0.0,
+    shape: tuple[int, ...],
 ) -> Numbers:
     """The share of one run's update that is orthogonal to the other's, beside that of independent signs.
 
@@ -227,6 +292,8 @@ def orthogonal_statistics(
       product: `⟨A, B⟩`, `[...]`.
       squares_a, squares_b: `‖A‖²`, `‖B‖²`, `[...]`.
       alignment: Σa²b², `[...]`; that of isotropic updates where it is not given.
+      expected: the cosine that the updates share by W0's rounding error, `shared_cosine`. The error decides the
+        fluctuation then too: no deviation and no z where it is not 0, no null where it is NaN.
       shape: `[..., m, n]` of the matrix.
 
     Returns:
@@ -240,9 +307,12 @@ def orthogonal_statistics(
         std = xp.full_like(z, cosine_std(shape))
     else:
         std = divide(divide(xp.sqrt(as_real(alignment, xp)), xp.sqrt(squares_a)), xp.sqrt(squares_b))
-    square = xp.where(xp.isnan(z), xp.nan, xp.square(std))
-    found = triple("orthogonal_share", share, NullMoments(1 - square, math.sqrt(2) * square))
-    return found | {"orthogonal_share_z": two_sided_z(z)}
+    square, expected = xp.where(xp.isnan(z), xp.nan, xp.square(std)), as_real(expected, xp)
+    alone = expected == 0
+    mean = 1 - xp.square(expected) - square * (1 - xp.square(expected))
+    null = NullMoments(mean, xp.where(alone, math.sqrt(2) * square, xp.nan))
+    found = triple("orthogonal_share", share, null)
+    return found | {"orthogonal_share_z": xp.where(alone, two_sided_z(z), xp.nan)}
 
 
 def two_sided_z(size: Any) -> Any:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._namespace import bitcast
+from ._namespace import bitcast, namespace
 
 
 def widen(x: ArrayLike, name: str = "array") -> jax.Array:
@@ -112,6 +112,26 @@ def bf16_update(w0: Float[ArrayLike, "..."], w1: Float[ArrayLike, "..."]) -> Flo
     """
     a, b = widen_pair(w0, w1)
     return bf16_view(b) - bf16_view(a)
+
+
+def along_update(w0: Any, w1: Any, share: Any) -> Any:
+    """The weights a share of the way along the update, `W0 + share·(W+ − W0)`, in float32.
+
+    What a bfloat16 reader sees of them is the precision null of a run: the final update's direction at the norm that an
+    earlier one has, which rounding makes sparser and spreads over more directions.
+
+    Args:
+      w0: initial weights, any floating dtype, numpy or JAX.
+      w1: final weights, same shape.
+      share: a number, or an array that broadcasts against the weights.
+
+    Returns:
+      float32 array of the same shape and namespace. Each operation is rounded; a compiler that fuses a product with a
+      sum rounds once less.
+    """
+    xp = namespace(w0, w1)
+    a, b = (xp.asarray(w).astype(np.float32) for w in (w0, w1))
+    return a + xp.asarray(share).astype(np.float32) * (b - a)
 
 
 def bf16_bits(w: Any) -> Any:

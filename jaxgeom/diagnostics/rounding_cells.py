@@ -118,9 +118,10 @@ def change(cells: RoundingCells, scale: Any) -> Change:
 
     def at_place() -> Change:
         # In bfloat16 the two are the same: rounding twice to one grid is rounding once.
-        if cells.storage == "float16" and cells.is_rounded:
-            return change_at_place(cells.stored_low, cells.stored_high, scale)
-        return change_at_place(cells.low, cells.high, scale)
+        low, high = cells.low, cells.high
+        if cells.storage == "float16":
+            low, high = select(cells.is_rounded, lambda: (cells.stored_low, cells.stored_high), lambda: (low, high))
+        return change_at_place(low, high, scale)
 
     return select(
         cells.is_open, lambda: change_in_cell(cells.low, cells.high, cells.cell_low, cells.cell_high, scale), at_place

@@ -83,6 +83,8 @@ def change_in_cell(low: Any, high: Any, cell_low: Any, cell_high: Any, scale: An
     stay, slope, bend = (part[0] - part[1] - part[2] + part[3] for part in (rests + straight, -phi, -phi * (1 + z * z)))
     averaged = Change(xp.clip(1 - stay, 0.0, 1.0), share * slope, share * bend)
     known = change_at_place(low, high, scale)
-    # Far wider noise makes the place irrelevant, and the ramps cancel; a cell without an end has no average.
+    # Far wider noise makes the place irrelevant, and the ramps cancel; a cell without an end has no average. Against
+    # quadrature the place's middle is off by at most 0.09/share², the ramps by a few times share·eps: 9e-8 and 3e-13 at
+    # 1e3 in float64, 1e-4 and 1e-5 at 30 in float32.
     smooth = (share > (1e3 if real(xp) == np.float64 else 30.0)) | ~xp.isfinite(width)
     return Change(*(xp.where(smooth, one, other) for one, other in zip(known, averaged, strict=True)))

@@ -4,7 +4,6 @@ A float64 NumPy spectrum gives float64 NumPy numbers, a JAX spectrum gives JAX n
 descending, `[..., r]`. Undefined numbers are NaN.
 """
 
-import math
 from typing import Any
 
 from ._namespace import divide, namespace
@@ -23,7 +22,7 @@ def default_hill_k(shape: tuple[int, ...]) -> int:
     103
     """
     rank = min(shape[-2:])
-    return min(rank, max(10, math.ceil(0.1 * rank)))
+    return min(rank, max(10, -(-rank // 10)))
 
 
 def capped_rank(k: int, shape: tuple[int, ...]) -> int:

@@ -164,6 +164,7 @@ def _smooth(spacing: Any, edges: Any, binade: Any) -> StoredNoise:
     stays = change_at_place(-edges[1], edges[0], 1.0)
     inside = 1 - stays.probability
     hidden = inside - stays.slope + inside * landing / 12
+    # The interval of one number ends half a spacing from it, that of a number and its neighbours 1.5 or more.
     several = xp.maximum(edges[0], edges[1]) > 0.75 * spacing
     return StoredNoise(
         xp.zeros_like(landing),
@@ -210,6 +211,7 @@ def left_on_bf16_grid(cells: Any, scale: Any, *, weighted: bool) -> LeftNoise:
     width = 2 * xp.where(xp.isfinite(cells.cell_high), cells.cell_high, -cells.cell_low) / scale[..., None]
     edges = cells.stored_high / scale[..., None], -cells.stored_low / scale[..., None]
     far = xp.full_like(width, np.inf)
+    # Spacings differ by powers of two: finer ones are half of the window's first or less.
     fine = xp.where(width < 0.75 * spacing[..., 0, :], cells.counts, xp.zeros_like(cells.counts))
     chance = change_at_place(-edges[1], edges[0], 1.0).probability
     outer = _summed(_smooth(width, edges, (far, far)), chance, xp.zeros_like(width), fine, -1)

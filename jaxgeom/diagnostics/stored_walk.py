@@ -1,9 +1,10 @@
-"""A random walk of weights as bfloat16 checkpoints show it: covariances of its cumulative updates, in closed form.
+"""A random walk of weights as 16-bit checkpoints show it: covariances of its cumulative updates, in closed form.
 
-The weights start on the bfloat16 grid and take independent Gaussian increments that keep every digit; a checkpoint is
-their view rounded to the grid. In units of an entry's spacing the stored update is `R(x)`, R rounding to the nearest
-integer and x normal. Two stored updates share the rounding error of what lies between them: neighbouring increments
-are anticorrelated, the stored path is shorter than its steps say, and small updates do not show at all.
+The weights start on the checkpoints' grid, or anywhere in its cells (`shared_rounding`), and take independent Gaussian
+increments that keep every digit; a checkpoint is their view rounded to the grid. In units of an entry's spacing the
+stored update of a weight on the grid is `R(x)`, R rounding to the nearest integer and x normal. Two stored updates
+share the rounding error of what lies between them: neighbouring increments are anticorrelated, the stored path is
+shorter than its steps say, and small updates do not show at all.
 """
 
 import math
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ._namespace import as_real, increasing_root, namespace, ndtr
+from .shared_rounding import open_product
 
-SPACINGS = 255
 _BAND, _TERMS = 5, 64
 _SMALL = 0.3
 """Standard deviation, in spacings, below which a weight leaves its cell by at most one spacing (to 1e-6)."""
@@ -23,20 +24,6 @@ _NONE = 0.05
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 _NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
-
-
-def spacing_counts(histogram: Any) -> tuple[Any, Any]:
-    """Spacings of the bfloat16 grid and how many weights lie on each, from a histogram of their magnitudes.
-
-    Args:
-      histogram: weights per 15 magnitude bits (8 of exponent, 7 of mantissa), `[2¹⁵]` (or without the infinite ones).
-
-    Returns:
-      Spacings `[255]` and counts `[255]`, by exponent.
-    """
-    xp = namespace(histogram)
-    counts = xp.sum(as_real(histogram, xp)[: SPACINGS * 128].reshape(SPACINGS, 128), axis=-1)
-    return as_real(np.ldexp(1.0, np.maximum(np.arange(SPACINGS), 1) - 134), xp), counts
 
 
 def _shown(xp: Any, x: Any, c: Any) -> Any:
@@ -99,7 +86,7 @@ def _by_quadrature(xp: Any, a: Any, c: Any) -> Any:
     return 2 * xp.sum(density * shown * as_real(3 * _NODES**2 * _WEIGHTS, xp), axis=-1) * reach
 
 
-def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = None) -> Any:
+def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = None, *, is_open: bool = False) -> Any:
     """Covariances `E⟨W_s − W_0, W_t − W_0⟩` of a run of independent increments with the observed norms.
 
     Stored exactly they are `Σ_{τ ≤ min(s,t)} a_τ²`. With the spacings of the grid that checkpoints are rounded to, the
@@ -107,7 +94,8 @@ def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = No
 
     Args:
       increment_norms: `‖W_t − W_{t−1}‖_F` between checkpoints, `[T]`, numpy or JAX.
-      spacings, counts: `spacing_counts` of W0, where it and all checkpoints are on the bfloat16 grid.
+      spacings, counts: `spacing_counts` of W0, where all checkpoints are rounded to one grid.
+      is_open: whether W0 is stored finer than that grid, else it is on it too.
 
     Returns:
       `[T, T]`; zero against a step where nothing has moved yet.
@@ -124,19 +112,24 @@ def walk_covariance(increment_norms: Any, spacings: Any = None, counts: Any = No
     count = xp.maximum(xp.sum(weight), 1.0)
 
     def product(a: Any, b: Any) -> Any:
-        return xp.sum(energies * rounded_product(a[..., None] / unit, b[..., None] / unit), axis=-1)
+        shown = open_product if is_open else rounded_product
+        return xp.sum(energies * shown(a[..., None] / unit, b[..., None] / unit), axis=-1)
 
+    has_moved = xp.cumsum(squares) > 0  # until then a checkpoint is W0, without an error of rounding
     before, sizes = xp.zeros_like(squares[0]), []
     for step in range(squares.shape[0]):
-        target, start, own = squares[step], before, product(before, before)
+        target, start = squares[step], before
+        rounded = has_moved[step - 1] if step else xp.zeros_like(has_moved[0])
+        own = xp.where(rounded, product(before, before), 0.0)
 
-        def short(log_size: Any, start: Any = start, own: Any = own, target: Any = target) -> Any:
+        def short(log_size: Any, start: Any = start, rounded: Any = rounded, missing: Any = target - own) -> Any:
             now = xp.sqrt(xp.square(start) + xp.exp(2 * log_size))
-            return product(now, now) + own - 2 * product(start, now) - target
+            return product(now, now) - 2 * xp.where(rounded, product(start, now), 0.0) - missing
 
         guess = 0.5 * xp.log(xp.maximum(target, float(xp.finfo(squares.dtype).tiny)) / count)
         root = increasing_root(short, guess - 4.0, guess + 8.0)
         before = xp.where(target > 0, xp.sqrt(xp.square(before) + xp.exp(2 * root)), before)
         sizes.append(before)
     along = xp.stack(sizes)
-    return product(xp.minimum(along[:, None], along), xp.maximum(along[:, None], along))
+    found = product(xp.minimum(along[:, None], along), xp.maximum(along[:, None], along))
+    return xp.where(has_moved[:, None] & has_moved, found, 0.0)

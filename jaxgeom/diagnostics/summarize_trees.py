@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from .matrix_spec import MatrixSpec
+from .population_means import population_means
 from .statistics import is_counted, split_key, statistic
 
 
 def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
     """Means over the matrices of a tree, each statistic with its own weighting.
 
-    Value, null, excess and z of a statistic are taken over the same matrices: those where all that were measured are
-    defined. Their number stands beside them, and the excess is the mean value minus the mean null. A further null has
-    a population of its own, with the value over it: `<name>_<kind>_mean`, `<name>_<kind>_count`. May be jitted.
+    Value, null and excess of a statistic are taken over the same matrices: those where value and null are defined, or,
+    where no matrix has a null, those where the value is. Their number stands beside them, and the excess is the mean
+    value minus the mean null. The mean z is over those of them that have one, `<name>_z_count`. A further null has a
+    population of its own, with the value over it: `<name>_<kind>_mean`, `<name>_<kind>_count`. The summaries of a
+    report follow the same rule (`population_means`). May be jitted.
 
     Args:
       measured: result of `measure`; statistics averaged over parameters come with `parameters` there.
@@ -47,13 +50,11 @@ def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
         weights = _weights(columns, name)
         if kind and name in columns:
             parts = {**parts, "value": name}
-        defined = ~jnp.isnan(jnp.stack([columns[key] for key in parts.values()])).any(0)
-        means = {what: _mean(columns[key], weights, defined) for what, key in parts.items()}
-        if {"value", "null", "excess"} <= means.keys():
-            means["excess"] = means["value"] - means["null"]
+        means = population_means({what: columns[key] for what, key in parts.items()}, weights, further=bool(kind))
         for what, key in parts.items():
             found[f"{name}_{kind}_mean" if kind and what == "value" else key] = means[what]
-        found[f"{name}_{kind}_count" if kind else f"{name}_count"] = jnp.sum(defined).astype(weights.dtype)
+        ahead = f"{name}_{kind}_" if kind else f"{name}_"
+        found |= {f"{ahead}{what}": means[what].astype(weights.dtype) for what in ("count", "z_count") if what in means}
     return found
 
 
@@ -73,12 +74,6 @@ def _weights(columns: Mapping[str, jax.Array], name: str) -> jax.Array:
     if "parameters" not in columns:
         raise ValueError(f"measured has {name}, which is averaged over parameters, and no 'parameters' to weigh it by")
     return columns["parameters"]
-
-
-def _mean(numbers: jax.Array, weights: jax.Array, defined: jax.Array) -> jax.Array:
-    total = jnp.sum(jnp.where(defined, weights, jnp.zeros_like(weights)))
-    value = jnp.sum(jnp.where(defined, numbers * weights, jnp.zeros_like(numbers)))
-    return jnp.where(total > 0, value / jnp.where(total > 0, total, jnp.ones_like(total)), jnp.nan)
 
 
 def _is_spec(node: Any) -> bool:

@@ -16,9 +16,16 @@ RESOLUTION = {"float64": 1e-9, "float32": 1e-6}
 """Gap of neighbouring singular values, over the largest, below which nothing tells their vectors apart. Vectors of a
 Gram matrix turn by `ε·σ₁²/(σ_k·gap)`: in float64 by a radian's tenth at a gap of 1e-9 σ₁ where σ_k is 1e-6 σ₁."""
 
+GRAM_FLOOR = 1e-3
+"""Share of the largest singular value below which a float32 Gram matrix does not tell a value from 0: `√ε = 3.5e-4` of
+it is lost in rounding."""
+
 BLUR = 0.05
 """Share of k: the mean angle is undefined where σ_k was moved past more than this many of its neighbours. Up to there
 a few directions of the cut have changed places, which moves the mean of k by a few of its parts."""
+
+PROJECTION_SHARES = (0.01, 0.05, 0.10, 0.20)
+"""Shares of min(m, n) at which projection energies are taken beside the one that the settings name."""
 
 DEGREES = 57.29577951308232
 

@@ -259,6 +259,7 @@ SUBSPACE = (
 SUBSPACE_TEXT = (
     "Left, the leading right subspace of the update so far is compared with that of the whole update; a random walk "
     "with the same steps (dashed) already rises to 100 %, so only the height above its own dashed line counts. Right, "
-    "the update up to a step is compared with the update after it, two parts that share no step, whose chance level is "
-    "K/n: this is the fair test of a locked subspace."
+    "the update up to a step is compared with the update after it, two parts that share no step, beside that of "
+    "independent ones (dashed: K/n, or what rounding leaves of it where checkpoints are in bfloat16): this is the fair "
+    "test of a locked subspace."
 )

@@ -1,7 +1,7 @@
 """The figures of a study: one colour per method, the null beside every statistic.
 
 They are those of *On the Geometry of On-Policy Distillation* (arXiv 2606.07082, Figures 2 to 5) and more. Methods stand
-side by side over the matrices that are defined in all of them.
+side by side over the matrices that are defined in all of them; a curve is over the same ones at every step.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ from .formatting import format_value, statistic
 from .published import METHOD_FAMILY, published_sources, references
 from .reading import (
     compared_cell,
+    compared_tracks,
     label_of,
     matched_rows,
     methods_of,
@@ -61,7 +62,7 @@ def study_drawings(report: dict[str, Any]) -> list[Drawing]:
     """Every figure that the study's numbers allow, in the order of the page."""
     methods = methods_of(report)
     drawings = [accuracy(methods), *(maker(report) for maker in (sparsity, rotation, overlaps))]
-    drawings += [ranks(methods), subspace(report), matched(report)]
+    drawings += [ranks(report), subspace(report), matched(report)]
     return [d for d in drawings if d is not None]
 
 
@@ -257,8 +258,9 @@ def overlaps(report: dict[str, Any]) -> Drawing | None:
     return Drawing("overlaps", "Where the visible changes fall", OVERLAP_TEXT, alt, figure, found)
 
 
-def ranks(methods: Methods) -> Drawing | None:
+def ranks(report: dict[str, Any]) -> Drawing | None:
     """Stable rank in both precision views, norm and Hill index along training."""
+    methods = compared_tracks(report)
     figure, axes_list = panels(2, 2, 4.6)
     tracks = TRACKS
     if all(v is None for m in methods.values() for v in track(m.get("trajectory"), "relative_norm")):
@@ -288,7 +290,7 @@ def _first_last(method: dict[str, Any], key: str) -> str:
 
 def subspace(report: dict[str, Any]) -> Drawing | None:
     """Similarity to the final right subspace, cumulative and disjoint."""
-    methods = methods_of(report)
+    methods = compared_tracks(report)
     figure, axes_list = panels(1, 2, 2.9)
     if not draw_tracks(figure, axes_list, SUBSPACE, methods, label_columns=2):
         return None

@@ -137,7 +137,8 @@ _TEXT = {
     "disjoint": (
         "Similarity of disjoint stretches of training",
         "Each cell compares the update up to step s with the update from a later step t to the end, which share no "
-        "step; hatched cells have no such pair. Chance is K/n here, so every cell that is clearly red on the right "
+        "step; hatched cells have no such pair. The null is that of independent stretches, K/n, or what "
+        "rounding leaves of it where checkpoints are in bfloat16: every cell that is clearly red on the right "
         "shows that training went on in the directions that it had used before.",
     ),
 }
@@ -154,7 +155,7 @@ def similarity(trajectory: dict[str, Any], kind: str) -> Drawing | None:
         pairs = [list(zip(a, b, strict=True)) for a, b in zip(grid, null, strict=True)]
         excess = [[None if a is None or b is None else a - b for a, b in row] for row in pairs]
         named += [("null", null, False), ("excess over the null (pp)", excess, True)]
-    top = 1.0  # for shares of the whole; the disjoint ones stay near their chance level K/n
+    top = 1.0  # for shares of the whole; the disjoint ones stay near their null, about K/n
     if kind == "disjoint":
         top = max(v for values in (grid, null) for row in values for v in row if v is not None) or 1.0
     steps = trajectory.get("steps") or list(range(len(grid)))

@@ -11,7 +11,7 @@ from .formatting import (
     population_words,
     statistic,
 )
-from .reading import Cell, cell, number, track, track_cells
+from .reading import Cell, cell, number, steady_cells, track_cells
 from .tables import early_cell, early_share, further_nulls
 
 
@@ -51,7 +51,8 @@ def trajectory_findings(trajectory: dict[str, Any]) -> list[str]:
 
 
 def _sparsity(summary: Any, settings: Any) -> str:
-    own, stored = cell(summary, "sparsity_bf16").value, cell(summary, "sparsity_stored").value
+    whole, kept = cell(summary, "sparsity_bf16"), cell(summary, "sparsity_stored")
+    own, stored = whole.value, kept.value
     if own is None:
         return ""
     eta = number((settings or {}).get("eta")) if isinstance(settings, dict) else None
@@ -59,22 +60,25 @@ def _sparsity(summary: Any, settings: Any) -> str:
     if eta is not None:
         same = ", which is below 2⁻⁸ and so asks for bitwise equality" if eta < 2**-8 else ""
         test = f" (test at η = {format_number(eta)}{same})"
-    whole = cell(summary, "sparsity_bf16")
     over = f" ({said})" if (said := over_words("sparsity_bf16", whole)) else ""
     sentence = f"In the bf16 view {format_value('sparsity_bf16', own)} of the parameters{over} are unchanged{test}"
     if whole.null is not None and whole.excess is not None:
         excess = format_value("sparsity_bf16", whole.excess, signed=True)
         sentence += f", where equal noise leaves {format_value('sparsity_bf16', whole.null)} (excess {excess})"
     if stored is not None:
-        sentence += f"; as stored, {format_value('sparsity_stored', stored)} are"
-        if abs(stored - own) > 0.005:
+        sentence += f"; as stored, {format_value('sparsity_stored', stored)}"
+        alike = kept.count == whole.count  # as stored it is defined everywhere: as many are the same ones
+        sentence += " are" if alike else f" ({over_words('sparsity_stored', kept)}) are"
+        if alike and abs(stored - own) > 0.005:
             sentence += ", so the difference between the two is the work of rounding"
-    absolute = cell(summary, "sparsity_abs_1e-5").value
-    if absolute is not None:
-        sentence += (
-            f". An absolute tolerance of 1e-5 would call {format_value('sparsity_abs_1e-5', absolute)} unchanged"
-        )
-        sentence += ", a share that hides changes of small weights first" if absolute > (stored or own) + 0.005 else ""
+    loose = cell(summary, "sparsity_abs_1e-5")
+    if loose.value is not None:
+        sentence += f". An absolute tolerance of 1e-5 would call {format_value('sparsity_abs_1e-5', loose.value)}"
+        beside = whole if stored is None else kept
+        alike, over = loose.count == beside.count, over_words("sparsity_abs_1e-5", loose)
+        sentence += " unchanged" if alike or not over else f" ({over}) unchanged"
+        if alike and loose.value > (beside.value or 0.0) + 0.005:
+            sentence += ", a share that hides changes of small weights first"
     return sentence + "."
 
 
@@ -84,13 +88,15 @@ def over_words(key: str, own: Cell) -> str:
 
 
 def _size(summary: Any) -> str:
-    own = cell(summary, "relative_norm").value
+    size = cell(summary, "relative_norm")
+    own = size.value
     if own is None:
         return ""
     if own == 0:
         return "The update is exactly zero in every matrix: nothing changed, so nothing rotated and nothing moved."
     return (
-        f"The update's norm is {format_value('relative_norm', own)} of the weights' norm (mean over matrices); "
+        f"The update's norm is {format_value('relative_norm', own)} of the weights' norm (mean over matrices"
+        f"{f', {said}' if (said := over_words('relative_norm', size)) else ''}); "
         "sparsity, overlaps, angles and spectral shift all move with this number, so each is read against its null."
     )
 
@@ -137,15 +143,14 @@ def ratio_words(value: float, null: float) -> str:
 
 
 def _rotation(summary: Any) -> str:
-    parts, k = [], cell(summary, "angle_k").value
+    parts = []
     for side, key in (("left", "angle_left_mean_deg"), ("right", "angle_right_mean_deg")):
         own = cell(summary, key)
         if own.value is not None:
             parts.append(f"{format_value(key, own.value)} on the {side}{_against(key, own)}")
     if not parts:
         return ""
-    of = "" if k is None else f" (k = {format_number(k)} on average)" if k % 1 else f" (k = {k:.0f})"
-    return f"The leading singular subspaces{of} turned by {' and '.join(parts)}."
+    return f"The leading singular subspaces turned by {' and '.join(parts)}."
 
 
 def _against(key: str, own: Cell) -> str:
@@ -157,12 +162,13 @@ def _against(key: str, own: Cell) -> str:
 
 
 def _drift(summary: Any) -> str:
-    own, without = cell(summary, "nss"), cell(summary, "nss_without_decay").value
+    own, without = cell(summary, "nss"), cell(summary, "nss_without_decay")
     if own.value is None:
         return ""
     sentence = f"The spectrum moved by {format_value('nss', own.value)} of its norm{_against('nss', own)}"
-    if without is not None:
-        sentence += f"; with the shrinking of W0 taken out, by {format_value('nss', without)}"
+    if without.value is not None:
+        sentence += f"; with the shrinking of W0 taken out, by {format_value('nss', without.value)}"
+        sentence += _over("nss_without_decay", without)
     return sentence + "."
 
 
@@ -173,11 +179,18 @@ def _rank(summary: Any) -> str:
     sentence = f"The update's stable rank is {format_value('stable_rank', own.value)}{_against('stable_rank', own)}"
     if rounded.value is not None:
         sentence += f"; seen in bf16 it is {format_value('stable_rank', rounded.value)}"
-        sentence += f" (null {format_value('stable_rank', rounded.null)})" if rounded.null is not None else ""
+        sentence += _over("stable_rank_bf16", rounded)
     if hill.value is not None:
         sentence += f". The Hill index of its tail is {format_value('hill', hill.value)}"
-        sentence += f" (null {format_value('hill', hill.null)})" if hill.null is not None else ""
+        sentence += _over("hill", hill)
     return sentence + "."
+
+
+def _over(key: str, own: Cell) -> str:
+    """` (null 4.40, n = 14 of 14 matrices)`: what a number stands beside, and over how many both are."""
+    null = f"null {format_value(key, own.null)}" if own.null is not None else ""
+    said = _comma(null, over_words(key, own))
+    return f" ({said})" if said else ""
 
 
 def _projection(summary: Any) -> str:
@@ -193,11 +206,12 @@ def _projection(summary: Any) -> str:
 
 
 def _decay(summary: Any) -> str:
-    own = cell(summary, "decay").value
-    if not own:
+    own = cell(summary, "decay")
+    if not own.value:
         return ""
-    what = "shrank" if own < 0 else "grew"
-    return f"Along themselves the weights {what}: the decay component is {format_value('decay', own)}."
+    what = "shrank" if own.value < 0 else "grew"
+    over = _over("decay", own)
+    return f"Along themselves the weights {what}: the decay component is {format_value('decay', own.value)}{over}."
 
 
 def _functional(summary: Any) -> str:
@@ -238,9 +252,9 @@ def _reason(key: str, missing: list[dict[str, Any]]) -> str:
 
 
 def rank_path(trajectory: Any, who: str = "the update") -> str:
-    """Where the stable rank starts, ends and ranges, in both precision views."""
+    """Where the stable rank starts, ends and ranges, in both precision views, over the same matrices throughout."""
     key = "stable_rank"
-    cells = [own for own in track_cells(trajectory, key) if own.value is not None]
+    cells = steady_cells(trajectory, key)
     values = [own.value for own in cells if own.value is not None]
     if len(values) < 2:
         return ""
@@ -249,20 +263,19 @@ def rank_path(trajectory: Any, who: str = "the update") -> str:
         f"training (lowest {format_value(key, min(values))}, highest {format_value(key, max(values))}): "
         f"it {path_word(values)}"
     )
-    null = [own.null for own in cells if own.null is not None]
-    if null:
-        first, last = format_value(key, null[0]), format_value(key, null[-1])
+    over = f" ({said})" if (said := over_words(key, cells[-1])) else ""
+    if cells[-1].null is not None:
+        first, last = format_value(key, cells[0].null), format_value(key, cells[-1].null)
         sentence += f"; its null is {last}" if first == last else f"; its null goes from {first} to {last}"
-        sentence += f" ({said})" if (said := over_words(key, cells[-1])) else ""
-    rounded = [v for v in track(trajectory, "stable_rank_bf16") if v is not None]
+    sentence += over
+    rounded = steady_cells(trajectory, "stable_rank_bf16")
     if len(rounded) > 1:
-        sentence += (
-            f". In the bf16 view it goes from {format_value(key, rounded[0])} to {format_value(key, rounded[-1])}"
-        )
-        rounding = [own.null for own in track_cells(trajectory, "stable_rank_bf16") if own.null is not None]
-        if rounding:
-            ends = f"{format_value(key, rounding[0])} to {format_value(key, rounding[-1])}"
+        ends = f"{format_value(key, rounded[0].value)} to {format_value(key, rounded[-1].value)}"
+        sentence += f". In the bf16 view it goes from {ends}"
+        if rounded[-1].null is not None:
+            ends = f"{format_value(key, rounded[0].null)} to {format_value(key, rounded[-1].null)}"
             sentence += f", where the final direction at each step's norm, rounded, goes from {ends}"
+        sentence += f" ({said})" if (said := over_words("stable_rank_bf16", rounded[-1])) else ""
     return sentence + "."
 
 
@@ -274,9 +287,15 @@ def path_word(values: list[float]) -> str:
     return "widens" if ratio > 1 else "contracts"
 
 
-def early_sentence(trajectory: Any, who: str = "the update") -> str:
-    """How near the subspace at a fifth of training is to the final one, and a random walk's."""
-    own = early_cell(trajectory, "sim_to_final")
+def early_sentence(trajectory: Any, who: str = "the update", own: Cell | None = None) -> str:
+    """How near the subspace at a fifth of training is to the final one, and a random walk's.
+
+    Args:
+        trajectory: whose steps say which share of training it is.
+        who: the method.
+        own: value and null there, where they are over other matrices than the trajectory's own.
+    """
+    own = early_cell(trajectory, "sim_to_final") if own is None else own
     if own.value is None:
         return ""
     sentence = (
@@ -291,7 +310,7 @@ def early_sentence(trajectory: Any, who: str = "the update") -> str:
 
 
 def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
-    """The similarity of disjoint parts of training at its highest, against K/n."""
+    """The similarity of disjoint parts of training at its highest, against that of independent ones."""
     known = [own for own in track_cells(trajectory, "sim_disjoint") if own.value is not None]
     if not known:
         return ""
@@ -305,4 +324,4 @@ def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
         return sentence + "."
     above = f", {ratio_words(value, null)}" if null > 0 else ""
     over = f" ({said})" if (said := over_words("sim_disjoint", own)) else ""
-    return sentence + f", where chance (K/n) gives {format_value('sim_disjoint', null)}{above}{over}."
+    return sentence + f", where independent stretches give {format_value('sim_disjoint', null)}{above}{over}."

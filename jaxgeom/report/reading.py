@@ -93,11 +93,11 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean by Student's t, or None for fewer than two values."""
+def interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float] | None:
+    """The interval of the mean by Student's t, or None for fewer than two values."""
     if len(values) < 2:
         return None
-    half = float(stdtrit(len(values) - 1, 0.975)) * stats.stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.5 + confidence / 2)) * stats.stdev(values) / math.sqrt(len(values))
     mean = stats.fmean(values)
     return mean - half, mean + half
 
@@ -182,6 +182,20 @@ def label_of(name: str, method: dict[str, Any] | None = None) -> str:
     return label.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair would stop the font
 
 
+def compared_tracks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The methods, with curves over the matrices that are defined in all of them, the same ones at every step.
+
+    A method keeps curves of its own where the report holds no such comparison.
+    """
+    block = (report.get("matched") or {}).get("along")
+    curves = block if isinstance(block, dict) else {}
+    found = {}
+    for name, method in methods_of(report).items():
+        own = curves.get(name)
+        found[name] = method | own if isinstance(own, dict) else method
+    return found
+
+
 def by_layer(groups: Any, key: str) -> tuple[list[int], list[Cell]]:
     """The statistic along the layers, in the order of the layers, undefined ones left in."""
     layers = (groups or {}).get("layer") or {}
@@ -212,6 +226,24 @@ def track_cells(trajectory: Any, key: str) -> list[Cell]:
             excess = value - null
         cells.append(Cell(value, null, excess, count=None if count is None else int(count), of=of))
     return cells
+
+
+def steady_cells(trajectory: Any, key: str) -> list[Cell]:
+    """A statistic at the steps whose population is that of its last step, so that a path is of the same matrices.
+
+    Steps without a value are left out, and, where the last one has a null, those without.
+    """
+    cells = track_cells(trajectory, key)
+    if not isinstance(trajectory, dict):
+        return []
+    flags = ((trajectory.get("summary") or {}).get(key) or {}).get("as_last")
+    known = [(place, own) for place, own in enumerate(cells) if own.value is not None]
+    if not known:
+        return []
+    last = known[-1][1]
+    if isinstance(flags, list) and len(flags) == len(cells):
+        known = [(place, own) for place, own in known if flags[place]]
+    return [own for _, own in known if own.count == last.count and (own.null is None) == (last.null is None)]
 
 
 SCHEMA = 1

@@ -21,14 +21,17 @@ leaves it undefined, and where it comes from. W0 is the initial matrix `[out, in
 singular vectors. Titles of the papers are in the [bibliography](bibliography.md).
 
 **A triple is one population.** Beside a statistic stand `<key>_null`, `<key>_excess = <key> − <key>_null` and, where
-the null has a standard deviation, `<key>_z`, the excess in units of it. In a summary, a group or a curve, value, null
-and excess are over the same matrices, those where value and null are both defined, and `count` says how many of `of`.
+the null has a standard deviation, `<key>_z`, the excess in units of it; that of angles, spectral shift and orthogonal
+share is [something else](sceptic.md#where-z-is-not-the-excess-in-deviations). In a summary, a group or a curve, value,
+null and excess are over the same matrices, those where value and null are both defined (where none has a null, those
+where the value is), and `count` says how many of `of`; the mean `z` is over those of them that have one, `z_count`.
 Nulls beside the first one have the same three, with their kind in the name (`<key>_rounding_null`), over their own
 population (`rounding_mean`, `rounding_null`, `rounding_excess`, `rounding_count` in a summary). Methods are compared
-over the matrices that are defined in all of them.
+over the matrices that are defined in all of them, their curves over the same ones at every step.
 
 **Averages.** What is counted entry by entry is averaged over every parameter tensor, weighted by its size; everything
-else is a plain mean over the q, k, v, o, gate, up and down matrices, experts one by one.
+else is a plain mean over the q, k, v, o, gate, up and down matrices, experts one by one. Value, null, excess and z are
+weighted alike, in a report and by `summarize`.
 
 **Agreement** is the relative difference (for angles, in degrees) that is allowed between a report and the public
 function of `jaxgeom.diagnostics` on the same arrays under x64.
@@ -78,6 +81,7 @@ def _section(entry: Statistic) -> list[str]:
         said.append("- **null**: none")
     if not entry.is_setting:
         fast = "" if entry.agreement_fast is None else f"; suite fast {_power(entry.agreement_fast)}"
+        fast += f"; and {_power(entry.over_gap)}·σ₁²/(σ_K² − σ_{{K+1}}²) of the updates" if entry.over_gap else ""
         said += [
             f"- **undefined**: {entry.undefined}",
             f"- **mean**: {_MEANS[entry.weighting]}",

@@ -6,13 +6,14 @@ matrices that are defined in all of them.
 
 from typing import Any, NamedTuple
 
-from ..diagnostics.statistics import COMPARED, SOURCES
-from .findings import early_sentence, path_word, rank_path
+from ..diagnostics.statistics import COMPARED, EARLY, SOURCES
+from .findings import early_sentence, over_words, path_word, rank_path
 from .formatting import format_count, format_number, format_value, statistic
 from .reading import (
     Cell,
     compared_cell,
     compared_seeds,
+    compared_tracks,
     interval,
     label_of,
     matched_rows,
@@ -20,9 +21,9 @@ from .reading import (
     number,
     population_range,
     seeds_of,
-    track,
+    steady_cells,
 )
-from .tables import EARLY, accuracy_cells, early_similarity
+from .tables import accuracy_cells, early_similarity
 
 _THREE = ("sft_anchor", "opd", "rlvr")
 _PAPER = SOURCES["2606.07082"]
@@ -65,11 +66,12 @@ def study_findings(report: dict[str, Any]) -> list[str]:
     said += [_values(claim.key, report) for claim in _CLAIMS]
     said += [_orderings(report), *(_ordering(claim, report) for claim in _CLAIMS)]
     said += [_control(report), _matched(report)]
+    tracks = compared_tracks(report)
+    said += [rank_path(track.get("trajectory"), label_of(name, track)) for name, track in tracks.items()]
+    said += [_rank_claim(tracks)]
     for name, method in methods.items():
-        said.append(rank_path(method.get("trajectory"), label_of(name, method)))
-    said += [_rank_claim(methods)]
-    for name, method in methods.items():
-        said.append(early_sentence(method.get("trajectory"), label_of(name, method)))
+        own = early_similarity(report, name)
+        said.append(early_sentence(method.get("trajectory"), label_of(name, method), own))
     said += [_locking(report), _undefined(report)]
     said.append(
         "The published claims on functional sufficiency (training inside the early subspace) and its controls (token "
@@ -120,19 +122,21 @@ def _brackets(key: str, own: Cell) -> str:
 
 
 def _sizes(report: dict[str, Any]) -> str:
-    parts = []
+    parts, cells = [], []
     for name, method in methods_of(report).items():
         own, steps = compared_cell(report, name, "relative_norm"), number(method.get("steps"))
         if own.value is not None:
+            cells.append(own)
             parts.append(
                 f"{label_of(name, method)} {format_value('relative_norm', own.value)}{_brackets('relative_norm', own)}"
                 + (f" in {format_count(steps)} steps" if steps is not None else "")
             )
     if not parts:
         return ""
+    over = population_range("relative_norm", cells)
     return (
-        f"Relative size of the updates, ‖ΔW‖/‖W0‖: {', '.join(parts)}. Most static differences between methods follow "
-        "from this number, so each statistic is read against its null."
+        f"Relative size of the updates, ‖ΔW‖/‖W0‖{f' ({over})' if over else ''}: {', '.join(parts)}. Most static "
+        "differences between methods follow from this number, so each statistic is read against its null."
     )
 
 
@@ -300,16 +304,19 @@ def _rank_claim(methods: dict[str, Any]) -> str:
     parts = []
     for name, claimed in _PATHS:
         trajectory = (methods.get(name) or {}).get("trajectory")
-        words = {}
+        words, over = {}, {}
         for key in ("stable_rank", "stable_rank_bf16"):
-            values = [v for v in track(trajectory, key) if v is not None]
+            cells = steady_cells(trajectory, key)
+            values = [own.value for own in cells if own.value is not None]
             if len(values) > 1:
-                words[key] = path_word(values)
+                words[key], over[key] = path_word(values), over_words(key, cells[-1])
         if "stable_rank" in words:
-            text = f"{label_of(name, methods[name])} {words['stable_rank']} (published: {claimed})"
+            said = "; ".join(part for part in (f"published: {claimed}", over["stable_rank"]) if part)
+            text = f"{label_of(name, methods[name])} {words['stable_rank']} ({said})"
             rounded = words.get("stable_rank_bf16")
             if rounded and rounded != words["stable_rank"]:
                 text += f", but in the bf16 view {rounded}"
+                text += f" ({over['stable_rank_bf16']})" if over["stable_rank_bf16"] else ""
             parts.append(text)
     if not parts:
         return ""

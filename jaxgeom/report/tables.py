@@ -5,7 +5,7 @@ import statistics as stats
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from ..diagnostics.statistics import FURTHER, KIND_LABELS, STATISTICS, split_key
+from ..diagnostics.statistics import EARLY, FURTHER, KIND_LABELS, STATISTICS, early_place, split_key
 from .formatting import (
     column_label,
     format_count,
@@ -30,8 +30,6 @@ from .reading import (
     track,
     track_cells,
 )
-
-EARLY = 0.2  # the share of training at which *On the Geometry of OPD* asks whether the subspace is already found
 
 
 class Written(NamedTuple):
@@ -129,20 +127,16 @@ def early_similarity(report: dict[str, Any], name: str) -> Cell:
     return early_cell((methods_of(report).get(name) or {}).get("trajectory"), "sim_to_final")
 
 
-def _early_index(steps: list[float]) -> int:
-    return min(range(len(steps)), key=lambda i: abs(steps[i] - EARLY * steps[-1]))
-
-
 def early_share(trajectory: Any) -> float:
     """Which share of the steps the checkpoint nearest to 20 % of them lies at."""
     steps = [s or 0.0 for s in numbers((trajectory or {}).get("steps"))]
-    return steps[_early_index(steps)] / steps[-1] if steps and steps[-1] else EARLY
+    return steps[early_place(steps)] / steps[-1] if steps and steps[-1] else EARLY
 
 
 def early_cell(trajectory: Any, key: str) -> Cell:
     """The statistic of one trajectory at the checkpoint nearest to 20 % of its steps."""
     steps = [s or 0.0 for s in numbers((trajectory or {}).get("steps"))]
-    return track_cells(trajectory, key)[_early_index(steps)] if len(steps) >= 3 else Cell(None)
+    return track_cells(trajectory, key)[early_place(steps)] if len(steps) >= 3 else Cell(None)
 
 
 def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from .experiment import Experiment as Experiment
 from .experiment import SyntheticData as SyntheticData
 from .experiment import load_experiment as load_experiment
 from .matched import Measured as Measured
+from .matched import along as along
 from .matched import at_end as at_end
 from .matched import at_relative_norm as at_relative_norm
 from .matched import at_step as at_step

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgeom.comparison.files.summary import Row, at, groups_of, keys_of, mean_of, population, triple
-from jaxgeom.diagnostics.statistics import COMPARED, is_counted
+from jaxgeom.comparison.files.summary import Row, along_keys, at, groups_of, keys_of, mean_of, population, triple
+from jaxgeom.diagnostics.statistics import COMPARED, EARLY, early_place, is_counted
 from jaxgeom.study.seeds import mean_interval, mean_rows
-
-EARLY = 0.2
-"""The share of training at which *On the Geometry of On-Policy Distillation* asks whether the subspace is found."""
 
 
 class Measured(NamedTuple):
@@ -122,11 +119,65 @@ def early(runs: Runs) -> dict[str, Any]:
     steps: dict[str, float | None] = {}
     for method, seeds in runs.items():
         if all(len(run.steps) >= 3 for run in seeds):
-            places = [min(range(len(run.steps)), key=lambda i: abs(run.steps[i] - EARLY * run.steps[-1]))
-                      for run in seeds]  # fmt: skip
+            places = [early_place(run.steps) for run in seeds]
             points[method] = [run.at(place) for run, place in zip(seeds, places, strict=True)]
             steps[method] = sum(run.steps[place] for run, place in zip(seeds, places, strict=True)) / len(seeds)
     return {"share": EARLY} | compared(points, ("sim_to_final", "sim_to_final_bf16"), steps)
+
+
+def along(runs: Runs) -> dict[str, Any]:
+    """Every method's curves, all over one population that stays the same from step to step.
+
+    A statistic's population are the matrices that are defined at the end (the last step that has any) of every method
+    in which it is defined at all, every seed of it included: those of `at_end`. A step at which one of them is
+    undefined has no point, so that no curve bends because matrices come or go.
+
+    Args:
+        runs: what was measured, by method and seed; methods whose seeds saved different steps are left out.
+
+    Returns:
+        By method `{"trajectory": {"steps": …, "summary": {statistic: {"mean", "null", "excess", "count", "of"}}}}`,
+        lists over the steps, and of several seeds `per_seed`, a list of the same.
+    """
+    alike = {method: seeds for method, seeds in runs.items() if len({tuple(run.steps) for run in seeds}) == 1}
+    means = {
+        method: Measured([], seeds[0].steps, mean_rows([run.along for run in seeds])) for method, seeds in alike.items()
+    }
+    names = {}
+    for key in along_keys([row for mean in means.values() for row in mean.along]):
+        held = {method: _last_population(mean, key) for method, mean in means.items()}
+        defined = [own for own in held.values() if own]
+        common = set.intersection(*defined) if defined else set()
+        names[key] = {method: common if held[method] else set() for method in means}
+    found: dict[str, Any] = {}
+    for method, mean in means.items():
+        own = {key: by_method[method] for key, by_method in names.items()}
+        found[method] = {"trajectory": _curves(mean, own)}
+        if len(alike[method]) > 1:
+            found[method]["per_seed"] = [{"trajectory": _curves(run, own)} for run in alike[method]]
+    return found
+
+
+def _last_population(run: Measured, key: str) -> set[str]:
+    for index in reversed(range(len(run.steps))):
+        held = {row["name"] for row in population(_rows_for(key, run.at(index)), key)}
+        if held:
+            return held
+    return set()
+
+
+def _curves(run: Measured, names: Mapping[str, set[str]]) -> dict[str, Any]:
+    """A run's curves, each over the named matrices at the steps where all of them are defined."""
+    steps, summary = [run.at(index) for index in range(len(run.steps))], {}
+    for key, own in names.items():
+        entries = []
+        for rows in steps:
+            entry = triple([row for row in _rows_for(key, rows) if row["name"] in own], key)
+            entries.append(entry if entry["count"] == len(own) else triple([], key))
+        of = len(_rows_for(key, steps[0])) if steps else 0
+        summary[key] = {what: [entry[what] for entry in entries] for what in ("mean", "null", "excess", "count")}
+        summary[key]["of"] = of
+    return {"steps": list(run.steps), "summary": summary}
 
 
 def compared(

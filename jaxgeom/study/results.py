@@ -18,7 +18,7 @@ from jaxgeom.comparison.files.summary import (
 )
 from jaxgeom.diagnostics.statistics import COMPARED, is_counted
 from jaxgeom.files import write_atomically
-from jaxgeom.study.matched import Measured, at_end, at_relative_norm, at_step, early, seed_values
+from jaxgeom.study.matched import Measured, along, at_end, at_relative_norm, at_step, early, seed_values
 from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
 from jaxgeom.training import wilson_interval
 from jaxgeom.training.logs import read_json_lines
@@ -149,6 +149,7 @@ def matched_results(results: Mapping[str, Sequence[Result]], from_anchor: Sequen
         "step": at_step(matched),
         "relative_norm": at_relative_norm(matched),
         "early": early(runs),
+        "along": along(runs),
     }
 
 

@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from scipy import stats
-
 from jaxgeom.diagnostics.statistics import split_key
+from jaxgeom.report.reading import interval
 
 Row = dict[str, Any]
 
@@ -24,13 +23,8 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     >>> mean_interval([1.0])
     (1.0, None, None)
     """
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return mean, None, None
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = float(stats.t.ppf(0.5 + confidence / 2, count - 1)) * math.sqrt(variance / count)
-    return mean, mean - half, mean + half
+    low, high = interval(values, confidence=confidence) or (None, None)
+    return math.fsum(values) / len(values), low, high
 
 
 def over_seeds(results: Sequence[Any]) -> Any:

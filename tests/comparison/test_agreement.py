@@ -1,90 +1,48 @@
-"""One instrument: every number of a report equals the public function's, under x64, on the same arrays."""
+"""One instrument: every number of a report equals the public function's, under x64, on the same arrays.
+
+`compare`, `trajectory` and `between`, over drawn pairs of every kind of update. What is compiled is shared by all pairs
+of one shape and dtype.
+"""
 
 import functools
-import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 import jaxgeom as jg
-from jaxgeom.diagnostics.statistics import split_key, statistic
+from jaxgeom import diagnostics as jd
+from jaxgeom.diagnostics.statistics import STATISTICS, split_key, statistic
 
-KINDS = (
-    "dense", "low rank", "rank deficient", "decay only", "sparse", "heavy tailed", "identical", "one entry changed",
+from .agreement import (
+    KINDS,
+    NAME,
+    OPTIONS,
+    SHAPES,
+    SPECS,
+    STORAGES,
+    K,
+    check,
+    checkpoint,
+    make_path,
+    measured,
+    numbers_of,
+    seen_in_bf16,
+    shared,
+    stored_as,
+    walked,
 )  # fmt: skip
-OPTIONS = {"angle_k": 6, "mask_rank": 4, "subspace_k": 3}
-SPECS = {"w": jg.MatrixSpec(out=(0,), in_=(1,))}
-LABELS = ("name", "shape", "layer", "module", "group", "parameters")
 
-
-def make_pair(shape: tuple[int, int], dtype: str, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stored W0 and W+ of one kind of update."""
-    rng = np.random.default_rng(seed)
-    w0 = 0.02 * rng.standard_normal(shape)
-    if kind == "rank deficient":
-        w0 = 0.02 * rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
-    noise = rng.standard_normal(shape)
-    update = {
-        "dense": 1e-3 * noise,
-        "low rank": 1e-3 * rng.standard_normal((shape[0], 2)) @ rng.standard_normal((2, shape[1])),
-        "rank deficient": 1e-3 * noise,
-        "decay only": -0.03 * w0,
-        "sparse": np.where(rng.random(shape) < 0.1, 2e-3 * noise, 0.0),
-        "heavy tailed": 1e-4 * rng.standard_t(1.5, shape),
-        "identical": np.zeros(shape),
-        "one entry changed": np.zeros(shape),
-    }[kind]
-    if kind == "one entry changed":
-        update[shape[0] // 2, 1] = 0.5
-    stored = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
-    first = w0.astype(np.float32).astype(stored)
-    return first, (first.astype(np.float64) + update).astype(np.float32).astype(stored)
-
-
-def numbers_of(row: dict) -> dict[str, float | None]:
-    """The numbers of a report's row: values, nulls, excesses and deviations, without labels, notes and lists."""
-    return {
-        key: value
-        for key, value in row.items()
-        if key not in LABELS and not isinstance(value, str | list | bool) and not key.endswith("_note")
-    }
-
-
-def allowed(key: str, row: dict[str, float | None], suite: str) -> float:
-    """The absolute difference that the table of statistics allows a number: of an excess, its value's and null's."""
-    base, kind, what = split_key(key)
-    entry = statistic(base)
-    assert entry is not None, key
-    bound = entry.agreement if suite == "full" or entry.agreement_fast is None else entry.agreement_fast
-    value, null = row[base] or 0.0, row.get(f"{base}{'_' * bool(kind)}{kind}_null") or 0.0
-    if entry.unit == "deg":
-        bound, size = max(bound, 1e-9), 1.0
-    else:
-        size = abs(value) + abs(null)
-    if what != "z":
-        return bound * size + 1e-12
-    z, excess = row[key], row[key.removesuffix("_z") + "_excess"]
-    return (bound * size + 1e-12) * abs(z / excess) + bound * abs(z) + 1e-9 if z and excess else 1e-9
-
-
-def check(key: str, row: dict[str, float | None], found: float, where: str, *, suite: str) -> None:
-    """Equality within the bound that the table of statistics states."""
-    reported = row[key]
-    if reported is None:
-        assert math.isnan(found), f"{where} {key}: the report has none, the function gives {found}"
-        return
-    assert abs(found - reported) <= allowed(key, row, suite), f"{where} {key}: {reported} in the report, {found} here"
-
-
-@functools.cache
-def measured(keys: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
-    """`measure` of the keys, compiled once for every pair of one shape and dtype."""
-    return jax.jit(lambda a, b: jg.diagnostics.measure(a, b, SPECS, statistics=keys, **OPTIONS))
+SUITES = ("full", "fast")
+STEPS, RATE = (3, 5, 10), 1e-4
+TABLES = ("full", "full_null", "disjoint", "disjoint_null")
+COUNTED = ("sparsity_", "density_bf16", "share_beyond", "fro_norm", "relative_norm", "decay")
+DRAWS = (Phase.explicit, Phase.generate)  # a smaller seed says no more than the one that failed
+DRAWN = {"seed": st.integers(0, 1 << 20), "size": st.sampled_from((-1.0, -0.5, 0.0, 0.5, 1.0))}
 
 
 @pytest.fixture(autouse=True)
@@ -93,24 +51,148 @@ def x64():
         yield
 
 
-def compared(shape: tuple[int, int], dtype: str, kind: str, seed: int) -> None:
-    """The report of a pair against `measure` of the same arrays, number by number."""
-    w0, w1 = make_pair(shape, dtype, kind, seed)
-    report = jg.compare({"w": w0}, {"w": w1}, SPECS, jg.CompareSettings(**OPTIONS, device="cpu"))
-    row = numbers_of(report.matrices[0])
-    found = measured(tuple(row))({"w": jnp.asarray(w0)}, {"w": jnp.asarray(w1)})
-    assert set(row) <= set(found)
+@functools.cache
+def keys_of(shape: tuple[int, int], *, nulls: bool = False) -> tuple[str, ...]:
+    """The numbers of a row of the full suite: without the further nulls, whose programs run for seconds, or of them."""
+    row = numbers_of(row_of(make_path(shape, "float32", "dense", 0), "full"))
+    return tuple(sorted(key for key in row if bool(split_key(key)[1]) == nulls))
+
+
+def row_of(pair: list[np.ndarray], suite: Any) -> dict[str, Any]:
+    chosen = jg.CompareSettings(**OPTIONS, suite=suite, device="cpu")
+    return jg.compare(*({NAME: w} for w in pair), SPECS, chosen).matrices[0]
+
+
+def same_pair(pair: list[np.ndarray], keys: tuple[str, ...], where: str, *, wide: bool = False) -> None:
+    """The report of a pair, by both suites, against `measure` of the same arrays, number by number.
+
+    Args:
+        pair: stored W0 and W+.
+        keys: the numbers to look at.
+        where: names the pair.
+        wide: whether the public function is given the same numbers in float32.
+    """
+    found = jax.device_get(measured(keys)(*(jnp.asarray(w.astype(np.float32) if wide else w) for w in pair)))
+    for suite in SUITES:
+        row = numbers_of(row_of(pair, suite))
+        assert suite == "fast" or set(keys) <= set(row)
+        for key in set(keys) & set(row):
+            check(key, row, found[key][NAME], f"{where} {suite}", suite=suite)
+
+
+def same_run(path: list[np.ndarray], where: str, *, wide: bool = False) -> None:
+    """A trajectory, by both suites, against the public functions of its pairs and of the whole path."""
+    stored = [stored_as(w.astype(np.float64), "float32") for w in path] if wide else path
+    sides = [checkpoint(w, str(place)) for place, w in enumerate(path)]
+    rates = jnp.asarray([RATE * step for step in STEPS]), jnp.asarray([RATE * step**0.5 for step in STEPS])
+    is_rounded = all(bool(jd.entry_counts(stored[0], w, histograms=False).is_rounded) for w in stored[1:])
+    along, seen = jax.device_get((walked(is_rounded)(jnp.stack(stored), *rates), seen_in_bf16(stored)))
+    pairwise = measured(keys_of(path[0].shape))
+    pairs = jax.device_get([pairwise(jnp.asarray(stored[0]), jnp.asarray(w)) for w in stored[1:]])
+    condition = float(max(along.pop("condition"), seen.pop("condition")))
+    entry = STATISTICS["sim_to_final"]
+    plain, tables = along.pop("plain"), {name: along.pop(name) for name in TABLES}
+    for suite in SUITES:
+        chosen = jg.CompareSettings(**OPTIONS, suite=suite, device="cpu")
+        result = jg.trajectory_checkpoints(
+            sides[0], list(zip(STEPS, sides[1:], strict=True)), chosen, learning_rates=RATE, spectra=suite == "full"
+        )
+        row = result["matrices"][0]
+        lists = {key: row[key] for key in row if isinstance(row[key], list) and key not in ("shape", "digests")}
+        for place, step in enumerate(STEPS):
+            numbers = {key: values[place] for key, values in lists.items() if not isinstance(values[place], str)}
+            numbers = {key: value for key, value in numbers.items() if not key.endswith(("_note", "_form"))}
+            for key in numbers:
+                if suite not in statistic(split_key(key)[0]).suites:
+                    assert numbers[key] is None
+                    continue
+                found = along.get(key, seen.get(key))
+                found = found[place] if found is not None else pairs[place][key][NAME]
+                check(key, numbers, found, f"{where} at step {step}", suite=suite, condition=condition)
+            assert set(numbers) >= {*along, *seen}
+            for key, values in plain.items():
+                if place < len(values):
+                    check(key, numbers, values[place], f"{where} at step {step}, plain")
+        assert not np.isnan(plain["path_cosine"]).all() or "identical" in where
+        assert row["subspace_k"] == jd.capped_rank(K, path[0].shape)
+        for name, table in tables.items():
+            reported = np.array(result["similarity"][name], float)
+            if name.endswith("_null"):  # of one population with the value
+                table = np.where(np.isnan(tables[name.removesuffix("_null")]), np.nan, table)
+            bound = 1e-9 if name.endswith("null") else entry.agreement_fast + entry.over_gap * condition
+            np.testing.assert_allclose(table, reported, rtol=0, atol=bound, err_msg=f"{where} {name}")
+
+
+def same_between(path: list[np.ndarray], where: str) -> None:
+    """Two runs from one origin against the public functions."""
+    result = jg.between_runs(
+        *(checkpoint(w, name) for w, name in zip(path, "oab", strict=True)),
+        jg.CompareSettings(**OPTIONS, device="cpu"),
+    )
+    row, found = numbers_of(result["matrices"][0]), jax.device_get(shared(*map(jnp.asarray, path)))
+    condition = float(found.pop("condition"))
     for key in row:
-        check(key, row, float(found[key]["w"]), f"{dtype} {shape} {kind} {seed}", suite="full")
+        check(key, row, found[key], where, condition=condition)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_report_has_the_numbers_of_measure(kind):
-    compared((24, 16), "bfloat16", kind, 7)
+@settings(max_examples=2, phases=DRAWS)
+@given(**DRAWN)
+def test_compare(kind, seed, size):
+    for storage in ("float32", "bfloat16"):
+        pair = make_path(SHAPES["tall"], storage, kind, seed, size=size)
+        same_pair(pair, keys_of(SHAPES["tall"]), f"{storage} {kind} {seed} {size}", wide=True)
+
+
+@pytest.mark.parametrize(("place", "kind"), list(enumerate(KINDS)))
+@settings(max_examples=1, phases=DRAWS)
+@given(**DRAWN)
+def test_trajectory(place, kind, seed, size):
+    storage = ("float32", "bfloat16")[place % 2]
+    path = make_path(SHAPES["tall"], storage, kind, seed, size=size, steps=3)
+    same_run(path, f"{storage} {kind} {seed} {size}", wide=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=2, phases=DRAWS)
+@given(**DRAWN)
+def test_between(kind, seed, size):
+    path = make_path(SHAPES["tall"], "bfloat16", kind, seed, size=size, steps=2)
+    same_between(path, f"{kind} {seed} {size}")
+
+
+@settings(max_examples=8, phases=DRAWS)
+@given(kind=st.sampled_from(KINDS), **DRAWN)
+def test_counts_in_float16(kind, seed, size):
+    shape = SHAPES["wide"]
+    keys = tuple(key for key in keys_of(shape) if split_key(key)[0].startswith(COUNTED))
+    same_pair(make_path(shape, "float16", kind, seed, size=size), keys, f"{kind} {seed} {size}")
+
+
+@pytest.mark.parametrize("kind", ["dense", "heavy tailed"])
+def test_nulls_of_the_updates_own_scales_and_entries(kind):
+    shape = SHAPES["tall"]
+    same_pair(make_path(shape, "bfloat16", kind, 5), keys_of(shape, nulls=True), kind, wide=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_any_storage_has_the_numbers_of_measure(dtype, kind):
-    compared((24, 16), dtype, kind, 7)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("storage", STORAGES)
+@settings(max_examples=16, phases=DRAWS)
+@given(kind=st.sampled_from(KINDS), **DRAWN)
+def test_any_shape_and_storage(storage, shape, kind, seed, size):
+    where = f"{storage} {shape} {kind} {seed} {size}"
+    path = make_path(SHAPES[shape], storage, kind, seed, size=size, steps=3)
+    same_pair(path[:2], keys_of(SHAPES[shape]), where)
+    same_run(path, where)
+    same_between(path[:3], where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("storage", STORAGES)
+@settings(max_examples=6, phases=DRAWS)
+@given(kind=st.sampled_from(KINDS), **DRAWN)
+def test_further_nulls_of_any_shape_and_storage(storage, shape, kind, seed, size):
+    pair = make_path(SHAPES[shape], storage, kind, seed, size=size)
+    same_pair(pair, keys_of(SHAPES[shape], nulls=True), f"{storage} {shape} {kind} {seed} {size}")

@@ -1,8 +1,12 @@
 """One population a triple: value, null, excess and count of summaries, groups and curves, on rows made by hand."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxgeom import diagnostics as jd
 from jaxgeom.comparison.files.summary import coverage_of, curves_of, groups_of, similarity_of, summary_of
+from jaxgeom.diagnostics import MatrixSpec
 
 
 def _row(name, *, parameters=10, group="matrices", **values):
@@ -59,9 +63,50 @@ def test_a_curve_has_a_population_at_every_step():
     assert entry["count"] == [2, 1, 1] and entry["of"] == 2 and entry["z"] == [1.0, 1.0, 1.0]
 
 
-def test_a_mean_z_is_given_where_the_whole_population_has_one():
-    rows = [_row("a", nss=[1.0], nss_null=[1.0], nss_z=[0.5]), _row("b", nss=[1.0], nss_null=[1.0], nss_z=[None])]
-    assert curves_of(rows, 1)["nss"]["z"] is None
+def test_a_mean_z_is_over_those_of_the_population_that_have_one_and_says_how_many():
+    rows = [_row("a", nss=[1.0], nss_null=[1.0], nss_z=[0.5]), _row("b", nss=[3.0], nss_null=[1.0], nss_z=[None])]
+    entry = curves_of(rows, 1)["nss"]
+    assert (entry["z"], entry["z_count"], entry["mean"], entry["count"]) == ([0.5], [1], [2.0], [2])
+
+
+def test_a_mean_z_is_weighted_as_its_value_is():
+    rows = [
+        _row("q", sparsity_bf16=0.5, sparsity_bf16_null=0.4, sparsity_bf16_z=1.0),
+        _row("embed", parameters=30, group="embedding", sparsity_bf16=0.9, sparsity_bf16_null=0.8, sparsity_bf16_z=3.0),
+    ]
+    assert summary_of(rows[:1], rows[1:])["sparsity_bf16"]["z"] == 2.5
+
+
+def test_a_summary_of_a_measured_tree_and_of_a_reports_rows_are_one_number():
+    """Rows without a z, without a null, without anything, of several sizes: every field by both."""
+    table = {
+        "sparsity_bf16": [0.5, 0.9, None, 0.7], "sparsity_bf16_null": [0.4, 0.8, None, None],
+        "sparsity_bf16_z": [1.0, None, None, None], "nss": [1.0, 2.0, 4.0, None], "nss_null": [1.5, None, 3.0, None],
+        "nss_z": [None, None, 2.0, None], "hill": [1.0, None, 3.0, 5.0], "hill_null": [None] * 4,
+        "sparsity_bf16_profile_null": [0.3, None, None, 0.6], "sparsity_bf16_profile_z": [None, None, None, 7.0],
+    }  # fmt: skip
+    table |= {
+        f"{key}_excess": [
+            None if None in (a, b) else a - b for a, b in zip(table[key], table[f"{key}_null"], strict=True)
+        ]
+        for key in ("sparsity_bf16", "nss", "hill")
+    }
+    sizes = [10, 30, 20, 40]
+    rows = [_row(str(i), parameters=size) | {k: v[i] for k, v in table.items()} for i, size in enumerate(sizes)]
+    specs = {str(i): MatrixSpec((0,), (1,)) for i in range(4)}
+    measured = {k: {str(i): jnp.array(jnp.nan if x is None else x) for i, x in enumerate(v)} for k, v in table.items()}
+    found = jd.summarize(measured | {"parameters": {str(i): jnp.array(float(s)) for i, s in enumerate(sizes)}}, specs)
+    summary = summary_of(rows)
+    assert summary["hill"]["mean"] == 3.0 and summary["nss"]["count"] == 2 and summary["nss"]["z_count"] == 1
+    for key in ("sparsity_bf16", "nss", "hill"):
+        names = {"mean": key} | {what: f"{key}_{what}" for what in ("null", "excess", "count", "z", "z_count")}
+        if key == "hill":  # its z was not measured
+            names = {what: name for what, name in names.items() if "z" not in what}
+        for what, name in names.items():
+            np.testing.assert_allclose(found[name], np.array(summary[key][what], float), rtol=1e-6, err_msg=name)
+    for what in ("mean", "null", "count", "z", "z_count"):
+        own = summary["sparsity_bf16"][f"profile_{what}"]
+        np.testing.assert_allclose(found[f"sparsity_bf16_profile_{what}"], own, rtol=1e-6, err_msg=what)
 
 
 def test_a_trajectory_averages_sparsity_and_its_null_over_every_tensor():

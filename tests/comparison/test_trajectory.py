@@ -4,6 +4,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from jaxgeom.comparison.one_matrix import weight_changes
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
 from tests.comparison import disk
+from tests.study import populations
 
 NAME = "model.layers.0.mlp.{}_proj.weight"
 K = 3
@@ -112,6 +114,26 @@ def test_z_of_independent_isotropic_steps_is_standard(tmp_path):
     row = result["matrices"][0]
     assert row["sim_to_final_z"][-1] is None and row["drift_ratio_z"][0] is None
     assert row["stable_rank_bf16_z"] == [None] * 3 and result["summary"]["stable_rank_bf16"]["z"] is None
+
+
+def test_a_rounded_walk_has_one_disjoint_null_in_curve_and_heat_map(tmp_path):
+    """24 matrices walk at random and are stored in bfloat16: the null of every pair of stretches is their mean."""
+    rng = np.random.default_rng(5)
+    walked = {f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((60, 40)) * 0.02 for i in range(24)}
+    walked = {name: disk.bf16(w) for name, w in walked.items()}
+    checkpoints = []
+    for step in range(4):
+        stored = {name: w.astype(ml_dtypes.bfloat16) for name, w in walked.items()}
+        checkpoints.append(open_checkpoint(disk.write(tmp_path / str(step), stored)))
+        walked = {name: w + 3e-5 * rng.standard_normal(w.shape) for name, w in walked.items()}
+    settings = CompareSettings(suite="fast", subspace_k=8)
+    result = trajectory_checkpoints(checkpoints[0], list(enumerate(checkpoints))[1:], settings)
+    populations.check_similarities(result)
+    value, null = (np.array(result["similarity"][key], float) for key in ("disjoint", "disjoint_null"))
+    shared = np.triu_indices(2)
+    assert np.all(np.diagonal(null)[:2] > 0.2 + 5e-3)  # K/n is that of stretches which share no rounding error
+    error = diagnostics.disjoint_similarity_std((60, 40), k=8) / np.sqrt(24)
+    assert np.all(np.abs(value - null)[shared] < 4 * error), (value, null)
 
 
 def test_learning_rate_ratios_are_those_of_the_pure_functions(walk):

@@ -147,7 +147,7 @@ def test_leading_values_are_exact_where_the_spectrum_has_no_gaps():
         assert measured["op_norm"]["w"][3] == 0 and np.isnan(measured["stable_rank"]["w"][3])
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=pytest.mark.slow)])
 def test_no_leaf_is_gathered_where_the_leaves_are_sharded(axis_type):
     params0, params1, bases = trees()
     mesh = jax.make_mesh((1, 4, 2, 1), sharding.AXES, axis_types=(axis_type,) * 4)
@@ -244,16 +244,27 @@ def test_vmapped_decompositions_side_by_side_end():
     assert ran.stdout.strip() == "ended", ran.stderr[-2000:]
 
 
-def test_memory_beside_a_sharded_leaf_is_a_few_of_its_parts():
-    """Compiled for 8 devices from shapes alone: an update, its transpose, and thin blocks, each of a part's size."""
+PARTS = {
+    "sparsity_bf16": 1.2,  # what is counted runs over one update
+    "decay": 2.2,  # both sides, widened
+    "participation_ratio": 3.0,  # the update, its transpose, and thin blocks
+    "stable_rank": 4.4,  # those, and the update once more beside its products in the iteration
+    "sparsity_bf16_z": 6.2,  # histograms: bits, bins and weights of every entry
+}
+"""Temporary memory in a device's parts of the leaf (a whole leaf is 8): measured 1.03, 2.00, 2.75, 4.07 and 5.75."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_memory_beside_a_sharded_leaf_is_a_few_of_its_parts(name):
+    """Compiled for 8 devices from shapes alone."""
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         split = jax.sharding.NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor", None))
         leaf = jax.ShapeDtypeStruct((4, 1024, 8, 128), jnp.float32, sharding=split)
-        specs, names = {"w": MatrixSpec((2, 3), (1,), (0,))}, ("stable_rank", "sparsity_bf16_z", "decay")
-        fn = jax.jit(lambda a, b: jd.measure({"w": a}, {"w": b}, specs, statistics=names))
+        specs = {"w": MatrixSpec((2, 3), (1,), (0,))}
+        fn = jax.jit(lambda a, b: jd.measure({"w": a}, {"w": b}, specs, statistics=(name,)))
         compiled = fn.lower(leaf, leaf).compile()
     part = 4 * 4 * 1024 * 1024 / 8
-    assert compiled.memory_analysis().temp_size_in_bytes < 8 * part
+    assert compiled.memory_analysis().temp_size_in_bytes < PARTS[name] * part
     # Neither a matrix of one layer nor the leaf: histograms of sharded weights are added up too.
     assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", compiled.as_text())

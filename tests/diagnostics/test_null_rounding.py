@@ -167,6 +167,24 @@ def test_z_and_excess():
     assert np.isnan(jax.jit(jd.z_score)(0.7, jd.NullMoments(jnp.float32(jnp.nan), jnp.float32(jnp.nan))))
 
 
+@pytest.mark.parametrize("stored", [np.float32, BF16], ids=["fp32", "bf16"])
+def test_sparsity_of_equal_noise_is_that_of_draws(stored):
+    """Forty updates of one origin by isotropic noise: visible sparsity lies about its null by the null's deviation."""
+    rng = np.random.default_rng(11)
+    w0 = np.broadcast_to(gaussian((48, 32)).astype(stored), (40, 48, 32))
+    w1 = (w0.astype(np.float64) + 4e-5 * rng.standard_normal(w0.shape)).astype(stored)
+    seen = np.mean(as_bf16(w0.astype(np.float32)) == as_bf16(w1.astype(np.float32)), axis=(1, 2))
+    null = jax.jit(jd.rounding_sparsity_null)(jnp.asarray(w0), jnp.asarray(w1))
+    z = (seen - np.asarray(null.mean)) / np.asarray(null.std)
+    assert 0.2 < seen.mean() < 0.9 and abs(z.mean()) < 4 / np.sqrt(40) and 0.6 < z.std() < 1.5
+    assert np.count_nonzero(np.abs(z) > 3) <= 2
+
+
+def test_an_update_of_zero_leaves_all_as_it_was():
+    w0 = jnp.asarray(gaussian((8, 6)))
+    assert [float(part) for part in jd.rounding_sparsity_null(w0, w0)] == [1.0, 0.0]
+
+
 def test_counts_beyond_the_whole_numbers_of_float32():
     """6000 rows and columns of one level, each pair's scale with its own bias and variance, `∓1/n` of closed form."""
     n = 6000

@@ -1,12 +1,13 @@
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
 from jaxgeom import diagnostics as jd
 
 from . import tolerances as tol
-from .matrices import as_bf16, orthogonal
+from .matrices import orthogonal
 
 
 def sampled_walk(shape, norms, k, draws):
@@ -121,22 +122,25 @@ def test_products_of_rounded_walks_equal_sampling():
             assert abs(value[0] - products.mean()) < tol.SIGMAS * products.std() / np.sqrt(x.size) + 1e-12, (a, c)
 
 
-def test_checkpoints_rounded_to_bfloat16_have_standard_directions():
+@pytest.mark.parametrize(("storage", "step"), [("bfloat16", 4e-5), ("float16", 5e-6)])
+def test_checkpoints_rounded_to_16_bits_have_standard_directions(storage, step):
     """Increments below the spacing: stored ones turn against each other, and the nulls know by how much."""
     rng, shape, z = np.random.default_rng(4), (40, 30), []
-    for _ in range(40):
-        w = as_bf16(rng.standard_normal(shape) * 0.02)
-        path = w + np.cumsum(4e-5 * rng.standard_normal((3, *shape)), axis=0)
-        stored = np.stack([w, *(as_bf16(x) for x in path)])
+    stored_as = np.float16 if storage == "float16" else ml_dtypes.bfloat16
+    for _ in range(30):
+        w0 = (rng.standard_normal(shape) * 0.02).astype(stored_as)
+        w = w0.astype(np.float64)
+        path = w + np.cumsum(step * rng.standard_normal((3, *shape)), axis=0)
+        stored = np.stack([w, *(x.astype(stored_as).astype(np.float64) for x in path)])
         steps, total = np.diff(stored, axis=0), stored[1:] - w
         after, rest = np.concatenate([steps[1:], np.full((1, *shape), np.nan)]), stored[-1] - stored[1:]
 
         def inner(a, b):
             return (a * b).sum((1, 2))
 
-        histogram = np.bincount(np.abs(w).astype(np.float32).view(np.uint32).ravel() >> 16, minlength=1 << 15)
+        histogram = np.bincount(w0.view(np.uint16).ravel() & 0x7FFF, minlength=1 << 15)
         norms = np.sqrt(inner(steps, steps))
-        covariance = jd.walk_covariance(norms, *jd.spacing_counts(histogram))
+        covariance = jd.walk_covariance(norms, *jd.spacing_counts(histogram, storage))
         assert covariance[0, 0] == pytest.approx(norms[0] ** 2, rel=1e-9)
         found = jd.path_statistics(
             inner(total, total), norms, step_products=inner(steps, after), step_alignments=inner(steps**2, after**2),

@@ -120,9 +120,11 @@ def test_nothing_is_claimed_of_what_is_not_there():
     assert "cannot be tested: sft_anchor, rlvr" in " ".join(told)
 
 
-def test_trajectory_findings_name_the_walk_and_the_chance_level():
+def test_trajectory_findings_name_the_walk_and_the_null_of_stretches():
     told = " ".join(trajectory_findings(examples.trajectory("rlvr")))
-    assert "contracts" in told and "random walk" in told and "K/n" in told and "bf16 view" in told
+    assert (
+        "contracts" in told and "random walk" in told and "independent stretches give" in told and "bf16 view" in told
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120, 160])
@@ -138,3 +140,63 @@ def test_terminal_table_of_a_comparison():
     stream = io.StringIO()
     print_table(examples.compare_report(), Console(file=stream, width=80))
     assert "overlap, low-magnitude mask" in stream.getvalue()
+
+
+def _cells(**fields):
+    return {"mean": 1.0, "median": 1.0, "null": None, "excess": None, "count": 3, "of": 3} | fields
+
+
+def test_every_number_of_a_sentence_says_over_how_many_it_is():
+    summary = {
+        "relative_norm": _cells(mean=0.01, count=4), "nss": _cells(null=0.5, excess=0.5, count=5),
+        "nss_without_decay": _cells(count=6), "stable_rank": _cells(null=2.0, excess=-1.0, count=7),
+        "stable_rank_bf16": _cells(null=2.0, excess=-1.0, count=8), "hill": _cells(null=2.0, excess=-1.0, count=9),
+        "decay": _cells(mean=-0.1, count=10),
+    }  # fmt: skip
+    told = " ".join(findings({"summary": summary}))
+    for count in range(4, 11):
+        assert told.count(f"n = {count} of 3 matrices") == 1, (count, told)
+
+
+def test_rounding_is_named_only_where_both_sparsities_are_over_the_same_tensors():
+    table = {"sparsity_bf16": _cells(mean=0.9), "sparsity_stored": _cells(mean=0.2)}
+    assert "the work of rounding" in findings({"summary": table})[0]
+    table["sparsity_stored"]["count"] = 5
+    table["sparsity_stored"]["of"] = 5
+    said = findings({"summary": table})[0]
+    assert "the work of rounding" not in said and "n = 3 of 3 tensors" in said and "n = 5 of 5 tensors" in said
+
+
+def test_a_rank_path_is_of_the_same_matrices_from_its_first_step_to_its_last():
+    """One matrix of rank 30 at the first step, another two of rank 5 from then on: the path is level, not a fall."""
+    entry = {
+        "mean": [30.0, 5.0, 5.1], "null": [40.0, 8.0, 8.2], "excess": [-10.0, -3.0, -3.1], "count": [1, 2, 2],
+        "of": 3, "as_last": [False, True, True],
+    }  # fmt: skip
+    rounded = entry | {"null": [None, None, 8.2], "excess": [None, None, -3.1], "count": [2, 2, 2]}
+    run = {"steps": [1, 2, 3], "summary": {"stable_rank": entry, "stable_rank_bf16": rounded}}
+    said = trajectory_findings(run)[0]
+    assert "from 5.00 to 5.10" in said and "stays in a band" in said and "n = 2 of 3 matrices" in said
+    assert "30.0" not in said and "bf16" not in said  # one step alone has the bf16 view's value and null
+
+
+def test_the_early_sentence_of_a_study_is_the_early_column_of_its_table():
+    report = examples.study_report()
+    rows = [
+        {"method": name, "sim_to_final": 0.111, "sim_to_final_null": 0.05, "sim_to_final_count": 2}
+        for name in report["methods"]
+    ]
+    report["matched"] = (report.get("matched") or {}) | {"early": {"share": 0.2, "rows": rows, "of": {"matrices": 28}}}
+    said = [text for text in study_findings(report) if "leading right subspace of" in text]
+    assert len(said) == len(rows) and all("11.1 %" in text and "n = 2 of 28 matrices" in text for text in said)
+
+
+def test_methods_side_by_side_are_told_by_the_curves_they_share():
+    report = examples.study_report()
+    curve = {"mean": [4.0, 8.0], "null": [9.0, 9.0], "excess": [-5.0, -1.0], "count": [3, 3], "of": 7}
+    report["matched"]["along"] = {
+        name: {"trajectory": {"steps": [1, 2], "summary": {"stable_rank": curve}}} for name in report["methods"]
+    }
+    told = " ".join(study_findings(report))
+    assert told.count("from 4.00 to 8.00") == len(report["methods"])
+    assert "OPD widens (published: stays in a band; n = 3 of 7 matrices)" in told

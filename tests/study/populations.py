@@ -148,21 +148,26 @@ def check_trajectories(study):
                     for field in ("mean", "median", "count", "null", "excess", "z")
                 }
                 _check(at | {"of": entry["of"]}, over, key, (name, seed, index, key))
-                held = [row.get(f"{key}_z") for row in _defined(over, key, f"{key}_null")]
-                z = None if not held or None in held else float(np.mean(held))
-                assert _same(at["z"], z), (name, seed, index, key)
+                held = [row for row in _defined(over, key, f"{key}_null") if row.get(f"{key}_z") is not None]
+                assert _same(at["z"], _mean(held, f"{key}_z", key in COUNTED)), (name, seed, index, key)
+                assert entry["z_count"][index] == len(held), (name, seed, index, key)
                 read += at["null"] is not None
         assert read > 20 and {"nss", "overlap_low"} <= trajectory["summary"].keys()
-        similar = trajectory["similarity"]
-        for kind, key in (("full", "sim_to_final"), ("disjoint", "sim_disjoint")):
-            entry = trajectory["summary"][key]
-            for s, t in itertools.product(range(len(trajectory["steps"])), repeat=2):
-                assert similar[f"{kind}_count"][s][t] >= 0
-                if t == (len(trajectory["steps"]) - 1 if kind == "full" else s):
-                    assert similar[f"{kind}_count"][s][t] == entry["count"][s]
-                    assert _same(similar[kind][s][t], entry["mean"][s])
-                    if entry["null"] is not None:
-                        assert _same(similar[f"{kind}_null"][s][t], entry["null"][s])
+        check_similarities(trajectory)
+
+
+def check_similarities(trajectory):
+    """The heat maps' last column and diagonal are the curves: the same values, nulls and counts."""
+    similar = trajectory["similarity"]
+    for kind, key in (("full", "sim_to_final"), ("disjoint", "sim_disjoint")):
+        entry = trajectory["summary"][key]
+        for s, t in itertools.product(range(len(trajectory["steps"])), repeat=2):
+            assert similar[f"{kind}_count"][s][t] >= 0
+            if t == (len(trajectory["steps"]) - 1 if kind == "full" else s):
+                assert similar[f"{kind}_count"][s][t] == entry["count"][s]
+                assert _same(similar[kind][s][t], entry["mean"][s])
+                if entry["null"] is not None:
+                    assert _same(similar[f"{kind}_null"][s][t], entry["null"][s]), (kind, s)
 
 
 def _seed_means(seeds):
@@ -259,6 +264,33 @@ def check_matched(study):
     _check_compared(_points(measures, everyone, early), matched["early"], 2)
 
 
+def check_along(study):
+    """Curves of the methods side by side: one population a statistic, the same in every method and at every step."""
+    report, measures, _ = study
+    block, ends = report["matched"]["along"], {row["method"]: row for row in report["matched"]["end"]["rows"]}
+    assert block.keys() == report["methods"].keys()
+    read = 0
+    for key in ("stable_rank", "stable_rank_bf16", "relative_norm", "hill", "sim_to_final", "sim_disjoint"):
+        found = {name: block[name]["trajectory"]["summary"][key] for name in block}
+        sizes = {count for entry in found.values() for count in entry["count"] if count}
+        assert len(sizes) == 1, (key, sizes)
+        for name, entry in found.items():
+            runs = [t for (method, _), (_, t) in measures.items() if method == name]
+            for index, count in enumerate(entry["count"]):
+                if count:
+                    rows = _averaged([_along(run, index) for run in runs])
+                    over = _defined([row for row in rows if row["group"] == "matrices"], key, f"{key}_null")
+                    assert len(over) >= count
+                    if len(over) == count:  # the same matrices: the mean is theirs
+                        assert _same(entry["mean"][index], _mean(over, key, False)), (name, key, index)
+                        read += 1
+                else:
+                    assert entry["mean"][index] is None and entry["null"][index] is None
+            if key in ("stable_rank", "relative_norm"):
+                assert _same(entry["mean"][-1], ends[name][key]), (name, key)
+    assert read > 20
+
+
 def check_one_size(study):
     """Methods at the same relative norm: value and null of each matrix interpolated together."""
     report, measures, _ = study
@@ -345,6 +377,7 @@ CHECKS = (
     check_trajectories,
     check_seeds,
     check_matched,
+    check_along,
     check_one_size,
     check_excesses,
 )

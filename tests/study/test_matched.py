@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxgeom.study import Measured, at_end, at_relative_norm, at_step, early, mean_interval, mean_rows, over_seeds
+from jaxgeom.study import (
+    Measured,
+    along,
+    at_end,
+    at_relative_norm,
+    at_step,
+    early,
+    mean_interval,
+    mean_rows,
+    over_seeds,
+)
 
 
 def _row(name, values, **others):
@@ -60,6 +70,36 @@ def test_matched_steps_take_the_last_shared_one():
     assert result["step"] == 20 and [row["stable_rank"] for row in result["rows"]] == [2.0, 8.0]
     runs["other"] = [_run([7], [0.1], [1.0])]
     assert at_step(runs) == {"step": None, "rows": []}
+
+
+def test_curves_of_methods_are_over_the_matrices_of_every_end_and_no_others_on_the_way():
+    def run(*ranks):
+        rows = [
+            _row(f"m{place}", {"stable_rank": rank, "stable_rank_null": [None if r is None else 2 * r for r in rank]})
+            for place, rank in enumerate(ranks)
+        ]
+        return Measured([], [10, 20], rows)
+
+    runs = {
+        "one": [run([1.0, 2.0], [3.0, 4.0], [50.0, None])],  # the last matrix drops out
+        "other": [run([None, 6.0], [7.0, 8.0], [90.0, 99.0])],  # the first one joins late
+        "none": [run([None, None], [None, None], [None, None])],
+    }
+    found = {method: entry["trajectory"]["summary"]["stable_rank"] for method, entry in along(runs).items()}
+    assert found["one"] == {
+        "mean": [2.0, 3.0], "null": [4.0, 6.0], "excess": [-2.0, -3.0], "count": [2, 2], "of": 3,
+    }  # fmt: skip
+    assert found["other"]["mean"] == [None, 7.0] and found["other"]["count"] == [0, 2]
+    assert found["none"]["mean"] == [None, None]
+
+
+def test_curves_of_seeds_are_over_the_matrices_of_all_of_them():
+    runs = {"one": [_run([1, 2], [0.1, 0.3], [2.0, 4.0]), _run([1, 2], [0.1, 0.3], [4.0, 8.0])]}
+    entry = along(runs)["one"]
+    assert entry["trajectory"]["summary"]["stable_rank"]["mean"] == [3.0, 6.0]
+    assert [one["trajectory"]["summary"]["stable_rank"]["mean"] for one in entry["per_seed"]] == [[2, 4], [4, 8]]
+    runs["other"] = [_run([1, 2], [0.1, 0.3], [2.0, 4.0]), _run([1, 3], [0.1, 0.3], [2.0, 4.0])]
+    assert along(runs).keys() == {"one"}
 
 
 def _end(*ranks, null=None, missing=()):

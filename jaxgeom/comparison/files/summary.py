@@ -1,8 +1,8 @@
 """From rows per matrix to summaries, groups, curves and coverage; a triple is always over one population.
 
-Value, null and excess of a statistic are over the same rows: those where value and null are both defined, or, where no
-row has a null, those where the value is. Their number stands beside them, and the excess is the mean less the null.
-Which rows those are, and how they are weighted, the table of statistics says.
+Over which rows value, null, excess and z of a statistic are, and how they are weighted, is the rule of
+`jaxgeom.diagnostics.population_means`, which `summarize` of measured trees follows too; the table of statistics says
+which statistics are weighted by parameters and over every tensor, and which are plain means over the matrices.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.comparison.files.population import MODULES
+from jaxgeom.diagnostics.population_means import population_mask, population_means
 from jaxgeom.diagnostics.statistics import FURTHER, STATISTICS, is_counted, split_key, statistic
 
 Row = dict[str, Any]
@@ -45,9 +46,18 @@ def population(rows: Iterable[Row], key: str, kind: str = "") -> list[Row]:
     Returns:
         The rows where value and null are defined; where none has a null, those where the value is.
     """
-    defined = [row for row in rows if row.get(key) is not None]
-    null = f"{key}_{kind}_null" if kind else f"{key}_null"
-    return [row for row in defined if row.get(null) is not None] or ([] if kind else defined)
+    rows = list(rows)
+    if not rows:
+        return []
+    over = population_mask(_columns(rows, key, kind), further=bool(kind))
+    return [row for row, chosen in zip(rows, over, strict=True) if chosen]
+
+
+def _columns(rows: Sequence[Row], key: str, kind: str = "") -> dict[str, np.ndarray]:
+    """Value, null and z of a statistic, float64 `[rows]` each, NaN where a row has None."""
+    ahead = f"{key}_{kind}_" if kind else f"{key}_"
+    names = {"value": key, "null": f"{ahead}null", "z": f"{ahead}z"}
+    return {what: np.array([row.get(name) for row in rows], np.float64) for what, name in names.items()}
 
 
 def mean_of(rows: Sequence[Row], key: str, *, weighted: bool) -> float | None:
@@ -59,7 +69,7 @@ def mean_of(rows: Sequence[Row], key: str, *, weighted: bool) -> float | None:
 
 
 def triple(rows: Iterable[Row], key: str, kind: str = "", *, weighted: bool | None = None) -> dict[str, Any]:
-    """Mean, null, excess (mean less null, exactly) and count over the statistic's population.
+    """Mean, null, excess (mean less null, exactly) and count over the statistic's population, and its mean z.
 
     Args:
         rows: one a matrix or parameter.
@@ -68,20 +78,22 @@ def triple(rows: Iterable[Row], key: str, kind: str = "", *, weighted: bool | No
         weighted: by parameters; as the table of statistics has it where None.
 
     Returns:
-        `{"mean", "null", "excess", "count"}`, None where undefined.
+        `{"mean", "null", "excess", "count", "z", "z_count"}`, None where undefined.
     """
-    weighted = is_counted(key) if weighted is None else weighted
-    over = population(rows, key, kind)
-    mean = mean_of(over, key, weighted=weighted)
-    null = mean_of(over, f"{key}_{kind}_null" if kind else f"{key}_null", weighted=weighted)
+    rows, weighted = list(rows), is_counted(key) if weighted is None else weighted
+    weights = np.array([row["parameters"] if weighted else 1 for row in rows], np.float64)
+    found = population_means(_columns(rows, key, kind), weights, further=bool(kind))
+    mean, null, z = (None if np.isnan(found[what]) else float(found[what]) for what in ("value", "null", "z"))
     excess = None if mean is None or null is None else mean - null
-    return {"mean": mean, "null": null, "excess": excess, "count": len(over)}
+    counts = {what: int(found[what]) for what in ("count", "z_count")}
+    return {"mean": mean, "null": null, "excess": excess, "z": z} | counts
 
 
 def summarize(rows: Sequence[Row], key: str) -> dict[str, Any]:
     """Mean, median, null and excess over one population, its size, and out of how many; how it was weighted.
 
-    Each further null adds `<kind>_mean`, `<kind>_null`, `<kind>_excess` and `<kind>_count` over its own population.
+    `z` is the mean over the `z_count` of them that have one. Each further null adds `<kind>_mean`, `<kind>_null`,
+    `<kind>_excess`, `<kind>_count`, `<kind>_z` and `<kind>_z_count` over its own population.
     """
     over = population(rows, key)
     result = triple(over, key) | {
@@ -169,7 +181,7 @@ def at(row: Row, index: int, count: int) -> Row:
     }
 
 
-def _along(rows: Sequence[Row]) -> list[str]:
+def along_keys(rows: Sequence[Row]) -> list[str]:
     """The statistics that rows have per step, in the order of the table."""
     return [key for key in STATISTICS if any(isinstance(row.get(key), list) for row in rows) and key not in LABELS]
 
@@ -183,23 +195,24 @@ def curves_of(rows: Sequence[Row], count: int) -> dict[str, Any]:
 
     Returns:
         Per statistic `mean`, `median`, `count`, and where there are any `null`, `excess`, `z`, as lists over the steps;
-        `of` how many rows; `weights`. The mean z is given where all of a step's population has one.
+        `z_count`, over how many of a step's population z is; `as_last`, whether a step's population is that of the last
+        step that has any; `of` how many rows; `weights`.
     """
     rows = of_text(rows)
     steps = [[at(row, index, count) for row in rows] for index in range(count)]
     table = {}
-    for key in _along(rows):
+    for key in along_keys(rows):
         counted = is_counted(key)
         over = [[row for row in step if counted or row["group"] == "matrices"] for step in steps]
         found = [summarize(step, key) for step in over]
-        z = [mean_of(population(step, key), f"{key}_z", weighted=False) for step in over]
-        lists: dict[str, Any] = {
-            name: [entry[name] for entry in found] for name in ("mean", "median", "count", "null", "excess")
-        }
-        lists["z"] = z
+        fields = ("mean", "median", "count", "null", "excess", "z", "z_count")
+        lists: dict[str, Any] = {name: [entry[name] for entry in found] for name in fields}
         for name in ("null", "excess", "z"):
             if all(value is None for value in lists[name]):
                 lists[name] = None
+        names = [{row["name"] for row in population(step, key)} for step in over]
+        last = next((own for own in reversed(names) if own), None)
+        lists["as_last"] = [own == last for own in names]
         table[key] = lists | {name: found[0][name] for name in ("of", "weights")}
     return table
 
@@ -219,7 +232,7 @@ def towers_along(rows: Sequence[Row], count: int) -> dict[str, Any]:
 def curve_coverage(rows: Sequence[Row], count: int, total: int) -> dict[str, Any]:
     """Per statistic of a trajectory what its summary is over at any step."""
     result, rows = {}, of_text(rows)
-    for key in _along(rows):
+    for key in along_keys(rows):
         over = [row for row in rows if is_counted(key) or row["group"] == "matrices"]
         names = {row["name"] for index in range(count) for row in population([at(r, index, count) for r in over], key)}
         result[key] = _covered([row for row in over if row["name"] in names], total)

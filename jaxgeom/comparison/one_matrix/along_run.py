@@ -19,9 +19,17 @@ from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, 
 from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
-from jaxgeom.diagnostics.null_trajectory import disjoint_similarity, random_walk_similarity, similarity_curve
-from jaxgeom.diagnostics.path_numbers import path_statistics, rate_statistics, similarity_statistics
-from jaxgeom.diagnostics.stored_walk import spacing_counts, walk_covariance
+from jaxgeom.diagnostics.null_trajectory import random_walk_similarity, similarity_curve
+from jaxgeom.diagnostics.path_numbers import (  # fmt: skip
+    disjoint_walk_similarity,
+    path_statistics,
+    rate_statistics,
+    similarity_statistics,
+)
+from jaxgeom.diagnostics.precision import along_update
+from jaxgeom.diagnostics.shared_rounding import grid_of_run, spacing_counts
+from jaxgeom.diagnostics.singular_values import capped_rank
+from jaxgeom.diagnostics.stored_walk import walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
 
@@ -39,6 +47,8 @@ SPECTRAL_STATISTICS = ("nss", "angle_left_mean_deg", "angle_right_mean_deg")
 
 ENTRY_KEYS = ("fro_norm", "relative_norm", *(f"sparsity_bf16{end}" for end in ("", "_null", "_excess", "_z")))
 """What a trajectory takes of the statistics that are counted entry by entry."""
+
+UNLIKE = "no null: what rounding does to a walk between checkpoints that are stored unlike is not known"
 
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
@@ -87,7 +97,7 @@ class MatrixTrajectory:
         last = self.read(self.count - 1)
         self.origin, self.last = origin, last
         self.a, self.z = widen(origin), widen(last)
-        self.k = min(settings.subspace_k, max(1, min(origin.shape) - 1))
+        self.k = capped_rank(settings.subspace_k, origin.shape)
         names = STATISTICS + (RATE_STATISTICS if self.rates else ()) + (SPECTRAL_STATISTICS if self.bases else ())
         self.row: dict[str, Any] = {name: [None] * self.count for name in names}
         for name in names:
@@ -110,8 +120,14 @@ class MatrixTrajectory:
                 products[:, index - 1] = inner_and_alignment(Matrix(before, older), increment)
             older, before = before, now
         covariance = None
-        if all(step.totals.is_rounded for step in steps):  # rounding turns stored increments against each other
-            covariance = walk_covariance(increments, *spacing_counts(steps[0].totals.histogram))
+        first = steps[0].totals
+        run_grid = grid_of_run([step.totals.counts for step in steps])
+        if run_grid is None:
+            covariance = np.full((self.count, self.count), math.nan)
+            self.row |= dict.fromkeys(("path_note", "cosine_note", "drift_note", "sim_note"), UNLIKE)
+        elif run_grid[0] is not None:  # rounding turns stored increments against each other
+            spacings = spacing_counts(first.histogram, first.storage, run_grid[0])
+            covariance = walk_covariance(increments, *spacings, is_open=run_grid[1])
         self._path(steps, increments, products, covariance)
         self._similarities(steps, increments, covariance)
         self.row |= {"subspace_k": self.k, "digests": self.digests}
@@ -139,13 +155,14 @@ class MatrixTrajectory:
     def _step(self, index: int, stored: np.ndarray, now: np.ndarray) -> _Step:
         totals = EntrySums()
         totals.add(self.origin, stored, eta=self.settings.eta, rms=0.0)
-        square, on_grid = totals.delta_squares, totals.is_rounded
+        square, on_grid = totals.delta_squares, bool(totals.counts.is_bf16)
         cells: Row = {}
         put_numbers(cells, entry_statistics(totals.counts, eta=self.settings.eta))
         for key in ENTRY_KEYS:
             self.row[key][index] = cells[key]
         self._spectra(index, stored, totals)
         if square == 0:
+            self._put("op_norm", index, 0.0)
             return _Step(0.0, totals, None, None, None)
         update = self.make_matrix(now, self.a)
         right = self._update_statistics(index, update, totals)
@@ -203,8 +220,8 @@ class MatrixTrajectory:
         update = self.make_matrix(bf16_view(stored), start)
         self._put("stable_rank_bf16", index, totals.bf16_delta_squares / leading_square(update))
         if self.final_square:
-            share = np.float32(math.sqrt(totals.delta_squares / self.final_square))
-            fixed = self.make_matrix(bf16_view(self.a + share * (self.z - self.a)), start)
+            share = math.sqrt(totals.delta_squares / self.final_square)
+            fixed = self.make_matrix(bf16_view(along_update(self.a, self.z, share)), start)
             square = inner(fixed, fixed)
             if square:
                 value = self.row["stable_rank_bf16"][index]
@@ -263,12 +280,12 @@ class MatrixTrajectory:
                 expected = self.row["sim_to_final_bf16_null"][s]
                 value = similarity(step.right_bf16, self.final_bf16)
                 self._put("sim_to_final_bf16", s, value, None if expected is None else (expected, None))
-        chance = disjoint_similarity(shape, k=self.k)
+        apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=self.k)
         self.row["similarity"] = {
             "full": _lines(full),
             "full_null": _lines(random_walk_similarity(curve, increments, covariance).mean),
             "disjoint": _lines(disjoint),
-            "disjoint_null": [[chance if t >= s else None for t in range(count)] for s in range(count)],
+            "disjoint_null": _lines(apart.mean),
         }
 
 

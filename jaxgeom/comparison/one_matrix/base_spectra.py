@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.algebra.spectrum import Spectrum, decompose, exact_values, value_errors, values_only
-from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
+from jaxgeom.comparison.settings import CompareSettings
+from jaxgeom.diagnostics.weight_numbers import PROJECTION_SHARES
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
 

@@ -14,6 +14,9 @@ from jaxgeom.diagnostics.entry_statistics import (  # fmt: skip
     overlap_statistics,
 )
 
+UNLIKE = "W+ is rounded to another grid than W0 is stored on, so that ΔW holds the rounding of W0's own places"
+"""Why nulls are missing where the two sides are stored unlike."""
+
 
 def put_entries(row: Row, sums: EntrySums, eta: float) -> None:
     """Sparsities with their null, norms of the update, its decay component.
@@ -25,6 +28,10 @@ def put_entries(row: Row, sums: EntrySums, eta: float) -> None:
     """
     counts = sums.counts
     put_numbers(row, entry_statistics(counts, eta=eta))
+    if counts.is_coarser:
+        what = "null" if row["sparsity_bf16_null"] is None else "z"
+        row["sparsity_note"] = row["density_note"] = f"no {what}: {UNLIKE}"
+        row["decay_note"] = f"no z: {UNLIKE}"
     hidden = hidden_by_decile(counts)
     row["hidden_by_decile"] = [float(share) if np.isfinite(share) else None for share in hidden]
 
@@ -46,6 +53,10 @@ def put_overlaps(
         name: MaskCounts(histogram, int(np.count_nonzero(mask & changed))) for name, (mask, histogram) in masks.items()
     }
     put_numbers(row, overlap_statistics(sums.counts, counted, eta=eta))
+    if sums.counts.is_half_alone:
+        row["overlap_note"] = "no null: W+ is rounded to float16 and then to bfloat16, W0 is not"
+    elif sums.counts.is_coarser:
+        row["overlap_note"] = f"no scale-profile and no permutation null: {UNLIKE}"
     if sums.changed == 0 or sums.initial_squares == 0:
         still = "nothing changed in the bfloat16 view" if sums.changed == 0 else "the initial matrix is zero"
         row["overlap_note"] = f"undefined: {still}"

@@ -22,7 +22,7 @@ from jaxgeom.comparison.one_matrix.scan import (  # fmt: skip
 )
 from jaxgeom.comparison.one_matrix.update_nulls import permuted_ranks, put_update_nulls
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.weight_numbers import is_open
+from jaxgeom.diagnostics.weight_numbers import GRAM_FLOOR, is_open
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ class MatrixMeasurement:
         self.totals.add(self.initial, self.final, eta=settings.eta, rms=rms, changed_out=self.changed)
         self.row: Row = {}
         put_entries(self.row, self.totals, settings.eta)
-        self.on_grid = self.totals.is_rounded
+        self.on_grid = bool(self.totals.counts.is_bf16)
         base = self._base()
         if settings.suite == "full":
             self._full(base)
@@ -79,7 +79,7 @@ class MatrixMeasurement:
             totals: scan of the same two arrays.
         """
         self.a, self.b, self.totals, self.row = widen(self.initial), widen(self.final), totals, {}
-        self.on_grid = totals.is_rounded
+        self.on_grid = bool(totals.counts.is_bf16)
         base = self._base()
         if base is not None:
             self._changes(base, self.make_matrix(self.b, self.a)).measure(plain=True)
@@ -170,7 +170,7 @@ class MatrixMeasurement:
         if stored is None:
             short, long, values = leading_directions(matrix, rank + 1)
             # Values below what a float32 Gram matrix resolves are no ties: W0 may end there.
-            undetermined = bool(values[rank] > 1e-3 * values[0] and is_open(values.astype(np.float32), rank))
+            undetermined = bool(values[rank] > GRAM_FLOOR * values[0] and is_open(values.astype(np.float32), rank))
         else:
             short, long, values = stored.short, stored.long, stored.values
             undetermined = bool(is_open(values, rank))

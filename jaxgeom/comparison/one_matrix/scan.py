@@ -55,7 +55,7 @@ class EntrySums:
     """
 
     storage: str = "bfloat16"
-    stored_alike: bool = False
+    final_storage: str = "bfloat16"
     count: int = 0
     changed: int = 0
     differs: int = 0
@@ -86,8 +86,7 @@ class EntrySums:
             rms: RMS of the whole W0 in float64, for the tolerances relative to it.
             changed_out: bool array of the block's size that receives the changed mask.
         """
-        self.storage = storage_of(initial.dtype)
-        self.stored_alike = initial.dtype == final.dtype == np.float16
+        self.storage, self.final_storage = storage_of(initial.dtype), storage_of(final.dtype)
         first, second = initial.reshape(-1), final.reshape(-1)
         out = None if changed_out is None else changed_out.reshape(-1)
         for start in range(0, first.size, _BLOCK):
@@ -150,11 +149,6 @@ class EntrySums:
     def density(self) -> float:
         """Share of changed entries in the bfloat16 view."""
         return self.changed / self.count
-
-    @property
-    def is_rounded(self) -> bool:
-        """Whether both sides are on the bfloat16 grid, so that a bfloat16 reader sees what is stored."""
-        return self.on_grid and self.final_on_grid
 
     @property
     def counts(self) -> EntryCounts:

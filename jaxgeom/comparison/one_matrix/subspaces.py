@@ -7,7 +7,12 @@ import numpy as np
 from jaxgeom.comparison.algebra import lapack
 from jaxgeom.comparison.algebra.krylov import leading_directions
 from jaxgeom.comparison.algebra.matrix import Matrix
+from jaxgeom.comparison.algebra.spectrum import decompose
 from jaxgeom.diagnostics.subspaces import has_directions, similarity_from_bases
+
+_WEAK = 1e-2
+"""Share of σ₁ below which a float32 Gram matrix, whose entries are good to 6e-8·σ₁², no longer tells a direction: to
+6e-8/_WEAK² = 6e-4 radians here."""
 
 
 def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float:
@@ -20,10 +25,13 @@ def similarity(first: np.ndarray | None, second: np.ndarray | None) -> float:
 def right_subspace(update: Matrix, k: int) -> np.ndarray | None:
     """Leading right singular vectors of an update `[out, in]`: float64 `[in, k]`, from its float32 Gram matrix.
 
-    None where it has fewer than k directions. Eight powers in place of six: a similarity compares whole subspaces, also
-    where their last directions are close to the next ones.
+    In float64 where σ_k is below `_WEAK·σ₁`. None where it has fewer than k directions. Eight powers in place of six: a
+    similarity compares whole subspaces, also where their last directions are close to the next ones.
     """
     short, long, values = leading_directions(update, k, passes=8)
+    if values[0] > 0 and values[k - 1] < _WEAK * values[0]:
+        found = decompose(update, k, long=update.is_wide)
+        short, long, values = found.short, found.long, found.values
     if not has_directions(values, k):
         return None
     return long if update.is_wide else short

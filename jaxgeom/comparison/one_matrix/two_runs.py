@@ -1,6 +1,5 @@
 """One matrix of two runs from one origin: changed masks, updates and leading subspaces, each with its nulls."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,9 +9,12 @@ from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner_and_alignment, right_subspace, similarity
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between
-from jaxgeom.diagnostics.path_numbers import orthogonal_statistics, similarity_beside_chance
+from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between, rounds_alike
+from jaxgeom.diagnostics.null_trajectory import similarity_curve
+from jaxgeom.diagnostics.path_numbers import orthogonal_statistics, similarity_between
 from jaxgeom.diagnostics.rounding_cells import cells_of
+from jaxgeom.diagnostics.shared_rounding import shared_cosine
+from jaxgeom.diagnostics.singular_values import capped_rank
 
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
 
@@ -46,15 +48,16 @@ def measure_pair(
     _mask_statistics(row, int(np.count_nonzero(masks[0] & masks[1])), totals, settings)
     start = widen(origin)
     updates = [make_matrix(widen(final), start) for final in (final_a, final_b)]
-    _update_statistics(row, updates, (totals[0].delta_squares, totals[1].delta_squares), settings)
+    _update_statistics(row, updates, totals, settings)
     return row
 
 
 def _update_statistics(
-    row: Row, updates: Sequence[Matrix], squares: tuple[float, float], settings: CompareSettings
+    row: Row, updates: Sequence[Matrix], totals: Sequence[EntrySums], settings: CompareSettings
 ) -> None:
+    squares = (totals[0].delta_squares, totals[1].delta_squares)
     rows, columns = updates[0].array.shape
-    k = min(settings.subspace_k, max(1, min(rows, columns) - 1))
+    k = capped_rank(settings.subspace_k, (rows, columns))
     row["subspace_k"] = k
     if min(squares) == 0:
         still = " and ".join(name for name, square in zip("AB", squares, strict=True) if square == 0)
@@ -64,9 +67,20 @@ def _update_statistics(
     shape = (rows, columns)
     product, alignment = inner_and_alignment(updates[0], updates[1])
     share = np.float64(_residual_share(updates[0], updates[1], product / squares[1], squares[0]))
-    numbers = orthogonal_statistics(share, product, *map(np.float64, squares), alignment=alignment, shape=shape)
+    expected = shared_cosine(totals[0].counts, totals[1].counts)
+    numbers = orthogonal_statistics(
+        share, product, *map(np.float64, squares), alignment=alignment, expected=expected, shape=shape
+    )
     shared = np.float64(similarity(*(right_subspace(update, k) for update in updates)))
-    put_numbers(row, numbers | similarity_beside_chance("subspace_similarity", shared, shape=shape, k=k))
+    numbers |= similarity_between(
+        shared, expected=expected, curve=lambda: similarity_curve(shape, k=k, seed=settings.seed), shape=shape, k=k
+    )
+    put_numbers(row, numbers)
+    if expected != 0:
+        what = "null" if np.isnan(expected) else "z"
+        row["orthogonal_note"] = row["subspace_note"] = (
+            f"no {what}: both runs are rounded to a grid that W0 is not on, and their updates share that error of W0"
+        )
     if row["subspace_similarity"] is None:
         row["subspace_note"] = f"undefined: an update has fewer than {k} directions"
 
@@ -82,11 +96,13 @@ def _residual_share(first: Matrix, second: Matrix, factor: float, squares: float
 
 def _mask_statistics(row: Row, both: int, totals: Sequence[EntrySums], settings: CompareSettings) -> None:
     changed = (totals[0].changed, totals[1].changed)
-    start = totals[0].counts
-    cells = cells_of(dataclasses.replace(start, stored_alike=start.storage == "float16"), settings.eta)
-    put_numbers(row, overlap_statistics_between(cells, both, *changed))
+    first, second = (one.counts for one in totals)
+    known = rounds_alike(first, second)
+    put_numbers(row, overlap_statistics_between(cells_of(first, settings.eta), both, *changed, known=known))
     still = " and ".join(name for name, count in zip("AB", changed, strict=True) if not count)
     if still:
         row["overlap_note"] = f"undefined: nothing changed in the bfloat16 view of run {still}"
+    elif not known:
+        row["overlap_note"] = "no rounding null: float16 ends are rounded again to bfloat16, W0 or the other end is not"
     elif row["jaccard_rounding_null"] is None:
         row["overlap_note"] = "no rounding null: every entry changed, so its noise has no finite scale"

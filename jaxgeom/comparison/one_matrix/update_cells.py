@@ -154,6 +154,7 @@ def count_cells(
     permutation = PermutationCounts(
         found.sum((1, 2)), {name: found[..., inside].sum((1, 2)) for name, inside in bits.items()}, members,
         values[kept].astype(np.float64), update_values()[kept], counts.storage, eta, bool(counts.is_open),
+        bool(counts.is_rounded),
     )  # fmt: skip
 
     isotropic = cells_of(counts, eta)

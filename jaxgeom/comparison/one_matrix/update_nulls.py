@@ -15,6 +15,7 @@ from jaxgeom.comparison.one_matrix.rows import Row, put_null, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.update_cells import count_cells
 from jaxgeom.diagnostics.entry_statistics import OVERLAPS
+from jaxgeom.diagnostics.moments import moments_of_draws
 from jaxgeom.diagnostics.null_permutation import permutation_statistics
 from jaxgeom.diagnostics.null_profile import profile_statistics
 
@@ -34,6 +35,9 @@ def put_update_nulls(
 ) -> None:
     """Writes both nulls of visible sparsity and of the mask overlaps beside them; None where they are not defined.
 
+    Neither is where W+ is stored unlike W0 (`EntryCounts.is_coarser`): the scales, or the entries, are those of W0's
+    rounding error too.
+
     Args:
         row: holds the statistics.
         initial: stored W0 `[out, in]`.
@@ -45,7 +49,7 @@ def put_update_nulls(
     for name in ("sparsity_bf16", *OVERLAPS):
         for kind in ("_profile", "_permutation"):
             put_null(row, name, None, kind)
-    if totals.delta_squares > 0:
+    if totals.delta_squares > 0 and not totals.counts.is_coarser:
         profile, permutation = count_cells(initial, a, b, totals, masks, eta=eta)
         values = {name: np.float64(row[name]) for name in ("sparsity_bf16", *masks)}
         put_numbers(row, profile_statistics(profile, values, np.float64(totals.changed)))
@@ -75,7 +79,5 @@ def permuted_ranks(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Gene
         rng.shuffle(delta.reshape(-1))
         top, fourth = leading_and_fourth(Matrix(delta))
         found.append((squares / top, squares**2 / fourth))
-    return {
-        name: (float(np.mean(values)), float(np.std(values, ddof=1)))
-        for name, values in zip(("stable_rank", "participation_ratio"), zip(*found, strict=True), strict=True)
-    }
+    mean, std = moments_of_draws(np.array(found))
+    return {name: (float(mean[i]), float(std[i])) for i, name in enumerate(("stable_rank", "participation_ratio"))}

@@ -16,7 +16,7 @@ from jaxgeom.comparison.one_matrix.base_spectra import Base, exact_base
 from jaxgeom.comparison.one_matrix.rotation import principal_angles
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers, put_undefined
 from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view
-from jaxgeom.comparison.settings import PROJECTION_SHARES, CompareSettings
+from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics import weight_numbers as families
 from jaxgeom.diagnostics.null_rotation import (
     SampledAngles,
@@ -42,7 +42,9 @@ which shifts are stated."""
 def projection_sizes(settings: CompareSettings, shape: tuple[int, ...]) -> dict[str, int]:
     """k of the projection energies by the suffix of their keys."""
     smaller = min(shape)
-    shares = {"": settings.projection_fraction} | {f"_{100 * share:g}pct": share for share in PROJECTION_SHARES}
+    shares = {"": settings.projection_fraction} | {
+        f"_{100 * share:g}pct": share for share in families.PROJECTION_SHARES
+    }
     return {suffix: max(1, min(round(share * smaller), smaller)) for suffix, share in shares.items()}
 
 

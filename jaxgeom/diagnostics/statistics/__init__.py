@@ -13,7 +13,9 @@ from .changes import CHANGES
 from .entry import KINDS as KINDS
 from .entry import Null as Null
 from .entry import Statistic as Statistic
+from .path import EARLY as EARLY
 from .path import PATH
+from .path import early_place as early_place
 from .sources import SOURCES as SOURCES
 from .sources import Source as Source
 from .spectrum import SPECTRUM

@@ -4,22 +4,25 @@ from .entry import Null, Statistic
 
 ROUNDED_NORM = Null(
     "isotropic Gaussian update of equal Frobenius norm, rounded to bfloat16",
-    how="from the histogram of W0's magnitudes",
+    how="from the histogram of W0's magnitudes; where W+ is rounded to another grid than W0 no z, and a mean only from "
+    "float32 to bfloat16",
 )
 ROUNDED_DENSITY = Null(
     "isotropic Gaussian noise of the observed visible density, rounded to bfloat16",
-    how="Σ over the mask of p(w, s) over Σ p(w, s), from histograms of W0's magnitudes",
+    how="Σ over the mask of p(w, s) over Σ p(w, s), from histograms of W0's magnitudes; none where W+ alone is float16",
     suites=("full", "fast"),
 )
 PROFILE = Null(
     "the same noise with scales by which every row and column of the real update is equally loud (those before "
     "rounding where both sides are stored in 16 bits)",
-    how="on classes of W0's entries and of scales, the estimation of the scales taken out to second order",
+    how="on classes of W0's entries and of scales, the estimation of the scales taken out to second order; none where "
+    "W+ is rounded to another grid than W0",
     suites=("full",),
 )
 PERMUTATION = Null(
     "the update's own entries in random places of the matrix",
-    how="mean and deviation of a sum over a random permutation",
+    how="mean and deviation of a sum over a random permutation; no z where both sides are stored in one 16-bit format, "
+    "since rounded entries fit the places that they have; none where W+ is rounded to another grid than W0",
     suites=("full",),
     sources=("hoeffding1951",),
 )

@@ -66,6 +66,8 @@ class Statistic:
       agreement: relative difference between a report of the full suite and the public function on the same arrays under
         x64 that is allowed; degrees for angles.
       agreement_fast: the same for the fast suite, where it takes another route.
+      over_gap: what is allowed on top, in units of σ₁²/(σ_K² − σ_{K+1}²) of the updates: by so much rounding turns the
+        directions at the cut of a float32 Gram matrix.
       cheap: whether it needs no decomposition of a whole matrix, and is in `CHEAP`.
       is_setting: a parameter that a statistic was taken with (`angle_k`): shown by the matrix, never averaged.
       compared: whether methods are compared by it, at the same step and at the same size.
@@ -88,6 +90,7 @@ class Statistic:
     sources: tuple[str, ...] = ()
     agreement: float = 1e-9
     agreement_fast: float | None = None
+    over_gap: float = 0.0
     cheap: bool = False
     is_setting: bool = False
     compared: bool = False

@@ -1,5 +1,7 @@
 """Along a run: when the update finds its subspace, and how straight its path is; and what the model says."""
 
+from collections.abc import Sequence
+
 from .entry import Null, Statistic
 from .spectrum import NO_VISIBLE, PRECISION, ZERO
 
@@ -10,7 +12,8 @@ WALK = Null(
 )
 CHANCE = Null("K/n, the similarity of two independent random subspaces", how="Haar-distributed subspaces")
 INDEPENDENT = Null(
-    "independent increments: 0, and below where checkpoints are rounded to bfloat16 and share its error",
+    "independent increments: 0, and below where checkpoints are rounded to 16 bits and share its error; none where "
+    "they are stored unlike one another",
     how="independent signs of the entries: deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones",
 )
 STRETCHES = Null(
@@ -20,25 +23,34 @@ STRETCHES = Null(
 ENDS = "nothing follows the last checkpoint, or one of the two stretches is zero"
 FEW = f"{ZERO}, or it has fewer than K directions"
 
+EARLY = 0.2
+"""The share of training at which *On the Geometry of On-Policy Distillation* asks whether the subspace is found."""
+
+
+def early_place(steps: Sequence[float | int]) -> int:
+    """Which of ascending steps is nearest to `EARLY` of the last one."""
+    return min(range(len(steps)), key=lambda i: abs(steps[i] - EARLY * steps[-1]))
+
+
 PATH = (
     Statistic(
         "sim_to_final", "similarity to the final subspace", "Sim_K(t, T) = ‖V_K(ΔW_t)ᵀ V_K(ΔW_T)‖_F²/K",
         "How near the leading right subspace of the update so far is to that of the whole update.",
-        unit="share", null=WALK, commands=("trajectory",), undefined=FEW, sources=("2606.07082",), agreement=1e-6,
-        agreement_fast=1e-4, compared=True,
+        unit="share", null=WALK, commands=("trajectory",), undefined=FEW, sources=("2606.07082",),
+        agreement=1e-6, agreement_fast=1e-4, over_gap=2e-6, compared=True,
         headline=True, short="sim. to final",
     ),
     Statistic(
         "sim_to_final_bf16", "similarity to the final subspace (bf16 view)", "Sim_K(t, T) of the bfloat16 views",
         "The same as a bfloat16 reader sees it, where rounding makes a small update's subspace converge late.",
         unit="share", null=PRECISION, commands=("trajectory",), undefined=NO_VISIBLE, sources=("2606.07082",),
-        agreement=1e-4,
+        agreement=1e-4, over_gap=2e-6,
     ),
     Statistic(
         "sim_disjoint", "similarity of the update so far and the rest", "Sim_K between W_t − W_0 and W_T − W_t",
         "Whether training goes on in the directions that it used before: two stretches that share no step.",
-        unit="share", null=STRETCHES, commands=("trajectory",), undefined=ENDS, agreement=1e-6, agreement_fast=1e-4,
-        headline=True,
+        unit="share", null=STRETCHES, commands=("trajectory",), undefined=ENDS,
+        agreement=1e-6, agreement_fast=1e-4, over_gap=2e-6, headline=True,
     ),
     Statistic(
         "path_cosine", "cosine of this stretch and the next", "cos(W_t − W_s, W_u − W_t), s, t, u neighbours",
@@ -54,7 +66,7 @@ PATH = (
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",
         "1 where stretches add up at random, √t where they all go one way.",
         null=Null(
-            "independent increments: 1, and below where checkpoints are rounded to bfloat16",
+            "independent increments: 1, and below where checkpoints are rounded to 16 bits",
             how="deviation to first order in their cosines",
         ),
         commands=("trajectory",), undefined=ZERO,

@@ -58,7 +58,8 @@ def tree(seed: int) -> dict:
 
 
 def arguments(kind: str, paths: list, out: pathlib.Path) -> list[str]:
-    return [kind, *map(str, paths), "--out", str(out), "--angle-k", "8", "--subspace-k", "3", "--distributed"]
+    angles = [] if kind == "between" else ["--angle-k", "8"]
+    return [kind, *map(str, paths), "--out", str(out), *angles, "--subspace-k", "3", "--distributed"]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_two_processes_write_the_result_of_one(real):
         if kind == "compare":
             compare_checkpoints(*opened[:2], settings, **told)
         elif kind == "between":
-            between_runs(*opened, settings, **told)
+            between_runs(*opened, CompareSettings(subspace_k=3), **told)
         else:
             trajectory_checkpoints(opened[0], list(enumerate(opened))[1:], settings, **told)
         for name in files:

@@ -1,0 +1,244 @@
+"""A report's numbers beside those of the public functions on the same arrays: pairs, runs, how near they must be."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+import jaxgeom as jg
+from jaxgeom import diagnostics as jd
+from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
+from jaxgeom.diagnostics.statistics import split_key, statistic
+
+KINDS = (
+    "dense", "low rank", "rank deficient", "decay only", "sparse", "heavy tailed", "identical", "one entry changed",
+)  # fmt: skip
+STORAGES = ("float32", "bfloat16", "float16")
+SHAPES = {"tall": (24, 16), "wide": (16, 24), "square": (20, 20)}
+K = 3
+OPTIONS: dict[str, Any] = {"angle_k": 6, "mask_rank": 4, "subspace_k": K}
+NAME = "mlp.up_proj.weight"
+SPECS = {NAME: jg.MatrixSpec(out=(0,), in_=(1,))}
+LABELS = ("name", "shape", "layer", "module", "group", "parameters", "digests")
+
+Numbers = dict[str, float | None]
+
+
+def stored_as(w: np.ndarray, storage: str) -> np.ndarray:
+    """Float64 weights in a storage format, by way of float32."""
+    return w.astype(np.float32).astype(ml_dtypes.bfloat16 if storage == "bfloat16" else storage)
+
+
+def make_path(
+    shape: tuple[int, int], storage: str, kind: str, seed: int, *, size: float = 0.0, steps: int = 1
+) -> list[np.ndarray]:
+    """Stored W0 and what follows it, each an update of one kind, `10^size` times the usual, from the one before."""
+    rng = np.random.default_rng(seed)
+    w0 = 0.02 * rng.standard_normal(shape)
+    if kind == "rank deficient":
+        w0 = 0.02 * rng.standard_normal((shape[0], 3)) @ rng.standard_normal((3, shape[1]))
+    path = [stored_as(w0, storage)]
+    for _ in range(steps):
+        w = path[-1].astype(np.float64)
+        path.append(stored_as(w + 10.0**size * _update(rng, w, kind), storage))
+    return path
+
+
+def _update(rng: np.random.Generator, w: np.ndarray, kind: str) -> np.ndarray:
+    shape, update = w.shape, np.zeros(w.shape)
+    noise = rng.standard_normal(shape)
+    match kind:
+        case "dense" | "rank deficient":
+            update = 1e-3 * noise
+        case "low rank":
+            update = 1e-3 * rng.standard_normal((shape[0], 2)) @ rng.standard_normal((2, shape[1]))
+        case "decay only":
+            update = -0.03 * w
+        case "sparse":
+            update = np.where(rng.random(shape) < 0.1, 2e-3 * noise, 0.0)
+        case "heavy tailed":
+            update = 1e-4 * rng.standard_t(1.5, shape)
+        case "one entry changed":
+            update[rng.integers(shape[0]), 1] = 0.5
+    return update
+
+
+def checkpoint(w: np.ndarray, name: str) -> Checkpoint:
+    """A checkpoint that holds one matrix, in memory."""
+    tensor = Tensor(NAME, w.shape, w.dtype.name, lambda start, stop: w[start:stop])
+    return Checkpoint(name, {NAME: tensor}, config=None, fingerprint=name)
+
+
+def numbers_of(row: dict[str, Any]) -> Numbers:
+    """The numbers of a report's row: values, nulls, excesses and deviations, without labels, notes and lists."""
+    return {
+        key: value
+        for key, value in row.items()
+        if key not in LABELS and not isinstance(value, str | list | bool) and not key.endswith("_note")
+    }
+
+
+def allowed(key: str, row: Numbers, suite: str, condition: float) -> float:
+    """The absolute difference that the table of statistics allows a number: of an excess, its value's and null's."""
+    base, kind, what = split_key(key)
+    entry = statistic(base)
+    assert entry is not None, key
+    bound = entry.over_gap * condition
+    bound += entry.agreement if suite == "full" or entry.agreement_fast is None else entry.agreement_fast
+    value, null = row[base] or 0.0, row.get(f"{base}{'_' * bool(kind)}{kind}_null") or 0.0
+    if entry.unit == "deg":
+        bound, size = max(bound, 1e-9), 1.0
+    else:
+        size = abs(value) + abs(null)
+    if what != "z":
+        return bound * size + 1e-12
+    z, excess = row[key], row[key.removesuffix("_z") + "_excess"]
+    return (bound * size + 1e-12) * abs(z / excess) + bound * abs(z) + 1e-9 if z and excess else 1e-9
+
+
+def check(key: str, row: Numbers, found: Any, where: str, *, suite: str = "full", condition: float = 0.0) -> None:
+    """Equality within the bound that the table of statistics states; `condition` is σ₁²/(σ_K² − σ_{K+1}²)."""
+    reported, number = row[key], float(found)
+    if reported is None:
+        assert math.isnan(number), f"{where} {key}: the report has none, the function gives {number}"
+        return
+    least = allowed(key, row, suite, condition)
+    assert abs(number - reported) <= least, f"{where} {key}: {reported} in the report, {number} here ({suite})"
+
+
+@functools.cache
+def measured(keys: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
+    """`measure` of the keys, compiled once for every pair of one shape and dtype."""
+    return jax.jit(lambda a, b: jd.measure({NAME: a}, {NAME: b}, SPECS, statistics=keys, **OPTIONS))
+
+
+def beside(key: str, value: Any, mean: Any, std: Any = math.nan, kind: str = "") -> dict[str, Any]:
+    """A value, its null, excess and z by the public functions of triples."""
+    null = jd.NullMoments(*(jnp.where(jnp.isnan(value), jnp.nan, part) for part in (jnp.asarray(mean), std)))
+    found = {f"{kind}_null": null.mean, f"{kind}_excess": jd.excess(value, null), f"{kind}_z": jd.z_score(value, null)}
+    return {key: value} | {key + end: number for end, number in found.items()}
+
+
+def leading(deltas: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Right bases `[..., n, K]` of updates, whether they have so many directions, and `σ₁²/(σ_K² − σ_{K+1}²)`."""
+    squares = jnp.square(jd.singular_values(deltas))
+    gap = squares[..., K - 1] - squares[..., K]
+    known = jd.has_directions(jnp.sqrt(squares), K)
+    condition = jnp.where(known, squares[..., 0] / jnp.where(gap > 0, gap, jnp.inf), 0.0)
+    return jd.top_subspace(deltas, k=K), known, condition
+
+
+def similarities(first: tuple[Any, ...], second: tuple[Any, ...]) -> jax.Array:
+    """`[S, T]` similarities of two lists of subspaces, NaN where one of the two is none."""
+    both = first[1][:, None] & second[1][None, :]
+    return jnp.where(both, jd.similarity_matrix(first[0], second[0]), jnp.nan)
+
+
+def _follows(x: jax.Array) -> jax.Array:
+    """What stands one later along the first axis, NaN at the end."""
+    return jnp.concatenate([x[1:], jnp.full_like(x[:1], jnp.nan)])
+
+
+@functools.cache
+def walked(is_rounded: bool) -> Callable[..., dict[str, Any]]:
+    """The numbers along a run that belong to no single pair, of `[1 + T, m, n]` stored weights."""
+
+    def numbers(stored: jax.Array, rate_sums: jax.Array, rate_roots: jax.Array) -> dict[str, Any]:
+        wide, shape = jd.widen(stored), stored.shape
+        total, steps, rest = wide[1:] - wide[:1], wide[1:] - wide[:-1], wide[-1:] - wide[1:]
+        after, increments = _follows(steps), jd.frobenius_norm(steps)
+        squares, covariance = jd.inner_product(total, total), None
+        if is_rounded:
+            counts = jd.entry_counts(stored[0], stored[1])
+            covariance = jd.walk_covariance(increments, *jd.spacing_counts(counts.histogram, counts.storage))
+        found = jd.path_statistics(
+            squares, increments,
+            step_products=jd.inner_product(steps, after), step_alignments=jd.inner_product(steps**2, after**2),
+            rest_products=jd.inner_product(total, rest), rest_alignments=jd.inner_product(total**2, rest**2),
+            rest_squares=jd.inner_product(rest, rest), covariance=covariance, shape=shape,
+        )  # fmt: skip
+        found |= jd.rate_statistics(squares, rate_sums, rate_roots, shape=shape)
+        now, later = leading(total), leading(rest)
+        full, disjoint = similarities(now, now), similarities(now, later)
+        curve = jd.similarity_curve(shape, k=K)
+        found |= jd.similarity_statistics(
+            full[:, -1], jnp.diagonal(disjoint), increments, curve, shape=shape, k=K, covariance=covariance
+        )
+        ahead = jnp.triu(jnp.ones(full.shape, bool))
+        walk = jd.random_walk_similarity(curve, increments, covariance)
+        apart = jd.disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=K)
+        found |= {
+            "full": full, "full_null": walk.mean, "disjoint": jnp.where(ahead, disjoint, jnp.nan),
+            "disjoint_null": apart.mean, "condition": jnp.maximum(now[2].max(), later[2].max()),
+            # The same by functions of the arrays alone.
+            "plain": {
+                "path_cosine": jd.path_cosine(wide[:-2], wide[1:-1], wide[2:]),
+                "cosine_to_rest": jd.cosine(total[:-1], rest[:-1]),
+            },
+        }  # fmt: skip
+        return found
+
+    return jax.jit(numbers)
+
+
+@jax.jit
+def _views(stored: jax.Array, fixed: jax.Array) -> dict[str, Any]:
+    """What a bfloat16 reader sees of a run, beside the final update at each step's norm, as he would see it."""
+    view = jd.bf16_view(stored)
+    seen, scaled = view[1:] - view[:1], jd.bf16_view(fixed) - view[0]
+    now, null = leading(seen), leading(scaled)
+    final = tuple(part[-1:] for part in now)
+    moved = jd.frobenius_norm(seen) > 0
+    shown = moved & (jd.frobenius_norm(scaled) > 0)
+    mean = jnp.where(shown, jd.stable_rank(scaled), jnp.nan), jnp.where(shown, similarities(null, final)[:, 0], jnp.nan)
+    return {
+        "stable_rank_bf16": jd.stable_rank(seen), "stable_rank_bf16_null": mean[0],
+        "sim_to_final_bf16": similarities(now, final)[:, 0], "sim_to_final_bf16_null": mean[1],
+        "condition": jnp.maximum(now[2].max(), null[2].max()),
+    }  # fmt: skip
+
+
+def seen_in_bf16(path: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The numbers along a run that are a bfloat16 reader's own."""
+    stored = jnp.stack(path)
+    norms = np.linalg.norm(np.stack(path[1:]).astype(float) - path[0].astype(float), axis=(1, 2))
+    share = norms / norms[-1] if norms[-1] > 0 else np.zeros_like(norms)
+    # Not compiled as one: products that are fused with sums would be rounded once less.
+    found = _views(stored, jd.along_update(stored[0], stored[-1], share[:, None, None]))
+    on_grid = [w.astype(ml_dtypes.bfloat16).astype(float) == w.astype(float) for w in path]
+    same = np.array([on_grid[0].all() and now.all() for now in on_grid[1:]])  # what is stored is what is seen
+    for key in ("stable_rank_bf16", "sim_to_final_bf16"):
+        null = jnp.where(same, jnp.nan, found[f"{key}_null"])
+        found |= {f"{key}_null": null, f"{key}_excess": found[key] - null, f"{key}_z": jnp.full_like(null, jnp.nan)}
+    return found
+
+
+@jax.jit
+def shared(origin: jax.Array, final_a: jax.Array, final_b: jax.Array) -> dict[str, Any]:
+    """The numbers between two runs from one origin."""
+    finals, shape = (final_a, final_b), origin.shape
+    masks = [jd.changed_mask(origin, final) for final in finals]
+    densities = [jd.visible_density(origin, final) for final in finals]
+    sizes = [jnp.sum(mask).astype(float) for mask in masks]
+    values = jd.changed_overlaps(*masks)
+    found = dict(zip(("density_a", "density_b"), densities, strict=True))
+    independent = jd.independence_null(jnp.asarray(float(origin.size)), *sizes)
+    rounded = jd.cross_run_null(origin, *densities)
+    for key, part in (("jaccard", "jaccard"), ("overlap_a_in_b", "a_in_b"), ("overlap_b_in_a", "b_in_a")):
+        for kind, null in (("", independent), ("_rounding", rounded)):
+            found |= beside(key, getattr(values, part), *getattr(null, part), kind)
+    a, b = (jd.update(origin, final) for final in finals)
+    found |= jd.orthogonal_statistics(
+        jd.orthogonal_share(a, b), jd.inner_product(a, b), jd.inner_product(a, a), jd.inner_product(b, b),
+        alignment=jd.inner_product(a * a, b * b), shape=shape,
+    )  # fmt: skip
+    bases = leading(jnp.stack([a, b]))
+    first, second = (tuple(part[place : place + 1] for part in bases) for place in (0, 1))
+    similarity = similarities(first, second)[0, 0]
+    found |= jd.similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=K)
+    return found | {"subspace_k": jnp.asarray(jd.capped_rank(K, shape)), "condition": bases[2].max()}
