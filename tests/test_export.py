@@ -80,6 +80,15 @@ def test_nothing_is_overwritten_without_force_and_nothing_else_with_it(run, tmp_
     assert "deletes an export" in capsys.readouterr().out and (to / "model.safetensors").read_bytes() != first
 
 
+def test_what_is_called_like_an_unfinished_export_stays(run, tmp_path):
+    mine = tmp_path / ".model.partial" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    assert main(["export", str(run), "--to", str(tmp_path / "model")]) == 0
+    assert mine.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.partial", "model"]
+
+
 @pytest.mark.parametrize("change", ["added", "changed", "input"])
 def test_an_export_that_has_become_the_users_own_is_left_alone(run, tmp_path, capsys, change):
     to = tmp_path / "exported"

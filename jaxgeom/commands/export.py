@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,15 +54,20 @@ def export(
         reporter.say(f"reading {run}@{chosen}")
         model, params = load_start(f"{run}@{chosen}", mesh=None, compute_dtype="float32")
         # Written beside and moved at the end: what a kill leaves behind is no half of a model under the name asked for.
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        reporter.say(f"writing {to}")
-        save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
-        write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
-        if target.is_dir():
-            empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)
-            target.rmdir()
-        partial.rename(target)
+        # Under a new name: one that is there already is somebody's, whatever it looks like.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial."))
+        try:
+            partial = beside / target.name
+            reporter.say(f"writing {to}")
+            save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
+            write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
+            if target.is_dir():
+                empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)
+                target.rmdir()
+            partial.rename(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         reporter.say(f"model: {to}")
 
     return write
