@@ -124,6 +124,13 @@ def test_a_step_that_is_not_there_is_named(run, tmp_path, capsys, arguments, wor
     assert words in capsys.readouterr().err and not (tmp_path / "to").exists()
 
 
+def test_a_step_behind_the_run_is_that_step(run, tmp_path, capsys):
+    assert main(["export", f"{run}@0", "--to", str(tmp_path / "to")]) == 0
+    assert json.loads((tmp_path / "to" / "checksums.json").read_text())["step"] == 0
+    assert main(["export", f"{run}@0", "--step", "1", "--to", str(tmp_path / "other")]) == 2
+    assert "names step 0, and --step says 1" in capsys.readouterr().err
+
+
 def test_what_is_no_run_is_named(tmp_path, capsys):
     assert main(["export", str(tmp_path / "absent"), "--to", str(tmp_path / "to")]) == 2
     assert "absent: no checkpoints there" in capsys.readouterr().err

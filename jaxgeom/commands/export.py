@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from jaxgeom.checkpoints.checksums import NAME as CHECKSUMS
 from jaxgeom.checkpoints.checksums import fault_of, read_checksums, write_checksums
+from jaxgeom.checkpoints.runs import named_run
 from jaxgeom.commands.options import Directory, SomeCount
 from jaxgeom.errors import UserError, listed
 from jaxgeom.owned_files import Contents, contents_of, empty
@@ -29,13 +30,24 @@ def export(
     """Writes a checkpoint of a training run as a Hugging Face directory that `transformers` loads.
 
     Args:
-        run: The run directory.
+        run: The run directory, or RUN@STEP.
         to: The directory to write; new or empty.
         step: Which checkpoint; the last where not given.
         dtype: Of the stored weights. float32 are the run's own, without rounding; bfloat16 takes half the room.
         force: Delete an earlier export that is in the directory to write; nothing else.
     """
 
+    named = named_run(run)
+    if named is not None and named.step is not None and step not in (None, named.step):
+        raise UserError(f"{run}: names step {named.step}, and --step says {step}; give one of them")
+    source = run if named is None else named.run
+    asked = step if named is None or named.step is None else named.step
+    return _writer(source, to, asked, dtype, force)
+
+
+def _writer(
+    run: Path, to: Path, step: int | None, dtype: Literal["float32", "bfloat16"], force: bool
+) -> Callable[[str], None]:
     def write(command: str) -> None:
         from jaxgeom.checkpoints import saved_steps
         from jaxgeom.models import save_model
