@@ -13,7 +13,7 @@ from jaxgeom.checkpoints.huggingface import read_tensors
 from jaxgeom.checkpoints.names import by_key, key_of
 from jaxgeom.checkpoints.plain_files import is_there, read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
-from jaxgeom.checkpoints.weight_files import WeightFiles, has_weights
+from jaxgeom.checkpoints.weight_files import WeightFiles, has_adapter, has_weights
 from jaxgeom.errors import UserError, listed
 
 _BLOCK_ENTRIES = 1 << 22
@@ -22,8 +22,7 @@ _PART = re.compile(r"^(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:
 
 def is_adapter_directory(directory: pathlib.Path) -> bool:
     """Whether a directory holds an adapter and no whole model (beside one an adapter is not read)."""
-    files = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-    return not has_weights(directory) and any(is_there(directory / name) for name in files)
+    return has_adapter(directory) and not has_weights(directory)
 
 
 def base_of(directory: pathlib.Path, base: str | pathlib.Path | None = None) -> pathlib.Path:
