@@ -13,7 +13,7 @@ from jaxgeom.checkpoints.huggingface import read_tensors
 from jaxgeom.checkpoints.names import by_key, key_of
 from jaxgeom.checkpoints.plain_files import is_there, read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
-from jaxgeom.checkpoints.weight_files import WeightFiles, has_weights
+from jaxgeom.checkpoints.weight_files import WeightFiles, has_adapter, has_weights
 from jaxgeom.errors import UserError, listed
 
 _BLOCK_ENTRIES = 1 << 22
@@ -22,8 +22,7 @@ _PART = re.compile(r"^(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:
 
 def is_adapter_directory(directory: pathlib.Path) -> bool:
     """Whether a directory holds an adapter and no whole model (beside one an adapter is not read)."""
-    files = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-    return not has_weights(directory) and any(is_there(directory / name) for name in files)
+    return has_adapter(directory) and not has_weights(directory)
 
 
 def base_of(directory: pathlib.Path, base: str | pathlib.Path | None = None) -> pathlib.Path:
@@ -69,6 +68,7 @@ def open_adapter(
     """
     config = read_json(directory / "adapter_config.json")
     _refuse_other_kinds(directory, config)
+    _by_pattern(directory, config, "rank_pattern", "")  # the stored shapes say the ranks
     stored, identity = read_tensors(_adapter_files(directory))
     checkpoint = open_base(base)
     keys = by_key(checkpoint, checkpoint.name)
@@ -150,19 +150,34 @@ def _refuse_other_kinds(directory: pathlib.Path, config: Mapping[str, Any]) -> N
 
 def _scale(directory: pathlib.Path, config: Mapping[str, Any], module: str, rank: int) -> float:
     """`alpha / r`, or `alpha / √r` for rank-stabilised LoRA, with the module's own alpha where a pattern has it."""
-    alpha = config.get("lora_alpha")
-    patterns = config.get("alpha_pattern") or {}
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        try:
-            matches = re.match(rf"(?:.*\.)?({pattern})$", module) is not None
-        except re.error:
-            matches = False
-        if matches:
-            alpha = value
-            break
+    # PEFT matches its own names: those of the model, without the wrapper that adapters are stored under.
+    alpha = _by_pattern(directory, config, "alpha_pattern", module.removeprefix("base_model.model."))
+    alpha = config.get("lora_alpha") if alpha is None else alpha
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise UserError(f"{directory / 'adapter_config.json'}: lora_alpha={alpha!r} is no number")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _by_pattern(directory: pathlib.Path, config: Mapping[str, Any], field: str, module: str) -> Any:
+    """The value of the first of a field's patterns that a module's name has; None where it has none.
+
+    Raises:
+        UserError: the field is no mapping, or one of its keys is no regular expression.
+
+    Source: PEFT, `peft.utils.other.get_pattern_key`.
+    """
+    patterns = config.get(field) or {}
+    where = f"{directory / 'adapter_config.json'}: {field}"
+    if not isinstance(patterns, dict):
+        raise UserError(f"{where}={patterns!r} is no mapping of modules to numbers")
+    found = []
+    for key, value in patterns.items():
+        try:
+            if re.match(rf"(?:.*\.)?({key})$", module):
+                found.append(value)
+        except re.error as error:
+            raise UserError(f"{where} has the key {key!r}, which is no regular expression: {error}") from error
+    return found[0] if found else None
 
 
 def _merged(

@@ -5,10 +5,10 @@ import os
 import pathlib
 import re
 
-from jaxgeom.checkpoints.weight_files import has_weights
+from jaxgeom.checkpoints.weight_files import has_adapter, has_weights
 from jaxgeom.errors import UserError
 
-_STEP = re.compile(r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter)s?[-_=]?(\d+)(?![\d.])", re.IGNORECASE)
+_STEP = re.compile(r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)(?![\d.])", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +64,31 @@ def split_step(text: str) -> tuple[str, int | None]:
 
 
 def step_of_path(path: str) -> int | None:
-    """The step that a path names: in the last of its names that has one beside a word for it, or that ends in a number.
+    """The step that a path names: its last name where that is a number, else the last name with a number after a word.
 
-    >>> step_of_path("verl/global_step_40/actor/huggingface"), step_of_path("step20-lr1e-5"), step_of_path("model-7")
-    (40, 20, 7)
-    >>> step_of_path("Qwen3-0.6B")
+    Any other number is part of a name: a seed, a version, a precision.
+
+    >>> step_of_path("verl/global_step_40/actor/huggingface"), step_of_path("step20-lr1e-5"), step_of_path("run/20")
+    (40, 20, 20)
+    >>> step_of_path("Qwen3-0.6B"), step_of_path("fp16"), step_of_path("run-v2"), step_of_path("seed0")
+    (None, None, None, None)
     """
     names = pathlib.PurePath(path).parts[::-1]
-    for name in names:
-        if found := _STEP.search(name):
-            return int(found.group(1))
-    found = re.search(r"(?<![\d.])(\d+)$", names[0]) if names else None
-    return int(found.group(1)) if found else None
+    if names and re.fullmatch("[0-9]+", names[0]):
+        return int(names[0])
+    return next((int(found.group(1)) for name in names if (found := _STEP.search(name))), None)
 
 
 def step_folders(folder: pathlib.Path) -> list[tuple[int, str]]:
     """The checkpoints of a folder that has one a step (`checkpoint-20`, `global_step_20`), ascending by step.
 
+    Whatever the folder's own name is, unless it is a checkpoint itself.
+
     Raises:
         UserError: two of them name the same step.
     """
-    if not folder.is_dir() or (folder / "config.json").exists() or step_of_path(folder.name) is not None:
+    # An adapter's checkpoint may hold its trainer's state in a folder that names the step again.
+    if not folder.is_dir() or (folder / "config.json").exists() or has_weights(folder) or has_adapter(folder):
         return []
     found: dict[int, str] = {}
     for entry in sorted(folder.iterdir()):
@@ -108,7 +112,7 @@ def named_run(source: str | os.PathLike[str]) -> RunCheckpoint | None:
     directory = pathlib.Path(text)
     if directory.is_dir():
         # A trainer may keep its checkpoints in a folder of that name below its final model.
-        if (directory / "checkpoints").is_dir() and not has_weights(directory):
+        if (directory / "checkpoints").is_dir() and not (has_weights(directory) or has_adapter(directory)):
             return RunCheckpoint(directory)
         if directory.name.isdigit() and (directory / "params").is_dir() and directory.parent.name == "checkpoints":
             return RunCheckpoint(directory.parent.parent, int(directory.name))

@@ -67,6 +67,12 @@ def has_weights(directory: pathlib.Path) -> bool:
     return any(is_there(directory / (name + ending)) for name, _ in _SINGLE for ending in ("", INDEX_ENDING))
 
 
+def has_adapter(directory: pathlib.Path) -> bool:
+    """Whether a directory has a file of an adapter, by PEFT's names."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+    return any(is_there(directory / name) for name in names)
+
+
 def weight_files(directory: pathlib.Path, config: dict[str, Any] | None = None) -> WeightFiles | None:
     """The files that hold the weights of a Hugging Face directory.
 

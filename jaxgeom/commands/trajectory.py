@@ -98,14 +98,20 @@ def numbered(paths: Sequence[str]) -> list[tuple[int, str]]:
     >>> numbered(["run@63", "out/checkpoint-127"]), numbered(["early", "late"])
     ([(63, 'run@63'), (127, 'out/checkpoint-127')], [(1, 'early'), (2, 'late')])
     """
+    named = _by_name(paths)
+    return list(enumerate(paths, start=1)) if named is None else named
+
+
+def _by_name(paths: Sequence[str]) -> list[tuple[int, str]] | None:
+    """Checkpoints with the steps that their names tell; None where they tell none, or one and the same for all."""
     if len(paths) == 1 and named_run(paths[0]) is not None and (steps := saved_steps(Path(paths[0]))):
         return [(step, f"{paths[0]}@{step}") for step in steps if step > 0]
     if len(paths) == 1 and (found := step_folders(Path(paths[0]))):
         return found
-    steps = [_step_in(path) for path in paths]
-    if any(step is None for step in steps):
-        return list(enumerate(paths, start=1))
-    return [(step, path) for step, path in zip(steps, paths, strict=True) if step is not None]
+    named = [(step, path) for path in paths if (step := _step_in(path)) is not None]
+    # A step that all share is that of the folder that they lie in, or of several runs: it orders nothing.
+    alike = len(named) > 1 and len({step for step, _ in named}) == 1
+    return named if len(named) == len(paths) and not alike else None
 
 
 def _step_in(path: str) -> int | None:
@@ -136,7 +142,7 @@ def rates_of(
         start = named_run(initial) if same_run else None
         initial_step = 0 if start is None else start.saved_step() if start.step is None else start.step
     if learning_rate is not None:
-        if run is None and any(_step_in(path) is None for path in paths):
+        if run is None and _by_name(paths) is None:
             raise UserError("learning_rate: the checkpoints' names end in no step, so how many steps lie between them?")
         return LearningRates(
             learning_rate, "--learning-rate, constant", initial_step

@@ -57,6 +57,8 @@ def update(tensors, name, scale):
         ({"use_rslora": True}, (6 / np.sqrt(3), 6 / np.sqrt(3))),
         ({"alpha_pattern": {"down_proj": 9}}, (2.0, 3.0)),
         ({"alpha_pattern": {"layers.0.self_attn.q_proj": 3}}, (1.0, 2.0)),
+        ({"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 64}}, (64 / 3, 2.0)),
+        ({"alpha_pattern": {"^layers.0.self_attn.q_proj": 64, r"model\.layers\.\d+\.mlp.*": 9}}, (2.0, 3.0)),
     ],
 )
 def test_an_adapter_is_its_base_and_the_product(base, tmp_path, change, scales):
@@ -115,6 +117,9 @@ def test_the_base_is_named_or_given(base, tmp_path):
         ({"use_dora": True}, "LoRA adapter with use_dora"),
         ({"init_lora_weights": "pissa_niter_4"}, "LoRA adapter begun by 'pissa_niter_4'"),
         ({"lora_alpha": "16"}, "lora_alpha='16' is no number"),
+        ({"alpha_pattern": {"q_proj": 3, "*.down_proj": 9}}, r"alpha_pattern has the key '\*.down_proj', which is no"),
+        ({"rank_pattern": {"(q_proj": 3}}, r"rank_pattern has the key '\(q_proj', which is no regular expression"),
+        ({"alpha_pattern": [3]}, r"alpha_pattern=\[3\] is no mapping"),
     ],
 )
 def test_other_kinds_of_adapters_are_one_line(base, tmp_path, config, words):

@@ -249,7 +249,7 @@ PARTS = {
     "decay": 2.2,  # both sides, widened
     "participation_ratio": 3.0,  # the update, its transpose, and thin blocks
     "stable_rank": 4.4,  # those, and the update once more beside its products in the iteration
-    "sparsity_bf16_z": 6.2,  # histograms: bits, bins and weights of every entry
+    "sparsity_bf16_z": 7.2,  # histograms: bits, bins and weights of every entry, on both grids that W+ may be on
 }
 """Temporary memory in a device's parts of the leaf (a whole leaf is 8): measured 1.03, 2.00, 2.75, 4.07 and 5.75."""
 

@@ -214,6 +214,7 @@ def test_a_main_thread_that_runs_no_handler_is_ended_from_beside():
         [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline()
+    time.sleep(1)  # until it hashes, deaf to Python's handlers
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143 and err == "jaxgeom: stopped; the same command goes on from step 7\n", err
