@@ -163,9 +163,12 @@ def similarities(first: tuple[Any, ...], second: tuple[Any, ...]) -> jax.Array:
     return jnp.where(both, jd.similarity_matrix(first[0], second[0]), jnp.nan)
 
 
+_counts = jax.jit(jd.entry_counts)
+
+
 def grid_of(path: Sequence[np.ndarray]) -> tuple[str | None, bool]:
     """The grid to which the checkpoints of stored runs `[kinds, out, in]` are rounded; an update of zero has none."""
-    counts = jax.device_get([jd.entry_counts(path[0], w, histograms=False) for w in path[1:]])
+    counts = jax.device_get([_counts(path[0], w) for w in path[1:]])
     grids = {
         jd.grid_of_run([jax.tree.map(lambda x, kind=kind: x[kind], one) for one in counts])
         for kind in range(len(path[0]))
@@ -180,8 +183,8 @@ def spacings_of(w0: np.ndarray, grid: str | None) -> tuple[np.ndarray, np.ndarra
     """Spacings and counts of W0 `[kinds, out, in]`, `[kinds, 24]`: those of the exponents that weights have."""
     if grid is None:
         return np.zeros((len(w0), 24)), np.zeros((len(w0), 24))
-    counts = jd.entry_counts(w0, w0)
-    found = [jax.device_get(jd.spacing_counts(one, counts.storage, grid)) for one in counts.histogram]
+    counts = jax.device_get(_counts(w0, w0))
+    found = [jd.spacing_counts(one, counts.storage, grid) for one in counts.histogram]
     kept = [np.sort(np.argsort(-number, kind="stable")[:24]) for _, number in found]
     assert all(number.sum() == number[few].sum() for (_, number), few in zip(found, kept, strict=True))
     spacings, numbers = (

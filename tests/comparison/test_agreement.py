@@ -161,11 +161,10 @@ def test_compare(seed, size):
         same_pairs(pair, keys_of(SHAPES["tall"]), f"{storage} {seed} {size}", wide=True)
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
 @settings(max_examples=1, phases=DRAWS)
 @given(**DRAWN)
-def test_trajectory(storage, seed, size):
-    same_runs(make_run(SHAPES["tall"], storage, seed, size=size, steps=3), f"{storage} {seed} {size}", wide=True)
+def test_trajectory(seed, size):
+    same_runs(make_run(SHAPES["tall"], "bfloat16", seed, size=size, steps=3), f"{seed} {size}", wide=True)
 
 
 @settings(max_examples=2, phases=DRAWS)
@@ -177,7 +176,7 @@ def test_between(seed, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("storage", STORAGES)
-@settings(max_examples=6, phases=DRAWS)
+@settings(max_examples=3, phases=DRAWS)
 @given(**DRAWN)
 def test_any_shape_and_storage(storage, shape, seed, size):
     where = f"{storage} {shape} {seed} {size}"
@@ -190,7 +189,7 @@ def test_any_shape_and_storage(storage, shape, seed, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("storage", STORAGES)
-@settings(max_examples=2, phases=DRAWS)
+@settings(max_examples=1, phases=DRAWS)
 @given(**DRAWN)
 def test_further_nulls_of_any_shape_and_storage(storage, shape, seed, size):
     pair = make_run(SHAPES[shape], storage, seed, size=size)
