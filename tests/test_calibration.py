@@ -31,6 +31,8 @@ UNLIKE = ("fp32-bf16", "fp16-bf16", "fp32-fp16", "bf16-fp16")
 """W+ is rounded to another grid than W0."""
 
 WALK = (calibration.walk, 0.0, (40, 32))
+ENDS = ("path_cosine_2_z", "cosine_to_rest_2_z", "drift_ratio_0_z", "sim_to_final_2_z", "sim_disjoint_2_z")
+"""What a run of three checkpoints has no z of: nothing follows the last one, one step alone has no spread."""
 
 LARGER = {
     "isotropic": (calibration.isotropic, 0.0, (64, 48)),
@@ -46,9 +48,16 @@ FEW = {("profile", "bf16"): {"sparsity_bf16_profile_z"}}
 most of a quiet row is rounded away, and a scale that is a guess leaves the null without a deviation."""
 
 
+def lost(storage: str, key: str) -> bool:
+    """Whether sides that are stored unlike leave a statistic without a z, because its law is not known then."""
+    if key.startswith(("path", "cosine", "drift", "sim")):
+        return key in ENDS or not storage.startswith("fp32")
+    return not (key.startswith(("jaccard", "overlap")) and storage.endswith("bf16")) or "_profile" in key
+
+
 def check(name, draw, sigma, shape, storage) -> None:
-    few = set()
-    for key, z in calibration.scores(draw, shape, storage, sigma, DRAWS, seed=1).items():
+    few, found = set(), calibration.scores(draw, shape, storage, sigma, DRAWS, seed=1)
+    for key, z in found.items():
         z = z[np.isfinite(z)]
         if z.size < DRAWS / 2:
             few.add(key)
@@ -57,7 +66,8 @@ def check(name, draw, sigma, shape, storage) -> None:
         # Corrections of second order leave a few tenths; the deviation of masks of whole rows is an upper bound.
         assert abs(z.mean()) < 0.3 + 4 / np.sqrt(z.size), key
         assert 0.4 < z.std() < 1.5, key
-    assert few == FEW.get((name, storage), set())
+    expected = {key for key in found if lost(storage, key)} if storage in UNLIKE else FEW.get((name, storage), set())
+    assert few == (expected | set(ENDS) if name == "walk" else expected)
 
 
 def test_the_bounds_are_honest():
@@ -73,25 +83,14 @@ def test_every_z_is_one(case, storage):
 
 @pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
 def test_every_z_along_a_run_is_one(storage):
-    check(*WALK, storage)
+    check("walk", *WALK, storage)
 
 
 @pytest.mark.parametrize("storage", UNLIKE)
-def test_every_z_of_sides_that_are_stored_unlike_is_one(storage):
-    for case in (*(CASES[name] for name in ("isotropic", "profile", "between")), WALK):
-        check(*case, storage)
-
-
-@pytest.mark.parametrize("storage", UNLIKE)
-def test_sides_that_are_stored_unlike_have_a_z_only_where_its_law_is_known(storage):
-    draws = calibration.isotropic, calibration.profile, calibration.between, calibration.walk
-    found = {key for draw in draws for key, z in calibration.scores(draw, (40, 32), storage, 0.0, 3, seed=1).items()
-             if np.isfinite(z).any()}  # fmt: skip
-    masks = {"overlap_principal_z", "overlap_low_z", "jaccard_rounding_z", "overlap_a_in_b_rounding_z"}
-    assert not [key for key in found if key.startswith(("sparsity", "density", "decay", "orthogonal", "subspace"))]
-    assert not [key for key in found if "_profile" in key]
-    assert masks <= found if storage.endswith("bf16") else not masks & found
-    assert ("path_cosine_0_z" in found) == storage.startswith("fp32")
+def test_sides_that_are_stored_unlike_have_a_z_where_its_law_is_known(storage):
+    cases = CASES | {"walk": WALK}
+    for name in ("isotropic", "profile", "between", "walk"):
+        check(name, *cases[name], storage)
 
 
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
@@ -103,7 +102,7 @@ def test_an_update_that_was_rounded_where_it_stands_has_no_z_over_other_places(s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", calibration.STORAGE)
+@pytest.mark.parametrize("storage", [storage for storage in calibration.STORAGE if storage not in UNLIKE])
 @pytest.mark.parametrize("case", LARGER)
 def test_every_z_is_one_of_larger_matrices(case, storage):
     check(f"larger: {case}", *LARGER[case], storage)
