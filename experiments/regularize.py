@@ -27,8 +27,9 @@ import optax
 
 import jaxgeom as jg
 from jaxgeom.data import ArithmeticTask, arithmetic, chat, embedded_model, pipelines
-from jaxgeom.data.prepared import Limits, RowSettings
+from jaxgeom.data.prepared import Limits
 from jaxgeom.data.preparing import prepare_demonstrations
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.objectives import sft_loss
 from jaxgeom.optimizers import with_standard_promotion

@@ -1,6 +1,7 @@
 """The command line: `jaxgeom COMMAND`. Exit 0 on success, 2 on a mistake of the user's, 1 where a check failed."""
 
 import importlib
+import io
 import os
 import shlex
 import sys
@@ -33,6 +34,9 @@ _LONGEST_FAULT = 300  # characters of an unforeseen error's own words
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows another, and goes on
+            stream.reconfigure(errors="replace")
     try:
         return _run(arguments)
     except UserError as error:

@@ -4,8 +4,6 @@ import dataclasses
 import typing
 from typing import Any
 
-import typeguard
-
 from jaxgeom.errors import UserError
 
 
@@ -18,6 +16,8 @@ def check_types(settings: Any) -> None:
     Raises:
         UserError: naming the field, its value and what is needed.
     """
+    import typeguard  # help needs no check
+
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         value, wanted = getattr(settings, field.name), hints[field.name]

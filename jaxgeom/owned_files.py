@@ -38,17 +38,19 @@ _ITEM = _either(
     r"(?:params|optimizer)/ocdbt\.process_\d+/" + _STORE,
 )
 _STEP = _either(r"_CHECKPOINT_METADATA|commit_success\.txt", _written("checksums.json"), _ITEM)
+_UNFINISHED = _either(
+    rf"(?:[\w]+\.orbax-checkpoint-tmp[^/]*/)?{_STEP}",
+    r"(?:params|optimizer|data|key)\.orbax-checkpoint-tmp[^/]*/[\w./-]+",
+)
 _CHECKPOINTS = _either(
     rf"checkpoints/\d+/{_STEP}",
-    rf"checkpoints/\.?\d+\.(?:partial|orbax-checkpoint-tmp)[^/]*/(?:[\w]+\.orbax-checkpoint-tmp[^/]*/)?{_STEP}",
-    r"checkpoints/\.?\d+\.(?:partial|orbax-checkpoint-tmp)[^/]*/(?:params|optimizer|data|key)\.orbax-checkpoint-tmp"
-    r"[^/]*/[\w./-]+",
+    rf"checkpoints/\.?\d+\.(?:partial|orbax-checkpoint-tmp)[^/]*/{_UNFINISHED}",
 )
 # The tokens of the rows, by what they come from.
 _ROWS = r"rows/(?:[0-9a-f]+\.npz|\.[0-9a-f]+\.npz\.\d+)"
 _RUN = _either(
     _written("config.json", "done"),
-    r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.[\w.-]+",
+    r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.\d{10}\.[\w.-]+\.\d+\.\d+",
     _LOCK,
     _TOKENIZER,
     _ROWS,
@@ -74,7 +76,7 @@ _STUDY = _either(
     _LOCK,
 )
 
-KINDS = {"run": _RUN, "study": _STUDY, "report": _REPORT, "step": _STEP}
+KINDS = {"run": _RUN, "study": _STUDY, "report": _REPORT, "step": _STEP, "unfinished": _UNFINISHED}
 """By the kind of an output directory, the files that it may hold: a regular expression of their paths in it."""
 
 
@@ -139,7 +141,8 @@ def empty(
     refuse_inputs(directory, inputs)
     if say is not None:
         say(f"--force: deletes {what} in {directory}, {len(contents.own)} files: {listed(_tops(contents.own))}")
-    for name in sorted(contents.own, key=lambda name: name == last):
+    # The list of a step's files goes after them: by it they are known as ours after a kill.
+    for name in sorted(contents.own, key=lambda name: (name == last, name.endswith("checksums.json"))):
         (directory / name).unlink(missing_ok=True)
     _remove_empty_folders(directory)
 

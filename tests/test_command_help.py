@@ -113,3 +113,17 @@ def test_what_is_wrong_with_the_arguments_is_said_in_one_plain_line(jaxgeom, arg
     if arguments:
         assert said.status == 2 and said.err.count("\n") == 1 and said.out == ""
         assert said.err.startswith("jaxgeom: ") and "None}" not in said.err and len(said.err) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("compare", "x"), 2, "jaxgeom: compare needs FINAL, --out DIR; see"),
+        (("train", "opd", "--help"), 0, "usage: jaxgeom train"),
+    ],
+)
+def test_a_terminal_that_shows_ascii_alone(arguments, status, words):
+    line, environment = command(*arguments)
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, (done.stdout + done.stderr).startswith(words)) == (status, True), done.stderr

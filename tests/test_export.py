@@ -80,6 +80,15 @@ def test_nothing_is_overwritten_without_force_and_nothing_else_with_it(run, tmp_
     assert "deletes an export" in capsys.readouterr().out and (to / "model.safetensors").read_bytes() != first
 
 
+def test_what_is_called_like_an_unfinished_export_stays(run, tmp_path):
+    mine = tmp_path / ".model.partial" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    assert main(["export", str(run), "--to", str(tmp_path / "model")]) == 0
+    assert mine.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.partial", "model"]
+
+
 @pytest.mark.parametrize("change", ["added", "changed", "input"])
 def test_an_export_that_has_become_the_users_own_is_left_alone(run, tmp_path, capsys, change):
     to = tmp_path / "exported"
@@ -113,6 +122,13 @@ def test_a_run_is_never_exported_over_itself(run, capsys):
 def test_a_step_that_is_not_there_is_named(run, tmp_path, capsys, arguments, words):
     assert main(["export", str(run), "--to", str(tmp_path / "to"), *arguments]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "to").exists()
+
+
+def test_a_step_behind_the_run_is_that_step(run, tmp_path, capsys):
+    assert main(["export", f"{run}@0", "--to", str(tmp_path / "to")]) == 0
+    assert json.loads((tmp_path / "to" / "checksums.json").read_text())["step"] == 0
+    assert main(["export", f"{run}@0", "--step", "1", "--to", str(tmp_path / "other")]) == 2
+    assert "names step 0, and --step says 1" in capsys.readouterr().err
 
 
 def test_what_is_no_run_is_named(tmp_path, capsys):

@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.pipelines import Prompt, all_prompts
-from jaxgeom.data.prepared import Limits, Prepared, RowSettings
+from jaxgeom.data.prepared import Limits, Prepared
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.models import Qwen3, Qwen3Config, save_model
 

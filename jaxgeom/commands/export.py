@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from tyro.conf import Positional, arg
 
 from jaxgeom.checkpoints.checksums import NAME as CHECKSUMS
 from jaxgeom.checkpoints.checksums import fault_of, read_checksums, write_checksums
+from jaxgeom.checkpoints.runs import named_run
 from jaxgeom.commands.options import Directory, SomeCount
 from jaxgeom.errors import UserError, listed
 from jaxgeom.owned_files import Contents, contents_of, empty
@@ -28,13 +30,24 @@ def export(
     """Writes a checkpoint of a training run as a Hugging Face directory that `transformers` loads.
 
     Args:
-        run: The run directory.
+        run: The run directory, or RUN@STEP.
         to: The directory to write; new or empty.
         step: Which checkpoint; the last where not given.
         dtype: Of the stored weights. float32 are the run's own, without rounding; bfloat16 takes half the room.
         force: Delete an earlier export that is in the directory to write; nothing else.
     """
 
+    named = named_run(run)
+    if named is not None and named.step is not None and step not in (None, named.step):
+        raise UserError(f"{run}: names step {named.step}, and --step says {step}; give one of them")
+    source = run if named is None else named.run
+    asked = step if named is None or named.step is None else named.step
+    return _writer(source, to, asked, dtype, force)
+
+
+def _writer(
+    run: Path, to: Path, step: int | None, dtype: Literal["float32", "bfloat16"], force: bool
+) -> Callable[[str], None]:
     def write(command: str) -> None:
         from jaxgeom.checkpoints import saved_steps
         from jaxgeom.models import save_model
@@ -53,15 +66,20 @@ def export(
         reporter.say(f"reading {run}@{chosen}")
         model, params = load_start(f"{run}@{chosen}", mesh=None, compute_dtype="float32")
         # Written beside and moved at the end: what a kill leaves behind is no half of a model under the name asked for.
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        reporter.say(f"writing {to}")
-        save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
-        write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
-        if target.is_dir():
-            empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)
-            target.rmdir()
-        partial.rename(target)
+        # Under a new name: one that is there already is somebody's, whatever it looks like.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial."))
+        try:
+            partial = beside / target.name
+            reporter.say(f"writing {to}")
+            save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
+            write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
+            if target.is_dir():
+                empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)
+                target.rmdir()
+            partial.rename(target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         reporter.say(f"model: {to}")
 
     return write

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxgeom.errors import UserError
@@ -32,12 +32,29 @@ def parse(function: Callable[..., Any], name: str, arguments: Sequence[str]) -> 
     said = io.StringIO()
     options = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
     try:
-        with contextlib.redirect_stderr(said):
+        helps = not {"-h", "--help"}.isdisjoint(arguments)  # printed, in what the terminal can show
+        with contextlib.redirect_stderr(said), contextlib.nullcontext() if helps else _boxes():
             return tyro.cli(function, prog=f"jaxgeom {name}", args=list(arguments), config=options)
     except SystemExit as stop:
         if not stop.code:
             return None
         raise UserError(f"{one_line(said.getvalue(), name)}; see jaxgeom {name} --help") from None
+
+
+@contextlib.contextmanager
+def _boxes() -> Iterator[None]:
+    """tyro's frames in the characters that `_FRAME` knows, whatever the terminal can show: they are not printed."""
+    from tyro import _fmtlib
+
+    before = getattr(_fmtlib, "_FORCE_UTF8_BOXES", None)
+    if before is None:
+        yield
+        return
+    _fmtlib._FORCE_UTF8_BOXES = True
+    try:
+        yield
+    finally:
+        _fmtlib._FORCE_UTF8_BOXES = before
 
 
 def one_line(said: str, name: str) -> str:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from .pipelines import prompt_batches as prompt_batches
     from .prepared import Limits as Limits
     from .prepared import Prepared as Prepared
-    from .prepared import RowSettings as RowSettings
     from .preparing import prepare_demonstrations as prepare_demonstrations
     from .preparing import prepare_prompts as prepare_prompts
+    from .row_settings import RowSettings as RowSettings
     from .rows import check_demonstrations as check_demonstrations
     from .rows import check_prompts as check_prompts
     from .rows import read_rows as read_rows

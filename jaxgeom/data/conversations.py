@@ -24,6 +24,9 @@ _SHAREGPT_ROLES = {
 _QUESTIONS = ("prompt", "problem", "question", "question_content")
 _ANSWERS = ("ground_truth", "answer", "solution")
 _DEEPEST = 64
+_LEFT_OUT = ("weight", "train", "loss", "trainable")
+"""Fields by which other trainers leave a message out of the loss, where they are 0 or false."""
+
 _THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -175,6 +178,12 @@ def _message(message: Any, where: str) -> dict:
     if content is None and (calls or (thoughts and role == "assistant")):
         content = ""
     made["content"] = _content(content, where)
+    for key in _LEFT_OUT:
+        if role == "assistant" and message.get(key) is not None and not message[key]:
+            raise RowError(
+                f"{where}: {key!r} is {message[key]!r}: an answer that is not to be learned from, and every answer of a"
+                " row is; split the row there"
+            )
     # What else a message has (a name, a call's id) is for the template; a null is an absent field.
     others = {k: v for k, v in message.items() if k not in made and k not in ("from", "value", "tool_calls", "content")}
     made |= {key: _plain(value, f"{where}: {key!r}") for key, value in others.items() if value is not None} | thoughts

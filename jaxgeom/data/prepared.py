@@ -9,29 +9,11 @@ import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 
 from jaxgeom.data.chat import Demonstration
 from jaxgeom.rewards import Truth, restored, stored
-
-
-@dataclass(frozen=True)
-class RowSettings:
-    """How rows become tokens.
-
-    Attributes:
-        on_bad_row: What a row does that cannot be used: refuse the run before it starts, or leave the row out and say
-            how many were.
-        chat_template: A Jinja file in place of the tokenizer's own template.
-        template_argument: `NAME=VALUE` for the template, such as `enable_thinking=false`; may be given several times.
-    """
-
-    on_bad_row: Literal["refuse", "skip"] = "refuse"
-    chat_template: Path | None = None
-    template_argument: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

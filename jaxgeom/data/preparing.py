@@ -14,8 +14,9 @@ import numpy as np
 
 from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
 from jaxgeom.data.conversations import Conversation, read_demonstration, read_prompt
-from jaxgeom.data.prepared import Limits, Prepared, RowSettings, recall
+from jaxgeom.data.prepared import Limits, Prepared, recall
 from jaxgeom.data.rendering import EndlessTemplateError, render_rows
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
 from jaxgeom.errors import UserError

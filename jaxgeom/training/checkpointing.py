@@ -1,5 +1,8 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
+import itertools
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +25,8 @@ from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training import logs
 from jaxgeom.training.step import TrainState
+
+_PARTIAL = r"\.\d+\.partial(?:\.\d+)?(?:\.orbax-checkpoint-tmp.*)?"
 
 
 class Resume(NamedTuple):
@@ -97,7 +102,7 @@ class Checkpoints:
             UserError: the disk is full, or the folder cannot be written to.
         """
         step = int(state.step)
-        path, partial = self._folder / str(step), self._folder / f".{step}.partial"
+        path, partial = self._folder / str(step), self._fresh(step)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave({"state": jax.tree.leaves(state.opt_state)}),
@@ -119,9 +124,19 @@ class Checkpoints:
             raise UserError(f"{path}: cannot be saved: {why}; {kept}, the same command goes on from there") from error
 
     def _remove_partial(self) -> None:
-        """What a kill or a full disk left of a save; nothing else is called so."""
+        """Takes away what a kill or a full disk left of a save, by its name and by what is in it."""
         for path in self._folder.glob(".*.partial*") if self._folder.is_dir() else ():
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_symlink() or not path.is_dir() or not re.fullmatch(_PARTIAL, path.name):
+                continue
+            foreign = contents_of(path, KINDS["unfinished"]).foreign
+            if all(name.endswith("/") for name in foreign):  # folders that hold nothing
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _fresh(self, step: int) -> Path:
+        """A name for a step that is being written, which nothing has."""
+        names = itertools.chain([""], (f".{number}" for number in itertools.count(1)))
+        paths = (self._folder / f".{step}.partial{more}" for more in names)
+        return next(path for path in paths if not os.path.lexists(path))
 
     def _store(self, path: Path, items: Any) -> None:
         try:

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.data.chat import declared_stop_tokens, load_tokenizer, pad_token, stop_tokens
-from jaxgeom.data.prepared import Limits, RowSettings
+from jaxgeom.data.prepared import Limits
 from jaxgeom.data.preparing import prepare_prompts
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding

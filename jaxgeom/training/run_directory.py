@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,25 @@ def held_config(directory: Path, kind: str | None = None) -> dict[str, Any] | No
 
 
 def _contents(directory: Path, kind: str) -> Contents:
-    """What the directory holds; files of a checkpoint are ours too where its own list has them."""
+    """What the directory holds; files of a checkpoint are ours where its own list has them.
+
+    A step without a list is another's, or nobody's: its names alone say too little.
+    """
     ours = set()
     for sums in directory.rglob("checkpoints/*/checksums.json"):
         listing = read_checksums(sums.parent) or {"files": {}}
         ours |= {(sums.parent / name).relative_to(directory).as_posix() for name in listing["files"]}
-    return contents_of(directory, KINDS[kind], also=ours)
+    found = contents_of(directory, KINDS[kind], also=ours)
+    unlisted = [name for name in found.own if name not in ours and _is_unlisted(directory, name)]
+    return Contents(sorted(set(found.own) - set(unlisted)), sorted([*found.foreign, *unlisted]))
+
+
+def _is_unlisted(directory: Path, name: str) -> bool:
+    """Whether a file lies in the folder of a finished step whose list is not there, or is whole without it."""
+    at = re.match(r"(?:.*/)?checkpoints/\d+/", name)
+    if at is None:
+        return False
+    listing = directory / at.group() / "checksums.json"
+    if not listing.exists():
+        return True
+    return "checksums.json" not in name and read_checksums(listing.parent) is not None

@@ -19,6 +19,8 @@ def load_torch(path: str | Path, dtype: str) -> Any:
     try:
         import torch
         import transformers
+
+        transformers.utils.logging.disable_progress_bar()
     except ImportError as error:
         raise UserError(f"validate needs PyTorch and transformers ({error}): python -m pip install torch") from None
     if is_adapter_directory(Path(path)):

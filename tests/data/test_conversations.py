@@ -141,3 +141,11 @@ def test_truths(value, truth):
 def test_what_no_answer_can_be_compared_with(value):
     with pytest.raises(ValueError, match="t "):
         read_truth(value, "t")
+
+
+@pytest.mark.parametrize(("field", "value"), [("weight", 0), ("train", False), ("loss", 0.0)])
+def test_an_answer_that_is_not_to_be_learned_from_is_refused(field, value):
+    with pytest.raises(RowError, match=f"message 1: '{field}'.*not to be learned from"):
+        read_demonstration({"messages": [ASKED, ANSWERED | {field: value}, ASKED, ANSWERED]})
+    kept = [ASKED | {field: value}, ANSWERED | {field: 1}]
+    assert [m["content"] for m in read_demonstration({"messages": kept}).messages] == ["1+1?", "2"]

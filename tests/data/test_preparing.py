@@ -10,8 +10,9 @@ from rich.console import Console
 from jaxgeom.data import chat, preparing, rendering
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.pipelines import all_prompts
-from jaxgeom.data.prepared import Limits, RowSettings
+from jaxgeom.data.prepared import Limits
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter

@@ -60,10 +60,13 @@ def test_a_stage_is_done_by_its_key_and_its_files(tmp_path):
 def test_a_study_is_emptied_whole_and_only_of_its_own(experiment, tmp_path):
     out = tmp_path / "out"
     names = ["stages.json", "done", "report.json", "matrices.csv", "report.html", "figures/a-b.svg", "data/done"]
-    names += ["data/prompts.jsonl", "runs/sft_anchor/metrics.jsonl", "runs/opd/seed0/checkpoints/2/params/_METADATA"]
-    names += ["runs/opd/seed0/events.out.tfevents.1.vm.2.3", "measures/opd/seed0/report.json", "measures/between.json"]
+    names += ["data/prompts.jsonl", "runs/sft_anchor/metrics.jsonl", "runs/opd/seed0/checkpoints/2/checksums.json"]
+    names += ["runs/opd/seed0/checkpoints/2/params/_METADATA"]
+    names += ["runs/opd/seed0/events.out.tfevents.1795658977.vm.2.3"]
+    names += ["measures/opd/seed0/report.json", "measures/between.json"]
     names += ["measures/between.done", "measures/opd/seed0/done", "measures/base_spectra/ab12.npz"]
-    names += ["measures/opd/seed0/.partial.jsonl", "runs/opd/seed0/tokenizer/tokenizer.json", ".config.json.abcd_123"]
+    names += ["measures/opd/seed0/.partial.jsonl", "runs/opd/seed0/tokenizer/tokenizer.json"]
+    names += [".config.json.abcd_123"]
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("")

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from jaxgeom.errors import UserError
+from jaxgeom.training.checkpointing import Checkpoints
 from jaxgeom.training.run_directory import claim_directory
 from tests.training import runs
 
@@ -41,6 +42,26 @@ def test_without_force_nothing_is_deleted(run):
 def test_a_run_with_something_else_in_it_is_left_alone(jaxgeom, inputs, run, place):
     (run / place).write_text("mine")
     refused(jaxgeom, inputs, run, place, lr=2e-3)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["events.out.tfevents.999.mine", "checkpoints/77/params/d/" + "a" * 20, "checkpoints/4/params/d/" + "a" * 20],
+)
+def test_a_name_like_ours_is_not_ours(run, place):
+    (run / place).parent.mkdir(parents=True, exist_ok=True)
+    (run / place).write_text("mine")
+    with pytest.raises(UserError, match=place):
+        claim_directory(run, "run", lambda held: OTHER, force=True)
+
+
+def test_an_unfinished_step_is_known_by_what_is_in_it(tmp_path):
+    for name in (".6.partial/params/_METADATA", ".7.partial/thesis.txt", ".mine.partial/thesis.txt"):
+        (tmp_path / "checkpoints" / name).parent.mkdir(parents=True)
+        (tmp_path / "checkpoints" / name).write_text("")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints._fresh(7).name == ".7.partial.1"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [".7.partial", ".mine.partial"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "empty"])
