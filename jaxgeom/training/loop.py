@@ -1,5 +1,6 @@
 """One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from jaxgeom.training.evaluation import evaluate
 from jaxgeom.training.identity import unequal
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
 from jaxgeom.training.ready import Ready, make_ready, refuse_several_processes
-from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.remarks import closing_remarks, learned_nothing, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
@@ -67,6 +68,8 @@ def train(
         ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
         if ready is None:
             reporter.say(f"{objective_name(settings)}: finished already in {out}")
+            with contextlib.suppress(UserError):  # a finished run stays finished without its log
+                _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
             return out
         with locked(out, reporter.say):
             try:
@@ -109,9 +112,17 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
             except Interrupted as stop:
                 saving()
                 raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
-    for remark in closing_remarks(read_json_lines(out / "metrics.jsonl"), settings):
+    rows = read_json_lines(out / "metrics.jsonl")
+    for remark in closing_remarks(rows, settings):
         reporter.say(f"{name}: {remark}")
+    _say_if_nothing_was_learned(settings, rows, reporter)
     mark_done(out)
+
+
+def _say_if_nothing_was_learned(settings: RunSettings, rows: list[dict[str, Any]], reporter: Reporter) -> None:
+    why = learned_nothing(rows, settings)
+    if why is not None:
+        reporter.warn(f"{objective_name(settings)}: NOTHING WAS LEARNED: {why}")
 
 
 class _Loop:
