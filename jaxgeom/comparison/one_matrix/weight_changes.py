@@ -222,7 +222,9 @@ class WeightChanges:
             energies = corner[k - 1, k - 1], left[:k].sum(), right[:k].sum()
             unresolved = families.is_open(stored.values, k)
             shares = (np.float64(energy / squares) for energy in energies)
-            numbers = families.projection_statistics(*shares, shape=shape, k=k, open=unresolved, suffix=suffix)
+            numbers = families.projection_statistics(
+                *shares, shape=shape, k=k, kurtosis=np.float64(self.totals.kurtosis), open=unresolved, suffix=suffix
+            )
             put_numbers(self.row, numbers)
             if self.row[f"projection_left{suffix}"] is None:
                 undetermined.add(k)
