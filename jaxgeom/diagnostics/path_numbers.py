@@ -1,4 +1,4 @@
-"""The families of numbers along a run and between two runs that are directions: path, cosines, orthogonal share, with nulls.
+"""The numbers of directions, along a run and between two: path, cosines, orthogonal share, each beside its null.
 
 Directions are judged by signs: under the null the products of two updates' entries have independent signs, given their
 sizes. Then `⟨A, B⟩` has mean 0 and variance Σa²b², which is `‖A‖²‖B‖²/(mn)` for isotropic updates, and more where both
