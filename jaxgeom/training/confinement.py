@@ -27,7 +27,7 @@ from jaxgeom.errors import UserError, listed
 from jaxgeom.models import Qwen3Config
 from jaxgeom.models.load import qwen3_tensors
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors, spectral_specs
-from jaxgeom.optimizers import confined, masked_training
+from jaxgeom.optimizers import confined, masked_training, with_standard_promotion
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.confine_settings import ConfineSettings
 
@@ -60,7 +60,7 @@ class Confinement(NamedTuple):
                     lambda spec, mask: jnp.zeros((), bool) if spec is None else mask, self.specs, masks,
                     is_leaf=lambda node: node is None or hasattr(node, "in_"),
                 )  # fmt: skip
-            return _without_start(masked_training(inner, masks))
+            return with_standard_promotion(masked_training(inner, masks))
         assert settings.confine is not None
         return confined(
             inner, self.trees, settings.confine, side=settings.basis_side, specs=self.specs, others=settings.unconfined
@@ -246,16 +246,3 @@ def _placed(trees: PyTree, mesh: jax.sharding.Mesh | None) -> PyTree:
     if mesh is None:
         return jax.tree.map(jnp.asarray, trees)
     return jax.device_put(trees, parameter_shardings(trees, mesh))
-
-
-def _without_start(transform: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same, told the run's start and not asking for it: what a mask leaves is bitwise what it was."""
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, *, start: Any = None,
-        **extra: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:  # fmt: skip
-        del start, extra
-        return transform.update(updates, state, params)
-
-    return optax.GradientTransformationExtraArgs(transform.init, update)
