@@ -289,7 +289,7 @@ def test_a_folder_of_another_comparison_is_left_alone(tmp_path):
     out = tmp_path / "out"
     run(tmp_path, initial, disk.moved(initial, 1e-3), out=out)
     before = (out / "report.json").read_bytes()
-    with pytest.raises(UserError, match=r"of another comparison \(angle_k: \d+ there, 5 asked for\); .*--force"):
+    with pytest.raises(UserError, match=r"of another comparison \(angle_k: \d+ there, 5 asked for; .*--force"):
         run(tmp_path, initial, disk.moved(initial, 1e-3), CompareSettings(angle_k=5), out=out)
     assert (out / "report.json").read_bytes() == before
     run(tmp_path, initial, disk.moved(initial, 1e-3), CompareSettings(angle_k=5), out=out, force=True)
