@@ -87,11 +87,10 @@ MARK = "jaxgeom"
 """What is written into a figure as its creator, and into an archive of arrays as the name of the first of them."""
 
 _MARKS = (
-    (re.compile(r"(?:.*/)?figures/[^/]+\.svg"), f"<dc:title>{MARK}</dc:title>".encode()),
-    (re.compile(r"(?:.*/)?figures/[^/]+\.png"), f"Software\0{MARK}".encode()),
-    (re.compile(r"(?:.*/)?(?:rows|base_spectra)/[^/]+"), f"{MARK}.npy".encode()),
-)
-_HEAD = 4096
+    (re.compile(r"(?:.*/)?figures/[^/]+\.svg"), f"<dc:title>{MARK}</dc:title>".encode(), 4096),
+    (re.compile(r"(?:.*/)?figures/[^/]+\.png"), f"Software\0{MARK}".encode(), 4096),
+    (re.compile(r"(?:.*/)?(?:rows|base_spectra)/[^/]+"), f"{MARK}.npy".encode(), 64),
+)  # files, what they hold, and within how many bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +129,13 @@ def bears_mark(path: pathlib.Path) -> bool:
 
     A mark stands at the beginning, where a kill in the middle of writing leaves it.
     """
-    mark = next((mark for pattern, mark in _MARKS if pattern.fullmatch(path.as_posix())), None)
-    if mark is None:
+    found = next(((mark, size) for pattern, mark, size in _MARKS if pattern.fullmatch(path.as_posix())), None)
+    if found is None:
         return True
+    mark, size = found
     try:
         with path.open("rb") as file:
-            head = file.read(_HEAD)
+            head = file.read(size)
     except OSError:
         return False
     return not head or mark in head

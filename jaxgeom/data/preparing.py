@@ -129,7 +129,8 @@ class _Work:
         self, path: Path, tokenizer: Any, settings: RowSettings, limits: Limits,
         kind: Need | Literal["demonstrations"], reporter: Reporter | None,
     ):  # fmt: skip
-        self.path, self.tokenizer, self.settings, self.limits, self.kind = path, tokenizer, settings, limits, kind
+        self.path, self.tokenizer, self.settings, self.limits = path, tokenizer, settings, limits
+        self.kind: Need | Literal["demonstrations"] = kind
         self.reporter = reporter or Reporter(quiet=True)
         self.format: ChatFormat | None = (
             chat_format(tokenizer, settings.template_argument) if self._has_template() else None

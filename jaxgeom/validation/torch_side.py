@@ -35,12 +35,13 @@ def load_torch(path: str | Path, dtype: str) -> Any:
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
     kind = {("dtype" if new else "torch_dtype"): getattr(torch, dtype)}
     try:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(path), attn_implementation="eager", trust_remote_code=False, local_files_only=True,
             output_loading_info=True, **kind,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: transformers cannot load it: {error}") from error
+    model, found = loaded
     if found["missing_keys"]:
         _put_in(model, path, found["missing_keys"])
     return model.eval()
