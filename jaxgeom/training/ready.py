@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgeom.errors import UserError
+from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
@@ -94,6 +95,7 @@ def make_ready(
         ), resume  # fmt: skip
 
     found, resume = claim()
+    goes_on(from_where(found, resume), out)
     if found.goes_on and _is_finished(out, settings, resume):
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
@@ -114,6 +116,13 @@ def make_ready(
     config["model"] = model.config.to_hf()
     files = tokenizer_directory(inputs.model, inputs.base)
     return Ready(claim, config, force, model, params, teacher, rows, kept, files, verifier, mesh)
+
+
+def from_where(found: Claim, resume: Resume) -> str:
+    """What the same command would do with a directory as it stands."""
+    if found.goes_on and resume.step is not None:
+        return f"the same command goes on from step {resume.step}"
+    return "the same command begins anew"
 
 
 def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
