@@ -172,6 +172,11 @@ class OnPolicySettings(RunSettings):
         return self.batch_size // self.samples_per_prompt
 
 
+_UNFILTERED = (
+    "Learn from groups whose rewards are all equal too; else they are skipped, and others sampled in their place."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RLVRSettings(OnPolicySettings):
     """GRPO with verified 0/1 rewards.
@@ -183,7 +188,7 @@ class RLVRSettings(OnPolicySettings):
 
     objective = "rlvr"
 
-    dynamic_filter: bool = True
+    dynamic_filter: Annotated[bool, tyro.conf.arg(help=_UNFILTERED, help_behavior_hint="")] = True
     refills: int = 2
 
     def __post_init__(self):
