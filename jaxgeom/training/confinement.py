@@ -27,7 +27,7 @@ from jaxgeom.errors import UserError, listed
 from jaxgeom.models import Qwen3Config
 from jaxgeom.models.load import qwen3_tensors
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors, spectral_specs
-from jaxgeom.optimizers import confined, masked_training, with_standard_promotion
+from jaxgeom.optimizers import confined, masked_training, subspace_coordinates
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.confine_settings import ConfineSettings
 
@@ -60,26 +60,47 @@ class Confinement(NamedTuple):
                     lambda spec, mask: jnp.zeros((), bool) if spec is None else mask, self.specs, masks,
                     is_leaf=lambda node: node is None or hasattr(node, "in_"),
                 )  # fmt: skip
-            return with_standard_promotion(masked_training(inner, masks))
+            return masked_training(inner, masks)
         assert settings.confine is not None
         return confined(
-            inner, self.trees, settings.confine, side=settings.basis_side, specs=self.specs, others=settings.unconfined
-        )
+            inner, self.trees, settings.confine, side=settings.basis_side, specs=self.specs,
+            others=settings.unconfined, gradients_in_coordinates=True,
+        )  # fmt: skip
 
-    def leakage(self, params: PyTree, start: PyTree) -> dict[str, Float[Array, ""]]:
+    @property
+    def sums_coordinates(self) -> bool:
+        """Whether gradients are had in the subspace's coordinates, and summed over parts and devices there."""
+        return self.settings.confine == "coordinates"
+
+    def gradients(self, gradients: PyTree, opt_state: Any) -> PyTree:
+        """Gradients as the optimizer takes them: in coordinates where `sums_coordinates`, 0 `[]` at frozen leaves."""
+        if not self.sums_coordinates:
+            return gradients
+        bases = opt_state.bases
+        found = subspace_coordinates(gradients, bases, specs=self.specs, side=self.settings.basis_side)
+        if self.settings.unconfined == "free":
+            return found
+        return jax.tree.map(
+            lambda basis, leaf: jnp.zeros((), leaf.dtype) if basis is None else leaf, bases, found,
+            is_leaf=lambda node: node is None,
+        )  # fmt: skip
+
+    def leakage(self, params: PyTree, start: PyTree, opt_state: Any) -> dict[str, Float[Array, ""]]:
         """Share of the update's energy outside of the subspace or mask, over the matrices that moved.
 
         Args:
             params: now.
             start: of the run.
+            opt_state: of the optimizer that `wrap` made; it holds the bases or masks.
 
         Returns:
             `leakage`, the mean over matrices, and `leakage_max`, the largest; NaN where none moved.
         """
         shares = []
+        held_trees = opt_state.masks if self.settings.confine == "mask" else opt_state.bases
         for now, first, held, spec in zip(
             jax.tree.leaves(params), jax.tree.leaves(start),
-            jax.tree.leaves(self.trees, is_leaf=lambda node: node is None),
+            jax.tree.leaves(held_trees, is_leaf=lambda node: node is None),
             jax.tree.leaves(self.specs, is_leaf=lambda node: node is None or hasattr(node, "in_")), strict=True,
         ):  # fmt: skip
             if spec is None:

@@ -26,12 +26,13 @@ from jaxgeom.models import Qwen3Config
 from jaxgeom.models.save import TOKENIZER_FILES
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
-from jaxgeom.training.settings import RunInputs, RunSettings, to_json
+from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_json
 
 FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code"})
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
 _MODELS = ("model", "teacher")
+_UPDATES = ("basis_from", "mask_from")
 
 
 def run_config(settings: RunSettings, inputs: RunInputs) -> dict[str, Any]:
@@ -61,8 +62,10 @@ def contents_of(inputs: RunInputs) -> dict[str, str]:
     for field in dataclasses.fields(inputs):
         path = getattr(inputs, field.name)
         if path is not None and field.name != "base":  # which is in what an adapter comes to
-            model = field.name in _MODELS
-            found[field.name] = model_content(path, inputs.base) if model else file_content(path)
+            if field.name in _MODELS:
+                found[field.name] = model_content(path, inputs.base)
+            else:
+                found[field.name] = update_content(path) if field.name in _UPDATES else file_content(path)
     found["tokenizer"] = _tokenizer_content(tokenizer_directory(inputs.model, inputs.base))
     return found
 
@@ -86,6 +89,12 @@ def model_content(path: str | Path, base: Path | None = None) -> str:
     architecture = Qwen3Config.from_hf(checkpoint.config or {}).to_hf()
     weights = weights or _weights_content(os.fspath(path), base, checkpoint.fingerprint)
     return _digest(json.dumps(architecture, sort_keys=True, default=str), weights)
+
+
+def update_content(path: Path) -> str:
+    """A digest of a run's update: of a step of it, and of its start."""
+    ends = named_run(path)
+    return _digest(model_content(path), *([] if ends is None else [model_content(f"{ends.run}@0")]))
 
 
 def file_content(path: Path) -> str:
@@ -134,6 +143,8 @@ def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:
         settings: as JSON.
         objective: `sft`, whose answers are sampled for evaluation alone, `rlvr` or `opd`.
     """
+    # What a run was not told of yet, when it began, it had the default of.
+    settings = defaults_of(objective) | settings
     free = FREE | {"steps"} | ({"max_new_tokens"} if objective == "sft" else set())
     kept = {name: value for name, value in settings.items() if name not in free}
     # A template is known by its content, as every other input.

@@ -1,5 +1,6 @@
 """One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +92,7 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
     done = resume.step if found.goes_on else None
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
     run.rows.keep(run.kept_rows)
-    optimizer = make_optimizer(settings, run.params)
+    optimizer = make_optimizer(settings, run.params, run.confinement)
     state, pending = initial_state(run.params, optimizer), []
     iterator = run.rows.batches(settings)
     with Checkpoints(out, reporter.say) as checkpoints:
@@ -101,7 +102,7 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
             pending = [on_mesh(batch, run.mesh) for batch in pending]
             _say_how(reporter, name, out, done, found, resume, settings)
         with Log(settings, out, done, resume.logs if done is not None else {}) as log:
-            step = make_train_step(run.objective, optimizer, state)
+            step = make_train_step(run.objective, optimizer, state, run.confinement)
             loop = _Loop(settings, run, out, step, state, pending, iterator, checkpoints, log, reporter, saved=done)
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
@@ -130,7 +131,10 @@ class _Loop:
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
-        self._take_step, self._inputs = step, run.objective.step_inputs(run.frozen)
+        self._take_step, self._inputs = (
+            step,
+            dataclasses.replace(run.objective.step_inputs(run.frozen), start=run.frozen.start),
+        )
         self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
         self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated

@@ -12,6 +12,7 @@ from jaxgeom.data.buckets import bucket_length
 from jaxgeom.models import Qwen3
 from jaxgeom.rollout import SamplingSettings, sampler_programs
 from jaxgeom.sharding import batch_sharding, mesh_of
+from jaxgeom.training.confinement import Confinement
 from jaxgeom.training.objectives.interface import Objective
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.scoring import sequence_log_probs
@@ -19,7 +20,12 @@ from jaxgeom.training.state import Frozen, TrainState, abstract_state
 from jaxgeom.training.step import Step, train_step
 
 
-def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, state: TrainState) -> Step:
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    confinement: Confinement | None = None,
+) -> Step:
     """`train_step`, compiled: `(state, batch, frozen) -> (state, metrics)`; the state is donated, its shardings kept.
 
     Args:
@@ -27,12 +33,13 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         optimizer: any Optax transformation.
         state: the first state, or its shapes, for its shardings: left to itself the compiler may return parameters
             laid out otherwise.
+        confinement: of the run.
 
     Returns:
         A jitted function.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(train_step(objective, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(train_step(objective, optimizer, confinement), donate_argnums=0, out_shardings=(shardings, None))
 
 
 class Program(NamedTuple):

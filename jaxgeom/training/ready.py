@@ -16,6 +16,7 @@ from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
 from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
+from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes
 from jaxgeom.training.objectives import Objective, objective_of
@@ -37,7 +38,8 @@ class Ready(NamedTuple):
         model: the module that is trained.
         params: its float32 parameters at the start.
         objective: of the run, with its modules.
-        frozen: parameters of its teachers.
+        frozen: parameters of its teachers, and of its start where it is confined.
+        confinement: what its update is confined to.
         rows: tokenizer, rows, held-out prompts.
         kept_rows: where their tokens are kept.
         tokenizer_files: where the model's tokenizer lies.
@@ -52,6 +54,7 @@ class Ready(NamedTuple):
     params: Any
     objective: Objective
     frozen: Frozen
+    confinement: Confinement | None
     rows: RunRows
     kept_rows: Path
     tokenizer_files: Path
@@ -81,6 +84,7 @@ def make_ready(
     name = settings.objective
     if inputs.teacher is not None and not settings.is_taught:
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
+    settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
@@ -120,8 +124,16 @@ def make_ready(
     config["model"] = model.config.to_hf()
     files = tokenizer_directory(inputs.model, inputs.base)
     objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
-    frozen = Frozen(teachers=tuple(actor.params for actor in teachers))
-    return Ready(claim, config, force, model, params, objective, frozen, rows, kept, files, verifier, mesh)
+    confinement = make_confinement(
+        settings.confine, model.config, model=inputs.model, base=inputs.base, basis_from=inputs.basis_from,
+        mask_from=inputs.mask_from, seed=settings.seed, mesh=mesh,
+    )  # fmt: skip
+    for note in () if confinement is None else confinement.notes:
+        reporter.say(f"{name}: {note}")
+    # A copy: a step takes its state's own buffers.
+    start = None if confinement is None else jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    frozen = Frozen(teachers=tuple(actor.params for actor in teachers), start=start)
+    return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, verifier, mesh)
 
 
 def from_where(found: Claim, resume: Resume) -> str:

@@ -12,6 +12,7 @@ from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.training.confine_settings import ConfineSettings
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class RunInputs:
         eval_data: Held-out prompts; none, no evaluation.
         teacher: For OPD: a Hugging Face directory or `RUN@STEP`; the model's tokenizer.
         base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
+        basis_from: `RUN@STEP`: the run's update up to there gives the basis of a confined run.
+        mask_from: `RUN@STEP`: what the run changed up to there is the mask of a confined run.
     """
 
     model: Path
@@ -54,6 +57,8 @@ class RunInputs:
     eval_data: Path | None = None
     teacher: Path | None = None
     base: Path | None = None
+    basis_from: Path | None = None
+    mask_from: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,7 @@ class RunSettings:
         optimizer: AdamW and its learning-rate schedule.
         mesh: How devices are laid out.
         rows: How rows become tokens.
+        confine: Where the update may go.
     """
 
     objective: ClassVar[str]
@@ -101,6 +107,7 @@ class RunSettings:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshSettings = field(default_factory=MeshSettings)
     rows: RowSettings = field(default_factory=RowSettings)
+    confine: ConfineSettings = field(default_factory=ConfineSettings)
 
     def __post_init__(self):
         check_types(self)
@@ -230,6 +237,18 @@ class OPDSettings(OnPolicySettings):
 def to_json(settings: Any) -> Any:
     """A settings dataclass as plain JSON values, paths as text."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+
+
+def defaults_of(objective: str) -> dict[str, Any]:
+    """The settings of an objective that have a default, as plain JSON values."""
+    kind = next(kind for kind in (SFTSettings, RLVRSettings, OPDSettings) if kind.objective == objective)
+    found = {}
+    for field_ in dataclasses.fields(kind):
+        if field_.default_factory is not dataclasses.MISSING:
+            found[field_.name] = to_json(field_.default_factory())
+        elif field_.default is not dataclasses.MISSING:
+            found[field_.name] = field_.default
+    return json.loads(json.dumps(found, default=str))
 
 
 def _positive(settings: Any, name: str) -> None:

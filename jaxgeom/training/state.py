@@ -52,10 +52,12 @@ class Frozen:
     Attributes:
         teachers: Parameters of each teacher, in the order in which they were given; empty without.
         reference: Parameters of the policy that a KL term is taken against; None without.
+        start: Parameters of the run's start, that a confined or measured update is counted from; None without.
     """
 
     teachers: tuple[Any, ...] = ()
     reference: Any = None
+    start: Any = None
 
 
 def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:

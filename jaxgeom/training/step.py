@@ -1,14 +1,17 @@
 """The training step: a pure function of state, batch and frozen parameters, for every objective."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.objectives import token_means, token_sums
+from jaxgeom.training.confinement import Confinement
 from jaxgeom.training.objectives.interface import Objective
 from jaxgeom.training.state import Batch, Frozen, TrainState
 
@@ -17,7 +20,9 @@ Step = Callable[..., tuple[TrainState, Metrics]]
 """`(state, batch, frozen=Frozen()) -> (state, metrics)`."""
 
 
-def train_step(objective: Objective, optimizer: optax.GradientTransformation) -> Step:
+def train_step(
+    objective: Objective, optimizer: optax.GradientTransformation, confinement: Confinement | None = None
+) -> Step:
     """The step `(state, batch, frozen) -> (state, metrics)`, not compiled: see `programs.make_train_step`.
 
     The gradient is accumulated over `settings.micro_batches` parts of the batch in float32, each divided by the whole
@@ -25,7 +30,10 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     Args:
         objective: its loss and what that is divided by.
-        optimizer: any Optax transformation.
+        optimizer: any Optax transformation; the one that `confinement` wrapped where there is one.
+        confinement: of the run; `frozen` holds the parameters of its start then. With `coordinates` gradients are
+            summed over micro-batches in coordinates, and over the devices too where data is the only axis of the mesh
+            that has several. (An axis that shards parameters sums gradients as the parameters lie.)
 
     Returns:
         A pure function. `frozen` holds what the loss reads of teachers and reference (`objective.step_inputs`).
@@ -35,12 +43,14 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
 
     def step(state: TrainState, batch: Batch, frozen: Frozen = Frozen()) -> tuple[TrainState, Metrics]:  # noqa: B008
         denominator = objective.denominator(batch)
-
-        def loss(params: PyTree, part: Batch) -> tuple[Array, Metrics]:
-            return objective.loss(params, part, frozen, denominator)
-
-        (value, metrics), grads = _accumulate(loss, state.params, batch, objective.settings.micro_batches)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        inputs = state.params, batch, dataclasses.replace(frozen, start=None), denominator, state.opt_state
+        if confinement is not None and confinement.sums_coordinates and _is_data_parallel(objective.mesh):
+            (value, metrics), grads = _summed_over_devices(objective, confinement, *inputs)
+        else:
+            (value, metrics), grads = _accumulate(objective, confinement, *inputs)
+            metrics = token_means(metrics)
+        extra = {} if confinement is None else {"start": frozen.start}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {
             "loss": value,
@@ -48,23 +58,35 @@ def train_step(objective: Objective, optimizer: optax.GradientTransformation) ->
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
         }
+        if confinement is not None:
+            metrics |= confinement.leakage(params, frozen.start, opt_state)
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return step
 
 
 def _accumulate(
-    loss: Callable[..., Any], params: PyTree, batch: Batch, parts: int
+    objective: Objective,
+    confinement: Confinement | None,
+    params: PyTree,
+    batch: Batch,
+    frozen: Frozen,
+    denominator: Array,
+    opt_state: Any,
 ) -> tuple[tuple[Array, Metrics], PyTree]:
-    """Loss and gradient summed over the parts, the loss's metrics averaged over their tokens."""
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    if parts == 1:
-        return gradient(params, batch)
+    """Loss, its metrics as sums over tokens, and gradient, summed over the parts of the batch."""
+
+    def loss(params: PyTree, part: Batch) -> tuple[Array, Metrics]:
+        return objective.loss(params, part, frozen, denominator)
 
     def sums(part: Batch) -> tuple[tuple[Array, Metrics], PyTree]:
-        (value, metrics), grads = gradient(params, part)
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
+        grads = grads if confinement is None else confinement.gradients(grads, opt_state)
         return (value, token_sums(metrics)), grads
 
+    parts = objective.settings.micro_batches
+    if parts == 1:
+        return sums(batch)
     # Strided parts: with the batch sharded along its first axis every device has work in every part.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
     shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], split))
@@ -73,5 +95,25 @@ def _accumulate(
     def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, sums(part)), None
 
-    ((value, metrics), grads), _ = jax.lax.scan(add, zero, split)
+    return jax.lax.scan(add, zero, split)[0]
+
+
+def _is_data_parallel(mesh: Mesh | None) -> bool:
+    """Whether the mesh splits the batch over its data axis and nothing else over any."""
+    return mesh is not None and mesh.size > 1 and mesh.shape["data"] == mesh.size
+
+
+def _summed_over_devices(
+    objective: Objective, confinement: Confinement, params: PyTree, batch: Batch, *rest: Any
+) -> tuple[tuple[Array, Metrics], PyTree]:
+    """`_accumulate` on each device's rows, then the sum: left to itself the compiler sums whole gradients first."""
+    alone = objective.on_one_device()
+
+    def sums(params: PyTree, batch: Batch, *rest: Any) -> PyTree:
+        return jax.lax.psum(_accumulate(alone, confinement, params, batch, *rest), "data")
+
+    whole = PartitionSpec()
+    specs = (whole, PartitionSpec("data"), *(whole for _ in rest))
+    run = jax.shard_map(sums, mesh=objective.mesh, in_specs=specs, out_specs=whole, check_vma=False)
+    (value, metrics), grads = run(params, batch, *rest)
     return (value, token_means(metrics)), grads

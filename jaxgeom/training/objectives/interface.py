@@ -1,6 +1,7 @@
 """What the loop asks of an objective: where a step's data comes from, what is prepared of it, and the loss."""
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -97,6 +98,11 @@ class Objective(abc.ABC):
         Returns:
             The loss, and metrics as `token_sums` takes them: "tokens", and means over so many, or none at all.
         """
+
+    def on_one_device(self) -> "Objective":
+        """The same for one device's rows, where the program is split over the devices by hand."""
+        alone = [model.clone(mesh=None) for model in (self.student, *self.teachers)]
+        return dataclasses.replace(self, student=alone[0], teachers=tuple(alone[1:]), mesh=None)
 
     def sampler(self, params: PyTree, frozen: Frozen) -> Actor | None:
         """Who answers the prompts; None where nothing is sampled."""
