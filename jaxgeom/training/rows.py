@@ -32,12 +32,14 @@ class RunRows:
         stops: Tokens that end an answer: of the tokenizer, `config.json` and `generation_config.json` together.
         data: What is trained on.
         held_out: What is evaluated on; None without.
+        context: Tokens that the model takes.
     """
 
     tokenizer: Any
     stops: tuple[int, ...]
     data: Prepared
     held_out: Prepared | None
+    context: int = 1 << 30
 
     @property
     def evaluated(self) -> list[pipelines.Prompt]:
@@ -53,6 +55,12 @@ class RunRows:
     def batches(self, settings: RunSettings) -> grain.DatasetIterator:
         """The run's iterator over its rows."""
         if settings.reads == "demonstrations":
+            assert isinstance(settings, SFTSettings)
+            if settings.packing:
+                length = min(settings.max_length, self.context)
+                return pipelines.packed_batches(
+                    self.data, batch_size=settings.batch_size, length=length, seed=settings.seed
+                )
             return pipelines.demonstration_batches(self.data, batch_size=settings.batch_size, seed=settings.seed)
         assert isinstance(settings, OnPolicySettings)
         return pipelines.prompt_batches(self.data, batch_size=settings.prompts_per_step, seed=settings.seed)
@@ -111,7 +119,7 @@ def read_run_rows(
         if all(truth is None for truth in held_out.truths):
             raise UserError(f"{inputs.eval_data}: no row has a right answer to evaluate by")
         _say_unjudged(held_out, inputs.eval_data, "the accuracy is over the others", reporter)
-    return RunRows(tokenizer, stops, data, held_out)
+    return RunRows(tokenizer, stops, data, held_out, config.max_position_embeddings)
 
 
 def _say_unjudged(rows: Prepared, path: Path, what: str, reporter: Reporter | None) -> None:

@@ -24,6 +24,7 @@ def sequence_log_probs(
     *,
     temperature: float = 1.0,
     mesh: Mesh | None = None,
+    segments: Int[Array, "batch time"] | None = None,
 ) -> Float[Array, "batch time"]:
     """Log-probability of every token given those before it; pure and differentiable in `params`.
 
@@ -34,11 +35,14 @@ def sequence_log_probs(
         valid: True on real tokens, false on padding of either side.
         temperature: The logits are divided by it.
         mesh: What the parameters and the batch are sharded over; None for one device.
+        segments: The number of each token's sequence, in rows that hold several: no token sees another sequence's.
 
     Returns:
-        float32 nats, 0 at index 0. Entries at padding mean nothing and must be masked.
+        float32 nats, 0 at index 0. Entries at padding, and at the first token of a sequence behind another, mean
+        nothing and must be masked.
     """
-    hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
+    rows = {"valid": valid, "segments": segments}
+    hidden = cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
     whole = 4 * tokens.size * model.config.vocab_size <= _WHOLE_LOGITS
     chunk = tokens.shape[1] if whole else DEFAULT_CHUNK
 

@@ -125,13 +125,16 @@ class SFTSettings(RunSettings):
     """Cross-entropy on the assistant's tokens of demonstrations.
 
     Attributes:
-        max_length: Longer demonstrations are cut here.
+        max_length: Longer demonstrations are cut here, and counted.
+        packing: Rows of `max_length` tokens hold as many whole demonstrations as fit, each seeing itself alone;
+            `batch_size` counts rows then.
     """
 
     objective = "sft"
     reads = "demonstrations"
 
     max_length: int = 4096
+    packing: bool = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -35,6 +35,7 @@ class Batch:
         loss_mask: True on the tokens that are learned from.
         old_log_probs: float32, under the policy that the ratio is taken against; None where the loss has no ratio.
         advantages: float32, one per token; None where the loss has none.
+        segments: int32, the number of each token's sequence in a row that holds several; None where none does.
     """
 
     # Not Int[Array, "batch time"]: tree maps build batches of parts, of shapes, of specs.
@@ -43,6 +44,7 @@ class Batch:
     loss_mask: Any
     old_log_probs: Any = None
     advantages: Any = None
+    segments: Any = None
 
 
 @flax.struct.dataclass

@@ -1,7 +1,11 @@
 """Supervised fine-tuning: the mean cross-entropy on the assistant's tokens of demonstrations."""
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -25,6 +29,12 @@ class SFT(Objective):
         tokens = float(rollout["loss_mask"].sum())
         return Prepared([on_mesh(Batch(**rollout), self.mesh)], {"target_tokens": tokens})
 
+    def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
+        shape = super().shape_of_batch(rows)
+        return dataclasses.replace(shape, segments=rows(jnp.int32)) if self.settings.packing else shape
+
     def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
-        log_probs = sequence_log_probs(self.student, params, batch.tokens, batch.valid, mesh=self.mesh)
+        log_probs = sequence_log_probs(
+            self.student, params, batch.tokens, batch.valid, mesh=self.mesh, segments=batch.segments
+        )
         return sft_loss(log_probs, batch.loss_mask, denominator=denominator), {}
