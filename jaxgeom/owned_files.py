@@ -37,7 +37,7 @@ _ITEM = _either(
     r"(?:params|optimizer)/(?:_METADATA|_sharding|commit_success\.txt|array_metadatas/process_\d+|" + _STORE + ")",
     r"(?:params|optimizer)/ocdbt\.process_\d+/" + _STORE,
 )
-_STEP = _either(r"_CHECKPOINT_METADATA|commit_success\.txt", _written("checksums.json"), _ITEM)
+_STEP = _either(r"_CHECKPOINT_METADATA|commit_success\.txt|pending\.npz", _written("checksums.json"), _ITEM)
 _UNFINISHED = _either(
     rf"(?:[\w]+\.orbax-checkpoint-tmp[^/]*/)?{_STEP}",
     r"(?:params|optimizer|data|key)\.orbax-checkpoint-tmp[^/]*/[\w./-]+",

@@ -20,8 +20,8 @@ from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives.divergences import forward_kl
 from jaxgeom.rollout import Rollout, SamplingSettings, sample
 from jaxgeom.training.checkpointing import load_start, tokenizer_directory
+from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor
-from jaxgeom.training.scoring import score
 
 BATCH = 32
 NULL = "none; 0 when nothing changed"

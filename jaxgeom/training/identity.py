@@ -25,7 +25,7 @@ from jaxgeom.models import Qwen3Config
 from jaxgeom.models.save import TOKENIZER_FILES
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
-from jaxgeom.training.settings import RunInputs, RunSettings, objective_name, to_json
+from jaxgeom.training.settings import RunInputs, RunSettings, to_json
 
 FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code"})
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
@@ -43,7 +43,7 @@ def run_config(settings: RunSettings, inputs: RunInputs) -> dict[str, Any]:
         "schema": 1,
         "kind": "run",
         "version": __version__,
-        "objective": objective_name(settings),
+        "objective": settings.objective,
         "settings": to_json(settings),
         "inputs": to_json(inputs),
         "contents": contents_of(inputs) | template_content(settings),

@@ -17,10 +17,12 @@ from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
-from jaxgeom.training.settings import OPDSettings, RunInputs, RunSettings, objective_name
+from jaxgeom.training.settings import RunInputs, RunSettings
+from jaxgeom.training.state import Frozen
 from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 
 
@@ -33,7 +35,8 @@ class Ready(NamedTuple):
         force: whether another run in the directory may be deleted.
         model: the module that is trained.
         params: its float32 parameters at the start.
-        teacher: of on-policy distillation.
+        objective: of the run, with its modules.
+        frozen: parameters of its teachers.
         rows: tokenizer, rows, held-out prompts.
         kept_rows: where their tokens are kept.
         tokenizer_files: where the model's tokenizer lies.
@@ -46,7 +49,8 @@ class Ready(NamedTuple):
     force: bool
     model: Qwen3
     params: Any
-    teacher: Actor | None
+    objective: Objective
+    frozen: Frozen
     rows: RunRows
     kept_rows: Path
     tokenizer_files: Path
@@ -73,8 +77,8 @@ def make_ready(
     Raises:
         UserError: something that cannot be used.
     """
-    name = objective_name(settings)
-    if inputs.teacher is not None and not isinstance(settings, OPDSettings):
+    name = settings.objective
+    if inputs.teacher is not None and not settings.is_taught:
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
@@ -110,10 +114,12 @@ def make_ready(
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
     model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
     _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, rows.tokenizer, **load)
+    teachers = _load_teachers(settings, inputs.teacher, model, rows.tokenizer, **load)
     config["model"] = model.config.to_hf()
     files = tokenizer_directory(inputs.model, inputs.base)
-    return Ready(claim, config, force, model, params, teacher, rows, kept, files, verifier, mesh)
+    objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
+    frozen = Frozen(teachers=tuple(actor.params for actor in teachers))
+    return Ready(claim, config, force, model, params, objective, frozen, rows, kept, files, verifier, mesh)
 
 
 def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
@@ -166,11 +172,11 @@ def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
         raise UserError(str(error)) from error
 
 
-def _load_teacher(
+def _load_teachers(
     settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
-) -> Actor | None:
-    if not isinstance(settings, OPDSettings):
-        return None
+) -> list[Actor]:
+    if not settings.is_taught:
+        return []
     if path is None:
         raise UserError("on-policy distillation needs a teacher")
     require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
@@ -181,4 +187,4 @@ def _load_teacher(
         masked = model.config.vocab_size - student.config.vocab_size
         load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
         model, params = cut_vocabulary(model, params, student.config.vocab_size)
-    return Actor(model, params)
+    return [Actor(model, params)]

@@ -50,7 +50,7 @@ class RunRows:
 
     def batches(self, settings: RunSettings) -> grain.DatasetIterator:
         """The run's iterator over its rows."""
-        if isinstance(settings, SFTSettings):
+        if settings.reads == "demonstrations":
             return pipelines.demonstration_batches(self.data, batch_size=settings.batch_size, seed=settings.seed)
         assert isinstance(settings, OnPolicySettings)
         return pipelines.prompt_batches(self.data, batch_size=settings.prompts_per_step, seed=settings.seed)
@@ -81,7 +81,7 @@ def read_run_rows(
     config = _model_config(inputs)
     tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
     stops = chat.stop_tokens(tokenizer, {*chat.declared_stop_tokens(directory), *config.stop_tokens})
-    samples = not isinstance(settings, SFTSettings) or inputs.eval_data is not None
+    samples = settings.reads == "prompts" or inputs.eval_data is not None
     if samples and not any(stop < config.vocab_size for stop in stops):
         what = f"{', '.join(map(str, stops))} are" if stops else "no token is"
         raise UserError(

@@ -1,6 +1,5 @@
 """Log-probabilities of given tokens: the one forward path by which student and teacher are scored and trained."""
 
-from functools import partial
 from typing import cast
 
 import jax
@@ -11,7 +10,7 @@ from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import token_log_probs
 from jaxgeom.objectives.log_probs import DEFAULT_CHUNK, ChunkedWeight, chunked_weight
-from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
+from jaxgeom.sharding import BATCH_AXES, batch_divisor
 
 # Up to so many bytes of float32 logits are held whole, for the backward pass too; beyond, they are chunked over time.
 _WHOLE_LOGITS = 1 << 28
@@ -56,35 +55,3 @@ def sequence_log_probs(
             head, mesh=mesh, in_specs=specs, out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
         )
     return head(hidden, chunked_weight(unembedding(model.config, params), hidden.dtype), tokens)
-
-
-def score(
-    model: Qwen3,
-    params: PyTree,
-    tokens: Int[Array, "batch time"],
-    valid: Bool[Array, "batch time"],
-    *,
-    temperature: float = 1.0,
-) -> Float[Array, "batch time"]:
-    """`sequence_log_probs`, compiled once a model and shape.
-
-    Student and teacher of one architecture run the identical program, so with equal weights their gap is exactly 0.
-
-    Args:
-        model: the module.
-        params: its parameters, sharded or not.
-        tokens: `[batch, time]` ids.
-        valid: `[batch, time]`, which tokens are real.
-        temperature: divides the logits.
-
-    Returns:
-        `[batch, time]` float32, nats, as `sequence_log_probs`.
-    """
-    return _score(model, mesh_of(params), temperature, params, tokens, valid)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _score(
-    model: Qwen3, mesh: Mesh | None, temperature: float, params: PyTree, tokens: Array, valid: Array
-) -> Float[Array, "batch time"]:
-    return sequence_log_probs(model, params, tokens, valid, temperature=temperature, mesh=mesh)

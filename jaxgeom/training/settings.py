@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -79,6 +79,13 @@ class RunSettings:
         rows: How rows become tokens.
     """
 
+    objective: ClassVar[str]
+    """Its name, as commands and files have it."""
+    reads: ClassVar[Literal["demonstrations", "prompts"]]
+    """What its rows are."""
+    is_taught: ClassVar[bool] = False
+    """Whether it has a teacher."""
+
     steps: int
     batch_size: int
     optimizer: AdamWSettings
@@ -114,6 +121,9 @@ class SFTSettings(RunSettings):
         max_length: Longer demonstrations are cut here.
     """
 
+    objective = "sft"
+    reads = "demonstrations"
+
     max_length: int = 4096
 
     def __post_init__(self):
@@ -134,6 +144,8 @@ class OnPolicySettings(RunSettings):
         clip_high: Upper clip of the ratio, ε_high.
         aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
     """
+
+    reads = "prompts"
 
     max_prompt_length: int | None = None
     samples_per_prompt: int = 8
@@ -169,6 +181,8 @@ class RLVRSettings(OnPolicySettings):
         refills: At most so many further rounds of sampling a step.
     """
 
+    objective = "rlvr"
+
     dynamic_filter: bool = True
     refills: int = 2
 
@@ -193,6 +207,9 @@ class OPDSettings(OnPolicySettings):
         alpha: Share of distillation in the mix with GRPO's advantage: α·(−r_t) + (1−α)·A_GRPO.
     """
 
+    objective = "opd"
+    is_taught = True
+
     keep_tokens: float = 1.0
     keep_by: Literal["gap", "random"] = "gap"
     rollouts: Literal["student", "teacher"] = "student"
@@ -203,11 +220,6 @@ class OPDSettings(OnPolicySettings):
         _within(self, "alpha", 0.0, 1.0)
         if not 0.0 < self.keep_tokens <= 1.0:
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
-
-
-def objective_name(settings: RunSettings) -> str:
-    """`sft`, `rlvr` or `opd`."""
-    return {SFTSettings: "sft", RLVRSettings: "rlvr", OPDSettings: "opd"}[type(settings)]
 
 
 def to_json(settings: Any) -> Any:

@@ -11,7 +11,8 @@ import pytest
 from jaxgeom.data import arithmetic, chat
 from jaxgeom.models import load_model
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.training import Actor, OPDSettings, RLVRSettings, collect
+from jaxgeom.training import Actor, Frozen, OPDSettings, RLVRSettings, objective_of
+from jaxgeom.training.objectives import Tools
 from tests.tiny import tiny_prompts, write_tiny_model
 
 COMMON = dict(
@@ -38,6 +39,17 @@ def forward(model, params, tokens, valid):
 
 def _prompts(encoded, size=4):
     return itertools.cycle([encoded[i : i + size] for i in range(0, len(encoded), size)])
+
+
+def collect(settings, student, teacher, tokenizer, prompts, *, step, verifier=None):
+    """One step's batch (None where there is none), its metrics and answers."""
+    teachers = [] if teacher is None else [teacher]
+    objective = objective_of(settings, student.model, [actor.model for actor in teachers])
+    frozen = Frozen(teachers=tuple(actor.params for actor in teachers))
+    drawn = objective.draw(student.params, frozen, Tools(prompts, tokenizer, verifier), step)
+    prepared = objective.prepare(student.params, frozen, drawn, step)
+    assert len(prepared.batches) <= 1
+    return (prepared.batches or [None])[0], prepared.metrics, prepared.answers
 
 
 def _parity(texts, truths):

@@ -1,5 +1,6 @@
 """Stopped by a signal, by a full disk, or met by a second process: what was reached is kept, and one line says it."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from jaxgeom import lock
 from jaxgeom.errors import UserError
 from jaxgeom.interruption import Interrupted, held, stoppable
-from jaxgeom.training import checkpointing, logs, loop
+from jaxgeom.training import checkpointing, logs, loop, objectives
 from tests.command_line import command
 from tests.training import runs
 
@@ -58,29 +60,18 @@ def test_a_terminated_run_saves_and_goes_on_and_holds_its_directory(inputs, tmp_
 def test_stopped_anywhere_it_ends_as_undisturbed(inputs, finished, tmp_path, monkeypatch, jaxgeom, where):
     """A real signal while answers are sampled, while they are evaluated, and while a checkpoint is written."""
     module, name = {
-        "source": (loop, "_sft_source"),
+        "source": (objectives.SFT, "draw"),
         "evaluate": (loop, "evaluate"),
         "save": (checkpointing.checksums, "write_checksums"),
     }[where]
     real, calls = getattr(module, name), []
 
-    def stop():
+    def replaced(*arguments, **options):
+        found = real(*arguments, **options) if where == "source" else None
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
-
-    def replaced(*arguments, **options):
-        if where != "source":
-            stop()
-            return real(*arguments, **options)
-        inner = real(*arguments, **options)
-
-        def source(*more):
-            found = inner(*more)
-            stop()
-            return found
-
-        return source
+        return found if where == "source" else real(*arguments, **options)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -95,6 +86,41 @@ def test_stopped_anywhere_it_ends_as_undisturbed(inputs, finished, tmp_path, mon
     assert runs.logged(out) == runs.logged(finished)
     for one, other in zip(runs.weights(out, 4), runs.weights(finished, 4), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_stopped_between_two_steps_of_one_rollout_the_second_is_not_lost(inputs, tmp_path, monkeypatch, jaxgeom):
+    """Every batch of rows is learned from twice, forwards and backwards; the signal comes before the second."""
+    prepare, learn, calls = objectives.SFT.prepare, loop._Loop._learn, []
+
+    def twice(*arguments):
+        (batch,) = (found := prepare(*arguments)).batches
+        turned = jax.tree.map(lambda x: x[::-1].at[0].set(x[0]), batch)
+        return dataclasses.replace(found, batches=[batch, turned])
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return learn(*arguments)
+
+    monkeypatch.setattr(objectives.SFT, "prepare", twice)
+    options = {"steps": 5, "save_every": 5, "eval_data": None}
+    assert jaxgeom(*runs.arguments(inputs, tmp_path / "whole", **options)).status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_learn", stopped)
+        assert jaxgeom(*runs.arguments(inputs, tmp_path / "run", **options | {"save_every": 3})).status == 130
+    held_back = tmp_path / "run" / "checkpoints" / "3" / "pending.npz"
+    assert held_back.exists() and runs.steps(tmp_path / "run") == [0, 3, 4]
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "run", **options))
+    assert said.status == 0 and "goes on from step 4" in said.out
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "5")
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "run", **options))
+    assert said.status == 0 and "goes on from step 3" in said.out
+    assert runs.logged(tmp_path / "run") == runs.logged(tmp_path / "whole")
+    for one, other in zip(runs.weights(tmp_path / "run", 5), runs.weights(tmp_path / "whole", 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sum("target_tokens" in row for row in runs.logged(tmp_path / "run")) == 3  # a rollout's, once
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that Orbax leaves
