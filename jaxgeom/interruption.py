@@ -24,12 +24,14 @@ _TWICE = 1.0  # a wrapper may pass on the Ctrl-C that the terminal has sent to a
 class Interrupted(KeyboardInterrupt):
     """The user, or the system, asked to stop.
 
+    Its message is what `goes_on` was told last, unless another is given.
+
     Attributes:
         status: the exit status, 128 and the number of the signal.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message or _State.said)
         self.number, self.status = number, 128 + number
 
 
@@ -91,9 +93,22 @@ def saving() -> None:
     _State.leaving.set()
 
 
-def goes_on(sentence: str) -> None:
-    """What a process that has to be ended from beside says last: from where the same command goes on."""
-    _State.said = sentence
+def goes_on(sentence: str, where: str | os.PathLike[str] | None = None) -> None:
+    """What is said last where a signal ends the process now, by itself or from beside.
+
+    Args:
+        sentence: from where the same command goes on.
+        where: the directory that it writes to.
+    """
+    _State.said = f"stopped; {sentence}" if where is None else f"{os.fspath(where)}: stopped; {sentence}"
+
+
+@contextlib.contextmanager
+def said_within() -> Iterator[None]:
+    """What `goes_on` is told within it is forgotten after it: the part of a command that it was said of is done."""
+    before = _State.said
+    yield
+    _State.said = before
 
 
 def _handle(number: int, _: FrameType | None) -> None:
@@ -123,7 +138,7 @@ def _watch(read: int, grace: float) -> None:
 
 
 def _end(number: int) -> None:
-    sentence = _State.said or "the same command goes on from what is kept"
+    said = _State.said or "stopped; the same command goes on from what is kept"
     with contextlib.suppress(OSError):
-        os.write(2, f"jaxgeom: stopped; {sentence}\n".encode())
+        os.write(2, f"jaxgeom: {said}\n".encode())
     os._exit(128 + number)

@@ -14,11 +14,11 @@ from jaxgeom.rewards import Truth
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to answer: its row number in the file, token ids, and what answers are judged by."""
+    """One prompt to answer: its row number in the file, token ids, and what answers are judged by, if anything."""
 
     row: int
     tokens: tuple[int, ...]
-    ground_truth: Truth
+    ground_truth: Truth | None
 
 
 def demonstration_batches(prepared: Prepared, *, batch_size: int, seed: int) -> grain.DatasetIterator:
@@ -72,7 +72,7 @@ def all_prompts(prepared: Prepared) -> list[Prompt]:
     prompts = []
     for place, truth in enumerate(prepared.truths):
         tokens = prepared.row(place).tokens.tolist()
-        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), "" if truth is None else truth))
+        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), truth))
     return prompts
 
 

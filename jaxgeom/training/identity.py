@@ -19,6 +19,7 @@ from jaxgeom import __version__
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.checksums import identity_of
 from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.differences import other_content, unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of
 from jaxgeom.models import Qwen3Config
@@ -126,13 +127,6 @@ def _differences(held: dict[str, Any], wanted: dict[str, Any], taken: int) -> li
     return found
 
 
-def other_content(name: str, held: str | None, wanted: str | None) -> str:
-    """The sentence on an input whose content is another one."""
-    if held is None and wanted is None:
-        return f"{name}: other content than it began with"
-    return f"{name}: {wanted or 'none'} has other content than {held or 'none'} had"
-
-
 def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:
     """The settings of a run that decide what is learned, without the number of steps.
 
@@ -144,17 +138,6 @@ def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:
     kept = {name: value for name, value in settings.items() if name not in free}
     # A template is known by its content, as every other input.
     return kept | {"rows": {name: value for name, value in kept["rows"].items() if name != "chat_template"}}
-
-
-def unequal(held: Any, wanted: Any, where: str = "") -> list[str]:
-    """The fields in which two JSON values differ, each as `field: held there, wanted asked for`."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        keys = dict.fromkeys([*wanted, *held])
-        front = f"{where}." if where else ""
-        return [line for key in keys for line in unequal(held.get(key), wanted.get(key), f"{front}{key}")]
-    if held == wanted:
-        return []
-    return [f"{where}: {json.dumps(held)[:80]} there, {json.dumps(wanted)[:80]} asked for"]
 
 
 def _steps(optimizer: AdamWSettings, held: int, wanted: int, taken: int) -> list[str]:

@@ -140,7 +140,7 @@ class Log:
                     "prompt": prompt.row,
                     "response": text,
                     "ground_truth": logged(prompt.ground_truth),
-                    "reward": float(reward),
+                    "reward": None if np.isnan(reward) else float(reward),
                 }
                 for prompt, text, reward in first
             )

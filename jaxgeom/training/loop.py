@@ -1,24 +1,24 @@
 """One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
-from jaxgeom.interruption import Interrupted, goes_on, held, saving, stoppable
+from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
-from jaxgeom.progress import Reporter
+from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate
-from jaxgeom.training.identity import unequal
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
 from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
-from jaxgeom.training.ready import Ready, make_ready, refuse_several_processes
-from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
+from jaxgeom.training.remarks import closing_remarks, last_numbers, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, truncated_share
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
@@ -61,7 +61,7 @@ def train(
     reporter = reporter or Reporter(quiet=True)
     refuse_several_processes()
     refuse_if_held(out)
-    with stoppable():
+    with stoppable(), said_within():
         ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
         if ready is None:
             reporter.say(f"{settings.objective}: finished already in {out}")
@@ -86,6 +86,7 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
         found.begin_anew(run.config, reporter.say)
     else:
         found.carry_out(run.config, reporter.say)
+    goes_on(from_where(found, resume), out)
     (out / "done").unlink(missing_ok=True)
     done = resume.step if found.goes_on else None
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
@@ -99,18 +100,19 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
             iterator.set_state(data_state)
             pending = [on_mesh(batch, run.mesh) for batch in pending]
             _say_how(reporter, name, out, done, found, resume, settings)
-        goes_on(f"the same command goes on from step {done}" if done is not None else "the same command begins anew")
         with Log(settings, out, done, resume.logs if done is not None else {}) as log:
             step = make_train_step(run.objective, optimizer, state)
-            loop = _Loop(settings, run, step, state, pending, iterator, checkpoints, log, reporter, saved=done)
+            loop = _Loop(settings, run, out, step, state, pending, iterator, checkpoints, log, reporter, saved=done)
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
-                    loop.run(done or 0, lambda: task.advance(1, log.status()))
+                    loop.run(done or 0, task)
             except Interrupted as stop:
                 saving()
-                raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
-    for remark in closing_remarks(read_json_lines(out / "metrics.jsonl"), settings):
-        reporter.say(f"{name}: {remark}")
+                loop.rescue()
+                raise Interrupted(stop.number) from None
+    rows = read_json_lines(out / "metrics.jsonl")
+    for sentence in (*last_numbers(rows), *closing_remarks(rows, settings)):
+        reporter.say(f"{name}: {sentence}")
     mark_done(out)
 
 
@@ -122,19 +124,21 @@ class _Loop:
     """
 
     def __init__(
-        self, settings: RunSettings, run: Ready, step: Step, state: TrainState, pending: list[Batch], iterator: Any,
-        checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
+        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
+        iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
     ):  # fmt: skip
-        self._settings, self._run, self._iterator, self._reporter = settings, run, iterator, reporter
+        self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
         self._take_step, self._inputs = step, run.objective.step_inputs(run.frozen)
         self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
         self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
 
-    def run(self, first: int, finished: Callable[[], None]) -> None:
+    def run(self, first: int, task: Task) -> None:
         """Steps `first` … `settings.steps` − 1."""
         settings = self._settings
+        if first < settings.steps:
+            task.note("compiling first, which takes minutes for a large model")
         self._evaluate()
         if self._saved is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
@@ -145,24 +149,20 @@ class _Loop:
             prepared = Prepared(self._pending) if self._pending else self._prepare(number)
             with held():
                 metrics = self._learn(prepared.batches[:1])
-                self._step, self._pending, self._data_state = (
-                    number + 1,
-                    prepared.batches[1:],
-                    self._iterator.get_state(),
-                )
+                self._step, self._pending = number + 1, prepared.batches[1:]
+                self._data_state = self._iterator.get_state()
                 self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step == settings.steps:
                 with held():
                     self._save()
-            finished()
+            task.advance(1, self._log.status())
 
-    def rescue(self) -> str:
-        """Saves what was reached, after a signal; says from where the same command goes on."""
+    def rescue(self) -> None:
+        """Saves what was reached, after a signal."""
         if self._saved != self._step:
             with held():
                 self._save()
-        return f"the same command goes on from step {self._saved}"
 
     def _prepare(self, number: int) -> Prepared:
         """A rollout, and what the next steps learn from it."""
@@ -206,7 +206,7 @@ class _Loop:
         positions = self._log.positions()
         self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
         self._saved = self._step
-        goes_on(f"the same command goes on from step {self._step}")
+        goes_on(f"the same command goes on from step {self._step}", self._out)
 
 
 def _say_how(

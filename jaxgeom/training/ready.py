@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgeom.errors import UserError
+from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
@@ -98,6 +99,7 @@ def make_ready(
         ), resume  # fmt: skip
 
     found, resume = claim()
+    goes_on(from_where(found, resume), out)
     if found.goes_on and _is_finished(out, settings, resume):
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
@@ -120,6 +122,13 @@ def make_ready(
     objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
     frozen = Frozen(teachers=tuple(actor.params for actor in teachers))
     return Ready(claim, config, force, model, params, objective, frozen, rows, kept, files, verifier, mesh)
+
+
+def from_where(found: Claim, resume: Resume) -> str:
+    """What the same command would do with a directory as it stands."""
+    if found.goes_on and resume.step is not None:
+        return f"the same command goes on from step {resume.step}"
+    return "the same command begins anew"
 
 
 def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:

@@ -38,7 +38,7 @@ class Answers:
         valid: True on real tokens.
         response: True on sampled tokens, the stop token included.
         log_probs: float32, as the sampler computed them.
-        rewards: float32 `[batch]`.
+        rewards: float32 `[batch]`; NaN for a prompt without a right answer.
         texts: The responses, decoded.
         prompts: The prompt of each row.
     """
@@ -71,8 +71,17 @@ def sample_answers(
     )
     # A template may open the thought in the prompt; a response without its end is all thought then.
     judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
-    rewards = np.asarray((verifier or Verifier())(judged, [p.ground_truth for p in prompts]), np.float32)
+    rewards = _rewards(judged, prompts, verifier or Verifier())
     return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
+
+
+def _rewards(texts: Sequence[str], prompts: Sequence[Prompt], judge: Judge) -> np.ndarray:
+    """float32 `[batch]`, NaN where there is nothing to judge by."""
+    rewards = np.full(len(texts), np.nan, np.float32)
+    known = [(place, prompt.ground_truth) for place, prompt in enumerate(prompts) if prompt.ground_truth is not None]
+    if known:
+        rewards[[place for place, _ in known]] = judge([texts[p] for p, _ in known], [truth for _, truth in known])
+    return rewards
 
 
 def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:
@@ -141,11 +150,13 @@ def sample_groups(
             break
     chosen = (kept + spare)[: settings.prompts_per_step]
     rewards = np.concatenate(all_rewards)
-    metrics = {
-        "reward": float(rewards.mean()),
-        "informative_groups": float(np.mean(np.ptp(rewards.reshape(-1, size), axis=1) > 0)),
-        "sampling_rounds": float(len(all_rewards)),
-    }
+    metrics = {"sampling_rounds": float(len(all_rewards))}
+    judged = rewards[~np.isnan(rewards)]  # whole groups are
+    if judged.size:
+        metrics["reward"] = float(judged.mean())
+        metrics["informative_groups"] = float(np.mean(np.ptp(judged.reshape(-1, size), axis=1) > 0))
+    if judged.size < rewards.size:
+        metrics["reward_count"] = float(judged.size)
     return _join(chosen), metrics
 
 

@@ -112,6 +112,11 @@ class RunSettings:
         if self.batch_size % self.micro_batches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
 
+    @property
+    def needs_truth(self) -> bool:
+        """Whether every prompt must have a right answer."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFTSettings(RunSettings):
@@ -172,6 +177,11 @@ class OnPolicySettings(RunSettings):
         return self.batch_size // self.samples_per_prompt
 
 
+_UNFILTERED = (
+    "Learn from groups whose rewards are all equal too; else they are skipped, and others sampled in their place."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RLVRSettings(OnPolicySettings):
     """GRPO with verified 0/1 rewards.
@@ -183,7 +193,7 @@ class RLVRSettings(OnPolicySettings):
 
     objective = "rlvr"
 
-    dynamic_filter: bool = True
+    dynamic_filter: Annotated[bool, tyro.conf.arg(help=_UNFILTERED, help_behavior_hint="")] = True
     refills: int = 2
 
     def __post_init__(self):
@@ -220,6 +230,10 @@ class OPDSettings(OnPolicySettings):
         _within(self, "alpha", 0.0, 1.0)
         if not 0.0 < self.keep_tokens <= 1.0:
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
+
+    @property
+    def needs_truth(self) -> bool:
+        return self.alpha < 1.0  # what a teacher alone teaches needs no right answer
 
 
 def to_json(settings: Any) -> Any:

@@ -65,6 +65,26 @@ def test_with_equal_weights_the_gap_is_exactly_zero(world):
     np.testing.assert_array_equal(np.asarray(batch.advantages), 0.0)
 
 
+def test_rewards_are_over_the_answers_that_can_be_judged(world):
+    student, teacher, tokenizer, encoded = world
+    some = [dataclasses.replace(prompt, ground_truth=None) if i % 2 else prompt for i, prompt in enumerate(encoded)]
+    none = [dataclasses.replace(prompt, ground_truth=None) for prompt in encoded]
+    settings = OPDSettings(**COMMON)
+    batches = []
+    for prompts, judged in ((encoded, None), (some, 8.0), (none, 0.0)):
+        batch, metrics, answers = collect(
+            settings, student, teacher, tokenizer, _prompts(prompts), step=0, verifier=_parity
+        )
+        batches.append(batch)
+        assert metrics.get("reward_count") == judged and ("reward" in metrics) == (judged != 0.0)
+        if judged != 0.0:
+            known = [p.ground_truth is not None for p in answers.prompts]
+            wanted = np.mean(_parity([text for text, one in zip(answers.texts, known, strict=True) if one], None))
+            assert metrics["reward"] == pytest.approx(wanted)
+    for batch in batches[1:]:  # the teacher's signal is the same
+        np.testing.assert_array_equal(np.asarray(batch.advantages), np.asarray(batches[0].advantages))
+
+
 def test_the_opd_advantage_is_the_teachers_log_prob_minus_the_students(world):
     student, teacher, tokenizer, encoded = world
     batch, metrics, _ = collect(OPDSettings(**COMMON), student, teacher, tokenizer, _prompts(encoded), step=0)

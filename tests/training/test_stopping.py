@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgeom import lock
+from jaxgeom import cli, lock
 from jaxgeom.errors import UserError
 from jaxgeom.interruption import Interrupted, held, stoppable
-from jaxgeom.training import checkpointing, logs, loop, objectives
+from jaxgeom.training import checkpointing, logs, loop, objectives, ready
 from tests.command_line import command
 from tests.training import runs
 
@@ -212,6 +212,29 @@ def test_a_lock_of_another_host_holds_as_long_as_it_gives_signs(tmp_path):
     path.write_bytes(b"\xff\x00")  # a damaged lock that nobody holds
     with lock.locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("where", ["packages", "rows", "claimed"])
+def test_stopped_before_the_first_step_it_says_directory_and_step(inputs, run, tmp_path, monkeypatch, jaxgeom, where):
+    """A real signal while packages load, while rows are read, and after the directory is claimed."""
+    place, name = {
+        "packages": (cli.importlib, "import_module"),
+        "rows": (ready, "read_run_rows"),
+        "claimed": (loop, "write_tokenizer"),
+    }[where]
+    real = getattr(place, name)
+
+    def stopped(*given, **options):
+        monkeypatch.setattr(place, name, real)
+        signal.raise_signal(signal.SIGTERM)
+        return real(*given, **options)
+
+    for out, steps, ends in ((tmp_path / "new", 4, "begins anew"), (run, 6, "goes on from step 4")):
+        monkeypatch.setattr(place, name, stopped)
+        said = jaxgeom(*runs.arguments(inputs, out, steps=steps))
+        ends = "goes on from what is kept" if where == "packages" else ends
+        assert said.status == 143 and said.err == f"jaxgeom: {out}: stopped; the same command {ends}\n", said.err
+    assert runs.steps(run) == [0, 2, 4]
 
 
 def test_what_belongs_together_is_done_whole():
