@@ -126,8 +126,7 @@ class _Loop:
 
     def __init__(
         self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
-        iterator: Any,
-        checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
+        iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
@@ -154,11 +153,8 @@ class _Loop:
             prepared = Prepared(self._pending) if self._pending else self._prepare(number)
             with held():
                 metrics = self._learn(prepared.batches[:1])
-                self._step, self._pending, self._data_state = (
-                    number + 1,
-                    prepared.batches[1:],
-                    self._iterator.get_state(),
-                )
+                self._step, self._pending = number + 1, prepared.batches[1:]
+                self._data_state = self._iterator.get_state()
                 self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step == settings.steps:

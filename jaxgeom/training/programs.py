@@ -88,10 +88,14 @@ def run_programs(
     programs = {"train": Program(step, (state, batch, objective.step_inputs(frozen)))}
     if sampler is None:
         return programs
+    sampling = SamplingSettings(
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        stop_tokens=sampler.model.config.stop_tokens,
+    )
     drawn = sampler_programs(
-        sampler.model, sampler.params, SamplingSettings(settings.max_new_tokens, temperature=settings.temperature),
-        rows=settings.batch_size, width=prompt_length, pad_id=pad_id,
-    )  # fmt: skip
+        sampler.model, sampler.params, sampling, rows=settings.batch_size, width=prompt_length, pad_id=pad_id
+    )
     programs |= {f"rollout.{name}": Program(*program) for name, program in drawn.items()}
     scored = {"score": Actor(objective.student, params)} | objective.scorers(frozen)
     for name, actor in scored.items():

@@ -20,7 +20,7 @@ from jaxgeom.models import Qwen3Config, copy_tokenizer
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Truth
 from jaxgeom.training.checkpointing import tokenizer_directory
-from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings, SFTSettings
+from jaxgeom.training.settings import OnPolicySettings, RunInputs, RunSettings, SFTSettings
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def read_run_rows(
     stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
     limits = Limits(vocabulary=config.vocab_size, context=config.max_position_embeddings)
     shared: dict[str, Any] = {"settings": rows, "kept": kept, "reporter": reporter}
-    # What a teacher alone teaches needs no right answer.
-    needed: Need = "optional" if isinstance(settings, OPDSettings) and settings.alpha == 1.0 else "needed"
+    needed: Need = "needed" if settings.needs_truth else "optional"
     answered = dataclasses.replace(limits, new_tokens=settings.max_new_tokens)
     if isinstance(settings, SFTSettings):
         cut = dataclasses.replace(limits, max_length=settings.max_length)

@@ -119,6 +119,11 @@ class RunSettings:
         if self.batch_size % self.micro_batches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
 
+    @property
+    def needs_truth(self) -> bool:
+        """Whether every prompt must have a right answer."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class SFTSettings(RunSettings):
@@ -235,6 +240,10 @@ class OPDSettings(OnPolicySettings):
         _within(self, "alpha", 0.0, 1.0)
         if not 0.0 < self.keep_tokens <= 1.0:
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
+
+    @property
+    def needs_truth(self) -> bool:
+        return self.alpha < 1.0  # what a teacher alone teaches needs no right answer
 
 
 def to_json(settings: Any) -> Any:

@@ -71,7 +71,7 @@ class Recorder:
 
 @pytest.mark.parametrize(("name", "sizes"), [("sft", (1, 1, 1)), ("opd", (1, 1, 1)), ("rlvr", (2, 2, 2))])
 def test_the_lowered_programs_are_those_that_a_step_calls(name, sizes, monkeypatch):
-    settings, model = SETTINGS[name], Qwen3(tiny_config(num_hidden_layers=1))
+    settings, model = SETTINGS[name], Qwen3(tiny_config(num_hidden_layers=1, eos_token_id=0))
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
     params = tiny_params(model.config)
     params = jax.device_put(params, parameter_shardings(params, mesh))
