@@ -28,7 +28,8 @@ from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_json
 
-FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code"})
+FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code",
+                  "geometry"})  # fmt: skip
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
 _MODELS = ("model", "teacher")

@@ -15,6 +15,7 @@ from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
+from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
@@ -130,13 +131,16 @@ class _Loop:
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
-        self._take_step, self._inputs = (
-            step,
-            dataclasses.replace(run.objective.step_inputs(run.frozen), start=run.frozen.start),
-        )
+        start = None if run.confinement is None else run.frozen.start
+        self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
         self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
         self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
+        self._monitor = None
+        if settings.geometry.geometry_every:
+            self._monitor = Monitor(
+                settings.geometry, run.model, run.frozen.start, out, saved or 0, run.mesh, reporter.say
+            )
 
     def run(self, first: int, task: Task) -> None:
         """Steps `first` … `settings.steps` − 1."""
@@ -156,6 +160,7 @@ class _Loop:
                 self._step, self._pending = number + 1, prepared.batches[1:]
                 self._data_state = self._iterator.get_state()
                 self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
+                self._measure()
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step == settings.steps:
                 with held():
@@ -179,8 +184,17 @@ class _Loop:
         if not batches:
             self._state = self._state.skipped()
             return {"skipped": 1.0}
+        if self._monitor is not None:
+            self._monitor.before(self._step + 1, self._state.params)
         self._state, metrics = self._take_step(self._state, batches[0], self._inputs)
         return metrics
+
+    def _measure(self) -> None:
+        """The geometry into the log where it is due at this step."""
+        row = {} if self._monitor is None else self._monitor.after(self._step, self._state.params)
+        if row:
+            self._log.flush()
+            self._log.write(self._step, row)
 
     def _evaluate(self) -> None:
         """Held-out accuracy into the log where it is due at this step and not there yet."""

@@ -131,7 +131,8 @@ def make_ready(
     for note in () if confinement is None else confinement.notes:
         reporter.say(f"{name}: {note}")
     # A copy: a step takes its state's own buffers.
-    start = None if confinement is None else jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    counted = confinement is not None or settings.geometry.geometry_every
+    start = None if not counted else jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     frozen = Frozen(teachers=tuple(actor.params for actor in teachers), start=start)
     return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, verifier, mesh)
 

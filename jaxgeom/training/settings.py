@@ -13,6 +13,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training.confine_settings import ConfineSettings
+from jaxgeom.training.geometry_settings import GeometrySettings
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class RunSettings:
         mesh: How devices are laid out.
         rows: How rows become tokens.
         confine: Where the update may go.
+        geometry: What is measured while the run goes on.
     """
 
     objective: ClassVar[str]
@@ -108,6 +110,7 @@ class RunSettings:
     mesh: MeshSettings = field(default_factory=MeshSettings)
     rows: RowSettings = field(default_factory=RowSettings)
     confine: ConfineSettings = field(default_factory=ConfineSettings)
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
 
     def __post_init__(self):
         check_types(self)
@@ -116,6 +119,9 @@ class RunSettings:
         _positive(self, "code_timeout")
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
+        reference = self.geometry.geometry_step
+        if reference is not None and (reference % self.save_every or reference > self.steps):
+            raise UserError(f"geometry_step={reference}: no step that is saved, with save_every={self.save_every}")
         if self.batch_size % self.micro_batches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
 

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 import jaxgeom as jg
+from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.comparison import compare_checkpoints
 from jaxgeom.models.names import spectral_specs
 from jaxgeom.sharding import make_mesh, parameter_shardings
 from jaxgeom.training.geometry import geometry_of
 from tests.tiny import tiny_config, tiny_params
+from tests.training import runs
 
 
 def moved(start, size, seed):
@@ -82,3 +85,38 @@ def test_on_a_mesh_it_is_the_same(trees):
     step = geometry.of_step(placed[1], placed[2])
     for name, value in {**wanted, **geometry.of_step(early, late)}.items():
         assert float((found | step)[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-5), name
+
+
+def test_a_run_is_measured_as_its_checkpoints_are(inputs, tmp_path):
+    given = {"geometry_every": 2, "geometry_step": 2, "geometry_rank": 4, "eval_data": None}
+    assert runs.train(inputs, tmp_path / "run", **given) == 0
+    rows = [row for row in runs.logged(tmp_path / "run") if "geometry/stable_rank" in row]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert "geometry/leakage" not in rows[0] and rows[1]["geometry/leakage"] > 0
+    report = compare_checkpoints(
+        open_checkpoint(f"{tmp_path / 'run'}@0"), open_checkpoint(f"{tmp_path / 'run'}@4"),
+        jg.CompareSettings(suite="fast"),
+    ).to_json()  # fmt: skip
+    assert rows[1]["geometry/stable_rank"] == pytest.approx(report["summary"]["stable_rank"]["mean"], rel=2e-3)
+    assert 0 < rows[1]["step_geometry/density_bf16"] < rows[1]["geometry/density_bf16"] * 1.01
+
+    # Gone on with behind the step that it is compared with, and from host memory, it is the same.
+    more = ("--geometry-reference", "host")
+    assert runs.train(inputs, tmp_path / "parts", *more, **given | {"steps": 2}) == 0
+    assert runs.train(inputs, tmp_path / "parts", *more, **given) == 0
+    assert runs.logged(tmp_path / "parts") == runs.logged(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"geometry_every": -1}, "geometry_every=-1"),
+        ({"geometry_step": 2}, "geometry_every=0"),
+        ({"geometry_every": 1, "geometry_step": 3}, "geometry_step=3: no step that is saved"),
+        ({"geometry_every": 1, "geometry_step": 6}, "geometry_step=6: no step that is saved"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(jaxgeom, inputs, tmp_path, given, words):
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "run", **given))
+    assert said.status == 2 and words in said.err and said.err.count("\n") == 1, said.err
+    assert not (tmp_path / "run").exists()
