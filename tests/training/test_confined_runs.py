@@ -37,7 +37,7 @@ def test_a_run_is_confined_to_its_own_early_subspace(inputs, finished, tmp_path,
     assert sum(np.any(a != b) for a, b in zip(before, after, strict=True)) == 7  # q, k, v, o, gate, up, down
     if form == "coordinates":
         size, whole = (sum(map(len, runs.files(run / "checkpoints" / "4").values())) for run in (out, finished))
-        assert size < 0.6 * whole  # parameters and moments of [out, 4] in place of parameters and moments
+        assert size < 0.7 * whole  # moments of [out, 4]; of the rest a tenth is files that say what lies where
         # Stopped and gone on with it is the same run.
         again = tmp_path / "again"
         assert runs.train(inputs, again, **given | {"steps": 2}) == 0
