@@ -188,7 +188,7 @@ def _watch(read: int, grace: float) -> None:
                 _end(got)
             if _State.again:
                 _State.echoes += 1
-                _thread.interrupt_main(got)
+                _thread.interrupt_main(signal.Signals(got))
             continue
         byte = os.read(read, 1)
         if byte in (b"", b"\0"):
