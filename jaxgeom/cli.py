@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxgeom.commands.parsing import parse
 from jaxgeom.errors import UserError
-from jaxgeom.interruption import goes_on, stoppable
+from jaxgeom.interruption import end_soon, goes_on, stoppable
 
 # Command → (module of its function, one line of help). The modules are imported when asked for: they are slow to load.
 COMMANDS = {
@@ -33,6 +33,7 @@ _LONGEST_FAULT = 300  # characters of an unforeseen error's own words
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows another, and goes on
@@ -49,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped; the same command goes on from what is kept"
-        return _fail(said, status=getattr(stop, "status", 130))
+        status = _fail(said, status=getattr(stop, "status", 130))
+        if own_process:
+            end_soon(status)
+        return status
     except Exception as error:  # the last resort: whatever else goes wrong is a fault of this program's
         return _fail(_fault(error, arguments), status=1)
 

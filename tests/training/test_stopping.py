@@ -17,7 +17,7 @@ import pytest
 
 from jaxgeom import cli, lock
 from jaxgeom.errors import UserError
-from jaxgeom.interruption import Interrupted, held, stoppable
+from jaxgeom.interruption import Interrupted, goes_on, held, stoppable
 from jaxgeom.training import checkpointing, logs, loop, objectives, ready
 from tests.command_line import command
 from tests.training import runs
@@ -267,6 +267,53 @@ def test_a_main_thread_that_runs_no_handler_is_ended_from_beside():
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143 and err == "jaxgeom: stopped; the same command goes on from step 7\n", err
+
+
+def test_a_signal_that_does_not_come_through_is_raised_again(tmp_path, monkeypatch, capfd):
+    """While something is imported, which would make an ImportError of it, and where Python prints it and goes on."""
+    (tmp_path / "slow_import.py").write_text(
+        "import signal, time\nsignal.raise_signal(15)\ntime.sleep(0.5)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Lost:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def imported():
+        import slow_import
+
+        seen.append(slow_import.whole)
+
+    for work in (imported, lambda: Lost() and None):
+        seen, begun = [], time.monotonic()
+        with pytest.raises(Interrupted) as stop, stoppable():
+            goes_on("from here", tmp_path)
+            work()
+            while True:
+                time.sleep(0.01)
+        assert str(stop.value) == f"{tmp_path}: stopped; from here" and time.monotonic() - begun < 6
+        assert seen == ([True] if work is imported else [])
+    assert capfd.readouterr().err == ""
+
+
+LEFT = """
+import signal, sys, threading, time
+from jaxgeom import cli
+def interrupted(name):
+    threading.Timer(60, print, ["left"]).start()  # as JAX does while it looks for a TPU
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(60)
+cli.importlib.import_module = interrupted
+sys.argv = ["jaxgeom", "compare", "a", "b", "--out", "c"]
+sys.exit(cli.main())
+"""
+
+
+def test_a_thread_that_a_library_leaves_does_not_hold_the_process():
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=40)
+    assert done.returncode == 143 and done.stdout == "", done.stdout
+    assert done.stderr == "jaxgeom: c: stopped; the same command goes on from what is kept\n"
 
 
 def test_a_killed_save_leaves_nothing_that_counts(inputs, finished, run, jaxgeom):

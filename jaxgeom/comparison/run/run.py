@@ -28,7 +28,7 @@ from jaxgeom.comparison.run.plan import Reader
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.lock import locked
+from jaxgeom.lock import locked, refuse_if_held
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
@@ -171,6 +171,23 @@ def run(
         return _run(measurement, out, cache, progress, force, algebra, team)
 
 
+def require_free(measurement: Measurement[Any], out: str | os.PathLike[str]) -> None:
+    """Refuses what `run` without `force` would refuse of a folder; writes nothing.
+
+    Args:
+        measurement: what would be measured.
+        out: the folder.
+
+    Raises:
+        UserError: the folder holds another measurement, or something that is none.
+    """
+    folder = pathlib.Path(out)
+    refuse_if_held(folder)
+    check_folder(folder, [reader.name for reader in measurement.readers])
+    described = _described(measurement, choose_algebra(measurement.settings.device))
+    _journal(measurement, folder, described, force=False, team=None)
+
+
 def _run(
     measurement: Measurement[Result],
     out: str | os.PathLike[str] | None,
@@ -199,7 +216,7 @@ def _measure(
     team: Team | None,
 ) -> Result:
     algebra = choose_algebra(measurement.settings.device) if algebra is None else algebra
-    described = measurement.settings.to_json() | {"device_used": algebra.description, **measurement.further}
+    described = _described(measurement, algebra)
     journal = _journal(measurement, folder, described, force, team)
     bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
     mine = measurement.parts if team is None else team.share(measurement.parts)
@@ -244,6 +261,11 @@ def _measure(
         if team is not None and folder is not None:
             _part_ways(team, journal, folder)
     return result
+
+
+def _described(measurement: Measurement[Any], algebra: Algebra) -> dict[str, Any]:
+    """The `settings` of a result."""
+    return measurement.settings.to_json() | {"device_used": algebra.description, **measurement.further}
 
 
 def _journal(
