@@ -73,12 +73,12 @@ def test_every_z_is_one(case, storage):
     assert check(*CASES[case], storage) == FEW.get((case, storage), set())
 
 
-@pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("storage", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_every_z_along_a_run_is_one(storage):
     check(*WALK, storage)
 
 
-@pytest.mark.parametrize("storage", UNLIKE)
+@pytest.mark.parametrize("storage", [UNLIKE[0], *(pytest.param(one, marks=pytest.mark.slow) for one in UNLIKE[1:])])
 def test_every_z_of_sides_that_are_stored_unlike_is_one(storage):
     for case in (*(CASES[name] for name in ("isotropic", "profile", "between")), WALK):
         check(*case, storage)
