@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from . import _layout, _sequential
 from ._namespace import namespace
@@ -37,10 +36,7 @@ def triangle(a: Any) -> Any:
 
 def symmetric_values(a: Any) -> Any:
     """Eigenvalues of a symmetric matrix, ascending `[..., k]`."""
-    if namespace(a) is not np:
-        return _sequential.eigh(a)[0]
-    # SciPy has LAPACK's routine of single precision; NumPy's takes as long as that of double.
-    return scipy.linalg.eigvalsh(a, check_finite=False) if a.ndim == 2 else np.linalg.eigvalsh(a)
+    return np.linalg.eigvalsh(a) if namespace(a) is np else _sequential.eigh(a)[0]
 
 
 def short_gram(a: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The norm-matched null of rotation and projection: an isotropic update of equal Frobenius norm against W0's subspaces.
+"""The norm-matched null of rotation: an isotropic update of equal Frobenius norm against W0's subspaces.
 
 Update `s·G`, G iid standard normal, `s = ‖ΔW‖_F/√(mn)`. G is rotation invariant, so that the spectrum of W0 decides.
 The draws are an argument, so that the same draws give the same numbers in every namespace.
@@ -30,9 +30,10 @@ SKEW = 1.08
 the normal law's: with it |z| > 3 stays below one in a hundred."""
 
 _MANY, _GRADED = 64, 1e4
-"""On the host k from which eigenvalues of the draws are taken in single precision, and the largest energy of a row of
-the rotation over their median up to which they are: it moves the mean angle by less than 1e-4 of itself, where the
-draws tell it to about a hundredth. Measured on Gaussian, power-law and clustered spectra, k = 256."""
+"""k from which eigenvalues of the draws are taken in single precision where a routine for that is given, and the
+largest energy of a row of the rotation over their median up to which they are: it moves the mean angle by less than
+1e-4 of itself, where the draws tell it to about a hundredth. Measured on Gaussian, power-law and clustered spectra, k =
+256."""
 
 LARGE = 0.1
 """Norm of the noise over σ_k beyond which the rotation is no longer first order in it."""
@@ -179,20 +180,22 @@ def _profile(xp: Any, sigma: Any, k: int, scale: Any) -> Any:
     return scale * xp.sqrt(together / (xp.square(inside - outside) + 2 * xp.square(scale) * together))
 
 
-def _in_units(xp: Any, profile: Any, beyond: Any) -> tuple[Any, Any, float]:
-    """Both deviations in units of the largest, in float32 where that serves, and the unit; else as they are."""
-    if xp is not np or profile.shape[0] < _MANY:
-        return profile, beyond, 1.0
-    energies, unit = np.square(profile).sum(1), float(profile.max())
-    if unit == 0 or energies.max() > _GRADED * np.median(energies):
-        return profile, beyond, 1.0
-    return (profile / unit).astype(np.float32), (beyond / unit).astype(np.float32), unit
+Values = Callable[[Any], Any]
+"""Eigenvalues, ascending `[k]`, of a symmetric matrix `[k, k]`."""
 
 
-def _figures(xp: Any, square: Any, k: int, unit: float = 1.0) -> tuple[Any, Any]:
-    """Mean and largest of k angles from the eigenvalues of the Gram matrix of their tangents, in units."""
-    values = xp.maximum(symmetric_values(square), 0.0)
-    angles = xp.arctan(xp.sqrt(values if unit == 1.0 else values.astype(np.float64)) * unit)
+def _serves_single(profile: np.ndarray) -> bool:
+    """Whether eigenvalues in single precision tell the angles of a rotation with these deviations `[k, p − k]`."""
+    if profile.shape[0] < _MANY:
+        return False
+    energies = np.square(profile).sum(1)
+    return bool(0 < energies.max() <= _GRADED * np.median(energies))
+
+
+def _figures(xp: Any, square: Any, k: int, unit: float = 1.0, values: Values = symmetric_values) -> tuple[Any, Any]:
+    """Mean and largest of k angles from the Gram matrix of their tangents, which are in units."""
+    found = values(square).astype(np.float64 if xp is np else square.dtype)
+    angles = xp.arctan(xp.sqrt(xp.maximum(found, 0.0)) * unit)
     return xp.sum(angles, axis=-1) / k, angles[..., -1]
 
 
@@ -204,6 +207,7 @@ def norm_matched_angles(
     k: int,
     shape: tuple[int, int],
     sampled: SampledAngles | None = None,
+    single: Values | None = None,
 ) -> AngleNull:
     """Mean and largest principal angle under an isotropic update of given norm, from the spectrum of W0 alone.
 
@@ -221,6 +225,7 @@ def norm_matched_angles(
       shape: (m, n).
       sampled: angles of decomposed noise, for an update that is large; `draws.noise` is decomposed here where it is
         given instead.
+      single: on the host, eigenvalues of a float32 matrix, for many directions; in float64 where it is not given.
 
     Returns:
       `AngleNull`, in the namespace and dtype of the spectrum.
@@ -235,7 +240,7 @@ def norm_matched_angles(
     large = rotation_is_large(sigma, norm, k=k, shape=shape)
 
     def small_update() -> tuple[NullMoments, ...]:
-        return _first_order(xp, sigma, scale, draws, k, shape)
+        return _first_order(xp, sigma, scale, draws, k, shape, single)
 
     def large_update() -> tuple[NullMoments, ...]:
         found = sampled
@@ -256,7 +261,7 @@ def norm_matched_angles(
 
 
 def _first_order(
-    xp: Any, sigma: Any, scale: Any, draws: RotationDraws, k: int, shape: tuple[int, int]
+    xp: Any, sigma: Any, scale: Any, draws: RotationDraws, k: int, shape: tuple[int, int], single: Values | None
 ) -> tuple[NullMoments, ...]:
     """Moments of the mean and largest angle, left and right."""
     rows, columns = shape
@@ -265,16 +270,19 @@ def _first_order(
     corner = profile[k - high :, :EDGE]
     edge = _figures(xp, short_gram(corner * draws.edge[:, :high, high:].astype(sigma.dtype)), k)
     beyond = scale / xp.maximum(sigma[:k], xp.maximum(scale, float(xp.finfo(sigma.dtype).tiny)))
-    profile, beyond, unit = _in_units(xp, profile, beyond)
+    unit, values = 1.0, symmetric_values
+    if single is not None and _serves_single(profile):
+        unit, values = float(profile.max()), single
+        profile, beyond = (profile / unit).astype(np.float32), (beyond / unit).astype(np.float32)
 
     def one(pair: Any) -> Any:
         turned = profile * pair[0].astype(profile.dtype)
         own = short_gram(turned)
-        figures = [*_figures(xp, short_gram(turned[k - high :, :EDGE]), k, unit), *_figures(xp, own, k, unit)]
+        figures = [*_figures(xp, short_gram(turned[k - high :, :EDGE]), k, unit), *_figures(xp, own, k, unit, values)]
         if rows != columns:
             added = beyond[:, None] * pair[1].astype(profile.dtype)
             own = matmul(turned, transpose(turned)) + matmul(added, transpose(added))
-        return *figures, *(_figures(xp, own, k, unit) if rows != columns else figures[2:])
+        return *figures, *(_figures(xp, own, k, unit, values) if rows != columns else figures[2:])
 
     found = _over_draws(xp, one, (draws.block, draws.beyond))
     control, short, long = found[:2], found[2:4], found[4:]
