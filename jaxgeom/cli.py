@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxgeom.commands.parsing import parse
 from jaxgeom.errors import UserError
-from jaxgeom.interruption import stoppable
+from jaxgeom.interruption import end_soon, goes_on, stoppable
 
 # Command → (module of its function, one line of help). The modules are imported when asked for: they are slow to load.
 COMMANDS = {
@@ -33,6 +33,7 @@ _LONGEST_FAULT = 300  # characters of an unforeseen error's own words
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
+    own_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows another, and goes on
@@ -48,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A full disk, a missing permission: the system's own words and the file are all there is to say.
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt as stop:
-        said = str(stop) or "interrupted; the same command goes on from here"
-        return _fail(said, status=getattr(stop, "status", 130))
+        said = str(stop) or "stopped; the same command goes on from what is kept"
+        status = _fail(said, status=getattr(stop, "status", 130))
+        if own_process:
+            end_soon(status)
+        return status
     except Exception as error:  # the last resort: whatever else goes wrong is a fault of this program's
         return _fail(_fault(error, arguments), status=1)
 
@@ -66,16 +70,27 @@ def _run(arguments: list[str]) -> int:
     name = next((n for n in COMMANDS if arguments[: len(n.split())] == n.split()), None)
     if name is None:
         return _no_command(arguments)
-    module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
-    function = getattr(module, name.replace(" ", "_"))
-    call = parse(function, name, arguments[len(name.split()) :])
-    if call is None:
-        return 0
-    # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    _keep_compiled_programs()
-    with stoppable():
+    with stoppable():  # from here on: the packages alone may take half a minute to load
+        goes_on("the same command goes on from what is kept", _out(arguments))
+        module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
+        function = getattr(module, name.replace(" ", "_"))
+        call = parse(function, name, arguments[len(name.split()) :])
+        if call is None:
+            return 0
+        # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        _keep_compiled_programs()
         return call(shlex.join(["jaxgeom", *arguments])) or 0
+
+
+def _out(arguments: Sequence[str]) -> str | None:
+    """The directory that a command writes to, before anything has read its arguments."""
+    for place, word in enumerate(arguments):
+        if word == "--out" and place + 1 < len(arguments):
+            return arguments[place + 1]
+        if word.startswith("--out="):
+            return word.removeprefix("--out=")
+    return None
 
 
 def _no_command(arguments: list[str]) -> int:

@@ -1,7 +1,8 @@
 """What the product wrote in a directory, by name: the one place that empties a directory for `--force`.
 
 A directory is emptied only where every file in it is one that the product writes there, and where no input of the
-command lies in it. Everything else is refused, with the names that stand in the way; what will go is said first.
+command lies in it. Everything else is refused, with the names that stand in the way; what will go is said first. Where
+a name alone says too little (a figure, an archive of arrays), the file bears a mark.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ def _written(*names: str) -> str:
 _LOCK = r"\.lock"
 _TOKENIZER = (
     r"tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config|chat_template)"
-    r"\.json|tokenizer/(?:merges\.txt|chat_template\.jinja|[\w.-]+\.model)|tokenizer/additional_chat_templates/[\w.-]+"
+    r"\.json|tokenizer/(?:merges\.txt|chat_template\.jinja|tokenizer\.model)"
+    r"|tokenizer/additional_chat_templates/[\w.-]+\.jinja"
 )
 # What Orbax names the files of a step; `.N.partial…` is a step that was being written.
 _STORE = r"(?:manifest\.ocdbt|d/[0-9a-f]{16,})"
@@ -37,7 +39,7 @@ _ITEM = _either(
     r"(?:params|optimizer)/(?:_METADATA|_sharding|commit_success\.txt|array_metadatas/process_\d+|" + _STORE + ")",
     r"(?:params|optimizer)/ocdbt\.process_\d+/" + _STORE,
 )
-_STEP = _either(r"_CHECKPOINT_METADATA|commit_success\.txt", _written("checksums.json"), _ITEM)
+_STEP = _either(r"_CHECKPOINT_METADATA|commit_success\.txt|pending\.npz", _written("checksums.json"), _ITEM)
 _UNFINISHED = _either(
     rf"(?:[\w]+\.orbax-checkpoint-tmp[^/]*/)?{_STEP}",
     r"(?:params|optimizer|data|key)\.orbax-checkpoint-tmp[^/]*/[\w./-]+",
@@ -48,6 +50,7 @@ _CHECKPOINTS = _either(
 )
 # The tokens of the rows, by what they come from.
 _ROWS = r"rows/(?:[0-9a-f]+\.npz|\.[0-9a-f]+\.npz\.\d+)"
+_FIGURES = r"figures/\w+\.(?:svg|png)"
 _RUN = _either(
     _written("config.json", "done"),
     r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.\d{10}\.[\w.-]+\.\d+\.\d+",
@@ -58,26 +61,36 @@ _RUN = _either(
 )
 _REPORT = _either(
     _written("report.json", "trajectory.json", "matrices.csv", "report.html"),
-    r"figures/\.?[\w.-]+\.(?:svg|png)|figures/\.[\w.-]+",
+    _FIGURES,
     r"\.partial(?:\.\d+)?\.(?:jsonl|new)",
     r"\.process\.\d+\.json|\.\.process\.\d+\.json\.\w{8}",
     _LOCK,
 )
 _STUDY = _either(
     _written("config.json", "stages.json", "done", "report.json", "matrices.csv", "report.html"),
-    r"figures/\.?[\w.-]+\.(?:svg|png)|figures/\.[\w.-]+",
+    _FIGURES,
     r"data/(?:demonstrations|demonstrations_continued|prompts|heldout)\.jsonl",
     "data/" + _written("done"),
     _ROWS,
     rf"runs/\w+(?:/seed\d+)?/{_RUN}",
     rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'))}",
     "measures/" + _written("between.json", "between.done"),
-    r"measures/base_spectra/[\w.-]+\.npz|measures/base_spectra/\.[\w.-]+",
+    r"measures/base_spectra/(?:[0-9a-f]+\.npz|tmp\w{8}\.part)",
     _LOCK,
 )
 
 KINDS = {"run": _RUN, "study": _STUDY, "report": _REPORT, "step": _STEP, "unfinished": _UNFINISHED}
 """By the kind of an output directory, the files that it may hold: a regular expression of their paths in it."""
+
+
+MARK = "jaxgeom"
+"""What is written into a figure as its creator, and into an archive of arrays as the name of the first of them."""
+
+_MARKS = (
+    (re.compile(r"(?:.*/)?figures/[^/]+\.svg"), f"<dc:title>{MARK}</dc:title>".encode(), 4096),
+    (re.compile(r"(?:.*/)?figures/[^/]+\.png"), f"Software\0{MARK}".encode(), 4096),
+    (re.compile(r"(?:.*/)?(?:rows|base_spectra)/[^/]+"), f"{MARK}.npy".encode(), 64),
+)  # files, what they hold, and within how many bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +117,28 @@ def contents_of(directory: pathlib.Path, pattern: str, *, also: Collection[str] 
     expression, own, foreign = re.compile(pattern), [], []
     for path, kind in _walk(directory):
         name = path.relative_to(directory).as_posix()
-        if kind == "file" and (name in also or expression.fullmatch(name)):
+        if kind == "file" and (name in also or (expression.fullmatch(name) and bears_mark(path))):
             own.append(name)
         elif kind != "empty" or not _room_of(name, pattern):
             foreign.append(name + ("/" if kind == "empty" else ""))
     return Contents(sorted(own), sorted(foreign))
+
+
+def bears_mark(path: pathlib.Path) -> bool:
+    """Whether a file is the product's by its content, where its name alone says too little; an empty one holds nothing.
+
+    A mark stands at the beginning, where a kill in the middle of writing leaves it.
+    """
+    found = next(((mark, size) for pattern, mark, size in _MARKS if pattern.fullmatch(path.as_posix())), None)
+    if found is None:
+        return True
+    mark, size = found
+    try:
+        with path.open("rb") as file:
+            head = file.read(size)
+    except OSError:
+        return False
+    return not head or mark in head
 
 
 def empty(

@@ -71,6 +71,13 @@ class Task:
             self._said = time.monotonic()
             self._say(f"{self._label}: {self._done}/{self._total}, {self._left()} left {status}".rstrip())
 
+    def note(self, status: str) -> None:
+        """Says what goes on before the first unit is done, which may take long."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], status=status)
+        else:
+            self._say(f"{self._label}: {status}")
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -17,6 +17,7 @@ BATCH_AXES = ("data", "fsdp")
 
 # The first rule whose pattern matches the leaf's path gives the mesh axis of each of its axes; axis 0 counts layers.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"(^|/)bases/", ()),  # of a confined optimizer: K columns each
     (r"embed/embedding$", ("tensor", "fsdp")),
     (r"head/kernel$", ("fsdp", "tensor")),
     (r"attention/[qkv]/kernel$", (None, "fsdp", "tensor", None)),

@@ -38,6 +38,8 @@ def _plain():
 def test_lines_give_the_share_the_time_left_and_the_whole_name(clock):
     stream, reporter = _plain()
     with entry_progress(reporter, "compare") as progress:
+        assert not stream.getvalue()
+        progress.begin()
         assert "compare" in stream.getvalue()  # said before the first matrix is finished
         for done in (100, 200, 400):
             clock.now += 60

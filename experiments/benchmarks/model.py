@@ -32,8 +32,8 @@ from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.rollout.cpu_parts import count_parts
 from jaxgeom.sharding import platform_of
+from jaxgeom.training import Batch, initial_state, make_train_step, objective_of
 from jaxgeom.training.settings import SFTSettings
-from jaxgeom.training.step import Batch, initial_state, make_train_step
 
 
 def _config(
@@ -72,7 +72,7 @@ def train_step(model: Qwen3, params: Any, tokens: np.ndarray) -> Callable[[], An
     settings = SFTSettings(steps=1, batch_size=rows, optimizer=AdamWSettings(learning_rate=1e-4))
     optimizer = optax.adamw(1e-4)
     state = initial_state(jax.tree.map(jnp.copy, params), optimizer)
-    step = make_train_step(model, optimizer, settings, state)
+    step = make_train_step(objective_of(settings, model), optimizer, state)
     learned = np.broadcast_to(np.arange(length) > 0, tokens.shape)
     batch = Batch(jnp.asarray(tokens), jnp.ones(tokens.shape, bool), jnp.asarray(learned))
     held = [state]

@@ -51,6 +51,7 @@ def compare(
         from jaxgeom.commands.kept_distance import distance_of, finished_report, prompts_of, with_distance
         from jaxgeom.comparison import compare_checkpoints
         from jaxgeom.comparison.run.plan import check_sides, match_sides
+        from jaxgeom.comparison.two_checkpoints import require_free_folder
         from jaxgeom.cpu_memory import keep_freed_memory
         from jaxgeom.progress import Reporter
         from jaxgeom.report import print_table, write_report
@@ -69,6 +70,8 @@ def compare(
             distance = None
             if prompts is not None and (team is None or team.index == 0):
                 check_sides(match_sides([first, second]), settings)  # before the models answer, which may take long
+                if not force and team is None:
+                    require_free_folder(first, second, settings, out)
                 reporter.say("functional distance: the initial model answers, both score")
                 distance = functional_distance(initial, final, prompts, seed=settings.seed, base=base)
             with entry_progress(reporter, "compare") as progress:

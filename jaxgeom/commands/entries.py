@@ -1,33 +1,43 @@
 """What the measuring commands share: progress, counted in entries of the weights, and work with other processes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from jaxgeom.comparison.run.outputs import replaced
 from jaxgeom.comparison.run.processes import Team, initialize
 from jaxgeom.errors import listed
-from jaxgeom.progress import Reporter
+from jaxgeom.progress import Reporter, Task
+
+
+class _EntryProgress:
+    """See `entry_progress`."""
+
+    def __init__(self, task: Task, display: ExitStack) -> None:
+        self._task, self._display, self._shown, self._begun = task, display, 0, False
+
+    def begin(self) -> None:
+        """Shows that the work goes on: it was refused by nothing."""
+        if not self._begun:
+            self._begun = True
+            self._display.enter_context(self._task)
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        self.begin()
+        place = int(1000 * done / max(total, 1))
+        self._task.advance(place - self._shown, name)
+        self._shown = place
 
 
 @contextmanager
-def entry_progress(reporter: Reporter, label: str) -> Iterator[Callable[[int, int, str], None]]:
+def entry_progress(reporter: Reporter, label: str) -> Iterator[_EntryProgress]:
     """A callback `(entries done, entries in all, name)` that drives a progress bar in permille.
 
-    It is shown from the start on, before anything is finished.
+    It is shown from `begin` on, before anything is finished and after all that may refuse the work.
     """
-    shown = 0
-
-    with reporter.task(f"{label} (‰ of the entries)", 1000) as task:
-
-        def progress(done: int, total: int, name: str) -> None:
-            nonlocal shown
-            place = int(1000 * done / max(total, 1))
-            task.advance(place - shown, name)
-            shown = place
-
-        yield progress
+    with ExitStack() as display:
+        yield _EntryProgress(reporter.task(f"{label} (‰ of the entries)", 1000), display)
 
 
 @contextmanager

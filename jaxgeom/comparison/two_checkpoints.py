@@ -18,7 +18,7 @@ from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite, root_mean_square
 from jaxgeom.comparison.run.plan import Reader, check_pair, match_sides, plan_parts, read_notes, text_parameters
 from jaxgeom.comparison.run.processes import Team
-from jaxgeom.comparison.run.run import Measurement, run
+from jaxgeom.comparison.run.run import Measurement, require_free, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.statistics import null_forms
@@ -100,13 +100,36 @@ def compare_parts(
     team: Team | None = None,
 ) -> Report:
     """`compare_checkpoints` for parts that are known already."""
+    measurement = _measurement(parts, initial, final, settings, command)
+    return run(measurement, out=out, cache=cache, progress=progress, force=force, algebra=algebra, team=team)
 
+
+def require_free_folder(initial: Reader, final: Reader, settings: CompareSettings, out: str | os.PathLike[str]) -> None:
+    """Refuses at once what `compare_checkpoints` without `force` would refuse, before other work is done for it.
+
+    Args:
+        initial: checkpoint that holds W0.
+        final: checkpoint that holds W+.
+        settings: what is measured and how.
+        out: where the report would go.
+
+    Raises:
+        UserError: mismatched checkpoints, or a folder that holds something else.
+    """
+    initial, final = match_sides([initial, final])
+    parts = plan_parts(initial, check_pair(initial, final, settings), settings)
+    require_free(_measurement(parts, initial, final, settings, ""), out)
+
+
+def _measurement(
+    parts: Sequence[Part], initial: Reader, final: Reader, settings: CompareSettings, command: str
+) -> Measurement[Report]:
     def matrix(part: Part, arrays: Sequence[np.ndarray], make_matrix: MatrixMaker, bases: BaseCache) -> dict[str, Any]:
         digests = [array_digest(array) for array in arrays]
         row = MatrixMeasurement(part.name, arrays[0], arrays[1], settings, bases, digests[0], make_matrix).measure()
         return row | {"digests": digests}
 
-    measurement = Measurement(
+    return Measurement(
         kind="compare",
         sides={"initial": initial, "final": final},
         parts=parts,
@@ -116,7 +139,6 @@ def compare_parts(
         result=lambda rows, inputs, described: _report(rows, initial, final, inputs, described, command),
         write=Report.write,
     )
-    return run(measurement, out=out, cache=cache, progress=progress, force=force, algebra=algebra, team=team)
 
 
 def _report(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def chat_format(tokenizer: Any, arguments: Sequence[str] = ()) -> ChatFormat:
         ) from error
     if not isinstance(plain, str) or not isinstance(with_tools, str):
         raise UserError(f"{tokenizer.name_or_path}: its chat template is no text; give one: --chat-template FILE")
-    named = _arguments(arguments)
+    named = template_arguments(arguments)
     for name in named:
         if not re.search(rf"\b{name}\b", plain + with_tools):
             raise UserError(f"template argument {name!r}: the chat template does not read it")
@@ -204,7 +204,12 @@ def pad_token(tokenizer: Any, vocab_size: int | None = None) -> int:
     return 0
 
 
-def _arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def template_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Values by name of `NAME=VALUE` arguments; values are JSON, or else text.
+
+    Raises:
+        UserError: one that is none, or a name that the rows give.
+    """
     made: dict[str, Any] = {}
     for argument in arguments:
         name, equals, text = argument.partition("=")
@@ -215,7 +220,35 @@ def _arguments(arguments: Sequence[str]) -> dict[str, Any]:
         # `False` is what people write who know it from Python; as text it would be true.
         word = {"true": "true", "false": "false", "none": "null"}.get(text.lower(), text)
         try:
-            made[name] = json.loads(word)
-        except ValueError:
+            made[name] = json.loads(word, parse_constant=_no_number)
+        except (ValueError, RecursionError):
             made[name] = text
     return made
+
+
+def with_defaults(template: str, named: Mapping[str, Any]) -> str:
+    """A chat template that has arguments of its own, which a caller's go before.
+
+    Args:
+        template: Jinja source, for blocks that are trimmed, as those of chat templates are.
+        named: values by name.
+
+    >>> with_defaults("{{ a }}", {"a": None})
+    '{%- if a is not defined %}{%- set a = none %}{%- endif %}\\n{{ a }}'
+    """
+    sets = (f"{{%- if {k} is not defined %}}{{%- set {k} = {_literal(v)} %}}{{%- endif %}}" for k, v in named.items())
+    front = "".join(sets)
+    return template if not front or template.startswith(front) else f"{front}\n{template}"
+
+
+def _literal(value: Any) -> str:
+    """A JSON value in Jinja's words."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(key)}: {_literal(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(word)

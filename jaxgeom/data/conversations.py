@@ -7,7 +7,7 @@ ShareGPT (`conversations` with `from` and `value`). A row that could be meant in
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxgeom.data.templates import RowError
 from jaxgeom.rewards import GroundTruth, Truth, read_tests, read_truth
@@ -21,6 +21,9 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
+Need = Literal["needed", "optional", "unread"]
+"""Whether a prompt must have a right answer: to be refused without, taken where it is there, or not looked at."""
+
 _QUESTIONS = ("prompt", "problem", "question", "question_content")
 _ANSWERS = ("ground_truth", "answer", "solution")
 _DEEPEST = 64
@@ -84,15 +87,15 @@ def read_demonstration(row: Mapping[str, Any]) -> Conversation:
     return Conversation(messages, _tools(row))
 
 
-def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversation:
+def read_prompt(row: Mapping[str, Any], *, truth: Need = "needed") -> Conversation:
     """A row to be answered.
 
     Args:
         row: with `prompt` (messages, or text, which is one user message), and the right answer as
             `reward_model.ground_truth`, `ground_truth`, `answer` or `solution`, or tests of a program in a form that
-            `jaxgeom.rewards.read_tests` reads; `problem` or `question` may stand for
-            `prompt`. Without truth, `messages` may too: those before the last answer.
-        with_truth: whether the right answer is needed.
+            `jaxgeom.rewards.read_tests` reads. `problem` or `question` may stand for `prompt`; `text` may beside the
+            `test_list` of MBPP; and where no right answer is needed `messages` may: those before the last answer.
+        truth: whether the right answer is needed. Where it is optional, a null or empty one is none.
 
     Raises:
         RowError: none of these, several of them, or one that is not as it should be.
@@ -100,34 +103,52 @@ def read_prompt(row: Mapping[str, Any], *, with_truth: bool = True) -> Conversat
     questions = [name for name in _QUESTIONS if row.get(name) is not None]
     if "prompt" in questions:  # a prepared prompt beside the text that it was made of, as verl's data have it
         questions = ["prompt"]
+    if not questions and isinstance(row.get("text"), str) and row.get("test_list") is not None:
+        questions = ["text"]
     if len(questions) > 1:
         raise RowError(f"has {' and '.join(map(repr, questions))}: which is meant cannot be told; keep one of them")
     if questions:
         messages = _messages(row[questions[0]], repr(questions[0]), "user")
-    elif not with_truth and row.get("messages") is not None:
+    elif truth != "needed" and row.get("messages") is not None:
         messages = _messages(row["messages"], "'messages'")
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         messages = messages[: answers[-1]] if answers else messages
         if not messages:
             raise RowError("'messages' has nothing before the answer")
     else:
-        raise RowError(f"has no 'prompt' (messages or text); it has {_columns(row)}")
+        raise RowError(
+            "has no 'prompt' (messages or text), nor 'problem', 'question', or 'text' with 'test_list'; it has"
+            f" {_columns(row)}"
+        )
     if messages[-1]["role"] == "assistant":
         raise RowError("the prompt ends with an assistant message: there is nothing to answer")
     if not any(message["content"].strip() for message in messages if message["role"] != "system"):
         raise RowError("the prompt is empty")
-    return Conversation(messages, _tools(row), ground_truth=_truth(row) if with_truth else None)
+    return Conversation(messages, _tools(row), ground_truth=None if truth == "unread" else _truth(row, truth))
 
 
-def _truth(row: Mapping[str, Any]) -> Truth:
+def _truth(row: Mapping[str, Any], need: Need) -> Truth | None:
     try:
         tests = read_tests(row)
     except ValueError as error:
         raise RowError(f"tests: {error}") from error
+    if tests is not None:
+        return tests
+    if need == "optional" and not _has_answer(row):
+        return None
     try:
-        return _answers(row) if tests is None else tests
+        return _answers(row)
     except ValueError as error:
         raise RowError(str(error)) from error
+
+
+def _has_answer(row: Mapping[str, Any]) -> bool:
+    """Whether a row has something, right or wrong, in a field that right answers stand in."""
+    reward = row.get("reward_model")
+    reward = _parsed(reward) if isinstance(reward, str) else reward
+    held = [reward["ground_truth"]] if isinstance(reward, Mapping) and "ground_truth" in reward else []
+    held += [row.get(name) for name in _ANSWERS]
+    return not all(value is None or value == [] or (isinstance(value, str) and not value.strip()) for value in held)
 
 
 def _answers(row: Mapping[str, Any]) -> GroundTruth:

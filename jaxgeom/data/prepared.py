@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgeom.data.chat import Demonstration
+from jaxgeom.owned_files import MARK
 from jaxgeom.rewards import Truth, restored, stored
 
 
@@ -78,6 +79,7 @@ class Prepared:
         with partial.open("wb") as file:
             np.savez(
                 file,
+                **{MARK: np.array(1)},  # type: ignore[arg-type]
                 tokens=self.tokens,
                 targets=self.targets,
                 starts=self.starts,

@@ -3,17 +3,18 @@
 A row that cannot be used is refused with its number, or left out and counted.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
-from jaxgeom.data.conversations import Conversation, read_demonstration, read_prompt
+from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt
 from jaxgeom.data.prepared import Limits, Prepared, recall
 from jaxgeom.data.rendering import EndlessTemplateError, render_rows
 from jaxgeom.data.row_settings import RowSettings
@@ -73,7 +74,7 @@ def prepare_demonstrations(
 
 
 def prepare_prompts(
-    path: Path, tokenizer: Any, *, settings: RowSettings, limits: Limits, with_truth: bool = True,
+    path: Path, tokenizer: Any, *, settings: RowSettings, limits: Limits, truth: Need = "needed",
     kept: Path | None = None, reporter: Reporter | None = None,
 ) -> Prepared:  # fmt: skip
     """Every prompt of a file as tokens, and its truth.
@@ -83,15 +84,17 @@ def prepare_prompts(
         tokenizer: as `load_tokenizer` returns it.
         settings: of the rows.
         limits: of the model and the run.
-        with_truth: whether the right answer is needed.
+        truth: whether the right answer is needed, as for `read_prompt`.
         kept: a directory where `Prepared.keep` may have put them.
         reporter: where to say what was left out.
 
     Raises:
         UserError: a row that cannot be used (unless they are left out), a token outside the vocabulary, or none left.
     """
-    work = _Work(path, tokenizer, settings, limits, "prompts" if with_truth else "questions", reporter)
-    found = recall(kept, work.key)
+    work = _Work(path, tokenizer, settings, limits, truth, reporter)
+    # Rows that all have their answer are the same rows whether it is needed or not, and are kept once.
+    answered = work.key_of("needed") if truth == "optional" and settings.on_bad_row == "refuse" else work.key
+    found = recall(kept, answered) or recall(kept, work.key)
     if found is None:
         for row, conversation, encoded in work.encoded():
             size = len(encoded.tokens)
@@ -102,29 +105,39 @@ def prepare_prompts(
                     row,
                     RowError(
                         f"its {size} tokens and max_new_tokens={limits.new_tokens} do not fit into the model's context"
-                        f" of {limits.context}"
+                        f" of {limits.context}; {_room(limits, size)}"
                     ),
                 )
             else:
                 work.use(row, encoded.tokens, encoded.loss_mask, conversation.ground_truth)
         found = work.done()
+        if None not in found.truths:
+            found = dataclasses.replace(found, key=answered)
     return work.said(found)
+
+
+def _room(limits: Limits, size: int) -> str:
+    """How a prompt would fit."""
+    left = limits.context - size
+    return f"--max-new-tokens {left} would" if left > 0 else "the prompt alone fills it"
 
 
 class _Work:
     """One file on its way: what is used, what is bad, what is left out."""
 
     def __init__(
-        self, path: Path, tokenizer: Any, settings: RowSettings, limits: Limits, kind: str, reporter: Reporter | None
-    ):
-        self.path, self.tokenizer, self.settings, self.limits, self.kind = path, tokenizer, settings, limits, kind
+        self, path: Path, tokenizer: Any, settings: RowSettings, limits: Limits,
+        kind: Need | Literal["demonstrations"], reporter: Reporter | None,
+    ):  # fmt: skip
+        self.path, self.tokenizer, self.settings, self.limits = path, tokenizer, settings, limits
+        self.kind: Need | Literal["demonstrations"] = kind
         self.reporter = reporter or Reporter(quiet=True)
         self.format: ChatFormat | None = (
             chat_format(tokenizer, settings.template_argument) if self._has_template() else None
         )
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
-        self.key = self._key()
+        self.key = self.key_of(kind)
         self.total = 0
         self.used: list[tuple[int, np.ndarray, np.ndarray, Truth | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
@@ -180,7 +193,7 @@ class _Work:
             row, said = self.bad_rows[0]
             others = len(self.bad_rows) - 1
             more = f"; so are {others:,} more of {self.total:,} rows" if others else ""
-            way_out = "" if self.kind == "questions" else " (--on-bad-row skip leaves such rows out)"
+            way_out = "" if self.kind == "unread" else " (--on-bad-row skip leaves such rows out)"
             raise UserError(f"{self.path}: {row.place}: {said}{more}{way_out}")
         reasons = {reason: entries for reason, entries in self.faults.items()}
         for row, said in self.bad_rows:
@@ -226,7 +239,7 @@ class _Work:
         if self.kind == "demonstrations":
             found = read_demonstration(row.content)
         else:
-            found = read_prompt(row.content, with_truth=self.kind == "prompts")
+            found = read_prompt(row.content, truth=self.kind)
         for place, message in enumerate(found.messages):
             token = self.special.search(message["content"])
             if token is not None:
@@ -278,11 +291,12 @@ class _Work:
                 f" in the model's vocabulary (vocab_size={self.limits.vocabulary}): this tokenizer is not this model's"
             )
 
-    def _key(self) -> str:
+    def key_of(self, kind: str) -> str:
+        """Of all that the tokens come from, were the rows of this kind."""
         parts = [
             _FORMAT,
             file_digest(self.path),
-            self.kind,
+            kind,
             self.settings.on_bad_row,
             vars(self.limits),
             None if self.format is None else [self.format.plain.source, self.format.with_tools.source],

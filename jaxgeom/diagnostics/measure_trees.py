@@ -92,7 +92,8 @@ def measure(
     """Statistics of every matrix of a parameter tree, by the keys of `report.json`.
 
     A pure function for `jit`, `vmap`, `grad` (where the statistic has a derivative) and `shard_map`, of trees on one
-    device or sharded over any mesh, Auto or Explicit. The statistics of `CHEAP` are had where the leaves lie: sums over
+    device or sharded over any mesh, Auto or Explicit; called outside of all of them it is one program, compiled once
+    for a structure, its shapes and the options. The statistics of `CHEAP` are had where the leaves lie: sums over
     entries and products with thin blocks, so that no device holds more of a matrix than its own part. (Of several axes
     that make up one side of a matrix, the first may be split over devices.) What needs a spectrum, subspaces or masks
     of the whole matrix takes one matrix after the other, whole.
@@ -130,28 +131,59 @@ def measure(
     found, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=_is_spec)
     first, second = (_leaves(tree, structure, name) for tree, name in ((params0, "params0"), (params1, "params1")))
     held = [None] * len(found) if bases is None else _leaves(bases, structure, "bases")
-    rows = []
-    for place, ((path, spec), w0, w1, basis) in enumerate(zip(found, first, second, held, strict=True)):
+    arrays = []
+    for (_, spec), w0, w1, basis in zip(found, first, second, held, strict=True):
         if spec is None:
-            rows.append(dict.fromkeys(wanted))
+            arrays.append(())
             continue
         w0, w1 = jnp.asarray(w0), jnp.asarray(w1)
         if w0.shape != w1.shape:
             raise ValueError(f"params0 has a leaf of shape {w0.shape} where params1 has {w1.shape}; they must be equal")
         if basis is None and any(split_key(name)[0] in NEEDS_BASIS for name in wanted):
             raise ValueError(f"bases has None at a matrix of shape {w0.shape}; [*batch, in, K] is needed")
-        own = None if key is None else jax.random.fold_in(key, place)
-        names = _names(path, [w1.shape[axis] for axis in spec.batch])
-        arrays = (w0, w1) if basis is None else (w0, w1, jnp.asarray(basis))
-        rows.append(
-            _placed(
-                partial(_numbers, spec=spec, wanted=wanted, settings=settings, names=names, key=own),
-                arrays,
-                spec,
-                wanted,
-            )
-        )
+        arrays.append((w0, w1) if basis is None else (w0, w1, jnp.asarray(basis)))
+    paths = tuple(_name(path) for path, _ in found)
+    plan = _Plan(
+        paths,
+        tuple(None if spec is None else MatrixSpec(*map(tuple, spec)) for _, spec in found),
+        tuple(wanted),
+        tuple(settings.items()),
+    )
+    rows = _measure_leaves(plan, arrays, key)
     return {name: jax.tree.unflatten(structure, [row[name] for row in rows]) for name in wanted}
+
+
+class _Plan(NamedTuple):
+    """What is measured of which leaves: all of `measure`'s arguments that are no arrays.
+
+    Attributes:
+      paths: names of the leaves.
+      specs: of each, None where it is no matrix.
+      wanted: keys of the result.
+      settings: of the statistics.
+    """
+
+    paths: tuple[str, ...]
+    specs: tuple[MatrixSpec | None, ...]
+    wanted: tuple[str, ...]
+    settings: tuple[tuple[str, Any], ...]
+
+
+@partial(jax.jit, static_argnums=0)  # so that a call outside of any `jit` is one program, and not one an operation
+def _measure_leaves(
+    plan: _Plan, arrays: Sequence[tuple[jax.Array, ...]], key: jax.Array | None
+) -> list[dict[str, jax.Array | None]]:
+    """The numbers of every leaf by name, None for those that are no matrix."""
+    rows = []
+    for place, (path, spec, given) in enumerate(zip(plan.paths, plan.specs, arrays, strict=True)):
+        if spec is None:
+            rows.append(dict.fromkeys(plan.wanted))
+            continue
+        own = None if key is None else jax.random.fold_in(key, place)
+        names = _names(path, [given[1].shape[axis] for axis in spec.batch])
+        numbers = partial(_numbers, spec=spec, wanted=plan.wanted, settings=dict(plan.settings), names=names, key=own)
+        rows.append(_placed(numbers, given, spec, plan.wanted))
+    return rows
 
 
 def _placed(
@@ -262,9 +294,13 @@ def _wanted(statistics: Sequence[str], settings: Mapping[str, Any], has_bases: b
     return list(wanted)
 
 
-def _names(path: Any, batch: Sequence[int]) -> list[str]:
-    """What a report of `jg.compare` calls the matrices of a leaf, in row-major order."""
-    name = ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+def _name(path: Any) -> str:
+    """What a report of `jg.compare` calls a leaf."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def _names(name: str, batch: Sequence[int]) -> list[str]:
+    """What a report calls the matrices of a leaf, in row-major order."""
     if not batch:
         return [name]
     return [f"{name}[{','.join(map(str, index))}]" for index in itertools.product(*map(range, batch))]

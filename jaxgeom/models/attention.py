@@ -53,6 +53,7 @@ def causal_attention(
     v: Float[Array, "batch time kv hd"],
     *,
     valid: Bool[Array, "batch time"] | None,
+    segments: Int[Array, "batch time"] | None = None,
     kind: str,
     mesh: Mesh | None = None,
 ) -> Float[Array, "batch time heads hd"]:
@@ -62,6 +63,7 @@ def causal_attention(
         q, k, v: projected and rotated, in the compute dtype.
         valid: which keys may be attended to; None for all. The kernels take None only: real tokens stand first
             there, so causality alone hides the padding.
+        segments: which of several packed sequences a column belongs to; a query sees the keys of its own alone.
         kind: a resolved form, not `auto`.
         mesh: devices over which rows and heads are spread, for `splash`; None for one device.
     Returns:
@@ -70,19 +72,27 @@ def causal_attention(
     if kind in ("cudnn", "splash"):
         if valid is not None:
             raise ValueError(f"attention={kind!r} takes no mask: put the real tokens first")
-        return attend_splash(q, k, v, mesh=mesh) if kind == "splash" else _attend_cudnn(q, k, v)
+        return (attend_splash if kind == "splash" else _attend_cudnn)(q, k, v, segments, mesh=mesh)
     if kind == "chunked":
-        return attend_chunked(q, k, v, valid)
+        return attend_chunked(q, k, v, valid, segments)
     time = q.shape[1]
-    return attend_plain(q, k, v, _visible(jnp.arange(time), time, valid))
+    return attend_plain(q, k, v, _visible(jnp.arange(time), time, valid, segments))
 
 
 def _visible(
-    columns: Int[Array, " queries"], keys: int, valid: Bool[Array, "batch time"] | None
+    columns: Int[Array, " queries"],
+    keys: int,
+    valid: Bool[Array, "batch time"] | None,
+    segments: Int[Array, "batch time"] | None,
 ) -> Bool[Array, "#batch queries keys"]:
     """Which of the first `keys` keys the queries of these columns see."""
     visible = (jnp.arange(keys) <= columns[:, None])[None]
-    return visible if valid is None else visible & valid[:, None, :keys]
+    if valid is not None:
+        visible = visible & valid[:, None, :keys]
+    if segments is not None:
+        # A chunk may end behind the last column: what is there is cut off later.
+        visible = visible & (segments[:, columns][..., None] == segments[:, None, :keys])
+    return visible
 
 
 def attend_plain(
@@ -118,6 +128,7 @@ def attend_chunked(
     k: Float[Array, "batch time kv hd"],
     v: Float[Array, "batch time kv hd"],
     valid: Bool[Array, "batch time"] | None,
+    segments: Int[Array, "batch time"] | None = None,
     *,
     chunk: int = _CHUNK,
 ) -> Float[Array, "batch time heads hd"]:
@@ -131,7 +142,7 @@ def attend_chunked(
 
     @jax.checkpoint
     def one(q_chunk: Array, start: Array, keys: Array, values: Array) -> Array:
-        visible = _visible(start + jnp.arange(chunk), keys.shape[1], valid)
+        visible = _visible(start + jnp.arange(chunk), keys.shape[1], valid, segments)
         return attend_plain(q_chunk, keys.astype(q.dtype), values.astype(q.dtype), visible)
 
     def block(first: int, end: int) -> Array:
@@ -150,6 +161,7 @@ def attend_splash(
     q: Float[Array, "batch time heads hd"],
     k: Float[Array, "batch time kv hd"],
     v: Float[Array, "batch time kv hd"],
+    segments: Int[Array, "batch time"] | None = None,
     *,
     mesh: Mesh | None = None,
     interpret: bool = False,
@@ -166,17 +178,19 @@ def attend_splash(
     # Causality hides the padding at the end.
     room = -time % _LANES
     q, k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (q, k, v))
+    arrays = (q, k, v) if segments is None else (q, k, v, jnp.pad(segments, ((0, 0), (0, room)), constant_values=-1))
     run = functools.partial(_splash_kernel, interpret=interpret)
     if mesh is not None:
         rows = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
         divides = q.shape[0] % math.prod(mesh.shape[axis] for axis in rows) == 0
         heads = "tensor" if "tensor" in mesh.shape and k.shape[2] % mesh.shape["tensor"] == 0 else None
         spec = PartitionSpec(rows if divides else None, None, heads, None)
-        run = jax.shard_map(run, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False)
-    return run(q, k, v)[:, :time]
+        specs = (spec, spec, spec, PartitionSpec(spec[0], None))[: len(arrays)]
+        run = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+    return run(*arrays)[:, :time]
 
 
-def _splash_kernel(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
+def _splash_kernel(q: Array, k: Array, v: Array, segments: Array | None = None, *, interpret: bool) -> Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
     time, heads, hd = q.shape[1:]
@@ -189,12 +203,24 @@ def _splash_kernel(q: Array, k: Array, v: Array, *, interpret: bool) -> Array:
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((time, time)) for _ in range(heads)])
     kernel = splash_attention_kernel.make_splash_mha_single_device(mask=mask, block_sizes=sizes, interpret=interpret)
     scaled = q * jnp.asarray(1 / math.sqrt(hd), q.dtype)
-    out = cast(Array, jax.vmap(kernel)(scaled.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)))
+    ids = None if segments is None else splash_attention_kernel.SegmentIds(segments, segments)
+    out = cast(Array, jax.vmap(kernel)(scaled.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ids))
     return out.swapaxes(1, 2).astype(q.dtype)
 
 
-def _attend_cudnn(q: Array, k: Array, v: Array) -> Array:
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+def _attend_cudnn(
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: Array | None = None,
+    *,
+    mesh: Mesh | None = None,
+    implementation: Any = "cudnn",
+) -> Array:
+    """cuDNN's kernel, which the compiler splits by itself. Packed rows cost it a mask of `[batch, 1, time, time]`."""
+    del mesh
+    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation=implementation)
 
 
 def attend_cache(

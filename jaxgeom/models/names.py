@@ -88,6 +88,24 @@ def parameter_specs(config: Qwen3Config) -> dict[str, Any]:
     return tree
 
 
+def spectral_specs(config: Qwen3Config) -> dict[str, Any]:
+    """`parameter_specs` with None at all but q, k, v, o, gate, up and down: the matrices that have spectral statistics.
+
+    Args:
+        config: architecture.
+
+    Returns:
+        A tree of the structure of the parameters.
+    """
+    tree = parameter_specs(config)
+    tree["embed"] = {"embedding": None}
+    if "head" in tree:
+        tree["head"] = {"kernel": None}
+    if "router" in tree["layers"]["mlp"]:
+        tree["layers"]["mlp"]["router"] = {"kernel": None}
+    return tree
+
+
 def hf_tensors(config: Qwen3Config) -> list[HFTensor]:
     """Every tensor of the model's Hugging Face directory, in the order in which `transformers` writes them.
 

@@ -60,10 +60,22 @@ class Qwen3(nn.Module):
         return self.unembed(self.hidden_states(tokens, valid=valid))
 
     def hidden_states(
-        self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"] | None = None
+        self,
+        tokens: Int[Array, "batch time"],
+        *,
+        valid: Bool[Array, "batch time"] | None = None,
+        segments: Int[Array, "batch time"] | None = None,
     ) -> Float[Array, "batch time dim"]:
-        """The normed last hidden states, in the compute dtype: what `unembed` turns into logits."""
-        return self._run(tokens, valid)[0]
+        """The normed last hidden states, in the compute dtype: what `unembed` turns into logits.
+
+        Args:
+            tokens: token ids.
+            valid: marks the real tokens; None where all are real.
+            segments: of rows that hold several sequences behind one another: the number of each column's sequence. A
+                token sees those of its own sequence, and its position counts from that sequence's first. Padding has a
+                number of its own, and `valid` is not needed.
+        """
+        return self._run(tokens, valid if segments is None else None, segments=segments)[0]
 
     def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Logits of normed hidden states, float32."""
@@ -140,11 +152,15 @@ class Qwen3(nn.Module):
         """Whether `cpu_layers` runs the layers, in place of a scan."""
         return cpu_layers.is_unrolled(self.config, self.platform, remat=self.remat)
 
-    def _run(self, tokens: Array, valid: Array | None, *, room: int | None = None) -> tuple[Array, Cache]:
+    def _run(
+        self, tokens: Array, valid: Array | None, *, room: int | None = None, segments: Array | None = None
+    ) -> tuple[Array, Cache]:
         """Normed hidden states of all columns; with `room`, of the last one, and a cache with that many free slots."""
         time = tokens.shape[1]
         kind = resolve_attention(self.attention, platform=self.platform, dtype=self.dtype, time=time)
         positions, order = jnp.arange(time)[None], None
+        if segments is not None:
+            positions = positions - _first_columns(segments)
         if valid is not None and kind in ("cudnn", "splash"):
             # Real tokens first: causality then hides the padding and the kernels need no mask.
             order = jnp.argsort(~valid, axis=1, stable=True)
@@ -162,7 +178,7 @@ class Qwen3(nn.Module):
             return cpu_layers.cache_layer(k, v) if self.is_unrolled else {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
 
         def attend(q, k, v):
-            return causal_attention(q, k, v, valid=valid, kind=kind, mesh=self.mesh), cached(k, v)
+            return causal_attention(q, k, v, valid=valid, segments=segments, kind=kind, mesh=self.mesh), cached(k, v)
 
         def attend_last(q, k, v):
             visible = jnp.ones(tokens.shape, bool) if valid is None else valid
@@ -250,3 +266,10 @@ def _init_layers(key: Array, config: Qwen3Config) -> dict[str, Any]:
         attention[name] = {"scale": jnp.ones((count, hd))}
     norms = {name: {"scale": jnp.ones((count, dim))} for name in ("input_norm", "post_norm")}
     return {**norms, "attention": attention, "mlp": kernels}
+
+
+def _first_columns(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """The column at which the sequence of each column begins."""
+    columns = jnp.arange(segments.shape[1])
+    begins = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return jax.lax.cummax(jnp.where(begins, columns, 0), axis=1)

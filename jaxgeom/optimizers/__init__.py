@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .adamw import decayed_by_name as decayed_by_name
     from .adamw import learning_rate_schedule as learning_rate_schedule
     from .adamw import with_standard_promotion as with_standard_promotion
+    from .confined import confined as confined
+    from .confined import subspace_coordinates as subspace_coordinates
     from .masking import mask_gradients as mask_gradients
     from .masking import masked_training as masked_training
     from .masking import restore_frozen as restore_frozen
@@ -16,6 +18,5 @@ if TYPE_CHECKING:
     from .projection import project_updates as project_updates
     from .settings import AdamWSettings as AdamWSettings
     from .subspace_adamw import subspace_adamw as subspace_adamw
-    from .subspace_adamw import subspace_coordinates as subspace_coordinates
 else:
     import_when_asked(__name__)

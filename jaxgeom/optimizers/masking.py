@@ -10,6 +10,13 @@ from jax import Array
 from .leaves import Leaf, map_leaves, own_copy
 
 
+class MaskedState(NamedTuple):
+    """The state of an optimizer that trains masked entries, and the masks."""
+
+    inner: Any
+    masks: Any
+
+
 class MaskState(NamedTuple):
     """The masks: part of the state, so that they are sharded, saved and restored with it."""
 
@@ -36,12 +43,23 @@ def mask_gradients(masks: Any, *, specs: Any = None) -> optax.GradientTransforma
     References: The Path Not Taken (arXiv 2511.08567); Dense Supervision, Sparse Updates (arXiv 2606.13657); LIFT (arXiv
         2506.00772).
     """
-    return _masking(masks, specs, 0.0)
+
+    def init(params: optax.Params) -> MaskState:
+        map_leaves(_check, params, masks, specs, name="masks")
+        return MaskState(own_copy(masks))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, MaskState)
+        return _within(updates, state.masks, specs, 0.0), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def masked_training(
     transform: optax.GradientTransformation, masks: Any, *, specs: Any = None
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """An optimizer that trains the entries of a mask only; the others stay bitwise what they were.
 
     Gradients are masked before the optimizer (so that its moments and clipping see the trained entries alone) and
@@ -58,8 +76,22 @@ def masked_training(
     Raises:
         ValueError: at `init`, naming the leaf, where trees or shapes do not fit.
     """
-    # x + (-0.0) is x for every x; x + 0.0 would turn -0.0 into 0.0.
-    return optax.chain(mask_gradients(masks, specs=specs), transform, _masking(masks, specs, -0.0))
+    optimizer = optax.with_extra_args_support(transform)
+
+    def init(params: optax.Params) -> MaskedState:
+        map_leaves(_check, params, masks, specs, name="masks")
+        return MaskedState(optimizer.init(params), own_copy(masks))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, MaskedState)
+        inside = _within(updates, state.masks, specs, 0.0)
+        steps, inner = optimizer.update(inside, state.inner, params, **extra)
+        # x + (-0.0) is x for every x; x + 0.0 would turn -0.0 into 0.0.
+        return _within(steps, state.masks, specs, -0.0), MaskedState(inner, state.masks)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def restore_frozen(params: Any, initial: Any, masks: Any, *, specs: Any = None) -> Any:
@@ -84,23 +116,15 @@ def restore_frozen(params: Any, initial: Any, masks: Any, *, specs: Any = None) 
     return map_leaves(one, params, kept, specs, name="initial parameters")
 
 
-def _masking(masks: Any, specs: Any, fill: float) -> optax.GradientTransformation:
-    def init(params: optax.Params) -> MaskState:
-        map_leaves(_check, params, masks, specs, name="masks")
-        return MaskState(own_copy(masks))
+def _within(tree: Any, masks: Any, specs: Any, fill: float) -> Any:
+    """The tree with `fill` outside the masks."""
 
     def one(leaf: Leaf) -> Array:
         if leaf.companion is None:
             return leaf.value
         return jnp.where(_in_layout(leaf), leaf.value, jnp.asarray(fill, leaf.value.dtype))
 
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        assert isinstance(state, MaskState)
-        return map_leaves(one, updates, state.masks, specs, name="masks"), state
-
-    return optax.GradientTransformation(init, update)
+    return map_leaves(one, tree, masks, specs, name="masks")
 
 
 def _check(leaf: Leaf) -> None:

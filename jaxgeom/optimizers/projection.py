@@ -1,11 +1,11 @@
-"""Training confined to a subspace by projecting gradients or updates."""
+"""Links of a chain that project gradients or updates onto a subspace."""
 
 from typing import Any, NamedTuple
 
 import optax
-from jax import Array
 
-from .leaves import Leaf, Side, check_basis, from_coordinates, map_leaves, own_copy, to_coordinates
+from .confined import project
+from .leaves import Side, check_basis, map_leaves, own_copy
 
 
 class ProjectionState(NamedTuple):
@@ -19,7 +19,7 @@ def project_gradients(bases: Any, side: Side = "right", *, specs: Any = None) ->
 
     Goes first in a chain. It does **not** confine what an adaptive optimizer then does: Adam's elementwise scaling
     rotates the step out of the subspace, and decoupled weight decay never passes through here. Report
-    `diagnostics.subspace_leakage`; or use `project_updates` last in the chain, or `subspace_adamw`.
+    `diagnostics.subspace_leakage`; or use `project_updates` last in the chain, or `confined`.
 
     Args:
         bases: tree like the parameters; at a matrix an array of orthonormal columns, `[*batch, in, K]` (right) or
@@ -43,7 +43,7 @@ def project_updates(bases: Any, side: Side = "right", *, specs: Any = None) -> o
     r"""Projects every final update onto a subspace: `u ← u V Vᵀ` (right) or `u ← U Uᵀ u` (left), per matrix.
 
     Goes last in a chain, after the learning rate and weight decay: the cumulative update is then confined, to the
-    rounding of the parameters themselves (each `W + u` rounds at W's own scale).
+    rounding of the parameters themselves (each `W + u` rounds at W's own scale; `confined` rounds once).
 
     Args:
         bases: as in `project_gradients`.
@@ -64,16 +64,10 @@ def _projection(bases: Any, side: Side, specs: Any) -> optax.GradientTransformat
         map_leaves(lambda leaf: check_basis(leaf, side), params, bases, specs, name="bases")
         return ProjectionState(own_copy(bases))
 
-    def project(leaf: Leaf) -> Array:
-        if leaf.companion is None:
-            return leaf.value
-        inside = from_coordinates(to_coordinates(leaf.matrix(), leaf.companion, side), leaf.companion, side)
-        return leaf.restore(inside).astype(leaf.value.dtype)
-
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         assert isinstance(state, ProjectionState)
-        return map_leaves(project, updates, state.bases, specs, name="bases"), state
+        return project(updates, state.bases, side, specs), state
 
     return optax.GradientTransformation(init, update)

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from jaxgeom.owned_files import MARK, bears_mark
+
 INK, MUTED, FAINT, PAPER = "#1b1f24", "#5c6670", "#d4d9de", "#fefefe"
 PNG_DPI = 300  # what journals ask of an image with text in it
 WIDTH = 7.2  # inches: the text width of a two-column page (183 mm)
@@ -278,14 +280,14 @@ def save(drawing: Drawing, directory: Path) -> str:
     """Write NAME.svg and NAME.png under `directory`, and return the SVG that goes into the page."""
     directory.mkdir(parents=True, exist_ok=True)
     figure, buffer = drawing.figure, io.StringIO()
-    silent = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    silent = {"Date": None, "Creator": MARK, "Format": None, "Type": None}
     # The canvases' own printers: `savefig` draws everything twice.
     FigureCanvasSVG(figure).print_svg(buffer, metadata=silent)
     svg = "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
     (directory / f"{drawing.name}.svg").write_text(svg, encoding="utf-8")
     figure.set_layout_engine("none")  # laid out once: both files show the same places
     figure.dpi = PNG_DPI
-    FigureCanvasAgg(figure).print_png(str(directory / f"{drawing.name}.png"), metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(str(directory / f"{drawing.name}.png"), metadata={"Software": MARK})
     return inline(svg, drawing.name, drawing.alt)
 
 
@@ -312,8 +314,9 @@ def remove_others(directory: Path, drawn: Collection[str]) -> None:
     """Remove the files of our figures that are not among those `drawn` now: they show another report."""
     for name in FIGURES:
         if name not in drawn:
-            for ending in ("svg", "png"):
-                (directory / f"{name}.{ending}").unlink(missing_ok=True)
+            for path in (directory / f"{name}.{ending}" for ending in ("svg", "png")):
+                if bears_mark(path):
+                    path.unlink(missing_ok=True)
 
 
 def inline(svg: str, name: str, alt: str) -> str:

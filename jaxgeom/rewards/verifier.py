@@ -25,11 +25,11 @@ def restored(value: Any) -> Truth | None:
     return tuple(value) if isinstance(value, list) else value
 
 
-def logged(truth: Truth) -> str | list[str]:
+def logged(truth: Truth | None) -> str | list[str] | None:
     """A truth as it stands in a log of samples."""
     if isinstance(truth, CodeTests):
         return truth.summary()
-    return truth if isinstance(truth, str) else list(truth)
+    return list(truth) if isinstance(truth, tuple) else truth
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,36 @@ def sample(
     )
 
 
+def sampler_programs(
+    model: Qwen3, params: Any, settings: SamplingSettings, *, rows: int, width: int, pad_id: int
+) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The programs that `sample` runs on `rows` prompts of at most `width` tokens, and what each is called with.
+
+    Args:
+        model: the module.
+        params: its parameters or their shapes, with shardings.
+        settings: how tokens are drawn.
+        rows: requests.
+        width: tokens of the longest prompt.
+        pad_id: token id of the padding.
+
+    Returns:
+        By name, in their order, a jitted function and its arguments; arrays among them are shapes alone.
+    """
+    mesh, padded = mesh_of(params), _bucket_rows(rows, batch_divisor(mesh_of(params)))
+    of_part, width = padded // count_parts(padded, model.platform, mesh), bucket_length(width)
+    tokens, valid = (jax.ShapeDtypeStruct((of_part, width), dtype) for dtype in (jnp.int32, jnp.bool_))
+    prefill = (model, mesh, settings.max_new_tokens, params, tokens, valid)
+    logits, cache = _prefill.eval_shape(*prefill)
+    if mesh is not None:
+        cache = jax.tree.map(lambda x: _laid_out(x, mesh, *_cache_axes(x, mesh)), cache)
+    seeds = jax.ShapeDtypeStruct((of_part,), jnp.uint32)
+    turned = _turned_weights.eval_shape(model, params) if model.is_unrolled else None
+    decode = (model, settings, mesh, pad_id, params, turned, logits, cache, valid, seeds)
+    programs: dict[str, tuple[Any, tuple[Any, ...]]] = {"prefill": (_prefill, prefill), "decode": (_decode, decode)}
+    return ({"turned_weights": (_turned_weights, (model, params))} if model.is_unrolled else {}) | programs
+
+
 def _check_requests(model: Qwen3, prompts: Sequence[Sequence[int]], seeds: Any) -> None:
     if len(prompts) == 0:
         raise UserError("prompts is empty")
@@ -135,6 +165,11 @@ def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.
     return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)))
 
 
+def _laid_out(x: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh, *axes: Any) -> jax.ShapeDtypeStruct:
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _turned_weights(model: Qwen3, params: Any) -> Any:
     return model.apply({"params": params}, method="turned_weights")
@@ -147,12 +182,13 @@ def _prefill(model: Qwen3, mesh: Any, new: int, params: Any, tokens: jax.Array, 
     hidden, cache = cast(Any, model.apply({"params": params}, tokens, valid=valid, room=new, method="prefill"))
     logits = model.apply({"params": params}, hidden, method="unembed")
 
-    def lay_out(x: jax.Array) -> jax.Array:
-        stacked = [None] * (x.ndim - 4)
-        heads = "tensor" if mesh is not None and x.shape[-3] % mesh.shape["tensor"] == 0 else None
-        return _constrain(x, mesh, *stacked, BATCH_AXES, heads)
+    return logits, jax.tree.map(lambda x: _constrain(x, mesh, *_cache_axes(x, mesh)), cache)
 
-    return logits, jax.tree.map(lay_out, cache)
+
+def _cache_axes(x: Any, mesh: Any) -> tuple[Any, ...]:
+    """The mesh axes of a leaf of the cache, `[(layer,) batch, kv, slots, head_dim]`."""
+    heads = "tensor" if mesh is not None and x.shape[-3] % mesh.shape["tensor"] == 0 else None
+    return (*[None] * (x.ndim - 4), BATCH_AXES, heads)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)

@@ -85,7 +85,7 @@ def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -
         "training": {
             "steps": [row["step"] for row in steps],
             "loss": [row["loss"] for row in steps],
-            "reward": [row["reward"] for row in steps] if steps and "reward" in steps[0] else None,
+            "reward": [row.get("reward") for row in steps] if any("reward" in row for row in steps) else None,
             "gap": [row["gap"] for row in steps] if steps and "gap" in steps[0] else None,
         },
         "summary": comparison["summary"],

@@ -18,7 +18,7 @@ from jaxgeom.comparison.files.summary import flat_summary
 from jaxgeom.data import arithmetic
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.files import write_atomically
-from jaxgeom.interruption import stoppable
+from jaxgeom.interruption import goes_on, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter
 from jaxgeom.report import nothing_learned, print_table, study_findings, write_report
@@ -63,6 +63,7 @@ def run_study(
     reporter = reporter or Reporter(quiet=True)
     refuse_if_held(out)
     with stoppable():
+        goes_on("the same command goes on from what is kept", out)
         config = study_config(experiment, __version__)
         read = [experiment.base, experiment.teacher]
         if isinstance(experiment.data, DataFiles):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxgeom.checkpoints import saved_steps
+from jaxgeom.differences import other_content, unequal
 from jaxgeom.files import sha256_of, write_atomically
 from jaxgeom.study.experiment import DataFiles, Experiment
-from jaxgeom.training.identity import file_content, mathematics, model_content, other_content, template_content, unequal
+from jaxgeom.training.identity import file_content, mathematics, model_content, template_content
 from jaxgeom.training.settings import to_json
 
 # Of the experiment: a label, what is trained anew or measured again by itself, and inputs, which their content tells.

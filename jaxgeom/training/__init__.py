@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from .functional_distance import functional_distance as functional_distance
     from .learning_rates import run_learning_rates as run_learning_rates
     from .loop import train as train
+    from .objectives import objective_of as objective_of
+    from .optimizer import make_optimizer as make_optimizer
+    from .programs import make_train_step as make_train_step
+    from .programs import run_programs as run_programs
+    from .programs import score as score
     from .ready import is_finished as is_finished
     from .rollouts import Actor as Actor
-    from .rollouts import collect as collect
-    from .scoring import score as score
     from .scoring import sequence_log_probs as sequence_log_probs
     from .settings import MeshSettings as MeshSettings
     from .settings import OPDSettings as OPDSettings
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
     from .settings import RunInputs as RunInputs
     from .settings import RunSettings as RunSettings
     from .settings import SFTSettings as SFTSettings
-    from .step import Batch as Batch
-    from .step import TrainState as TrainState
-    from .step import initial_state as initial_state
-    from .step import make_train_step as make_train_step
+    from .state import Batch as Batch
+    from .state import Frozen as Frozen
+    from .state import TrainState as TrainState
+    from .state import initial_state as initial_state
 else:
     import_when_asked(__name__)

@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,10 @@ from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
 from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training import logs
-from jaxgeom.training.step import TrainState
+from jaxgeom.training.optimizer_state import by_name, from_names, leaf_names
+from jaxgeom.training.state import Batch, TrainState
 
+_PENDING = "pending.npz"
 _PARTIAL = r"\.\d+\.partial(?:\.\d+)?(?:\.orbax-checkpoint-tmp.*)?"
 
 
@@ -69,8 +71,9 @@ def find_resume(run: Path, *, contents: bool = True) -> Resume:
 class Checkpoints:
     """The `checkpoints/` of a run directory; a context manager. A checkpoint is whole or, after a kill, not there.
 
-    Items of a step: `params` (float32 masters), `optimizer`, `data` (the grain iterator's state), `key` (the seed; the
-    randomness of step n is derived from seed and n); beside them `checksums.json`, with the logs' positions.
+    Items of a step: `params` (float32 masters), `optimizer` (by name, see `optimizer_state`), `data` (the grain
+    iterator's state), `key` (the seed; the randomness of step n is derived from seed and n; the optimizer's names);
+    where a rollout has batches for later steps `pending.npz`; beside them `checksums.json`, with the logs' positions.
 
     Args:
         directory: the run directory.
@@ -89,7 +92,10 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._orbax.close()
 
-    def save(self, state: TrainState, data_state: dict, seed: int, positions: logs.Positions | None = None) -> None:
+    def save(
+        self, state: TrainState, data_state: dict, seed: int, positions: logs.Positions | None = None,
+        pending: Sequence[Batch] = (),
+    ) -> None:  # fmt: skip
         """Writes the checkpoint of `state.step`, in place of one that is there.
 
         Args:
@@ -97,6 +103,7 @@ class Checkpoints:
             data_state: of the data iterator.
             seed: of the run.
             positions: where the logs stand.
+            pending: what the last rollout has prepared for later steps.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written to.
@@ -105,13 +112,15 @@ class Checkpoints:
         path, partial = self._folder / str(step), self._fresh(step)
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
-            optimizer=ocp.args.StandardSave({"state": jax.tree.leaves(state.opt_state)}),
+            optimizer=ocp.args.StandardSave(by_name(state.opt_state)),
             data=ocp.args.JsonSave(data_state),
-            key=ocp.args.JsonSave({"seed": seed, "step": step}),
+            key=ocp.args.JsonSave({"seed": seed, "step": step, "optimizer": _names(state.opt_state)}),
         )
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._store(partial, items)
+            if pending:
+                np.savez(partial / _PENDING, **_flat(pending))
             checksums.write_checksums(partial, logs=positions or {})
             if path.exists():
                 self._clear(path)
@@ -145,27 +154,36 @@ class Checkpoints:
         except Exception as error:
             raise OSError(None, " ".join(str(error).split())[:300]) from error
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict]:
-        """The state at `step` with the shapes, dtypes and shardings of `like`, and the data iterator's state.
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict, list[Batch]]:
+        """The state at `step` with the shapes, dtypes and shardings of `like`, the data iterator's state, and the
+        batches that its rollout has left for later steps, on the host.
 
         Raises:
-            UserError: the checkpoint cannot be read.
+            UserError: the checkpoint cannot be read, or is of another optimizer.
         """
-        leaves, structure = jax.tree.flatten(like.opt_state)
         path = self._folder / str(step)
         with checksums.one_line(path):
+            kept = self._orbax.restore(path, args=ocp.args.Composite(key=ocp.args.JsonRestore()))["key"]
+            names = kept.get("optimizer")  # None in checkpoints that list the leaves in their order
+            moments = {"state": jax.tree.leaves(like.opt_state)} if names is None else by_name(like.opt_state)
+            if names is not None:
+                _require_same(names, _names(like.opt_state), path)
             restored = self._orbax.restore(
                 path,
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(jax.tree.map(_abstract, like.params)),
-                    optimizer=ocp.args.StandardRestore({"state": jax.tree.map(_abstract, leaves)}),
+                    optimizer=ocp.args.StandardRestore(jax.tree.map(_abstract, moments)),
                     data=ocp.args.JsonRestore(),
                 ),
             )
-            opt_state = jax.tree.unflatten(structure, restored["optimizer"]["state"])
-            data_state = restored["data"]
+            found = restored["optimizer"]
+            if names is None:
+                opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), found["state"])
+            else:
+                opt_state = from_names(found, like.opt_state)
+            pending = _unflat(path / _PENDING)
         state = TrainState(step=_like(np.int32(step), like.step), params=restored["params"], opt_state=opt_state)
-        return state, data_state
+        return state, restored["data"], pending
 
     def _clear(self, path: Path) -> None:
         """Takes away a checkpoint whose step has been reached again, but nothing that is not ours."""
@@ -246,6 +264,36 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
 def _steps(folder: Path) -> list[int]:
     """Steps that a folder of checkpoints names, whole or not, ascending."""
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def _names(state: Any) -> list[str]:
+    return [".".join(path) for path in leaf_names(state)]
+
+
+def _require_same(held: Sequence[str], wanted: Sequence[str], path: Path) -> None:
+    """Refuses the state of another optimizer by the first name that only one of them has."""
+    odd = [*(name for name in held if name not in wanted), *(name for name in wanted if name not in held)]
+    if odd:
+        there = "has" if odd[0] in held else "has no"
+        raise UserError(f"{path}: its optimizer {there} {odd[0]}: it is of another optimizer than this run's")
+
+
+def _flat(batches: Sequence[Batch]) -> dict[str, Any]:
+    """Arrays of batches by place and name; what is None in a batch is left out."""
+    named = [(place, name, value) for place, batch in enumerate(batches) for name, value in vars(batch).items()]
+    return {f"{place}.{name}": np.asarray(value) for place, name, value in named if value is not None}
+
+
+def _unflat(path: Path) -> list[Batch]:
+    """The inverse of `_flat`, from a file; none where there is no file."""
+    if not path.is_file():
+        return []
+    found: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path) as held:
+        for key in held.files:
+            place, _, name = key.partition(".")
+            found.setdefault(int(place), {})[name] = held[key]
+    return [Batch(**found[place]) for place in sorted(found)]
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -20,8 +20,8 @@ from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives.divergences import forward_kl
 from jaxgeom.rollout import Rollout, SamplingSettings, sample
 from jaxgeom.training.checkpointing import load_start, tokenizer_directory
+from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor
-from jaxgeom.training.scoring import score
 
 BATCH = 32
 NULL = "none; 0 when nothing changed"
@@ -91,7 +91,7 @@ def functional_distance(
     limits = Limits(
         vocabulary=config.vocab_size, context=config.max_position_embeddings, new_tokens=max_new_tokens, rows=limit
     )
-    asked = prepare_prompts(prompts, tokenizer, settings=RowSettings(), limits=limits, with_truth=False)
+    asked = prepare_prompts(prompts, tokenizer, settings=RowSettings(), limits=limits, truth="unread")
     requests = [asked.row(place).tokens.tolist() for place in range(len(asked))]
     stops = stop_tokens(tokenizer, {*declared_stop_tokens(directory), *config.stop_tokens})
     stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled

@@ -19,18 +19,21 @@ from jaxgeom import __version__
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.checksums import identity_of
 from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.differences import other_content, unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of
 from jaxgeom.models import Qwen3Config
 from jaxgeom.models.save import TOKENIZER_FILES
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
-from jaxgeom.training.settings import RunInputs, RunSettings, objective_name, to_json
+from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_json
 
-FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code"})
+FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code",
+                  "geometry"})  # fmt: skip
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
 _MODELS = ("model", "teacher")
+_UPDATES = ("basis_from", "mask_from")
 
 
 def run_config(settings: RunSettings, inputs: RunInputs) -> dict[str, Any]:
@@ -43,7 +46,7 @@ def run_config(settings: RunSettings, inputs: RunInputs) -> dict[str, Any]:
         "schema": 1,
         "kind": "run",
         "version": __version__,
-        "objective": objective_name(settings),
+        "objective": settings.objective,
         "settings": to_json(settings),
         "inputs": to_json(inputs),
         "contents": contents_of(inputs) | template_content(settings),
@@ -60,8 +63,10 @@ def contents_of(inputs: RunInputs) -> dict[str, str]:
     for field in dataclasses.fields(inputs):
         path = getattr(inputs, field.name)
         if path is not None and field.name != "base":  # which is in what an adapter comes to
-            model = field.name in _MODELS
-            found[field.name] = model_content(path, inputs.base) if model else file_content(path)
+            if field.name in _MODELS:
+                found[field.name] = model_content(path, inputs.base)
+            else:
+                found[field.name] = update_content(path) if field.name in _UPDATES else file_content(path)
     found["tokenizer"] = _tokenizer_content(tokenizer_directory(inputs.model, inputs.base))
     return found
 
@@ -85,6 +90,12 @@ def model_content(path: str | Path, base: Path | None = None) -> str:
     architecture = Qwen3Config.from_hf(checkpoint.config or {}).to_hf()
     weights = weights or _weights_content(os.fspath(path), base, checkpoint.fingerprint)
     return _digest(json.dumps(architecture, sort_keys=True, default=str), weights)
+
+
+def update_content(path: Path) -> str:
+    """A digest of a run's update: of a step of it, and of its start."""
+    ends = named_run(path)
+    return _digest(model_content(path), *([] if ends is None else [model_content(f"{ends.run}@0")]))
 
 
 def file_content(path: Path) -> str:
@@ -126,13 +137,6 @@ def _differences(held: dict[str, Any], wanted: dict[str, Any], taken: int) -> li
     return found
 
 
-def other_content(name: str, held: str | None, wanted: str | None) -> str:
-    """The sentence on an input whose content is another one."""
-    if held is None and wanted is None:
-        return f"{name}: other content than it began with"
-    return f"{name}: {wanted or 'none'} has other content than {held or 'none'} had"
-
-
 def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:
     """The settings of a run that decide what is learned, without the number of steps.
 
@@ -140,21 +144,12 @@ def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:
         settings: as JSON.
         objective: `sft`, whose answers are sampled for evaluation alone, `rlvr` or `opd`.
     """
+    # What a run was not told of yet, when it began, it had the default of.
+    settings = defaults_of(objective) | settings
     free = FREE | {"steps"} | ({"max_new_tokens"} if objective == "sft" else set())
     kept = {name: value for name, value in settings.items() if name not in free}
     # A template is known by its content, as every other input.
     return kept | {"rows": {name: value for name, value in kept["rows"].items() if name != "chat_template"}}
-
-
-def unequal(held: Any, wanted: Any, where: str = "") -> list[str]:
-    """The fields in which two JSON values differ, each as `field: held there, wanted asked for`."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        keys = dict.fromkeys([*wanted, *held])
-        front = f"{where}." if where else ""
-        return [line for key in keys for line in unequal(held.get(key), wanted.get(key), f"{front}{key}")]
-    if held == wanted:
-        return []
-    return [f"{where}: {json.dumps(held)[:80]} there, {json.dumps(wanted)[:80]} asked for"]
 
 
 def _steps(optimizer: AdamWSettings, held: int, wanted: int, taken: int) -> list[str]:

@@ -122,16 +122,16 @@ class Log:
         self._evaluated = {row["step"] for row in rows if "accuracy" in row}
         self._events = _Events(out, 0 if done is None else done + 1)
         self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
-        self._pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
+        self._pending: tuple[int, dict[str, Any]] | None = None
         self._last: dict[str, float] = {}
 
     def step(
-        self, step: int, metrics: dict[str, Any], host: dict[str, float], answers: Answers | None, begun: float
+        self, step: int, metrics: dict[str, Any], host: dict[str, Any], answers: Answers | None, begun: float
     ) -> None:
-        """Takes a step's metrics, of the device and of the host, and its answers."""
+        """Takes a step's metrics, its rollout's, on the host or the device, and its answers."""
         self.flush()
         rate = float(self._schedule(jnp.int32(step - 1)))
-        self._pending = (step, metrics, host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
+        self._pending = (step, metrics | host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
         if answers is not None:
             first = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
             self._files["samples.jsonl"].write(
@@ -140,7 +140,7 @@ class Log:
                     "prompt": prompt.row,
                     "response": text,
                     "ground_truth": logged(prompt.ground_truth),
-                    "reward": float(reward),
+                    "reward": None if np.isnan(reward) else float(reward),
                 }
                 for prompt, text, reward in first
             )
@@ -149,10 +149,10 @@ class Log:
         """Writes the metrics of the last step."""
         if self._pending is None:
             return
-        step, metrics, host = self._pending
+        step, metrics = self._pending
         self._pending = None
-        row = {key: float(value) for key, value in metrics.items()} | host
-        if metrics and not np.isfinite(row["loss"]):
+        row = {key: float(value) for key, value in metrics.items()}
+        if not np.isfinite(row.get("loss", 0.0)):
             raise UserError(f"step {step}: the loss is {row['loss']}; a lower learning rate may help")
         self.write(step, row)
         self._last = row

@@ -1,33 +1,33 @@
 """One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
-from jaxgeom.interruption import Interrupted, goes_on, held, saving, stoppable
+from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
-from jaxgeom.optimizers import adamw
-from jaxgeom.progress import Reporter
-from jaxgeom.sharding import batch_sharding
+from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate
-from jaxgeom.training.identity import unequal
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
-from jaxgeom.training.ready import Ready, make_ready, refuse_several_processes
-from jaxgeom.training.remarks import closing_remarks, learned_nothing, truncated_evaluation
-from jaxgeom.training.rollouts import Actor, Answers, collect, truncated_share
+from jaxgeom.training.monitor import Monitor
+from jaxgeom.training.objectives import Prepared, Tools
+from jaxgeom.training.optimizer import make_optimizer
+from jaxgeom.training.programs import make_train_step
+from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
+from jaxgeom.training.remarks import closing_remarks, last_numbers, learned_nothing, truncated_evaluation
+from jaxgeom.training.rollouts import Actor, truncated_share
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
-from jaxgeom.training.settings import RunInputs, RunSettings, SFTSettings, objective_name, to_json
-from jaxgeom.training.step import Batch, TrainState, initial_state, make_train_step
-
-Source = Callable[[TrainState, int], tuple[Batch | None, dict[str, float], Answers | None]]
+from jaxgeom.training.settings import RunInputs, RunSettings, to_json
+from jaxgeom.training.state import Batch, TrainState, initial_state, on_mesh
+from jaxgeom.training.step import Step
 
 
 def train(
@@ -64,10 +64,10 @@ def train(
     reporter = reporter or Reporter(quiet=True)
     refuse_several_processes()
     refuse_if_held(out)
-    with stoppable():
+    with stoppable(), said_within():
         ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
         if ready is None:
-            reporter.say(f"{objective_name(settings)}: finished already in {out}")
+            reporter.say(f"{settings.objective}: finished already in {out}")
             with contextlib.suppress(UserError):  # a finished run stays finished without its log
                 _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
             return out
@@ -81,7 +81,7 @@ def train(
 
 def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter) -> None:
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
-    name = objective_name(settings)
+    name = settings.objective
     found, resume = run.claim()
     for fault in resume.faults:
         reporter.say(f"{out}: {fault}")
@@ -91,30 +91,33 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
         found.begin_anew(run.config, reporter.say)
     else:
         found.carry_out(run.config, reporter.say)
+    goes_on(from_where(found, resume), out)
     (out / "done").unlink(missing_ok=True)
     done = resume.step if found.goes_on else None
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
     run.rows.keep(run.kept_rows)
-    optimizer = adamw(settings.optimizer, settings.steps)
-    state = initial_state(run.params, optimizer)
+    optimizer = make_optimizer(settings, run.params, run.confinement)
+    state, pending = initial_state(run.params, optimizer), []
     iterator = run.rows.batches(settings)
     with Checkpoints(out, reporter.say) as checkpoints:
         if done is not None:
-            state, data_state = checkpoints.restore(done, state)
+            state, data_state, pending = checkpoints.restore(done, state)
             iterator.set_state(data_state)
+            pending = [on_mesh(batch, run.mesh) for batch in pending]
             _say_how(reporter, name, out, done, found, resume, settings)
-        goes_on(f"the same command goes on from step {done}" if done is not None else "the same command begins anew")
         with Log(settings, out, done, resume.logs if done is not None else {}) as log:
-            loop = _Loop(settings, run, state, iterator, checkpoints, log, reporter, saved=done)
+            step = make_train_step(run.objective, optimizer, state, run.confinement)
+            loop = _Loop(settings, run, out, step, state, pending, iterator, checkpoints, log, reporter, saved=done)
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
-                    loop.run(done or 0, lambda: task.advance(1, log.status()))
+                    loop.run(done or 0, task)
             except Interrupted as stop:
                 saving()
-                raise Interrupted(stop.number, f"{out}: stopped; {loop.rescue()}") from None
+                loop.rescue()
+                raise Interrupted(stop.number) from None
     rows = read_json_lines(out / "metrics.jsonl")
-    for remark in closing_remarks(rows, settings):
-        reporter.say(f"{name}: {remark}")
+    for sentence in (*last_numbers(rows), *closing_remarks(rows, settings)):
+        reporter.say(f"{name}: {sentence}")
     _say_if_nothing_was_learned(settings, rows, reporter)
     mark_done(out)
 
@@ -122,30 +125,38 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
 def _say_if_nothing_was_learned(settings: RunSettings, rows: list[dict[str, Any]], reporter: Reporter) -> None:
     why = learned_nothing(rows, settings)
     if why is not None:
-        reporter.warn(f"{objective_name(settings)}: NOTHING WAS LEARNED: {why}")
+        reporter.warn(f"{settings.objective}: NOTHING WAS LEARNED: {why}")
 
 
 class _Loop:
-    """The steps of a run. What is kept for a stop is always of one step: its state, and the data's position after it.
+    """The steps of a run. What is kept for a stop is always of one step: its state, what it left of its rollout, and
+    the data's position after that rollout.
 
     A signal raises anywhere but in what is `held`, where a step's end and a save are done whole.
     """
 
     def __init__(
-        self, settings: RunSettings, run: Ready, state: TrainState, iterator: Any, checkpoints: Checkpoints, log: Log,
-        reporter: Reporter, *, saved: int | None,
+        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
+        iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
     ):  # fmt: skip
-        self._settings, self._run, self._iterator, self._reporter = settings, run, iterator, reporter
+        self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
-        self._state, self._data_state, self._step = state, iterator.get_state(), saved or 0
+        start = None if run.confinement is None else run.frozen.start
+        self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
+        self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
+        self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
-        sft = isinstance(settings, SFTSettings)
-        self._source = _sft_source(iterator, run.mesh) if sft else _on_policy_source(settings, run, iterator)
+        self._monitor = None
+        if settings.geometry.geometry_every:
+            self._monitor = Monitor(
+                settings.geometry, run.model, run.frozen.start, out, saved or 0, run.mesh, reporter.say
+            )
 
-    def run(self, first: int, finished: Callable[[], None]) -> None:
+    def run(self, first: int, task: Task) -> None:
         """Steps `first` … `settings.steps` − 1."""
         settings = self._settings
-        step = make_train_step(self._run.model, adamw(settings.optimizer, settings.steps), settings, self._state)
+        if first < settings.steps:
+            task.note("compiling first, which takes minutes for a large model")
         self._evaluate()
         if self._saved is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
@@ -153,28 +164,47 @@ class _Loop:
                 self._save()
         for number in range(first, settings.steps):
             begun = time.monotonic()
-            batch, host_metrics, answers = self._source(self._state, number)
+            prepared = Prepared(self._pending) if self._pending else self._prepare(number)
             with held():
-                metrics: dict[str, Any] = {}
-                if batch is None:
-                    self._state = _skip(self._state)
-                    host_metrics["skipped"] = 1.0
-                else:
-                    self._state, metrics = step(self._state, batch)
-                self._step, self._data_state = number + 1, self._iterator.get_state()
-                self._log.step(self._step, metrics, host_metrics, answers, begun)
+                metrics = self._learn(prepared.batches[:1])
+                self._step, self._pending = number + 1, prepared.batches[1:]
+                self._data_state = self._iterator.get_state()
+                self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
+                self._measure()
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step == settings.steps:
                 with held():
                     self._save()
-            finished()
+            task.advance(1, self._log.status())
 
-    def rescue(self) -> str:
-        """Saves what was reached, after a signal; says from where the same command goes on."""
+    def rescue(self) -> None:
+        """Saves what was reached, after a signal."""
         if self._saved != self._step:
             with held():
                 self._save()
-        return f"the same command goes on from step {self._saved}"
+
+    def _prepare(self, number: int) -> Prepared:
+        """A rollout, and what the next steps learn from it."""
+        objective, params, frozen = self._run.objective, self._state.params, self._run.frozen
+        drawn = objective.draw(params, frozen, self._tools, number)
+        return objective.prepare(params, frozen, drawn, number)
+
+    def _learn(self, batches: Sequence[Batch]) -> dict[str, Any]:
+        """One step on the batch that there is; where there is none the step counts and changes nothing."""
+        if not batches:
+            self._state = self._state.skipped()
+            return {"skipped": 1.0}
+        if self._monitor is not None:
+            self._monitor.before(self._step + 1, self._state.params)
+        self._state, metrics = self._take_step(self._state, batches[0], self._inputs)
+        return metrics
+
+    def _measure(self) -> None:
+        """The geometry into the log where it is due at this step."""
+        row = {} if self._monitor is None else self._monitor.after(self._step, self._state.params)
+        if row:
+            self._log.flush()
+            self._log.write(self._step, row)
 
     def _evaluate(self) -> None:
         """Held-out accuracy into the log where it is due at this step and not there yet."""
@@ -201,9 +231,10 @@ class _Loop:
 
     def _save(self) -> None:
         self._log.flush()
-        self._checkpoints.save(self._state, self._data_state, self._settings.seed, self._log.positions())
+        positions = self._log.positions()
+        self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
         self._saved = self._step
-        goes_on(f"the same command goes on from step {self._step}")
+        goes_on(f"the same command goes on from step {self._step}", self._out)
 
 
 def _say_how(
@@ -214,27 +245,3 @@ def _say_how(
     reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
     if any(fault.startswith(NAMES) for fault in resume.faults):
         reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")
-
-
-def _sft_source(iterator: Any, mesh: jax.sharding.Mesh) -> Source:
-    def source(state: TrainState, number: int) -> tuple[Batch, dict[str, float], None]:
-        arrays = next(iterator)
-        tokens = float(arrays["loss_mask"].sum())
-        return jax.device_put(Batch(**arrays), batch_sharding(mesh)), {"target_tokens": tokens}, None
-
-    return source
-
-
-def _on_policy_source(settings: Any, run: Ready, iterator: Any) -> Source:
-    def source(state: TrainState, number: int) -> tuple[Batch | None, dict[str, float], Answers]:
-        student = Actor(run.model, state.params)
-        batch, metrics, answers = collect(
-            settings, student, run.teacher, run.rows.tokenizer, iterator, step=number, verifier=run.verifier
-        )
-        return jax.device_put(batch, batch_sharding(run.mesh)), metrics, answers
-
-    return source
-
-
-def _skip(state: TrainState) -> TrainState:
-    return TrainState(step=state.step + 1, params=state.params, opt_state=state.opt_state)

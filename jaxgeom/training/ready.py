@@ -10,17 +10,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxgeom.errors import UserError
+from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
 from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
+from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
-from jaxgeom.training.settings import OPDSettings, RunInputs, RunSettings, objective_name
+from jaxgeom.training.settings import RunInputs, RunSettings
+from jaxgeom.training.state import Frozen
 from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 
 
@@ -33,7 +37,9 @@ class Ready(NamedTuple):
         force: whether another run in the directory may be deleted.
         model: the module that is trained.
         params: its float32 parameters at the start.
-        teacher: of on-policy distillation.
+        objective: of the run, with its modules.
+        frozen: parameters of its teachers, and of its start where it is confined.
+        confinement: what its update is confined to.
         rows: tokenizer, rows, held-out prompts.
         kept_rows: where their tokens are kept.
         tokenizer_files: where the model's tokenizer lies.
@@ -46,7 +52,9 @@ class Ready(NamedTuple):
     force: bool
     model: Qwen3
     params: Any
-    teacher: Actor | None
+    objective: Objective
+    frozen: Frozen
+    confinement: Confinement | None
     rows: RunRows
     kept_rows: Path
     tokenizer_files: Path
@@ -73,9 +81,10 @@ def make_ready(
     Raises:
         UserError: something that cannot be used.
     """
-    name = objective_name(settings)
-    if inputs.teacher is not None and not isinstance(settings, OPDSettings):
+    name = settings.objective
+    if inputs.teacher is not None and not settings.is_taught:
         raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
+    settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
@@ -94,6 +103,7 @@ def make_ready(
         ), resume  # fmt: skip
 
     found, resume = claim()
+    goes_on(from_where(found, resume), out)
     if found.goes_on and _is_finished(out, settings, resume):
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
@@ -110,10 +120,28 @@ def make_ready(
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
     model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
     _require_finite(params, inputs.model)
-    teacher = _load_teacher(settings, inputs.teacher, model, rows.tokenizer, **load)
+    teachers = _load_teachers(settings, inputs.teacher, model, rows.tokenizer, **load)
     config["model"] = model.config.to_hf()
     files = tokenizer_directory(inputs.model, inputs.base)
-    return Ready(claim, config, force, model, params, teacher, rows, kept, files, verifier, mesh)
+    objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
+    confinement = make_confinement(
+        settings.confine, model.config, model=inputs.model, base=inputs.base, basis_from=inputs.basis_from,
+        mask_from=inputs.mask_from, seed=settings.seed, mesh=mesh,
+    )  # fmt: skip
+    for note in () if confinement is None else confinement.notes:
+        reporter.say(f"{name}: {note}")
+    # A copy: a step takes its state's own buffers.
+    counted = confinement is not None or settings.geometry.geometry_every
+    start = None if not counted else jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    frozen = Frozen(teachers=tuple(actor.params for actor in teachers), start=start)
+    return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, verifier, mesh)
+
+
+def from_where(found: Claim, resume: Resume) -> str:
+    """What the same command would do with a directory as it stands."""
+    if found.goes_on and resume.step is not None:
+        return f"the same command goes on from step {resume.step}"
+    return "the same command begins anew"
 
 
 def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
@@ -166,11 +194,11 @@ def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
         raise UserError(str(error)) from error
 
 
-def _load_teacher(
+def _load_teachers(
     settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
-) -> Actor | None:
-    if not isinstance(settings, OPDSettings):
-        return None
+) -> list[Actor]:
+    if not settings.is_taught:
+        return []
     if path is None:
         raise UserError("on-policy distillation needs a teacher")
     require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
@@ -181,4 +209,4 @@ def _load_teacher(
         masked = model.config.vocab_size - student.config.vocab_size
         load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
         model, params = cut_vocabulary(model, params, student.config.vocab_size)
-    return Actor(model, params)
+    return [Actor(model, params)]

@@ -5,6 +5,8 @@ from typing import Any
 
 from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunSettings
 
+_SHOWN = ("loss", "reward", "gap", "grad_norm", "response_length", "truncated")
+
 
 def truncated_evaluation(share: float, settings: RunSettings, stops: Sequence[int]) -> str | None:
     """A sentence where no answer of an evaluation came to its end.
@@ -20,6 +22,26 @@ def truncated_evaluation(share: float, settings: RunSettings, stops: Sequence[in
         f"every held-out answer was cut at {settings.max_new_tokens} tokens (--max-new-tokens), none ended with a stop"
         f" token ({', '.join(map(str, stops)) or 'there is none'}): the accuracy is that of unfinished answers"
     )
+
+
+def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The last numbers of a finished run in one sentence, from the rows of its `metrics.jsonl`; none without rows.
+
+    >>> last_numbers([{"step": 0, "accuracy": 0.25, "accuracy_count": 8.0}, {"step": 3, "loss": 1.5, "seconds": 2.0}])
+    ['step 3: loss 1.5; held-out accuracy 0.25 over 8 prompts at step 0']
+    """
+    said = []
+    steps = [row for row in rows if "accuracy" not in row]
+    if steps:
+        shown = [f"{key} {steps[-1][key]:.4g}" for key in _SHOWN if key in steps[-1]]
+        said.append(f"step {steps[-1]['step']}: {', '.join(shown) or 'nothing to learn from'}")
+    evaluated = [row for row in rows if "accuracy" in row]
+    if evaluated:
+        last, first = evaluated[-1], evaluated[0]
+        before = "" if last is first else f" ({first['accuracy']:.4g} at step {first['step']})"
+        where = f"held-out accuracy {last['accuracy']:.4g} over {last.get('accuracy_count', 0):.0f} prompts"
+        said.append(f"{where} at step {last['step']}{before}")
+    return ["; ".join(said)] if said else []
 
 
 def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> list[str]:
@@ -77,7 +99,8 @@ def _what_happened(steps: Sequence[dict[str, Any]], settings: RunSettings) -> tu
     if isinstance(settings, OPDSettings) and all(row.get("gap") == 0.0 for row in steps):
         return "teacher and student gave every answer the same probability", "another --teacher"
     if isinstance(settings, RLVRSettings) and not any(row.get("informative_groups") for row in steps):
-        reward = sum(row.get("reward", 0.0) for row in steps) / len(steps)
+        rewards = [row["reward"] for row in steps if "reward" in row]  # of the first step of each rollout
+        reward = sum(rewards) / max(1, len(rewards))
         happened = (
             f"the {settings.samples_per_prompt} answers to a prompt never had different rewards"
             f" (mean reward {reward:.2g})"

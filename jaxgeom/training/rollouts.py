@@ -1,23 +1,18 @@
-"""From prompts to a batch that a policy-gradient step learns from: sample, verify, score, credit."""
+"""From prompts to answers: sampled, decoded, verified; groups of them refilled until enough can be learned from."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.models import Qwen3
-from jaxgeom.objectives import grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
 from jaxgeom.rewards import Truth, Verifier
 from jaxgeom.rollout import SamplingSettings, sample
-from jaxgeom.training.scoring import score
-from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RLVRSettings
-from jaxgeom.training.step import Batch
+from jaxgeom.training.settings import OnPolicySettings
 
 Judge = Callable[[Sequence[str], Sequence[Truth]], Sequence[float]]
 
@@ -43,7 +38,7 @@ class Answers:
         valid: True on real tokens.
         response: True on sampled tokens, the stop token included.
         log_probs: float32, as the sampler computed them.
-        rewards: float32 `[batch]`.
+        rewards: float32 `[batch]`; NaN for a prompt without a right answer.
         texts: The responses, decoded.
         prompts: The prompt of each row.
     """
@@ -55,71 +50,6 @@ class Answers:
     rewards: np.ndarray
     texts: list[str]
     prompts: list[Prompt]
-
-
-def collect(
-    settings: OnPolicySettings,
-    student: Actor,
-    teacher: Actor | None,
-    tokenizer: Any,
-    prompts: Iterator[list[Prompt]],
-    *,
-    step: int,
-    verifier: Judge | None = None,
-) -> tuple[Batch | None, dict[str, float], Answers]:
-    """One step's batch.
-
-    Args:
-        settings: Of the run.
-        student: The current policy.
-        teacher: For OPD.
-        tokenizer: Of the student.
-        prompts: Batches of `settings.prompts_per_step` prompts.
-        step: Number of the step; with the run's seed it fixes every sample.
-        verifier: Texts and truths to rewards; `Verifier()` where None.
-
-    Returns:
-        The batch (None where no group of RLVR had differing rewards: there is nothing to learn from), host metrics,
-        and the answers.
-    """
-    sampler = teacher if isinstance(settings, OPDSettings) and settings.rollouts == "teacher" else student
-    assert sampler is not None
-    answers, metrics = _sample_groups(settings, sampler, tokenizer, prompts, step, verifier)
-    tokens, valid, response = jnp.asarray(answers.tokens), jnp.asarray(answers.valid), jnp.asarray(answers.response)
-    groups = jnp.asarray(answers.rewards).reshape(-1, settings.samples_per_prompt)
-    old = score(student.model, student.params, tokens, valid, temperature=settings.temperature)
-    grpo = grpo_advantages(groups).reshape(-1)
-    lengths = answers.response.sum(axis=1)
-    metrics |= {
-        "response_length": float(lengths.mean()),
-        "truncated": truncated_share([answers], sampling_settings(settings, tokenizer, sampler).stop_tokens),
-    }
-    if sampler is student:
-        mismatch = np.abs(np.asarray(old) - answers.log_probs)[answers.response]
-        metrics["sampler_mismatch"] = float(mismatch.max(initial=0.0))
-    if isinstance(settings, OPDSettings):
-        assert teacher is not None
-        teacher_log_probs = score(teacher.model, teacher.params, tokens, valid, temperature=settings.temperature)
-        advantages = opd_advantages(old, teacher_log_probs, response)
-        metrics["gap"] = float(-jnp.sum(advantages) / max(1, int(lengths.sum())))
-        if settings.alpha < 1.0:
-            advantages = mix_advantages(advantages, grpo, settings.alpha)
-        if settings.keep_tokens < 1.0:
-            key = jax.random.fold_in(jax.random.key(settings.seed), step)
-            kind = "largest" if settings.keep_by == "gap" else "random"
-            weights = sparsify_tokens(
-                old - teacher_log_probs, response, fraction=settings.keep_tokens, method=kind, key=key
-            )
-            advantages = advantages * weights
-    else:
-        advantages = jnp.broadcast_to(grpo[:, None], tokens.shape)
-        if isinstance(settings, RLVRSettings) and settings.dynamic_filter:
-            informative = np.ptp(np.asarray(groups), axis=1) > 0
-            if not informative.any():
-                return None, metrics, answers
-            response = response & jnp.asarray(np.repeat(informative, settings.samples_per_prompt))[:, None]
-    batch = Batch(tokens=tokens, valid=valid, loss_mask=response, old_log_probs=old, advantages=advantages)
-    return batch, metrics, answers
 
 
 def sample_answers(
@@ -141,8 +71,17 @@ def sample_answers(
     )
     # A template may open the thought in the prompt; a response without its end is all thought then.
     judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
-    rewards = np.asarray((verifier or Verifier())(judged, [p.ground_truth for p in prompts]), np.float32)
+    rewards = _rewards(judged, prompts, verifier or Verifier())
     return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
+
+
+def _rewards(texts: Sequence[str], prompts: Sequence[Prompt], judge: Judge) -> np.ndarray:
+    """float32 `[batch]`, NaN where there is nothing to judge by."""
+    rewards = np.full(len(texts), np.nan, np.float32)
+    known = [(place, prompt.ground_truth) for place, prompt in enumerate(prompts) if prompt.ground_truth is not None]
+    if known:
+        rewards[[place for place, _ in known]] = judge([texts[p] for p, _ in known], [truth for _, truth in known])
+    return rewards
 
 
 def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:
@@ -168,38 +107,56 @@ def _opens_thought(tokenizer: Any, prompt: Prompt) -> bool:
     return tokenizer.decode(list(prompt.tokens[-_LAST_TOKENS:])).rstrip().endswith(_OPENED)
 
 
-def _sample_groups(
+def sample_groups(
     settings: OnPolicySettings,
     sampler: Actor,
+    rows: Iterator[list[Prompt]],
     tokenizer: Any,
-    prompts: Iterator[list[Prompt]],
-    step: int,
     verifier: Judge | None,
+    number: int,
+    *,
+    rounds: int = 1,
+    keep: Callable[[Answers], bool] | None = None,
 ) -> tuple[Answers, dict[str, float]]:
-    """`prompts_per_step` groups; with the dynamic filter, groups without variance are replaced by refills."""
+    """`prompts_per_step` groups of answers; those that are not kept are replaced by further rounds of sampling.
+
+    Args:
+        settings: of the run.
+        sampler: who answers.
+        rows: batches of `settings.prompts_per_step` prompts.
+        tokenizer: of the sampler.
+        verifier: texts and truths to rewards; `Verifier()` where None.
+        number: of the step; with the run's seed it fixes every sample.
+        rounds: at most so many.
+        keep: whether a group is one to learn from; None keeps all.
+
+    Returns:
+        The answers, those of groups that are kept first, and the metrics `reward`, `informative_groups` and
+        `sampling_rounds`, over all that were sampled.
+    """
     size = settings.samples_per_prompt
-    filtering = isinstance(settings, RLVRSettings) and settings.dynamic_filter
-    rounds = 1 + (settings.refills if isinstance(settings, RLVRSettings) and filtering else 0)
     kept: list[Answers] = []
     spare: list[Answers] = []
     all_rewards: list[np.ndarray] = []
     sampling = sampling_settings(settings, tokenizer, sampler)
-    for number in range(rounds):
-        repeated = [prompt for prompt in next(prompts) for _ in range(size)]
-        seeds = np.random.default_rng([settings.seed, step, number]).integers(0, 2**31, len(repeated)).tolist()
+    for turn in range(rounds):
+        repeated = [prompt for prompt in next(rows) for _ in range(size)]
+        seeds = np.random.default_rng([settings.seed, number, turn]).integers(0, 2**31, len(repeated)).tolist()
         answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, verifier)
         all_rewards.append(answers.rewards)
         for group in _split(answers, size):
-            (kept if not filtering or np.ptp(group.rewards) > 0 else spare).append(group)
+            (kept if keep is None or keep(group) else spare).append(group)
         if len(kept) >= settings.prompts_per_step:
             break
     chosen = (kept + spare)[: settings.prompts_per_step]
     rewards = np.concatenate(all_rewards)
-    metrics = {
-        "reward": float(rewards.mean()),
-        "informative_groups": float(np.mean(np.ptp(rewards.reshape(-1, size), axis=1) > 0)),
-        "sampling_rounds": float(len(all_rewards)),
-    }
+    metrics = {"sampling_rounds": float(len(all_rewards))}
+    judged = rewards[~np.isnan(rewards)]  # whole groups are
+    if judged.size:
+        metrics["reward"] = float(judged.mean())
+        metrics["informative_groups"] = float(np.mean(np.ptp(judged.reshape(-1, size), axis=1) > 0))
+    if judged.size < rewards.size:
+        metrics["reward_count"] = float(judged.size)
     return _join(chosen), metrics
 
 

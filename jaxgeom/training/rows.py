@@ -11,6 +11,7 @@ import grain
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.data import chat, pipelines
+from jaxgeom.data.conversations import Need
 from jaxgeom.data.prepared import Limits, Prepared
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
 from jaxgeom.errors import UserError
@@ -31,17 +32,20 @@ class RunRows:
         stops: Tokens that end an answer: of the tokenizer, `config.json` and `generation_config.json` together.
         data: What is trained on.
         held_out: What is evaluated on; None without.
+        context: Tokens that the model takes.
     """
 
     tokenizer: Any
     stops: tuple[int, ...]
     data: Prepared
     held_out: Prepared | None
+    context: int = 1 << 30
 
     @property
     def evaluated(self) -> list[pipelines.Prompt]:
-        """The held-out prompts."""
-        return [] if self.held_out is None else pipelines.all_prompts(self.held_out)
+        """The held-out prompts that have a right answer."""
+        held_out = [] if self.held_out is None else pipelines.all_prompts(self.held_out)
+        return [prompt for prompt in held_out if prompt.ground_truth is not None]
 
     @property
     def truths(self) -> list[Truth | None]:
@@ -50,7 +54,13 @@ class RunRows:
 
     def batches(self, settings: RunSettings) -> grain.DatasetIterator:
         """The run's iterator over its rows."""
-        if isinstance(settings, SFTSettings):
+        if settings.reads == "demonstrations":
+            assert isinstance(settings, SFTSettings)
+            if settings.packing:
+                length = min(settings.max_length, self.context)
+                return pipelines.packed_batches(
+                    self.data, batch_size=settings.batch_size, length=length, seed=settings.seed
+                )
             return pipelines.demonstration_batches(self.data, batch_size=settings.batch_size, seed=settings.seed)
         assert isinstance(settings, OnPolicySettings)
         return pipelines.prompt_batches(self.data, batch_size=settings.prompts_per_step, seed=settings.seed)
@@ -81,7 +91,7 @@ def read_run_rows(
     config = _model_config(inputs)
     tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
     stops = chat.stop_tokens(tokenizer, {*chat.declared_stop_tokens(directory), *config.stop_tokens})
-    samples = not isinstance(settings, SFTSettings) or inputs.eval_data is not None
+    samples = settings.reads == "prompts" or inputs.eval_data is not None
     if samples and not any(stop < config.vocab_size for stop in stops):
         what = f"{', '.join(map(str, stops))} are" if stops else "no token is"
         raise UserError(
@@ -91,6 +101,7 @@ def read_run_rows(
     stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
     limits = Limits(vocabulary=config.vocab_size, context=config.max_position_embeddings)
     shared: dict[str, Any] = {"settings": rows, "kept": kept, "reporter": reporter}
+    needed: Need = "needed" if settings.needs_truth else "optional"
     answered = dataclasses.replace(limits, new_tokens=settings.max_new_tokens)
     if isinstance(settings, SFTSettings):
         cut = dataclasses.replace(limits, max_length=settings.max_length)
@@ -98,12 +109,24 @@ def read_run_rows(
     else:
         assert isinstance(settings, OnPolicySettings)
         answered = dataclasses.replace(answered, max_prompt=settings.max_prompt_length)
-        data = prepare_prompts(inputs.data, tokenizer, limits=answered, **shared)
+        data = prepare_prompts(inputs.data, tokenizer, limits=answered, truth=needed, **shared)
+        _say_unjudged(data, inputs.data, "learned from all the same, rewards are over the others", reporter)
     held_out = None
     if inputs.eval_data is not None:
         some = dataclasses.replace(answered, rows=settings.eval_limit)
-        held_out = prepare_prompts(inputs.eval_data, tokenizer, limits=some, **shared)
-    return RunRows(tokenizer, stops, data, held_out)
+        held_out = prepare_prompts(inputs.eval_data, tokenizer, limits=some, truth=needed, **shared)
+        if all(truth is None for truth in held_out.truths):
+            raise UserError(f"{inputs.eval_data}: no row has a right answer to evaluate by")
+        _say_unjudged(held_out, inputs.eval_data, "the accuracy is over the others", reporter)
+    return RunRows(tokenizer, stops, data, held_out, config.max_position_embeddings)
+
+
+def _say_unjudged(rows: Prepared, path: Path, what: str, reporter: Reporter | None) -> None:
+    """Says how many rows have no right answer."""
+    count = sum(truth is None for truth in rows.truths)
+    if count and reporter is not None:
+        all_ = count == len(rows)
+        reporter.say(f"{path}: {count:,} of {len(rows):,} rows have no right answer" + ("" if all_ else f"; {what}"))
 
 
 def write_tokenizer(source: Path, directory: Path, rows: RunRows, settings: RunSettings) -> None:
@@ -113,12 +136,16 @@ def write_tokenizer(source: Path, directory: Path, rows: RunRows, settings: RunS
         source: the model's tokenizer.
         directory: where it goes.
         rows: of the run; its stop tokens become those of `generation_config.json`.
-        settings: of the run; its chat template becomes the tokenizer's.
+        settings: of the run; its chat template becomes the tokenizer's, and the arguments of that the template's own.
     """
     copy_tokenizer(source, directory)
-    if settings.rows.chat_template is not None:
+    arguments = chat.template_arguments(settings.rows.template_argument)
+    templates = rows.tokenizer.chat_template
+    if templates and (arguments or settings.rows.chat_template is not None):
         shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
-        write_atomically(directory / "chat_template.jinja", rows.tokenizer.chat_template)
+        for name, template in ({"default": templates} if isinstance(templates, str) else templates).items():
+            place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+            write_atomically(directory / place, chat.with_defaults(template, arguments))
     path = directory / "generation_config.json"
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_atomically(path, json.dumps(held | {"eos_token_id": list(rows.stops)}, indent=2) + "\n")

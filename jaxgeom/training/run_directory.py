@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxgeom import lock
 from jaxgeom.checkpoints.checksums import read_checksums
+from jaxgeom.differences import shown
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import as_user_error, write_atomically
 from jaxgeom.owned_files import KINDS, Contents, contents_of, empty, refuse_inputs
@@ -89,8 +90,7 @@ def claim_directory(
     if not why:
         return Claim(directory, kind, held, True, None, inputs)
     if not force:
-        shown = "; ".join(why[:4]) + (f" and {len(why) - 4} more" if len(why) > 4 else "")
-        raise UserError(f"{directory}: holds another {kind} ({shown}); choose another directory or give --force")
+        raise UserError(f"{directory}: holds another {kind} ({shown(why)}); choose another directory or give --force")
     contents = _contents(directory, kind)
     # Looked at here too, before the hours that a model may take to load.
     empty_or_refuse = dataclasses.replace(contents, own=[])

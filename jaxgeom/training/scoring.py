@@ -1,6 +1,5 @@
 """Log-probabilities of given tokens: the one forward path by which student and teacher are scored and trained."""
 
-from functools import partial
 from typing import cast
 
 import jax
@@ -11,7 +10,7 @@ from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import token_log_probs
 from jaxgeom.objectives.log_probs import DEFAULT_CHUNK, ChunkedWeight, chunked_weight
-from jaxgeom.sharding import BATCH_AXES, batch_divisor, mesh_of
+from jaxgeom.sharding import BATCH_AXES, batch_divisor
 
 # Up to so many bytes of float32 logits are held whole, for the backward pass too; beyond, they are chunked over time.
 _WHOLE_LOGITS = 1 << 28
@@ -25,6 +24,7 @@ def sequence_log_probs(
     *,
     temperature: float = 1.0,
     mesh: Mesh | None = None,
+    segments: Int[Array, "batch time"] | None = None,
 ) -> Float[Array, "batch time"]:
     """Log-probability of every token given those before it; pure and differentiable in `params`.
 
@@ -35,11 +35,14 @@ def sequence_log_probs(
         valid: True on real tokens, false on padding of either side.
         temperature: The logits are divided by it.
         mesh: What the parameters and the batch are sharded over; None for one device.
+        segments: The number of each token's sequence, in rows that hold several: no token sees another sequence's.
 
     Returns:
-        float32 nats, 0 at index 0. Entries at padding mean nothing and must be masked.
+        float32 nats, 0 at index 0. Entries at padding, and at the first token of a sequence behind another, mean
+        nothing and must be masked.
     """
-    hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
+    rows = {"valid": valid, "segments": segments}
+    hidden = cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
     whole = 4 * tokens.size * model.config.vocab_size <= _WHOLE_LOGITS
     chunk = tokens.shape[1] if whole else DEFAULT_CHUNK
 
@@ -56,35 +59,3 @@ def sequence_log_probs(
             head, mesh=mesh, in_specs=specs, out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
         )
     return head(hidden, chunked_weight(unembedding(model.config, params), hidden.dtype), tokens)
-
-
-def score(
-    model: Qwen3,
-    params: PyTree,
-    tokens: Int[Array, "batch time"],
-    valid: Bool[Array, "batch time"],
-    *,
-    temperature: float = 1.0,
-) -> Float[Array, "batch time"]:
-    """`sequence_log_probs`, compiled once a model and shape.
-
-    Student and teacher of one architecture run the identical program, so with equal weights their gap is exactly 0.
-
-    Args:
-        model: the module.
-        params: its parameters, sharded or not.
-        tokens: `[batch, time]` ids.
-        valid: `[batch, time]`, which tokens are real.
-        temperature: divides the logits.
-
-    Returns:
-        `[batch, time]` float32, nats, as `sequence_log_probs`.
-    """
-    return _score(model, mesh_of(params), temperature, params, tokens, valid)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _score(
-    model: Qwen3, mesh: Mesh | None, temperature: float, params: PyTree, tokens: Array, valid: Array
-) -> Float[Array, "batch time"]:
-    return sequence_log_probs(model, params, tokens, valid, temperature=temperature, mesh=mesh)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -12,6 +12,8 @@ from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.training.confine_settings import ConfineSettings
+from jaxgeom.training.geometry_settings import GeometrySettings
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class RunInputs:
         eval_data: Held-out prompts; none, no evaluation.
         teacher: For OPD: a Hugging Face directory or `RUN@STEP`; the model's tokenizer.
         base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
+        basis_from: `RUN@STEP`: the run's update up to there gives the basis of a confined run.
+        mask_from: `RUN@STEP`: what the run changed up to there is the mask of a confined run.
     """
 
     model: Path
@@ -54,6 +58,8 @@ class RunInputs:
     eval_data: Path | None = None
     teacher: Path | None = None
     base: Path | None = None
+    basis_from: Path | None = None
+    mask_from: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,16 @@ class RunSettings:
         optimizer: AdamW and its learning-rate schedule.
         mesh: How devices are laid out.
         rows: How rows become tokens.
+        confine: Where the update may go.
+        geometry: What is measured while the run goes on.
     """
+
+    objective: ClassVar[str]
+    """Its name, as commands and files have it."""
+    reads: ClassVar[Literal["demonstrations", "prompts"]]
+    """What its rows are."""
+    is_taught: ClassVar[bool] = False
+    """Whether it has a teacher."""
 
     steps: int
     batch_size: int
@@ -94,6 +109,8 @@ class RunSettings:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshSettings = field(default_factory=MeshSettings)
     rows: RowSettings = field(default_factory=RowSettings)
+    confine: ConfineSettings = field(default_factory=ConfineSettings)
+    geometry: GeometrySettings = field(default_factory=GeometrySettings)
 
     def __post_init__(self):
         check_types(self)
@@ -102,8 +119,16 @@ class RunSettings:
         _positive(self, "code_timeout")
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
+        reference = self.geometry.geometry_step
+        if reference is not None and (reference % self.save_every or reference > self.steps):
+            raise UserError(f"geometry_step={reference}: no step that is saved, with save_every={self.save_every}")
         if self.batch_size % self.micro_batches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
+
+    @property
+    def needs_truth(self) -> bool:
+        """Whether every prompt must have a right answer."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,10 +136,16 @@ class SFTSettings(RunSettings):
     """Cross-entropy on the assistant's tokens of demonstrations.
 
     Attributes:
-        max_length: Longer demonstrations are cut here.
+        max_length: Longer demonstrations are cut here, and counted.
+        packing: Rows of `max_length` tokens hold as many whole demonstrations as fit, each seeing itself alone;
+            `batch_size` counts rows then.
     """
 
+    objective = "sft"
+    reads = "demonstrations"
+
     max_length: int = 4096
+    packing: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -134,6 +165,8 @@ class OnPolicySettings(RunSettings):
         clip_high: Upper clip of the ratio, ε_high.
         aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
     """
+
+    reads = "prompts"
 
     max_prompt_length: int | None = None
     samples_per_prompt: int = 8
@@ -160,6 +193,11 @@ class OnPolicySettings(RunSettings):
         return self.batch_size // self.samples_per_prompt
 
 
+_UNFILTERED = (
+    "Learn from groups whose rewards are all equal too; else they are skipped, and others sampled in their place."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RLVRSettings(OnPolicySettings):
     """GRPO with verified 0/1 rewards.
@@ -169,7 +207,9 @@ class RLVRSettings(OnPolicySettings):
         refills: At most so many further rounds of sampling a step.
     """
 
-    dynamic_filter: bool = True
+    objective = "rlvr"
+
+    dynamic_filter: Annotated[bool, tyro.conf.arg(help=_UNFILTERED, help_behavior_hint="")] = True
     refills: int = 2
 
     def __post_init__(self):
@@ -193,6 +233,9 @@ class OPDSettings(OnPolicySettings):
         alpha: Share of distillation in the mix with GRPO's advantage: α·(−r_t) + (1−α)·A_GRPO.
     """
 
+    objective = "opd"
+    is_taught = True
+
     keep_tokens: float = 1.0
     keep_by: Literal["gap", "random"] = "gap"
     rollouts: Literal["student", "teacher"] = "student"
@@ -204,15 +247,26 @@ class OPDSettings(OnPolicySettings):
         if not 0.0 < self.keep_tokens <= 1.0:
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
 
-
-def objective_name(settings: RunSettings) -> str:
-    """`sft`, `rlvr` or `opd`."""
-    return {SFTSettings: "sft", RLVRSettings: "rlvr", OPDSettings: "opd"}[type(settings)]
+    @property
+    def needs_truth(self) -> bool:
+        return self.alpha < 1.0  # what a teacher alone teaches needs no right answer
 
 
 def to_json(settings: Any) -> Any:
     """A settings dataclass as plain JSON values, paths as text."""
     return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+
+
+def defaults_of(objective: str) -> dict[str, Any]:
+    """The settings of an objective that have a default, as plain JSON values."""
+    kind = next(kind for kind in (SFTSettings, RLVRSettings, OPDSettings) if kind.objective == objective)
+    found = {}
+    for field_ in dataclasses.fields(kind):
+        if field_.default_factory is not dataclasses.MISSING:
+            found[field_.name] = to_json(field_.default_factory())
+        elif field_.default is not dataclasses.MISSING:
+            found[field_.name] = field_.default
+    return json.loads(json.dumps(found, default=str))
 
 
 def _positive(settings: Any, name: str) -> None:

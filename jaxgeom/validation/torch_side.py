@@ -1,20 +1,27 @@
 """The PyTorch half of the comparison. Imports torch and transformers inside functions: they are an extra."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.adapters import is_adapter_directory
-from jaxgeom.errors import UserError
+from jaxgeom.checkpoints.names import by_key, key_of
+from jaxgeom.errors import UserError, listed
 
 
 def load_torch(path: str | Path, dtype: str) -> Any:
     """The model by `transformers`, eager attention, evaluation mode, parameters in `dtype`.
 
+    Where weights are stored under a wrapper's names (`module.`), which `transformers` does not know, they are put in by
+    the names of the model's parameters.
+
     Raises:
-        UserError: PyTorch is not installed, a LoRA adapter, or `transformers` refuses the directory.
+        UserError: PyTorch is not installed, a LoRA adapter, `transformers` refuses the directory, or a parameter is not
+            in it, so that it would be drawn at random.
     """
     try:
         import torch
@@ -28,12 +35,33 @@ def load_torch(path: str | Path, dtype: str) -> Any:
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
     kind = {("dtype" if new else "torch_dtype"): getattr(torch, dtype)}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(path), attn_implementation="eager", trust_remote_code=False, local_files_only=True, **kind
-        )
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(path), attn_implementation="eager", trust_remote_code=False, local_files_only=True,
+            output_loading_info=True, **kind,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: transformers cannot load it: {error}") from error
+    model, found = loaded
+    if found["missing_keys"]:
+        _put_in(model, path, found["missing_keys"])
     return model.eval()
+
+
+def _put_in(model: Any, path: str | Path, missing: Iterable[str]) -> None:
+    """Parameters that `transformers` has not found, by what their names are without wrappers."""
+    import torch
+
+    stored = open_checkpoint(path)
+    keys = by_key(stored, stored.name)
+    parameters, missing = model.state_dict(), set(missing)
+    present = [name for name in parameters if name not in missing or key_of(name) in keys]
+    held = {parameters[name].data_ptr() for name in present}  # of a tied head too
+    absent = [name for name in missing if parameters[name].data_ptr() not in held]
+    if absent:
+        raise UserError(f"{path}: transformers finds no weights for {listed(sorted(absent))}, and draws them at random")
+    with torch.no_grad():
+        for name in missing.intersection(present):
+            parameters[name].copy_(torch.tensor(stored[keys[key_of(name)]].read().astype(np.float32)))
 
 
 def torch_forward(model: Any, tokens: np.ndarray, valid: np.ndarray) -> Any:

@@ -289,7 +289,7 @@ def test_a_folder_of_another_comparison_is_left_alone(tmp_path):
     out = tmp_path / "out"
     run(tmp_path, initial, disk.moved(initial, 1e-3), out=out)
     before = (out / "report.json").read_bytes()
-    with pytest.raises(UserError, match="another comparison"):
+    with pytest.raises(UserError, match=r"of another comparison \(angle_k: \d+ there, 5 asked for; .*--force"):
         run(tmp_path, initial, disk.moved(initial, 1e-3), CompareSettings(angle_k=5), out=out)
     assert (out / "report.json").read_bytes() == before
     run(tmp_path, initial, disk.moved(initial, 1e-3), CompareSettings(angle_k=5), out=out, force=True)
@@ -300,7 +300,7 @@ def test_a_report_of_files_that_have_changed_since_is_left_alone(tmp_path):
     initial, out = disk.weights(), tmp_path / "out"
     run(tmp_path, initial, disk.moved(initial, 1e-3), out=out)
     before = (out / "report.json").read_bytes()
-    with pytest.raises(UserError, match=r"content has changed since.*--force"):
+    with pytest.raises(UserError, match=r"content has changed since \(final: .* has other content now\); .*--force"):
         run(tmp_path, initial, disk.moved(initial, 3e-3), out=out)
     assert (out / "report.json").read_bytes() == before
     paths = [tmp_path / side for side in ("initial", "final")]

@@ -97,7 +97,30 @@ def test_forms_of_one_prompt(row):
 
 
 def test_a_question_alone_is_what_stands_before_the_last_answer():
-    assert read_prompt({"messages": [*BOTH, ASKED, ANSWERED]}, with_truth=False).messages == [*BOTH, ASKED]
+    for truth in ("optional", "unread"):
+        found = read_prompt({"messages": [*BOTH, ASKED, ANSWERED]}, truth=truth)
+        assert found.messages == [*BOTH, ASKED] and found.ground_truth is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"answer": None}, {"answer": " "}, {"reward_model": {"ground_truth": None}}, {"reward_model": {"style": "x"}}],
+)
+def test_an_optional_answer_is_read_where_there_is_one(answer):
+    assert read_prompt({"prompt": "1+1?"} | answer, truth="optional").ground_truth is None
+    assert read_prompt({"prompt": "1+1?"} | TRUTH, truth="optional").ground_truth == "2"
+    with pytest.raises(RowError, match="ground_truth|answer"):
+        read_prompt({"prompt": "1+1?"} | answer)
+    with pytest.raises(RowError, match="must be text"):
+        read_prompt({"prompt": "1+1?", "answer": True}, truth="optional")
+
+
+def test_the_text_of_mbpp_is_a_prompt_beside_its_tests():
+    row = {"task_id": 2, "text": "Add two numbers.", "code": "def add", "test_setup_code": ""}
+    found = read_prompt(row | {"test_list": ["assert add(1, 2) == 3"]})
+    assert found.messages == [{"role": "user", "content": "Add two numbers."}] and found.ground_truth is not None
+    with pytest.raises(RowError, match=r"no 'prompt'.* 'problem', 'question', or 'text' with 'test_list'; .*'code'"):
+        read_prompt(row)
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,42 @@ def test_batches_of_one_row_are_those_of_the_endless_order(tokenizer):
     after = next(single)
     single.set_state(state)
     np.testing.assert_array_equal(next(single)["tokens"], after["tokens"])
+
+
+def _packed(tokenizer, rows, **options):
+    prepared = tiny_demonstrations(rows, tokenizer, max_length=96)
+    return prepared, pipelines.packed_batches(prepared, **({"batch_size": 3, "length": 96, "seed": 5} | options))
+
+
+def test_packed_rows_hold_every_demonstration_whole_and_once_an_epoch(tokenizer):
+    rows = arithmetic.demonstrations(arithmetic.ArithmeticTask(), 40, seed=0)
+    prepared, iterator = _packed(tokenizer, rows)
+    wanted = sorted(tuple(prepared.row(place).tokens.tolist()) for place in range(40))
+    seen, targets = [], 0
+    while len(seen) < 40:
+        batch = next(iterator)
+        assert batch["tokens"].shape == batch["segments"].shape == (3, 96)
+        np.testing.assert_array_equal(batch["valid"], batch["segments"] > 0)
+        for tokens, segments, mask in zip(batch["tokens"], batch["segments"], batch["loss_mask"], strict=True):
+            assert segments.max() > 1 and np.all(np.diff(segments[segments > 0]) >= 0)
+            for number in range(1, segments.max() + 1):
+                own = segments == number
+                seen.append(tuple(tokens[own].tolist()))
+                assert not mask[own][0]
+                targets += mask[own].sum()
+            assert not mask[segments == 0].any()
+    assert sorted(seen[:40]) == wanted  # what was packed ahead is of the next epoch
+    assert targets > 0
+
+
+def test_a_restored_packing_goes_on_where_it_was(tokenizer):
+    rows = arithmetic.demonstrations(arithmetic.ArithmeticTask(), 25, seed=0)
+    iterator = _packed(tokenizer, rows)[1]
+    for taken in range(6):
+        state = iterator.get_state()
+        wanted = next(iterator)
+        fresh = _packed(tokenizer, rows)[1]
+        fresh.set_state(state)
+        found = next(fresh)
+        for name in wanted:
+            np.testing.assert_array_equal(found[name], wanted[name], err_msg=f"{taken} {name}")

@@ -4,6 +4,7 @@ import pytest
 
 from jaxgeom.data import chat, rendering
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
+from jaxgeom.data.chat import with_defaults
 from jaxgeom.data.templates import RowError, Template, render_demonstration, render_prompt
 from jaxgeom.errors import UserError
 
@@ -64,6 +65,23 @@ def test_an_argument_of_the_template_reaches_it():
     prompt = render_prompt(Template(THINKING, {"enable_thinking": False}), talk("1"))
     assert prompt.text.endswith("assistant\n<think>\n\n</think>\n\n")
     assert parts(THINKING, talk("1", "2"), enable_thinking=False) == (["2<|im_end|>"], False)
+
+
+@pytest.mark.parametrize(
+    "front", ["", "\n", "  {% if true %}x{% endif %}\n", "{% macro f() %}{{ a | tojson }}{% endmacro %}{{ f() }}"]
+)
+@pytest.mark.parametrize(
+    "value", [False, None, 3, -1e-7, 'it\'s "\\n" \n { é 🙂 {{', ["x", {"y": None}], {"k": [True]}]
+)
+def test_arguments_of_the_templates_own_are_as_if_they_were_given(front, value):
+    source = front + "{{ a | tojson }}{% for m in messages %}{{ a | tojson }}{{ m.content }}{% endfor %}{{ b }}"
+    own = with_defaults(source, {"a": value, "b": "B"})
+    given = {"a": value, "b": "B"}
+    for changed in ({}, {"a": 7}):
+        assert render_prompt(Template(own, changed), talk("1")) == render_prompt(
+            Template(source, given | changed), talk("1")
+        )
+    assert with_defaults(own, given) == own and with_defaults(source, {}) == source
 
 
 @pytest.mark.parametrize(

@@ -268,3 +268,17 @@ def test_memory_beside_a_sharded_leaf_is_a_few_of_its_parts(name):
     assert compiled.memory_analysis().temp_size_in_bytes < PARTS[name] * part
     # Neither a matrix of one layer nor the leaf: histograms of sharded weights are added up too.
     assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", compiled.as_text())
+
+
+def test_a_call_outside_of_jit_is_one_program_compiled_once(caplog):
+    specs = {"w": MatrixSpec((2,), (1,), (0,)), "bias": None}
+    trees = [{"w": jnp.asarray(gaussian((2, 5, 7), seed)), "bias": None} for seed in (0, 1)]
+
+    def compiled(**options):
+        caplog.clear()
+        with jax.log_compiles(True):
+            jd.measure(*trees, specs, statistics=("fro_norm", "relative_norm"), **options)
+        said = [re.search(r"Finished XLA compilation of (\S+)", record.getMessage()) for record in caplog.records]
+        return [found[1] for found in said if found]
+
+    assert len(compiled()) == 1 and not compiled() and len(compiled(eta=2e-3)) == 1

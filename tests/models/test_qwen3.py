@@ -190,7 +190,7 @@ def test_a_loaded_model_tells_the_kernels_of_its_mesh(general, tmp_path, monkeyp
     save_model(tmp_path / "model", model.config, params)
     mesh, seen = make_mesh(2, 2, 2, 1), []
 
-    def plain(q, k, v, *, mesh):
+    def plain(q, k, v, segments, *, mesh):
         seen.append(mesh)
         return causal_attention(q, k, v, valid=None, kind="plain")
 
@@ -205,7 +205,7 @@ def test_forms_that_take_no_mask_see_the_real_tokens_first(general, monkeypatch)
     # On this machine the kernel is the plain form: what is tested is the order of the columns around it.
     monkeypatch.setattr(
         "jaxgeom.models.attention.attend_splash",
-        lambda q, k, v, *, mesh: causal_attention(q, k, v, valid=None, kind="plain"),
+        lambda q, k, v, segments, *, mesh: causal_attention(q, k, v, valid=None, kind="plain"),
     )
     tokens, valid = random_tokens(3, 10), np.ones((3, 10), bool)
     valid[1, :4], valid[2, 7:] = False, False

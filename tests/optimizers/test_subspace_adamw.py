@@ -76,7 +76,7 @@ def test_equals_float64_and_is_confined(side):
     assert np.abs(delta - inside).max() < 6 * 2.0**-24 * np.abs(start).max()
     assert (np.linalg.norm(delta - inside) / np.linalg.norm(delta)) ** 2 < 1e-9
 
-    moment = state.adam.mu["w"]
+    moment = state.inner[0].mu["w"]
     assert moment.shape == ((LAYERS, OUT, K) if side == "right" else (LAYERS, K, IN))
 
 

@@ -39,7 +39,7 @@ def test_what_goes_on_and_what_is_another_study(experiment, models, tmp_path):
     assert "anchor.steps: 60 there, 9" in change(**of("anchor", steps=9))[0]
     assert "opd.temperature" in change(**of("opd", temperature=0.5))[0]
     other = write_tiny_model(tmp_path / "other", seed=2, dtype="bfloat16")
-    assert change(base=other) == [f"base: {other} has other content than {experiment.base} had"]
+    assert change(base=other) == [f"base: {experiment.base} there, {other} given now, with other content"]
     for damaged in ({"experiment": 3}, {"experiment": {}}, {"contents": None}):
         assert "damaged" in study_differences(held | damaged, held)[0]
 

@@ -3,9 +3,14 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from jaxgeom.comparison.one_matrix.base_spectra import BaseCache, measure_base
 from jaxgeom.errors import UserError
+from jaxgeom.owned_files import KINDS, contents_of
+from jaxgeom.report import style
 from jaxgeom.training.checkpointing import Checkpoints
 from jaxgeom.training.run_directory import claim_directory
 from tests.training import runs
@@ -53,6 +58,30 @@ def test_a_name_like_ours_is_not_ours(run, place):
     (run / place).write_text("mine")
     with pytest.raises(UserError, match=place):
         claim_directory(run, "run", lambda held: OTHER, force=True)
+
+
+def test_what_a_name_alone_does_not_tell_is_known_by_its_mark(inputs, run, tmp_path, jaxgeom):
+    """Rows, figures and spectra of ours go, whole or cut by a kill; files of the same names that are not ours stay."""
+    study = tmp_path / "study"
+    shutil.copytree(run / "rows", study / "rows")
+    figure = Figure(figsize=(1, 1))
+    style.save(style.Drawing("ranks", "a title", "read", "alt", figure), study / "figures")
+    spectra = BaseCache(study / "measures" / "base_spectra")
+    spectra.save("digest", 1, measure_base(np.eye(3, 2, dtype=np.float32), 1, view=None))
+    written = sorted(runs.files(study))
+    assert contents_of(study, KINDS["study"]).own == written and len(written) >= 5
+    for name in written:
+        path = study / name
+        held = path.read_bytes()
+        for kept, own in ((held[: max(len(held) // 2, 600)], True), (b"", True), (b"PK\3\4 mine" + held[700:], False)):
+            path.write_bytes(kept)
+            assert (name in contents_of(study, KINDS["study"]).own) is own, (name, kept[:20])
+    name = next((run / "rows").iterdir()).name
+    np.savez(run / "rows" / name, tokens=np.arange(3))
+    refused(jaxgeom, inputs, run, f"rows/{name}", lr=2e-3)
+    (study / "figures" / "path.svg").write_text("<svg>mine</svg>")
+    style.remove_others(study / "figures", set())
+    assert [path.name for path in (study / "figures").iterdir()].count("path.svg") == 1
 
 
 def test_an_unfinished_step_is_known_by_what_is_in_it(tmp_path):

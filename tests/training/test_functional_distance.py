@@ -107,7 +107,7 @@ def test_what_cannot_be_scored_is_said(models, tmp_path):
         functional_distance(first, small, prompts)
 
 
-def test_compare_puts_it_beside_the_matrices(models, tmp_path):
+def test_compare_puts_it_beside_the_matrices(models, tmp_path, monkeypatch):
     first, second, prompts, _ = models
     out = tmp_path / "out"
     settings = CompareSettings(suite="fast", mask_rank=4)
@@ -126,6 +126,11 @@ def test_compare_puts_it_beside_the_matrices(models, tmp_path):
     assert json.loads((out / "report.json").read_text()) == report
     with pytest.raises(UserError, match="holds the functional distance on .*prompts.jsonl"):
         compare(str(first), str(second), settings, out, prompts=second / "others.jsonl")("jaxgeom compare …")
+    with monkeypatch.context() as patch:  # refused before any model answers
+        patch.setattr("jaxgeom.training.functional_distance", None)
+        with pytest.raises(UserError, match="another comparison .mask_rank: 4 there, 5 asked for"):
+            other = CompareSettings(suite="fast", mask_rank=5)
+            compare(str(first), str(second), other, out, prompts=prompts)("jaxgeom compare …")
     assert json.loads((out / "report.json").read_text()) == report
     compare(str(first), str(first), settings, out, force=True)("jaxgeom compare …")
     left = json.loads((out / "report.json").read_text())

@@ -1,13 +1,19 @@
 """The same run gone on with, whatever it is called and however it is laid out; another one is refused with why."""
 
+import dataclasses
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxgeom.errors import UserError
-from jaxgeom.training.identity import differences
+from jaxgeom.training.identity import contents_of, differences, model_content
 from jaxgeom.training.logs import JsonLines, read_json_lines
+from jaxgeom.training.settings import RunInputs
+from tests.tiny import write_tiny_model
 from tests.training import runs
 
 
@@ -21,6 +27,8 @@ def test_more_steps_another_mesh_and_another_path_are_the_same_run(jaxgeom, inpu
     )  # fmt: skip
     assert said.status == 0, said.err
     assert "goes on from step 4 (" in said.out and "steps: 4 there, 6 asked for" in said.out
+    assert "sft: compiling first" in said.out and "sft: step 6: loss " in said.out
+    assert "; held-out accuracy " in said.out and " over 16 prompts at step 6 (" in said.out
     assert runs.steps(run) == [0, 2, 4, 6]
     assert (run / "metrics.jsonl").read_bytes().startswith(held)
     assert [row["step"] for row in runs.logged(run) if "loss" in row] == [1, 2, 3, 4, 5, 6]
@@ -106,3 +114,26 @@ def test_a_damaged_row_of_a_log_is_named(tmp_path, spoilt):
     path.write_bytes(b'{"step": 0}\n' + spoilt + b'\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
         read_json_lines(path)
+
+
+def test_an_adapter_is_its_base_too(inputs, tmp_path):
+    """The same adapter on another base is another run; the same base by another path, or date, is the same."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    bases = [write_tiny_model(tmp_path / f"base{seed}", seed=seed) for seed in (0, 1)]
+    stem, generator = "base_model.model.model.layers.0.self_attn.q_proj", np.random.default_rng(0)
+    parts = {f"{stem}.lora_A.weight": (2, 32), f"{stem}.lora_B.weight": (32, 2)}
+    save_file(
+        {name: generator.standard_normal(shape).astype(np.float32) for name, shape in parts.items()},
+        adapter / "adapter_model.safetensors",
+    )
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    read = RunInputs(model=adapter, data=inputs / "demos.jsonl", base=bases[0])
+    held = contents_of(read)
+    assert contents_of(dataclasses.replace(read, base=bases[1]))["model"] != held["model"] != model_content(bases[0])
+    moved = shutil.copytree(bases[0], tmp_path / "moved")
+    assert contents_of(dataclasses.replace(read, base=moved)) == held
+    os.utime(bases[0] / "model.safetensors", (1, 1))
+    assert contents_of(read) == held
+    shutil.copyfile(bases[1] / "model.safetensors", bases[0] / "model.safetensors")
+    assert contents_of(read)["model"] != held["model"]

@@ -11,7 +11,8 @@ import pytest
 from jaxgeom.data import arithmetic, chat
 from jaxgeom.models import load_model
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.training import Actor, OPDSettings, RLVRSettings, collect
+from jaxgeom.training import Actor, Frozen, OPDSettings, RLVRSettings, objective_of
+from jaxgeom.training.objectives import Tools
 from tests.tiny import tiny_prompts, write_tiny_model
 
 COMMON = dict(
@@ -40,6 +41,17 @@ def _prompts(encoded, size=4):
     return itertools.cycle([encoded[i : i + size] for i in range(0, len(encoded), size)])
 
 
+def collect(settings, student, teacher, tokenizer, prompts, *, step, verifier=None):
+    """One step's batch (None where there is none), its metrics and answers."""
+    teachers = [] if teacher is None else [teacher]
+    objective = objective_of(settings, student.model, [actor.model for actor in teachers])
+    frozen = Frozen(teachers=tuple(actor.params for actor in teachers))
+    drawn = objective.draw(student.params, frozen, Tools(prompts, tokenizer, verifier), step)
+    prepared = objective.prepare(student.params, frozen, drawn, step)
+    assert len(prepared.batches) <= 1
+    return (prepared.batches or [None])[0], prepared.metrics, prepared.answers
+
+
 def _parity(texts, truths):
     """A verifier that has nothing to do with the task: half of the answers are right."""
     return [float(len(text) % 2) for text in texts]
@@ -51,6 +63,26 @@ def test_with_equal_weights_the_gap_is_exactly_zero(world):
     batch, metrics, _ = collect(OPDSettings(**COMMON), student, twin, tokenizer, _prompts(encoded), step=0)
     assert batch is not None and metrics["gap"] == 0.0
     np.testing.assert_array_equal(np.asarray(batch.advantages), 0.0)
+
+
+def test_rewards_are_over_the_answers_that_can_be_judged(world):
+    student, teacher, tokenizer, encoded = world
+    some = [dataclasses.replace(prompt, ground_truth=None) if i % 2 else prompt for i, prompt in enumerate(encoded)]
+    none = [dataclasses.replace(prompt, ground_truth=None) for prompt in encoded]
+    settings = OPDSettings(**COMMON)
+    batches = []
+    for prompts, judged in ((encoded, None), (some, 8.0), (none, 0.0)):
+        batch, metrics, answers = collect(
+            settings, student, teacher, tokenizer, _prompts(prompts), step=0, verifier=_parity
+        )
+        batches.append(batch)
+        assert metrics.get("reward_count") == judged and ("reward" in metrics) == (judged != 0.0)
+        if judged != 0.0:
+            known = [p.ground_truth is not None for p in answers.prompts]
+            wanted = np.mean(_parity([text for text, one in zip(answers.texts, known, strict=True) if one], None))
+            assert metrics["reward"] == pytest.approx(wanted)
+    for batch in batches[1:]:  # the teacher's signal is the same
+        np.testing.assert_array_equal(np.asarray(batch.advantages), np.asarray(batches[0].advantages))
 
 
 def test_the_opd_advantage_is_the_teachers_log_prob_minus_the_students(world):

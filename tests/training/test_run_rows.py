@@ -1,15 +1,20 @@
 """What `jaxgeom train` says of rows and tokenizers before it writes anything, and what a run's tokenizer becomes."""
 
+import dataclasses
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxgeom.data import RowSettings
+from jaxgeom.data.chat import encode_prompt, load_tokenizer
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.progress import Reporter
 from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, SFTSettings
 from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
 from jaxgeom.training.rollouts import Answers, truncated_share
@@ -35,6 +40,7 @@ def model(tmp_path_factory):
         ("sft", [{"messages": TALK}], ("--chat-template", "absent.jinja"), ("absent.jinja",)),
         ("rlvr", [{"prompt": "1+1", "answer": None}], (), ("row 0 (line 1)", "ground_truth")),
         ("rlvr", [{"prompt": "x" * 300, "answer": "2"}], (), ("row 0 (line 1)", "context of 256")),
+        ("rlvr", [{"prompt": "x", "answer": "2"}], ("--max-new-tokens", 512), ("context of 256; --max-new-tokens 2",)),
         ("rlvr", [{"prompt": "1+1", "answer": ""}], ("--on-bad-row", "skip"), ("none of 1 rows",)),
         ("opd", [{"prompt": "1+1", "answer": "2"}], ("--max-prompt-length", 3), ("none of 1 rows", "longer than 3")),
     ],
@@ -43,7 +49,7 @@ def test_rows_are_refused_in_one_line_and_nothing_is_written(jaxgeom, model, tmp
     write_jsonl(tmp_path / "rows.jsonl", rows)
     out = tmp_path / "run"
     teacher = ("--teacher", model) if objective == "opd" else ()
-    small = () if objective == "sft" else ("--max-new-tokens", 8)
+    small = () if objective == "sft" or "--max-new-tokens" in options else ("--max-new-tokens", 8)
     said = jaxgeom(
         "train", objective, "--model", model, "--data", tmp_path / "rows.jsonl", "--out", out,
         *TRAIN, *teacher, *small, *options,
@@ -74,7 +80,12 @@ def test_several_template_arguments_and_a_skipping_run_are_read(model, tmp_path)
     write_tokenizer(start, tmp_path / "tokenizer", rows, settings)
     held = json.loads((tmp_path / "tokenizer" / "generation_config.json").read_text())
     assert held == {"eos_token_id": [0, 2, 7, 9], "top_p": 0.9}
-    assert (tmp_path / "tokenizer" / "chat_template.jinja").read_text() == template
+    # The run's template has the arguments of its own: what starts from the run, or loads its export, needs none.
+    kept = load_tokenizer(tmp_path / "tokenizer")
+    own = settings.rows.template_argument
+    for changed in ((), ("a=other",)):
+        wanted = encode_prompt(rows.tokenizer, TALK[:1], arguments=(*own, *changed))
+        assert encode_prompt(kept, TALK[:1], arguments=changed) == wanted
     assert not (tmp_path / "tokenizer" / "additional_chat_templates").exists()
     plain = SFTSettings(**COMMON)
     write_tokenizer(start, tmp_path / "other", rows, plain)
@@ -90,6 +101,23 @@ def test_rows_of_other_runs_are_found_by_their_content(model, tmp_path):
     kept = sorted((tmp_path / "kept").iterdir())
     read_run_rows(OPDSettings(**COMMON), inputs, kept=tmp_path / "kept").keep(tmp_path / "kept")
     assert sorted((tmp_path / "kept").iterdir()) == kept and len(kept) == 2
+
+
+def test_a_teacher_alone_needs_no_right_answer(model, tmp_path):
+    """Accuracy is over the rows that have one; what mixes in verified rewards needs all."""
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "1+1"}, {"prompt": "1+2", "answer": "3"}, {"prompt": "1+3"}])
+    write_jsonl(tmp_path / "none.jsonl", [{"prompt": "1+1"}])
+    inputs = RunInputs(model=model, data=tmp_path / "rows.jsonl", eval_data=tmp_path / "rows.jsonl", teacher=model)
+    stream = io.StringIO()
+    rows = read_run_rows(OPDSettings(**COMMON), inputs, reporter=Reporter(Console(file=stream, width=200)))
+    assert [prompt.row for prompt in rows.evaluated] == [1] and rows.data.truths == [None, "3", None]
+    assert stream.getvalue().count("2 of 3 rows have no right answer") == 2
+    rows.keep(tmp_path / "kept")
+    assert read_run_rows(OPDSettings(**COMMON), inputs, kept=tmp_path / "kept").data.truths == rows.data.truths
+    with pytest.raises(UserError, match="row 0 .*ground_truth"):
+        read_run_rows(OPDSettings(**COMMON, alpha=0.5), inputs)
+    with pytest.raises(UserError, match=r"none.jsonl: no row has a right answer to evaluate by"):
+        read_run_rows(OPDSettings(**COMMON), dataclasses.replace(inputs, eval_data=tmp_path / "none.jsonl"))
 
 
 def test_a_model_without_any_stop_token_does_not_sample(model, tmp_path):

@@ -11,7 +11,8 @@ import pytest
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.sharding import batch_sharding, init_sharded, make_mesh, mesh_of, parameter_shardings
 from jaxgeom.training import scoring
-from jaxgeom.training.scoring import score, sequence_log_probs
+from jaxgeom.training.programs import score
+from jaxgeom.training.scoring import sequence_log_probs
 
 CONFIG = Qwen3Config(
     vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,

@@ -10,8 +10,16 @@ import pytest
 
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import AdamWSettings, adamw
-from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings
-from jaxgeom.training import Batch, RLVRSettings, SFTSettings, initial_state, make_train_step, sequence_log_probs
+from jaxgeom.sharding import batch_sharding, make_mesh, mesh_of, parameter_shardings
+from jaxgeom.training import (
+    Batch,
+    RLVRSettings,
+    SFTSettings,
+    initial_state,
+    make_train_step,
+    objective_of,
+    sequence_log_probs,
+)
 from tests.tiny import tiny_config, tiny_params
 
 RATE = 1e-3
@@ -55,7 +63,8 @@ def prepare(model):
         state = initial_state(copy, optimizer)
         place = (settings, jax.tree.leaves(params)[0].sharding)
         if place not in steps:
-            steps[place] = make_train_step(model, optimizer, settings, state)
+            objective = objective_of(settings, model, mesh=mesh_of(params))
+            steps[place] = make_train_step(objective, optimizer, state)
         return steps[place], state
 
     return prepare

@@ -1,5 +1,6 @@
 """Stopped by a signal, by a full disk, or met by a second process: what was reached is kept, and one line says it."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from jaxgeom import lock
+from jaxgeom import cli, lock
 from jaxgeom.errors import UserError
-from jaxgeom.interruption import Interrupted, held, stoppable
-from jaxgeom.training import checkpointing, logs, loop
+from jaxgeom.interruption import Interrupted, goes_on, held, stoppable
+from jaxgeom.training import checkpointing, logs, loop, objectives, ready
 from tests.command_line import command
 from tests.training import runs
 
@@ -58,29 +60,18 @@ def test_a_terminated_run_saves_and_goes_on_and_holds_its_directory(inputs, tmp_
 def test_stopped_anywhere_it_ends_as_undisturbed(inputs, finished, tmp_path, monkeypatch, jaxgeom, where):
     """A real signal while answers are sampled, while they are evaluated, and while a checkpoint is written."""
     module, name = {
-        "source": (loop, "_sft_source"),
+        "source": (objectives.SFT, "draw"),
         "evaluate": (loop, "evaluate"),
         "save": (checkpointing.checksums, "write_checksums"),
     }[where]
     real, calls = getattr(module, name), []
 
-    def stop():
+    def replaced(*arguments, **options):
+        found = real(*arguments, **options) if where == "source" else None
         calls.append(1)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
-
-    def replaced(*arguments, **options):
-        if where != "source":
-            stop()
-            return real(*arguments, **options)
-        inner = real(*arguments, **options)
-
-        def source(*more):
-            found = inner(*more)
-            stop()
-            return found
-
-        return source
+        return found if where == "source" else real(*arguments, **options)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -95,6 +86,41 @@ def test_stopped_anywhere_it_ends_as_undisturbed(inputs, finished, tmp_path, mon
     assert runs.logged(out) == runs.logged(finished)
     for one, other in zip(runs.weights(out, 4), runs.weights(finished, 4), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_stopped_between_two_steps_of_one_rollout_the_second_is_not_lost(inputs, tmp_path, monkeypatch, jaxgeom):
+    """Every batch of rows is learned from twice, forwards and backwards; the signal comes before the second."""
+    prepare, learn, calls = objectives.SFT.prepare, loop._Loop._learn, []
+
+    def twice(*arguments):
+        (batch,) = (found := prepare(*arguments)).batches
+        turned = jax.tree.map(lambda x: x[::-1].at[0].set(x[0]), batch)
+        return dataclasses.replace(found, batches=[batch, turned])
+
+    def stopped(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return learn(*arguments)
+
+    monkeypatch.setattr(objectives.SFT, "prepare", twice)
+    options = {"steps": 5, "save_every": 5, "eval_data": None}
+    assert jaxgeom(*runs.arguments(inputs, tmp_path / "whole", **options)).status == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_learn", stopped)
+        assert jaxgeom(*runs.arguments(inputs, tmp_path / "run", **options | {"save_every": 3})).status == 130
+    held_back = tmp_path / "run" / "checkpoints" / "3" / "pending.npz"
+    assert held_back.exists() and runs.steps(tmp_path / "run") == [0, 3, 4]
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "run", **options))
+    assert said.status == 0 and "goes on from step 4" in said.out
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "5")
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "run", **options))
+    assert said.status == 0 and "goes on from step 3" in said.out
+    assert runs.logged(tmp_path / "run") == runs.logged(tmp_path / "whole")
+    for one, other in zip(runs.weights(tmp_path / "run", 5), runs.weights(tmp_path / "whole", 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sum("target_tokens" in row for row in runs.logged(tmp_path / "run")) == 3  # a rollout's, once
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # coroutines that Orbax leaves
@@ -188,6 +214,29 @@ def test_a_lock_of_another_host_holds_as_long_as_it_gives_signs(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("where", ["packages", "rows", "claimed"])
+def test_stopped_before_the_first_step_it_says_directory_and_step(inputs, run, tmp_path, monkeypatch, jaxgeom, where):
+    """A real signal while packages load, while rows are read, and after the directory is claimed."""
+    place, name = {
+        "packages": (cli.importlib, "import_module"),
+        "rows": (ready, "read_run_rows"),
+        "claimed": (loop, "write_tokenizer"),
+    }[where]
+    real = getattr(place, name)
+
+    def stopped(*given, **options):
+        monkeypatch.setattr(place, name, real)
+        signal.raise_signal(signal.SIGTERM)
+        return real(*given, **options)
+
+    for out, steps, ends in ((tmp_path / "new", 4, "begins anew"), (run, 6, "goes on from step 4")):
+        monkeypatch.setattr(place, name, stopped)
+        said = jaxgeom(*runs.arguments(inputs, out, steps=steps))
+        ends = "goes on from what is kept" if where == "packages" else ends
+        assert said.status == 143 and said.err == f"jaxgeom: {out}: stopped; the same command {ends}\n", said.err
+    assert runs.steps(run) == [0, 2, 4]
+
+
 def test_what_belongs_together_is_done_whole():
     done = []
     with pytest.raises(Interrupted) as stop, stoppable():
@@ -218,6 +267,53 @@ def test_a_main_thread_that_runs_no_handler_is_ended_from_beside():
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143 and err == "jaxgeom: stopped; the same command goes on from step 7\n", err
+
+
+def test_a_signal_that_does_not_come_through_is_raised_again(tmp_path, monkeypatch, capfd):
+    """While something is imported, which would make an ImportError of it, and where Python prints it and goes on."""
+    (tmp_path / "slow_import.py").write_text(
+        "import signal, time\nsignal.raise_signal(15)\ntime.sleep(0.5)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Lost:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def imported():
+        import slow_import
+
+        seen.append(slow_import.whole)
+
+    for work in (imported, lambda: Lost() and None):
+        seen, begun = [], time.monotonic()
+        with pytest.raises(Interrupted) as stop, stoppable():
+            goes_on("from here", tmp_path)
+            work()
+            while True:
+                time.sleep(0.01)
+        assert str(stop.value) == f"{tmp_path}: stopped; from here" and time.monotonic() - begun < 6
+        assert seen == ([True] if work is imported else [])
+    assert capfd.readouterr().err == ""
+
+
+LEFT = """
+import signal, sys, threading, time
+from jaxgeom import cli
+def interrupted(name):
+    threading.Timer(60, print, ["left"]).start()  # as JAX does while it looks for a TPU
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(60)
+cli.importlib.import_module = interrupted
+sys.argv = ["jaxgeom", "compare", "a", "b", "--out", "c"]
+sys.exit(cli.main())
+"""
+
+
+def test_a_thread_that_a_library_leaves_does_not_hold_the_process():
+    done = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, timeout=40)
+    assert done.returncode == 143 and done.stdout == "", done.stdout
+    assert done.stderr == "jaxgeom: c: stopped; the same command goes on from what is kept\n"
 
 
 def test_a_killed_save_leaves_nothing_that_counts(inputs, finished, run, jaxgeom):

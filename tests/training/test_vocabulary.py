@@ -12,7 +12,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
 from jaxgeom.optimizers.adamw import AdamWSettings
 from jaxgeom.training import OPDSettings, RunInputs, SFTSettings, train
-from jaxgeom.training.scoring import score
+from jaxgeom.training.programs import score
 from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
 from tests.tiny import tiny_config, write_tiny_model
 

@@ -6,12 +6,14 @@ import sys
 
 import jax
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxgeom.cli import main
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, load_model, save_model
 from jaxgeom.validation import TOLERANCES, first_failure, validate_model
 from jaxgeom.validation.checks import Check
+from jaxgeom.validation.torch_side import load_torch
 
 torch = pytest.importorskip("torch", reason="PyTorch oracle")
 
@@ -83,6 +85,19 @@ def test_a_changed_constant_is_caught(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxgeom.validation.checks.load_model", wrong)
     failed = first_failure(validate_model(path, length=17, new_tokens=2, gradients=False))
     assert failed is not None and failed.name.startswith("logits")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "module._orig_mod."])
+def test_weights_under_a_wrappers_names_are_the_same_model(tmp_path, prefix):
+    """`transformers` knows no such name and would draw every weight at random, which no check may take for ours."""
+    path = write(tmp_path / "model", **KINDS["tied"])
+    held = load_file(path / "model.safetensors")
+    save_file({prefix + name: tensor for name, tensor in held.items()}, path / "model.safetensors", {"format": "pt"})
+    checks = validate_model(path, length=9, new_tokens=2, gradients=False)
+    assert first_failure(checks) is None, checks
+    with pytest.raises(UserError, match=r"transformers finds no weights for .*norm\.weight.*, and draws"):
+        save_file({prefix + "lm_head.weight": held["model.embed_tokens.weight"]}, path / "model.safetensors")
+        load_torch(path, "float32")
 
 
 def test_nan_never_passes():

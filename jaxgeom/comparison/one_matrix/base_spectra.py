@@ -17,6 +17,7 @@ from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.weight_numbers import PROJECTION_SHARES
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
+from jaxgeom.owned_files import MARK
 
 _FORMAT = "1"
 
@@ -89,7 +90,7 @@ class BaseCache:
         path = self._path(digest, count)
         if path is None:
             return
-        arrays: dict[str, np.ndarray] = {}
+        arrays = {MARK: np.array(_FORMAT)}
         for prefix, spectrum in (("stored", base.stored), ("exact", base.exact), ("bf16", base.bf16)):
             if spectrum is not None:
                 arrays |= {f"{prefix}_values": spectrum.values, f"{prefix}_exact": np.array(spectrum.is_exact)}

@@ -5,9 +5,10 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
+from jaxgeom.differences import other_content, shown, unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
 
@@ -17,17 +18,18 @@ _ADVICE = "give another --out or --force"
 _CHECK = "check"
 
 
-def settings_key(value: Any) -> str:
-    """Digest of what identifies a comparison: inputs and settings."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 class Journal:
     """Finished rows in a file of the output folder, one JSON line each, synced to disk; without a folder a plain dict.
 
     Args:
         directory: the output folder, None to keep rows in memory only.
-        key: identifies inputs and settings; a journal with another key is another comparison's.
+        described: what is measured: `kind`, `version`, `inputs` (names by role) and `settings`. What the folder holds
+            of another kind, version or settings is not written over.
+        stamps: change whenever the files of the inputs do.
+        changed: the roles whose content is not what a finished row was measured of. Asked for every row of an
+            unfinished comparison with other stamps: the same content under another path or date goes on.
+        contents: computes the digests of the inputs. Called only where a finished comparison has the same settings:
+            with other digests it is of other checkpoints, or of files that have changed, and is not written over.
         final: the file that a finished comparison leaves.
         described: names of the inputs, and settings. A finished comparison in the folder whose `final` has other
             settings is another one, and is not written over.
@@ -44,16 +46,19 @@ class Journal:
     def __init__(
         self,
         directory: pathlib.Path | None,
-        key: str,
         *,
         described: dict[str, Any],
+        stamps: Sequence[str] = (),
+        changed: Callable[[dict[str, Any]], list[str]] = lambda row: [],
         contents: Callable[[], dict[str, Any]] = dict,
         final: str = "report.json",
         force: bool = False,
         process: tuple[int, int] = (0, 1),
     ) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
-        self.directory, self.key = directory, key
+        self.directory, self._described = directory, described
+        self._stamps, self._changed = list(stamps), changed
+        self._judged: dict[str, str | None] = {}
         self._file: TextIO | None = None
         self._made: list[pathlib.Path] = []
         self._process = process
@@ -65,12 +70,13 @@ class Journal:
         if force:
             # Only what no other process writes to now.
             for path in self._files() if process[1] == 1 else [self.path]:
-                if self._foreign(path):
+                if self._fault(path) is not None:
                     path.unlink(missing_ok=True)
             self.load()
             return
-        if any(self._foreign(path) for path in self._files()):
-            raise UserError(f"{directory}: holds an unfinished comparison of other inputs or settings; {_ADVICE}")
+        for path in self._files():
+            if (fault := self._fault(path)) is not None:
+                raise UserError(f"{directory}: holds an unfinished comparison of other {fault}; {_ADVICE}")
         if not self._files() and (directory / final).is_file():
             _require_same(directory / final, described, contents)
         self.load()
@@ -78,18 +84,35 @@ class Journal:
     def _files(self) -> list[pathlib.Path]:
         return sorted(self.directory.glob(_ALL)) if self.directory is not None else []
 
-    def _foreign(self, path: pathlib.Path) -> bool:
-        try:
-            with path.open(encoding="utf-8") as file:
-                header = _unchecked(file.readline())
-        except (FileNotFoundError, ValueError):
-            return False
-        return header is not None and header.get("key") != self.key
+    def _fault(self, path: pathlib.Path) -> str | None:
+        """What the rows of a file are of, in words, where it is not this comparison; None where it is."""
+        header = next(iter(_lines_of(path)), None)
+        if header is None:
+            return None
+        known = json.dumps(header, sort_keys=True)
+        if known not in self._judged:
+            self._judged[known] = self._compared(header, path)
+        return self._judged[known]
+
+    def _compared(self, header: dict[str, Any], path: pathlib.Path) -> str | None:
+        held, wanted = header["of"], self._described
+        differences = [line for name in ("kind", "version") for line in unequal(held.get(name), wanted[name], name)]
+        differences += unequal(held.get("settings"), wanted["settings"])
+        if differences:
+            return f"inputs or settings ({shown(differences)})"
+        if header.get("stamps") == self._stamps:
+            return None
+        roles = next((found for row in _rows_of(path).values() if (found := self._changed(row))), [])
+        names = [(held.get("inputs") or {}).get(role) for role in roles]
+        changed = [
+            other_content(role, name, wanted["inputs"].get(role)) for role, name in zip(roles, names, strict=True)
+        ]
+        return f"inputs ({shown(changed)})" if changed else None
 
     def load(self) -> None:
         """Reads the rows of this comparison that are in the folder, those of other processes too."""
         for path in self._files():
-            if not self._foreign(path):
+            if self._fault(path) is None:
                 self.rows |= _rows_of(path)
 
     def open(self) -> None:
@@ -103,7 +126,7 @@ class Journal:
             own = self.rows if self._process[1] == 1 else _rows_of(self.path)
             temporary = self.path.with_suffix(".new")
             with temporary.open("w", encoding="utf-8") as file:
-                file.write(_checked({"key": self.key}))
+                file.write(_checked({"of": self._described, "stamps": self._stamps}))
                 file.writelines(_checked(row) for row in own.values())
                 file.flush()
                 os.fsync(file.fileno())
@@ -168,16 +191,19 @@ def _digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Rows of one file; none where it is gone or its first line is spoilt; a spoilt row is measured again."""
+def _lines_of(path: pathlib.Path) -> list[dict[str, Any] | None]:
+    """The rows of one file, its header first, None for a spoilt one; none where it is gone or its header is spoilt."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        return {}
+        return []
     found = [_unchecked(line.decode("utf-8", "replace")) for line in lines]
-    if found[0] is None or "key" not in found[0]:
-        return {}
-    return {row["name"]: row for row in found if row is not None and "name" in row}
+    return found if found[0] is not None and isinstance(found[0].get("of"), dict) else []
+
+
+def _rows_of(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Rows of one file; a spoilt one is measured again."""
+    return {row["name"]: row for row in _lines_of(path)[1:] if row is not None and "name" in row}
 
 
 class ProcessFailed(UserError):
@@ -228,27 +254,37 @@ def kept(journal: Journal, where: str | os.PathLike[str], *, remove: bool = True
     journal.close(remove=remove)
 
 
-def description(inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
+def description(kind: str, version: str, inputs: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
     """What a finished report and a run about to start are told apart by."""
-    return {"inputs": inputs, "settings": json.loads(json.dumps(settings))}
+    told = {"kind": kind, "version": version, "inputs": inputs, "settings": settings}
+    return json.loads(json.dumps(told))
 
 
 def _require_same(path: pathlib.Path, described: dict[str, Any], contents: Callable[[], dict[str, Any]]) -> None:
     """Refuses to write over what was measured of other inputs or with other settings."""
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        names = {side: held["inputs"][side]["name"] for side in described["inputs"]}
-        settings = {field: held["settings"][field] for field in described["settings"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        names = settings = None
-    same = names == described["inputs"]
-    if names is None or settings != described["settings"]:
-        raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {_ADVICE}")
-    unknown = (None,) if same else ()
-    if any(_digests(held["inputs"].get(side)) not in (*unknown, digest) for side, digest in contents().items()):
-        if not same:
-            raise UserError(f"{path.parent}: already holds {path.name} of another comparison; {_ADVICE}")
-        raise UserError(f"{path.parent}: holds {path.name} of checkpoints whose content has changed since; {_ADVICE}")
+        inputs, settings = dict(held["inputs"]), dict(held["settings"])
+        names = {role: inputs[role]["name"] for role in described["inputs"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path.parent}: already holds {path.name} of another kind; {_ADVICE}") from error
+    # What the result adds to the settings (how it is oriented, the forms of the nulls) is no setting.
+    differences = unequal({field: settings.get(field) for field in described["settings"]}, described["settings"])
+    if differences:
+        said = f"{path.parent}: already holds {path.name} of another comparison ({shown(differences)}); {_ADVICE}"
+        raise UserError(said)
+    changed = []
+    for role, digest in contents().items():
+        noted = _digests(inputs.get(role))
+        name, wanted = names.get(role), described["inputs"].get(role)
+        if noted != digest and (noted is not None or name != wanted):
+            changed.append((role, name, wanted))
+    if not changed:
+        return
+    told = shown([other_content(*one) for one in changed])
+    moved = any(name != wanted for _, name, wanted in changed)
+    what = "another comparison" if moved else "checkpoints whose content has changed since"
+    raise UserError(f"{path.parent}: already holds {path.name} of {what} ({told}); {_ADVICE}")
 
 
 def _digests(held: Any) -> Any:

@@ -22,13 +22,13 @@ from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import version
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.scan import require_finite
-from jaxgeom.comparison.run.journal import Journal, description, kept, settings_key
+from jaxgeom.comparison.run.journal import Journal, description, kept
 from jaxgeom.comparison.run.outputs import check_folder
 from jaxgeom.comparison.run.plan import Reader
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.lock import locked
+from jaxgeom.lock import locked, refuse_if_held
 
 Row = dict[str, Any]
 Result = TypeVar("Result")
@@ -108,12 +108,15 @@ class Measurement(Generic[Result]):
         """Digests of the inputs, read anew."""
         if self.identified_by == "checkpoint":
             return self.by_role([reader.sha256() for reader in self.readers])
-        digests = []
-        for reader in self.readers:
-            tensors = [(part, reader[part.tensor]) for part in self.parts]
-            found = [array_digest(part.read(one)) if part.is_matrix else one.sha256() for part, one in tensors]
-            digests.append(_joined(found))
-        return self.by_role(digests)
+        return self.by_role([_joined([_digest(part, reader) for part in self.parts]) for reader in self.readers])
+
+    def changed(self, row: Row) -> list[str]:
+        """The roles whose part of a row has other content than it was measured of; read anew."""
+        part = next((part for part in self.parts if part.name == row["name"]), None)
+        if part is None or len(row["digests"]) != len(self.readers):
+            return list(self.sides)
+        same = [_digest(part, reader) == held for reader, held in zip(self.readers, row["digests"], strict=True)]
+        return [role for role, found in self.by_role(same).items() if not np.all(found)]
 
     def inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Name, dtype and digest of every side, from the digests of the rows where they are there."""
@@ -168,6 +171,23 @@ def run(
         return _run(measurement, out, cache, progress, force, algebra, team)
 
 
+def require_free(measurement: Measurement[Any], out: str | os.PathLike[str]) -> None:
+    """Refuses what `run` without `force` would refuse of a folder; writes nothing.
+
+    Args:
+        measurement: what would be measured.
+        out: the folder.
+
+    Raises:
+        UserError: the folder holds another measurement, or something that is none.
+    """
+    folder = pathlib.Path(out)
+    refuse_if_held(folder)
+    check_folder(folder, [reader.name for reader in measurement.readers])
+    described = _described(measurement, choose_algebra(measurement.settings.device))
+    _journal(measurement, folder, described, force=False, team=None)
+
+
 def _run(
     measurement: Measurement[Result],
     out: str | os.PathLike[str] | None,
@@ -196,7 +216,7 @@ def _measure(
     team: Team | None,
 ) -> Result:
     algebra = choose_algebra(measurement.settings.device) if algebra is None else algebra
-    described = measurement.settings.to_json() | {"device_used": algebra.description, **measurement.further}
+    described = _described(measurement, algebra)
     journal = _journal(measurement, folder, described, force, team)
     bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
     mine = measurement.parts if team is None else team.share(measurement.parts)
@@ -224,6 +244,9 @@ def _measure(
         if team is not None and folder is not None:
             team.check(folder)
 
+    begin = getattr(progress, "begin", None)
+    if begin is not None:  # a display: nothing refuses the folder any more
+        begin()
     with kept(journal, folder or "", remove=team is None or team.index == 0):
         if team is not None and folder is not None:
             team.tell(folder, "measuring")
@@ -240,19 +263,23 @@ def _measure(
     return result
 
 
+def _described(measurement: Measurement[Any], algebra: Algebra) -> dict[str, Any]:
+    """The `settings` of a result."""
+    return measurement.settings.to_json() | {"device_used": algebra.description, **measurement.further}
+
+
 def _journal(
     measurement: Measurement[Any], folder: pathlib.Path | None, described: dict[str, Any], force: bool,
     team: Team | None,
 ) -> Journal:  # fmt: skip
     """The journal of exactly these checkpoints, settings and version."""
     single = {role: side.name for role, side in measurement.sides.items() if not isinstance(side, list)}
-    # By content: another path to the same files is the same comparison.
-    readers = [reader.fingerprint for reader in measurement.readers]
     same = {name: value for name, value in described.items() if name != "checkpoints"}
     return Journal(
         folder,
-        settings_key([measurement.kind, list(measurement.sides), readers, same, version()]),
-        described=description(single, same),
+        described=description(measurement.kind, version(), single, same),
+        stamps=[reader.fingerprint for reader in measurement.readers],
+        changed=measurement.changed,
         contents=measurement.contents,
         final=measurement.final,
         force=force,
@@ -267,6 +294,12 @@ def _labels(part: Part) -> Row:
         "group": part.group, "parameters": part.size,
     }  # fmt: skip
     return labels if part.tower is None else labels | {"tower": part.tower}
+
+
+def _digest(part: Part, reader: Reader) -> str:
+    """Of what is measured of a part, as the rows have it."""
+    tensor = reader[part.tensor]
+    return array_digest(part.read(tensor)) if part.is_matrix else tensor.sha256()
 
 
 def _joined(digests: Sequence[str]) -> str:

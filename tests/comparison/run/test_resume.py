@@ -52,8 +52,10 @@ def test_killed_and_resumed(pair, tmp_path):
     assert len(finished) >= 3 and not (out / "report.json").exists()
     with partial.open("a") as file:
         file.write('{"name": "cut off in the mid')
-    with pytest.raises(UserError, match="unfinished comparison of other inputs"):
+    with pytest.raises(UserError, match=r"unfinished comparison of other .* \(angle_k: 8 there, 7 asked for\)"):
         compare_checkpoints(*map(open_checkpoint, pair), CompareSettings(angle_k=7), out=out)
+    for path in [file for side in pair for file in side.iterdir()]:
+        os.utime(path, (1, 1))  # another date is no other content
     measured: list[str] = []
     report = compare_checkpoints(
         *map(open_checkpoint, pair),
@@ -68,6 +70,27 @@ def test_killed_and_resumed(pair, tmp_path):
     assert json.dumps(report.to_json()) == json.dumps(whole.to_json())
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(whole.to_json()))
     assert sorted(path.name for path in out.iterdir()) == ["matrices.csv", "report.json"]
+
+
+def test_other_content_under_the_same_name_is_no_comparison_to_go_on_with(tmp_path):
+    initial = {name: w for name, w in disk.weights(layers=1).items() if "self_attn" in name}
+    out, settings = tmp_path / "out", CompareSettings(suite="fast", mask_rank=4)
+    start = open_checkpoint(disk.write(tmp_path / "a", initial))
+
+    def measure(scale, **options):
+        final = open_checkpoint(disk.write(tmp_path / "b", disk.moved(initial, scale)))
+        return compare_checkpoints(start, final, settings, out=out, **options)
+
+    def stop(done: int, total: int, name: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(1e-3, progress=stop)
+    with pytest.raises(UserError, match=r"comparison of other inputs \(final: .*b has other content now\); .*--force"):
+        measure(2e-3)
+    measured: list[str] = []
+    report = measure(1e-3, progress=lambda done, total, name: measured.append(name))
+    assert len(measured) == len(report.matrices) + len(report.parameters) - 1
 
 
 def test_a_full_disk_is_a_clear_line_and_keeps_what_was_measured(pair, tmp_path, monkeypatch):

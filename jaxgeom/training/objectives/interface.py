@@ -1,0 +1,129 @@
+"""What the loop asks of an objective: where a step's data comes from, what is prepared of it, and the loss."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxgeom.models import Qwen3
+from jaxgeom.objectives import loss_denominator
+from jaxgeom.training.rollouts import Actor, Answers, Judge
+from jaxgeom.training.state import Batch, Frozen
+
+
+class Tools(NamedTuple):
+    """What the host brings to a rollout.
+
+    Attributes:
+        rows: Batches of the run's rows, endless: what `RunRows.batches` iterates over.
+        tokenizer: Of the student.
+        verifier: Judges answers.
+    """
+
+    rows: Iterator[Any]
+    tokenizer: Any = None
+    verifier: Judge | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one rollout gives.
+
+    Attributes:
+        batches: Of one optimizer step each, in their order; none where there is nothing to learn from.
+        metrics: Numbers of the rollout, on the host or scalars on the device, logged with the first step.
+        answers: What was sampled, for the log; None where nothing was.
+    """
+
+    batches: list[Batch]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    answers: Answers | None = None
+
+
+@dataclass(frozen=True)
+class Objective(abc.ABC):
+    """One objective of a run: static, without arrays; parameters are handed in.
+
+    Attributes:
+        settings: Of the run.
+        student: The module that is trained.
+        teachers: The modules whose parameters are `Frozen.teachers`.
+        mesh: What parameters and batches are sharded over; None for one device.
+    """
+
+    settings: Any
+    student: Qwen3
+    teachers: tuple[Qwen3, ...] = ()
+    mesh: jax.sharding.Mesh | None = None
+
+    @abc.abstractmethod
+    def draw(self, params: PyTree, frozen: Frozen, tools: Tools, number: int) -> Any:
+        """The next rollout: rows of the data, or sampled and verified answers to them.
+
+        Args:
+            params: the student's, as they are now.
+            frozen: parameters of teachers and reference.
+            tools: of the host.
+            number: of the step; with the run's seed it fixes every sample.
+        """
+
+    @abc.abstractmethod
+    def prepare(self, params: PyTree, frozen: Frozen, rollout: Any, number: int) -> Prepared:
+        """What one or several steps learn from a rollout: scored by its programs on the device.
+
+        Args:
+            params: the student's, as they are now.
+            frozen: parameters of teachers and reference.
+            rollout: what `draw` returned.
+            number: of the step.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """Loss and metrics of a batch or a part of it, pure and differentiable in `params`.
+
+        Args:
+            params: the student's.
+            batch: the part.
+            frozen: what `step_inputs` leaves.
+            denominator: the whole batch's; the losses of its parts add up.
+
+        Returns:
+            The loss, and metrics as `token_sums` takes them: "tokens", and means over so many, or none at all.
+        """
+
+    def on_one_device(self) -> "Objective":
+        """The same for one device's rows, where the program is split over the devices by hand."""
+        alone = [model.clone(mesh=None) for model in (self.student, *self.teachers)]
+        return dataclasses.replace(self, student=alone[0], teachers=tuple(alone[1:]), mesh=None)
+
+    def sampler(self, params: PyTree, frozen: Frozen) -> Actor | None:
+        """Who answers the prompts; None where nothing is sampled."""
+        return None
+
+    def scorers(self, frozen: Frozen) -> dict[str, Actor]:
+        """Who scores the answers besides the student before a step, by the names of their programs."""
+        return {}
+
+    def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
+        """A batch of shapes.
+
+        Args:
+            rows: the shape of `[batch, time]` of a dtype.
+        """
+        return Batch(tokens=rows(jnp.int32), valid=rows(jnp.bool_), loss_mask=rows(jnp.bool_))
+
+    def denominator(self, batch: Batch) -> Float[Array, ""]:
+        """What the loss of a whole batch is divided by: the tokens that are learned from."""
+        return loss_denominator(batch.loss_mask)
+
+    def step_inputs(self, frozen: Frozen) -> Frozen:
+        """The part of `frozen` that the loss reads: nothing, unless an objective says so."""
+        return Frozen()
