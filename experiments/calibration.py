@@ -19,7 +19,9 @@ import numpy as np
 
 from jaxgeom.comparison import CompareSettings
 from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
+from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.entries import put_entries, put_overlaps
+from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.scan import EntrySums, histogram_of, low_magnitude_mask, root_mean_square, widen
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
 from jaxgeom.comparison.one_matrix.update_nulls import put_update_nulls
@@ -100,10 +102,17 @@ def permuted(rng: np.random.Generator, shape: tuple[int, int], storage: str, sig
     return {key: row[key] for key in row if "_permutation" in key}
 
 
-def between(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float) -> Row:
+def measured(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float, scale: float = 2e-5) -> Row:
+    """Isotropic noise, stored: ranks, tail, shifts, angles and projections, the whole row."""
+    settings = CompareSettings(angle_k=max(2, min(shape) // 3), subspace_k=6, mask_rank=4)
+    name = str(rng.integers(1 << 60))  # the seed of the sampled nulls
+    return MatrixMeasurement(name, *noisy(rng, shape, storage, 0.0, scale), settings, BaseCache(None), "").measure()
+
+
+def between(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float, scale: float = 2e-5) -> Row:
     """Two independent isotropic updates of one origin: the rounding null of their masks, and what chance shares."""
-    start, first = noisy(rng, shape, storage, 0.0)
-    second = (start.astype(np.float64) + 5e-5 * rng.standard_normal(shape)).astype(first.dtype)
+    start, first = noisy(rng, shape, storage, 0.0, scale)
+    second = (start.astype(np.float64) + 2.5 * scale * rng.standard_normal(shape)).astype(first.dtype)
     row = measure_pair(start, first, second, CompareSettings(subspace_k=3))
     return {key: row[key] for key in row if "_rounding" in key or key.startswith(("orthogonal", "subspace"))}
 
@@ -116,13 +125,13 @@ def laid_at_random(rng: np.random.Generator, shape: tuple[int, int], storage: st
     return {key: row[key] for key in row if key.startswith(("jaccard", "overlap")) and "_rounding" not in key}
 
 
-def walk(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float) -> Row:
+def walk(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: float, scale: float = 3e-5) -> Row:
     """A random walk of which checkpoints are stored: the path and the subspaces along a run, a z for every step."""
     before, after = STORAGE[storage]
     start = (0.02 * rng.standard_normal(shape)).astype(before)
     weights, checkpoints = start.astype(np.float64), []
     for _ in range(3):
-        weights = weights + 3e-5 * rng.standard_normal(shape)
+        weights = weights + scale * rng.standard_normal(shape)
         checkpoints.append(weights.astype(after))
     run = [*checkpoints, start]
     row = MatrixTrajectory(run.__getitem__, 3, CompareSettings(subspace_k=3, suite="fast")).measure()
@@ -132,6 +141,7 @@ def walk(rng: np.random.Generator, shape: tuple[int, int], storage: str, sigma: 
 
 FAMILIES: dict[str, tuple[Draw, ...]] = {
     "counted": (isotropic, profile, permuted),
+    "measured": (measured,),
     "between": (between, laid_at_random),
     "walk": (walk,),
 }

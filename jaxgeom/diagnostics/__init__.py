@@ -50,13 +50,13 @@ from .moments import z_score as z_score
 from .null_isotropic import isotropic_moments as isotropic_moments
 from .null_isotropic import isotropic_spectrum as isotropic_spectrum
 from .null_isotropic import isotropic_stable_rank as isotropic_stable_rank
+from .null_projection import norm_matched_projection as norm_matched_projection
 from .null_rotation import AngleNull as AngleNull
 from .null_rotation import RotationDraws as RotationDraws
 from .null_rotation import SampledAngles as SampledAngles
 from .null_rotation import SidePair as SidePair
 from .null_rotation import noise_window as noise_window
 from .null_rotation import norm_matched_angles as norm_matched_angles
-from .null_rotation import norm_matched_projection as norm_matched_projection
 from .null_rotation import norm_matched_sine_energy as norm_matched_sine_energy
 from .null_rotation import rotation_draws as rotation_draws
 from .null_rotation import rotation_is_large as rotation_is_large
@@ -72,6 +72,7 @@ from .null_sampled import sampled_null as sampled_null
 from .null_shift import ShiftNull as ShiftNull
 from .null_shift import norm_matched_shift as norm_matched_shift
 from .null_trajectory import SimilarityCurve as SimilarityCurve
+from .null_trajectory import carried_directions as carried_directions
 from .null_trajectory import cosine_std as cosine_std
 from .null_trajectory import disjoint_similarity as disjoint_similarity
 from .null_trajectory import disjoint_similarity_std as disjoint_similarity_std
@@ -82,13 +83,9 @@ from .null_trajectory import walked_distance as walked_distance
 from .null_update import scale_profile as scale_profile
 from .null_update import update_null_statistics as update_null_statistics
 from .path_numbers import cosine_statistics as cosine_statistics
-from .path_numbers import disjoint_walk_similarity as disjoint_walk_similarity
 from .path_numbers import orthogonal_statistics as orthogonal_statistics
 from .path_numbers import path_statistics as path_statistics
 from .path_numbers import rate_statistics as rate_statistics
-from .path_numbers import similarity_beside_chance as similarity_beside_chance
-from .path_numbers import similarity_between as similarity_between
-from .path_numbers import similarity_statistics as similarity_statistics
 from .precision import along_update as along_update
 from .precision import bf16_bits as bf16_bits
 from .precision import bf16_update as bf16_update
@@ -102,6 +99,10 @@ from .selection import smallest_mask as smallest_mask
 from .shared_rounding import grid_of_run as grid_of_run
 from .shared_rounding import shared_cosine as shared_cosine
 from .shared_rounding import spacing_counts as spacing_counts
+from .similarity_numbers import disjoint_walk_similarity as disjoint_walk_similarity
+from .similarity_numbers import similarity_beside_chance as similarity_beside_chance
+from .similarity_numbers import similarity_between as similarity_between
+from .similarity_numbers import similarity_statistics as similarity_statistics
 from .singular_values import capped_rank as capped_rank
 from .singular_values import default_hill_k as default_hill_k
 from .singular_values import energy_share_from_singular_values as energy_share_from_singular_values

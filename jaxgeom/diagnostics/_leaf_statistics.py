@@ -17,9 +17,9 @@ from .leading import leading_triplets
 from .leaf_matrix import LeafMatrix, block_inner, block_squares, unit_columns
 from .matrix_spec import MatrixSpec, as_matrix
 from .moments import NullMoments, triple
-from .null_rotation import norm_matched_projection
-from .path_numbers import similarity_beside_chance
+from .null_projection import norm_matched_projection
 from .precision import bf16_view
+from .similarity_numbers import similarity_beside_chance
 from .update_numbers import beside_isotropic, kurtosis_from_sums, stable_rank_statistics
 
 CHUNK = 128
@@ -181,11 +181,11 @@ def leakage(pair: LeafPair) -> Numbers:
     basis = unit.split_columns(pair.basis.astype(unit.array.dtype))
     inside = unit.outer(unit.times(basis), basis)
     share = divide(unit.total(jnp.square(unit.array - inside)), pair.delta.squares)
-    return leakage_beside_chance(share, shape=unit.shape, k=basis.shape[-1])
+    return leakage_beside_chance(share, pair.delta.kurtosis, shape=unit.shape, k=basis.shape[-1])
 
 
-def leakage_beside_chance(share: jax.Array, *, shape: tuple[int, int], k: int) -> Numbers:
-    """The leakage beside that of an isotropic update: the share outside k of n input directions, a Beta variable."""
-    mean, std = (part.right for part in norm_matched_projection(shape, k=k))
+def leakage_beside_chance(share: jax.Array, kurtosis: jax.Array, *, shape: tuple[int, int], k: int) -> Numbers:
+    """The leakage beside that of independent entries: the share outside k of n input directions."""
+    mean, std = (part.right for part in norm_matched_projection(shape, k=k, kurtosis=kurtosis))
     hidden = jnp.isnan(share)
     return triple("leakage", share, NullMoments(*(jnp.where(hidden, jnp.nan, x) for x in (1 - mean, std))))

@@ -98,6 +98,13 @@ class MatrixPair:
         return self.b - self.a
 
     @functools.cached_property
+    def kurtosis(self) -> jax.Array:
+        """Kurtosis of the entries of ΔW about zero."""
+        scale = jnp.max(jnp.abs(self.delta))
+        squares = jnp.square(self.delta / jnp.where(scale > 0, scale, 1.0))
+        return kurtosis_from_sums(float(squares.size), jnp.sum(squares), jnp.sum(jnp.square(squares)))
+
+    @functools.cached_property
     def initial(self) -> Svd:
         """Decomposition of W0."""
         left, values, right = svd(self.a)
@@ -143,15 +150,12 @@ class MatrixPair:
 
 def update(pair: MatrixPair) -> Numbers:
     """What the full spectrum of ΔW tells."""
-    scale = jnp.max(jnp.abs(pair.delta))
-    unit = pair.delta / jnp.where(scale > 0, scale, 1.0)
-    squares = jnp.square(unit)
-    kurtosis = kurtosis_from_sums(float(unit.size), jnp.sum(squares), jnp.sum(jnp.square(squares)))
     hill_k = pair.options["hill_k"]
     order = min(hill_k, *pair.shape) if hill_k is not None else default_hill_k(pair.shape)
     return update_statistics(
-        svd_values(pair.delta), shape=pair.shape, kurtosis=kurtosis, hill_k=order, subspace_k=pair.options["subspace_k"]
-    )
+        svd_values(pair.delta), shape=pair.shape, kurtosis=pair.kurtosis, hill_k=order,
+        subspace_k=pair.options["subspace_k"],
+    )  # fmt: skip
 
 
 def shifts(pair: MatrixPair) -> Numbers:
@@ -239,7 +243,9 @@ def projections(pair: MatrixPair) -> Numbers:
         energies = (corner[k - 1, k - 1], left[k - 1], right[k - 1])
         defined = (jnp.where(squares > 0, energy, jnp.nan) for energy in energies)
         unresolved = is_open(top.values, k)
-        found |= projection_statistics(*defined, shape=pair.shape, k=k, open=unresolved, suffix=suffix)
+        found |= projection_statistics(
+            *defined, shape=pair.shape, k=k, kurtosis=pair.kurtosis, open=unresolved, suffix=suffix
+        )
     return _where_initial(pair, found) | {"projection_k": jnp.full_like(squares, sizes[""])}
 
 

@@ -5,6 +5,7 @@ independent Gaussian updates whose scales give the observed densities; rounding 
 small, so that independence is the weaker baseline.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -202,6 +203,23 @@ def cross_run_null(
     return rounding_overlaps(cells, *changed)
 
 
+def residual_share(blocks: Iterable[tuple[Any, Any]], factor: Any, squares: Any, *, product: Callable[..., Any]) -> Any:
+    """`‖A − f·B‖²/‖A‖²`, `f = ⟨A, B⟩/‖B‖²`: the orthogonal share, in which nearly parallel updates keep their digits.
+
+    Args:
+      blocks: pairs of blocks of A and B that together make up the two.
+      factor: f, broadcast against a block.
+      squares: `‖A‖²`, `[...]`.
+      product: the inner product of a block with itself, `[...]`.
+
+    Returns:
+      In [0, 1], `[...]`.
+    """
+    residuals = (a - factor * b for a, b in blocks)
+    total = sum(product(residual, residual) for residual in residuals)
+    return namespace(total).minimum(total / squares, 1.0)
+
+
 def orthogonal_share(
     delta_a: Float[ArrayLike, "*batch out in"], delta_b: Float[ArrayLike, "*batch out in"]
 ) -> Float[Array, "*batch"]:
@@ -221,6 +239,6 @@ def orthogonal_share(
     defined = (norm_a > 0) & (norm_b > 0)
     unit_a = a / jnp.where(defined, norm_a, jnp.ones_like(norm_a))[..., None, None]
     unit_b = b / jnp.where(defined, norm_b, jnp.ones_like(norm_b))[..., None, None]
-    rest = unit_a - inner_product(unit_a, unit_b)[..., None, None] * unit_b
-    share = jnp.minimum(inner_product(rest, rest), 1.0)
+    factor = inner_product(unit_a, unit_b)[..., None, None]
+    share = residual_share([(unit_a, unit_b)], factor, 1.0, product=inner_product)
     return jnp.where(defined, share, jnp.full_like(share, jnp.nan))

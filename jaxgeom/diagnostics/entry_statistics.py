@@ -14,7 +14,6 @@ from ._namespace import as_real, divide, namespace
 from .entry_counts import RMS_TOLERANCES, EntryCounts
 from .moments import NullMoments, triple
 from .rounding_cells import (  # fmt: skip
-    RoundingCells,
     cells_of,
     changed_law,
     decay_law,
@@ -24,6 +23,7 @@ from .rounding_cells import (  # fmt: skip
     scale_for_norm,
     select,
 )
+from .shared_rounding import noise_share, spacing_counts
 from .stored_noise import sum_by_class
 
 OVERLAPS = ("overlap_principal", "overlap_low")
@@ -41,37 +41,25 @@ class MaskCounts:
     changed: Any
 
 
-def scale_of_update(counts: EntryCounts, cells: RoundingCells, plain: Any) -> Any:
+def scale_of_update(counts: EntryCounts, plain: Any) -> Any:
     """The scale of the isotropic noise whose norm is the update's, `[...]`.
 
     Where W+ was rounded to bfloat16 and W0 is stored finer, anywhere in its cells, the twelfth of the squared cells
-    that this alone adds is taken off; NaN where no noise is left then, and of other pairs that are stored unlike
-    (`EntryCounts.is_coarser`): what their storage adds depends on the noise.
+    that this alone adds is taken off; NaN where what is left is no noise that can be told (`noise_share`), and of other
+    pairs that are stored unlike (`EntryCounts.is_coarser`): what their storage adds depends on the noise.
 
     Args:
-      counts: of the pair.
-      cells: the same, grouped.
+      counts: of the pair, with histograms.
       plain: `scale_for_norm` of them.
     """
-    xp = namespace(plain, cells.counts)
-
-    def coarser() -> Any:
-        width = cells.cell_high - cells.cell_low
-        held = xp.isfinite(width) & (cells.counts > 0)  # of a class that is empty the square may overflow
-        cell = xp.where(held, width, xp.zeros_like(width)) / _positive(plain)[..., None]
-        rest = 1 - (cells.counts * cell * cell).sum(-1) / (12 * cells.counts.sum(-1))
-        return xp.where(rest > 0, plain * xp.sqrt(xp.maximum(rest, 0.0)), xp.full_like(plain, np.nan))
+    xp = namespace(plain, counts.delta_norm)
 
     def unlike() -> Any:
         known = xp.logical_and(counts.is_open, xp.logical_not(counts.is_half_alone))
-        return xp.where(known, coarser(), xp.full_like(plain, np.nan))
+        share = noise_share(counts.delta_norm, *spacing_counts(counts.histogram, counts.storage))
+        return xp.where(known, plain * xp.sqrt(share), xp.full_like(plain, np.nan))
 
     return select(counts.is_coarser, unlike, lambda: plain)
-
-
-def _positive(x: Any) -> Any:
-    xp = namespace(x)
-    return xp.where(x > 0, x, xp.ones_like(x))
 
 
 class IsotropicNull(NamedTuple):
@@ -97,7 +85,7 @@ def isotropic_null(counts: EntryCounts, *, eta: float) -> IsotropicNull:
     cells = cells_of(counts, eta)
     xp = namespace(counts.delta_norm, cells.counts)
     plain = scale_for_norm(cells, xp.asarray(counts.delta_norm))
-    scale = scale_of_update(counts, cells, plain)
+    scale = scale_of_update(counts, plain)
     expected, variance = changed_law(cells, xp.where(xp.isnan(scale), xp.zeros_like(scale), scale))
     size = cells.counts.sum(-1)
     moments = moments_of_share(1 - expected / size, variance, size)

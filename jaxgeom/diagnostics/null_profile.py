@@ -51,6 +51,7 @@ class ProfileCells(NamedTuple):
       fitted: what of the variance of the number of changes is fitted away, `Σ 2λ·Cov − λ²·W`.
       thin: share of the expected changes that lie in rows, or in columns, with fewer than `FEW` of them.
       size: entries, those without noise too.
+      sides: rows and columns, each with a scale of its own.
       masks: entries of each mask by statistic, `[cells]`.
     """
 
@@ -61,6 +62,7 @@ class ProfileCells(NamedTuple):
     fitted: Any
     thin: Any
     size: Any
+    sides: int
     masks: Mapping[str, Any]
 
 
@@ -219,9 +221,12 @@ def profile_statistics(cells: ProfileCells, values: Mapping[str, Any], changed: 
     null = moments_of_share(1 - expected / cells.size, variance, cells.size)
     guessed = select(cells.cells.is_rounded, lambda: cells.thin > _THIN, lambda: cells.thin < 0)
     null = null._replace(std=xp.where(guessed, np.nan, null.std))
+    # Of fewer changes than scales most rows, or columns, have none and are taken for silent.
+    guessed_sides = select(cells.cells.is_rounded, lambda: xp.asarray(changed) < cells.sides, lambda: cells.thin < 0)
     for name, value in values.items():
         if name != "sparsity_bf16":
             null = _overlap(cells, cells.masks[name], xp.asarray(changed))
+            null = null._replace(std=xp.where(guessed_sides, np.nan, null.std))
         found |= triple(name, xp.asarray(value), null, "_profile")
     return {key: value for key, value in found.items() if "_profile" in key}
 

@@ -17,6 +17,11 @@ import scipy.linalg
 
 from ._namespace import as_real, divide, namespace
 from .moments import NullMoments
+from .null_isotropic import Carried, carried
+
+SHOWN = 0.75
+"""Largest `b·√min(m, n)` (`null_isotropic`) of an update at which the deviation of its subspace's similarity is known:
+directions lean towards the few columns that hold large entries, and rounding makes those the same in both updates."""
 
 GRID = 13
 _ENTRIES = 1 << 16
@@ -100,6 +105,16 @@ def _right_subspace(matrix: np.ndarray, k: int) -> np.ndarray:
     return matrix.T @ vectors / np.sqrt(values) if wide else vectors
 
 
+def carried_directions(shape: tuple[int, ...], kurtosis: Any) -> Carried:
+    """Whether enough entries carry an update for its leading directions to be those of an isotropic one.
+
+    Args:
+      shape: `[..., m, n]`.
+      kurtosis: κ of the entries, `[...]`; NaN for an update of zero.
+    """
+    return carried(shape, kurtosis, most=SHOWN)
+
+
 def similarity_at(curve: SimilarityCurve, correlation: Any) -> NullMoments:
     """Sim_K of two isotropic updates of given correlation.
 
@@ -116,18 +131,42 @@ def similarity_at(curve: SimilarityCurve, correlation: Any) -> NullMoments:
     return NullMoments(xp.interp(apart, grid, mean), xp.where(apart > 0, xp.interp(apart, grid, std), xp.nan))
 
 
-def random_walk_similarity(curve: SimilarityCurve, increment_norms: Any, covariance: Any = None) -> NullMoments:
+def where_carried(null: NullMoments, *updates: Carried | None) -> NullMoments:
+    """A similarity's null where enough entries carry the updates whose subspaces are compared; else NaN.
+
+    Args:
+      null: mean and deviation.
+      updates: what is known of each update, broadcast against the null; None for all.
+    """
+    xp, (mean, std) = namespace(null, updates), null
+    for one in updates:
+        if one is not None:
+            mean, std = xp.where(one.near, mean, xp.nan), xp.where(one.known, std, xp.nan)
+    return NullMoments(mean, std)
+
+
+def random_walk_similarity(
+    curve: SimilarityCurve, increment_norms: Any, covariance: Any = None, *, updates: Carried | None = None
+) -> NullMoments:
     """Sim_K between the cumulative updates of a random walk with the observed increment norms.
 
     Args:
       curve: `similarity_curve` of the shape and K.
       increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
       covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
+      updates: `carried_directions` of the cumulative updates, `[..., T]`; None where enough entries carry them all.
 
     Returns:
       Mean and deviation, `[..., T, T]` each; no deviation (NaN) where the two updates are one, neither of the two
-      against a step where nothing has moved yet.
+      against a step where nothing has moved yet, or which too few entries carry.
     """
+    first, second = (None, None) if updates is None else (
+        Carried(*(part[..., :, None] for part in updates)), Carried(*(part[..., None, :] for part in updates))
+    )  # fmt: skip
+    return where_carried(_walk_similarity(curve, increment_norms, covariance), first, second)
+
+
+def _walk_similarity(curve: SimilarityCurve, increment_norms: Any, covariance: Any) -> NullMoments:
     xp = namespace(increment_norms, covariance)
     if covariance is not None:
         own = xp.diagonal(covariance, axis1=-2, axis2=-1)

@@ -111,7 +111,7 @@ def _profile_cells(
     scale = jnp.ldexp(jnp.exp2(as_real(base + level, jnp) / STEPS_PER_OCTAVE), sums.unit)
     chosen = {name: weight * as_real(mask, jnp).reshape(-1) for name, mask in masks.items()}
     size = as_real(counts.count, jnp)
-    return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, size, chosen)
+    return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, size, sum(delta.shape), chosen)
 
 
 def _permutation_counts(

@@ -1,4 +1,4 @@
-"""The families of numbers along a run and between two runs: path, direction, subspaces, each beside its null.
+"""The numbers of directions, along a run and between two: path, cosines, orthogonal share, each beside its null.
 
 Directions are judged by signs: under the null the products of two updates' entries have independent signs, given their
 sizes. Then `⟨A, B⟩` has mean 0 and variance Σa²b², which is `‖A‖²‖B‖²/(mn)` for isotropic updates, and more where both
@@ -8,25 +8,20 @@ turns their increments against each other: with the covariances of `stored_walk`
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import scipy.special
 
 from ._namespace import as_real, divide, namespace
 from .moments import NullMoments, triple
-from .null_trajectory import (
-    SimilarityCurve,
-    cosine_std,
-    disjoint_similarity,
-    disjoint_similarity_std,
-    random_walk_similarity,
-    similarity_at,
-    walked_distance,
-)
+from .null_trajectory import cosine_std, walked_distance
 from .update_numbers import Numbers
+
+LEFT = 0.02
+"""Largest `(κ − 3)/(mn)` of the entries of a stored update at which the deviation of its direction is known: a sum over
+50 entries of one size is nearly normal, and rounding's own cosine is an expectation over as many."""
 
 
 def cosine_statistics(
@@ -37,6 +32,7 @@ def cosine_statistics(
     *,
     alignment: Any = None,
     expected: Any = 0.0,
+    few: Any = False,
     shape: tuple[int, ...],
 ) -> Numbers:
     """The cosine of two updates beside that of independent signs, or of a stored random walk.
@@ -48,6 +44,7 @@ def cosine_statistics(
       alignment: Σa²b², `[...]`; that of isotropic updates where it is not given.
       expected: the cosine ρ under the null, `[...]`. The deviation then shrinks as that of a sample correlation does,
         `(1 − ρ²)²/(1 + 2ρ²)` of Σa²b²'s.
+      few: whether so few entries are left of an update that there is no deviation, `[...]`.
       shape: `[..., m, n]` of the matrix.
 
     Returns:
@@ -62,7 +59,7 @@ def cosine_statistics(
     std = isotropic if alignment is None else divide(xp.sqrt(as_real(alignment, xp)), size)
     std = std * (1 - square) / xp.sqrt(1 + 2 * square)
     hidden = xp.isnan(value)
-    mean = as_real(expected, xp) + xp.zeros_like(value)
+    mean, std = as_real(expected, xp) + xp.zeros_like(value), xp.where(few, xp.nan, std)
     return triple(key, value, NullMoments(*(xp.where(hidden, xp.nan, x) for x in (mean, std))))
 
 
@@ -77,6 +74,7 @@ def path_statistics(
     step_alignments: Any = None,
     rest_alignments: Any = None,
     covariance: Any = None,
+    kurtoses: Sequence[Any] | None = None,
 ) -> Numbers:
     """How straight a run's path is, at each of T checkpoints.
 
@@ -90,6 +88,8 @@ def path_statistics(
       step_alignments, rest_alignments: Σa²b² of the pairs in the products, `[..., T]`; those of isotropic updates
         where they are not given.
       covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
+      kurtoses: κ of the entries of the updates, of the increments and of what follows, `[..., T]` each: where rounding
+        leaves so few entries that `LEFT` is passed there is no deviation. None where it does not.
 
     Returns:
       With nulls, each `[..., T]`: `drift_ratio`, `‖W_t − W_0‖/√Σ‖increments‖²`, 1 in pure diffusion and √t in pure
@@ -100,12 +100,14 @@ def path_statistics(
     steps = xp.square(increments)
     after = xp.concatenate([steps[..., 1:], xp.full_like(steps[..., :1], 0.0)], axis=-1)
     expected = _expected_cosines(covariance) if covariance is not None else (0.0, 0.0, 1.0)
+    few = few_left(kurtoses, shape) if covariance is not None and kurtoses is not None else (False,) * 3
     found = cosine_statistics(
-        "path_cosine", step_products, steps, after, alignment=step_alignments, expected=expected[0], shape=shape
-    )
+        "path_cosine", step_products, steps, after, alignment=step_alignments, expected=expected[0], few=few[0],
+        shape=shape,
+    )  # fmt: skip
     found |= cosine_statistics(
         "cosine_to_rest", rest_products, squares, rest_squares, alignment=rest_alignments, expected=expected[1],
-        shape=shape,
+        few=few[1], shape=shape,
     )  # fmt: skip
     spread = xp.full(steps.shape[:-1], cosine_std(shape), steps.dtype)
     if step_alignments is not None:
@@ -114,9 +116,27 @@ def path_statistics(
         spread = xp.sqrt(divide(xp.nansum(shared, axis=-1), xp.sum(as_real(xp.isfinite(shared), xp), axis=-1)))
         spread = xp.where(xp.isnan(spread), cosine_std(shape), spread)
     walked, std = walked_distance(increments, spread)
-    moved = walked > 0
+    moved, std = walked > 0, xp.where(few[2], xp.nan, std)
     null = NullMoments(*(xp.where(moved, part * expected[2], xp.nan) for part in (1.0, std)))
     return found | triple("drift_ratio", divide(xp.sqrt(squares), walked), null)
+
+
+def few_left(kurtoses: Sequence[Any], shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
+    """Whether rounding left few entries of what `path_cosine`, `cosine_to_rest` and `drift_ratio` are made of.
+
+    Args:
+      kurtoses: κ of the entries of the updates, of the increments and of what follows, `[..., T]` each; NaN where all
+        are zero.
+      shape: `[..., m, n]` of the matrix.
+
+    Returns:
+      Truth values `[..., T]` for each of the three.
+    """
+    xp = namespace(*kurtoses)
+    most = 3 + LEFT * float(shape[-2]) * float(shape[-1])
+    total, step, rest = (as_real(kurtosis, xp) > most for kurtosis in kurtoses)
+    after = xp.concatenate([step[..., 1:], step[..., :1] & False], axis=-1)
+    return step | after, total | rest, xp.cumsum(as_real(step, xp), axis=-1) > 0
 
 
 def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
@@ -136,11 +156,11 @@ def _expected_cosines(covariance: Any) -> tuple[Any, Any, Any]:
     # ⟨W_t − W_{t−1}, W_{t+1} − W_t⟩
     cross = shifted(beside, 1) - own - twice + beside
     path = divide(cross, xp.sqrt(steps * shifted(steps, 1)))
-    to_rest = xp.diagonal(_rest_cosines(covariance), axis1=-2, axis2=-1)
+    to_rest = xp.diagonal(rest_cosines(covariance), axis1=-2, axis2=-1)
     return path, to_rest, xp.sqrt(divide(own, xp.cumsum(steps, axis=-1)))
 
 
-def _rest_cosines(covariance: Any) -> Any:
+def rest_cosines(covariance: Any) -> Any:
     """Cosines of `W_s − W_0` and `W_T − W_t`, `[..., T, T]` by s and t, of a walk with these covariances."""
     xp = namespace(covariance)
     own, final = xp.diagonal(covariance, axis1=-2, axis2=-1), covariance[..., -1]
@@ -168,113 +188,6 @@ def rate_statistics(squares: Any, rate_sums: Any, rate_roots: Any, *, shape: tup
         value = xp.where(as_real(unit, xp) > 0, divide(rms, as_real(unit, xp)), xp.nan)
         found |= triple(key, value, NullMoments(xp.where(xp.isnan(value), xp.nan, 1.0), xp.full_like(value, xp.nan)))
     return found
-
-
-def similarity_statistics(
-    to_final: Any,
-    disjoint: Any,
-    increments: Any,
-    curve: SimilarityCurve,
-    *,
-    shape: tuple[int, ...],
-    k: int,
-    covariance: Any = None,
-) -> Numbers:
-    """When an update finds its subspace, and whether training goes on in it, at each of T checkpoints.
-
-    Args:
-      to_final: `Sim_K(ΔW_{0→t}, ΔW_{0→T})`, `[..., T]`, numpy or JAX; NaN where an update has no such subspace.
-      disjoint: `Sim_K(ΔW_{0→t}, ΔW_{t→T})`, `[..., T]`.
-      increments: `‖W_t − W_{t−1}‖`, `[..., T]`.
-      curve: `similarity_curve` of the shape and K.
-      shape: `[..., m, n]` of the matrix.
-      k: K.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
-
-    Returns:
-      `sim_to_final` beside a random walk of the observed increments; `sim_disjoint` beside K/n, or beside the
-      similarity of two stretches that share a rounding error; each `[..., T]`.
-    """
-    null = random_walk_similarity(curve, increments, covariance)
-    found = triple("sim_to_final", to_final, NullMoments(null.mean[..., -1], null.std[..., -1]))
-    apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=k)
-    xp = namespace(disjoint, *apart)
-    hidden = xp.isnan(as_real(disjoint, xp))
-    own = (xp.where(hidden, xp.nan, xp.diagonal(part, axis1=-2, axis2=-1)) for part in apart)
-    return found | triple("sim_disjoint", disjoint, NullMoments(*own))
-
-
-def disjoint_walk_similarity(
-    curve: SimilarityCurve, increment_norms: Any, covariance: Any = None, *, shape: tuple[int, ...], k: int
-) -> NullMoments:
-    """Sim_K between what a random walk did up to s and what it does after t ≥ s.
-
-    Args:
-      curve: `similarity_curve` of the shape and K.
-      increment_norms: `‖W_t − W_{t−1}‖_F` between saved checkpoints, `[..., T]`, numpy or JAX.
-      covariance: `walk_covariance` `[..., T, T]` of checkpoints rounded to a 16-bit grid; None for stored exactly.
-      shape: `[..., m, n]` of the matrix.
-      k: K.
-
-    Returns:
-      Mean and deviation, `[..., T, T]` by s and t: K/n, or that of two stretches that share a rounding error; NaN where
-      t < s.
-    """
-    xp = namespace(increment_norms, covariance)
-    increments = as_real(increment_norms, xp)
-    if covariance is None:
-        blank = increments[..., :, None] * increments[..., None, :] * 0
-        null = NullMoments(blank + disjoint_similarity(shape, k=k), blank + disjoint_similarity_std(shape, k=k))
-    else:
-        null = similarity_at(curve, _rest_cosines(covariance))
-    after = xp.triu(xp.ones((increments.shape[-1],) * 2, bool))
-    return NullMoments(*(xp.where(after, part, xp.nan) for part in null))
-
-
-def similarity_between(
-    similarity: Any, *, expected: Any, curve: Callable[[], SimilarityCurve], shape: tuple[int, ...], k: int
-) -> Numbers:
-    """The similarity of two runs' right subspaces beside chance, or beside what W0's rounding error gives them.
-
-    Args:
-      similarity: `‖V_aᵀV_b‖_F²/K`, `[...]`, numpy or JAX; NaN where there is no such subspace.
-      expected: the cosine of the updates under the null, `shared_cosine`.
-      curve: gives the `similarity_curve` of the shape and K, which is sampled.
-      shape: `[..., m, n]` of the matrix.
-      k: K.
-
-    Returns:
-      `subspace_similarity` with its null; without a z where the updates share a rounding error, and without a null
-      where its size is not known.
-    """
-    xp = namespace(similarity, expected)
-    alone = xp.asarray(expected) == 0
-    found = similarity_beside_chance("subspace_similarity", similarity, shape=shape, k=k)
-    if xp is np and alone.all():  # no curve is needed
-        return found
-    mean = xp.where(alone, found["subspace_similarity_null"], similarity_at(curve(), expected).mean)
-    null = NullMoments(xp.where(xp.isnan(similarity), xp.nan, mean), xp.where(alone, 0.0, xp.nan))
-    return triple("subspace_similarity", similarity, null) | {
-        "subspace_similarity_z": xp.where(alone, found["subspace_similarity_z"], xp.nan)
-    }
-
-
-def similarity_beside_chance(key: str, similarity: Any, *, shape: tuple[int, ...], k: int) -> Numbers:
-    """A similarity of two right subspaces beside that of independent random ones, K/n.
-
-    Args:
-      key: `sim_disjoint`, `subspace_similarity` or `basis_similarity`.
-      similarity: `‖V_aᵀV_b‖_F²/K`, `[...]`, numpy or JAX; NaN where there is no such subspace.
-      shape: `[..., m, n]` of the matrix.
-      k: K.
-
-    Returns:
-      The statistic with its null; NaN where the similarity is.
-    """
-    xp = namespace(similarity)
-    similarity = as_real(similarity, xp)
-    chance = disjoint_similarity(shape, k=k), disjoint_similarity_std(shape, k=k)
-    return triple(key, similarity, NullMoments(*(xp.where(xp.isnan(similarity), xp.nan, x) for x in chance)))
 
 
 def orthogonal_statistics(

@@ -88,17 +88,16 @@ def rounding_table(storage: str, eta: float) -> RoundingTable:
         far = np.full(2, np.inf)
         around = Neighbourhood(steps, steps * np.array([0.5, 1.0]), half, np.array([0.25, 0.5]), far, far)
     parts: list[list[np.ndarray]] = [[], [], [], []]
-    for octave in np.arange(RATIOS) / STEPS_PER_OCTAVE + _COARSEST:
-        spacing = 2.0**-octave
+    for octaves in np.array_split(np.arange(RATIOS) / STEPS_PER_OCTAVE + _COARSEST, _FINEST - _COARSEST):
+        spacing = 2.0 ** -octaves[:, None]
         edges = around.edge_up * spacing, around.edge_down * spacing
-        noise = stored_noise(
-            around.up * spacing, around.down * spacing, edges, (around.above * spacing, around.below * spacing)
-        )
+        steps = around.up[:, None] * spacing, around.down[:, None] * spacing
+        noise = stored_noise(*steps, edges, (around.above * spacing, around.below * spacing))
         chance = change_at_place(-edges[1], edges[0], 1.0).probability
         found = noise.square, noise.slope, noise.fourth - noise.square**2, noise.square * (1 - chance) - noise.unseen
         for part, values in zip(parts, found, strict=True):
             part.append(values)
-    return RoundingTable(*(np.array(part) for part in parts))
+    return RoundingTable(*(np.concatenate(part) for part in parts))
 
 
 @functools.cache
@@ -120,7 +119,7 @@ def places(storage: str) -> np.ndarray:
 
 def look_up(table: Any, keys: Any) -> Any:
     """Entries of a flat table `[ratios·kinds]` at keys that may lie beyond its ends, where nothing changes any more."""
-    return table[namespace(keys).clip(keys, 0, table.shape[0] - 1)]
+    return namespace(keys).take(table, keys, mode="clip")
 
 
 def levels(log2_scales: Any) -> Any:

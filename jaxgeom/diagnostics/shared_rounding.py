@@ -26,20 +26,44 @@ def spacing_counts(histogram: Any, storage: str = "bfloat16", grid: str | None =
     """Spacings of a 16-bit grid around weights and how many weights lie on each, from a histogram of their magnitudes.
 
     Args:
-      histogram: weights per 15 magnitude bits of their format, `[2¹⁵]` (or without the infinite ones).
+      histogram: weights per 15 magnitude bits of their format, `[..., 2¹⁵]` (or without the infinite ones).
       storage: that format, `bfloat16` or `float16`.
       grid: the format whose spacings are meant; the same where it is None.
 
     Returns:
-      Spacings `[fields]` and counts `[fields]`, by exponent: 255 of bfloat16, 31 of float16.
+      Spacings `[fields]` and counts `[..., fields]`, by exponent: 255 of bfloat16, 31 of float16.
     """
     xp = namespace(histogram)
     mantissa, bias = (10, 15) if storage == "float16" else (7, 127)
     fields = FINITE[storage] >> mantissa
-    counts = xp.sum(as_real(histogram, xp)[: fields << mantissa].reshape(fields, 1 << mantissa), axis=-1)
+    counts = as_real(histogram, xp)[..., : fields << mantissa]
+    counts = xp.sum(counts.reshape(*counts.shape[:-1], fields, 1 << mantissa), axis=-1)
     exponent = np.maximum(np.arange(fields), 1) - bias
     last = np.maximum(exponent, -14) - 10 if (grid or storage) == "float16" else exponent - 7
     return as_real(np.ldexp(1.0, last), xp), counts
+
+
+def noise_share(norm: Any, spacings: Any, counts: Any) -> Any:
+    """The share of an update's squared norm that is noise, where the rest is the rounding error of W0's own places.
+
+    Of weights anywhere in their cells rounding alone adds a twelfth of the squared spacings.
+
+    Args:
+      norm: `‖ΔW‖_F` of an update that is rounded to a grid which W0 is not on, `[...]`, not zero.
+      spacings, counts: `spacing_counts` of W0 on that grid, `[fields]`, `[..., fields]`.
+
+    Returns:
+      `[...]`; NaN where the noise is too small to be told from the rounding, which fluctuates too.
+    """
+    xp = namespace(norm, counts)
+    norm = xp.asarray(norm)
+    unit = xp.where(norm > 0, norm, xp.ones_like(norm))[..., None]
+    squares = xp.square(xp.where(counts > 0, spacings / unit, xp.zeros_like(counts)))
+    energies = counts * squares
+    share = 1 - xp.sum(energies, axis=-1) / 12
+    # The square of an error, uniform over its cell, has the variance c⁴/180.
+    least = _RESOLVED * xp.sqrt(xp.sum(energies * squares, axis=-1) / 180)
+    return xp.where(share > least, share, xp.full_like(share, np.nan))
 
 
 def shared_error(variance: Any) -> Any:
@@ -86,14 +110,12 @@ def shared_cosine(counts_a: EntryCounts, counts_b: EntryCounts) -> Any:
     xp = namespace(counts_a.delta_norm, counts_b.delta_norm)
     known = xp.logical_and(counts_a.is_open, xp.equal(*halves))
     bf16, half = (spacing_counts(counts_a.histogram, counts_a.storage, grid) for grid in ("bfloat16", "float16"))
-    squares = xp.square(xp.where(xp.asarray(halves[0]), half[0], bf16[0]))
-    energies, size = bf16[1] * squares, xp.sum(bf16[1])
-    noise = [xp.square(one.delta_norm) - xp.sum(energies) / 12 for one in (counts_a, counts_b)]
-    # The square of an error, uniform over its cell, has the variance c⁴/180.
-    least = _RESOLVED * xp.sqrt(xp.sum(energies * squares) / 180)
-    known = known & (noise[0] > least) & (noise[1] > least)
-    variance = xp.maximum(noise[0] + noise[1], 0.0) / size
-    product = xp.sum(energies * shared_error(variance / squares))
+    spacings = xp.where(xp.asarray(halves[0]), half[0], bf16[0])
+    squares, size = xp.square(spacings), xp.sum(bf16[1])
+    noise = [xp.square(one.delta_norm) * noise_share(one.delta_norm, spacings, bf16[1]) for one in (counts_a, counts_b)]
+    known = known & ~xp.isnan(noise[0] + noise[1])
+    variance = xp.where(known, noise[0] + noise[1], 0.0) / size
+    product = xp.sum(bf16[1] * squares * shared_error(variance / squares))
     cosine = divide(divide(product, counts_a.delta_norm), counts_b.delta_norm)
     return xp.where(both, xp.where(known, cosine, np.nan), 0.0)
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from ._namespace import namespace
 from .moments import NullMoments, triple
-from .null_rotation import AngleNull, RotationDraws, SampledAngles, norm_matched_angles, norm_matched_projection
+from .null_projection import norm_matched_projection
+from .null_rotation import AngleNull, RotationDraws, SampledAngles, norm_matched_angles
 from .null_shift import ShiftNull
 from .singular_values import nss_from_singular_values, spectral_gap
 from .update_numbers import Numbers
@@ -176,14 +177,23 @@ def put_angles(left: Any, right: Any, null: AngleNull, flags: AngleFlags, *, sti
 
 
 def projection_statistics(
-    joint: Any, left: Any, right: Any, *, shape: tuple[int, ...], k: int, open: Any = False, suffix: str = ""
+    joint: Any,
+    left: Any,
+    right: Any,
+    *,
+    shape: tuple[int, ...],
+    k: int,
+    kurtosis: Any = None,
+    open: Any = False,
+    suffix: str = "",
 ) -> Numbers:
-    """Shares of an update's energy in the leading singular subspaces of W0, beside their isotropic null.
+    """Shares of an update's energy in the leading singular subspaces of W0, beside those of independent entries.
 
     Args:
       joint, left, right: `‖U_kᵀΔW V_k‖²/‖ΔW‖²`, `‖U_kᵀΔW‖²/‖ΔW‖²`, `‖ΔW V_k‖²/‖ΔW‖²`, `[...]`; NaN for a zero update.
       shape: `[..., m, n]` of the matrix.
       k: dimension of the subspaces.
+      kurtosis: κ of the entries of ΔW, `[...]`; that of normal ones where it is None.
       open: `is_open(sigma0, k)`; whole sides are determined whatever the gap, and a square matrix's k = n is.
       suffix: of the keys, such as `_10pct`.
 
@@ -195,7 +205,7 @@ def projection_statistics(
     if k == min(shape[-2:]) and shape[-2] == shape[-1]:
         open = xp.zeros_like(xp.asarray(open))
     found: Numbers = {}
-    mean, std = norm_matched_projection(shape, k=k)
+    mean, std = norm_matched_projection(shape, k=k, kurtosis=kurtosis)
     for name, share in (("joint", joint), ("left", left), ("right", right)):
         hidden = xp.asarray(open) | xp.isnan(share)
         null = NullMoments(*(xp.where(hidden, xp.nan, getattr(part, name)) for part in (mean, std)))

@@ -83,7 +83,7 @@ def _section(entry: Statistic) -> list[str]:
         fast = "" if entry.agreement_fast is None else f"; suite fast {_power(entry.agreement_fast)}"
         fast += f"; and {_power(entry.over_gap)}·σ₁²/(σ_K² − σ_{{K+1}}²) of the updates" if entry.over_gap else ""
         said += [
-            f"- **undefined**: {entry.undefined}",
+            f"- **undefined**: {entry.undefined}{_lost(entry)}",
             f"- **mean**: {_MEANS[entry.weighting]}",
             f"- **agreement**: {_power(entry.agreement)}{fast}",
             f"- **source**: {_sources(entry.sources)}",
@@ -97,6 +97,11 @@ _MEANS = {
     "matrices": "over the matrices, plain",
     "tokens": "over the tokens: one number for the models",
 }
+
+
+def _lost(entry: Statistic) -> str:
+    nulls = {"null": entry.null} | {f"null, {KIND_LABELS[kind]}": null for kind, null in entry.further.items()}
+    return "".join(f"; {what}: {null.lost}" for what, null in nulls.items() if null is not None and null.lost)
 
 
 def _commands(entry: Statistic) -> str:

@@ -216,17 +216,23 @@ def walked(grid: str | None, is_open: bool) -> Callable[..., dict[str, Any]]:
             step_products=jd.inner_product(steps, after), step_alignments=jd.inner_product(steps**2, after**2),
             rest_products=jd.inner_product(total, rest), rest_alignments=jd.inner_product(total**2, rest**2),
             rest_squares=jd.inner_product(rest, rest), covariance=covariance, shape=shape,
+            kurtoses=[jd.entry_kurtosis(one) for one in (total, steps, rest)],
         )  # fmt: skip
         found |= jd.rate_statistics(squares, rate_sums, rate_roots, shape=shape)
         now, later = leading(total), leading(rest)
         full, disjoint = similarities(now, now), similarities(now, later)
         curve = jd.similarity_curve(shape, k=K)
+        kurtoses = jd.entry_kurtosis(total), jd.entry_kurtosis(rest)
         found |= jd.similarity_statistics(
-            full[:, -1], jnp.diagonal(disjoint), increments, curve, shape=shape, k=K, covariance=covariance
-        )
+            full[:, -1], jnp.diagonal(disjoint), increments, curve, shape=shape, k=K, covariance=covariance,
+            kurtoses=kurtoses,
+        )  # fmt: skip
+        carried = [jd.carried_directions(shape, kurtosis) for kurtosis in kurtoses]
         ahead = jnp.triu(jnp.ones(full.shape, bool))
-        walk = jd.random_walk_similarity(curve, increments, covariance)
-        apart = jd.disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=K)
+        walk = jd.random_walk_similarity(curve, increments, covariance, updates=carried[0])
+        apart = jd.disjoint_walk_similarity(
+            curve, increments, covariance, shape=shape, k=K, updates=carried[0], rest=carried[1]
+        )
         found |= {
             "full": full, "full_null": walk.mean, "disjoint": jnp.where(ahead, disjoint, jnp.nan),
             "disjoint_null": apart.mean, "condition": jnp.maximum(now[2].max(), later[2].max()),
@@ -299,6 +305,7 @@ def shared(origin: jax.Array, final_a: jax.Array, final_b: jax.Array) -> dict[st
     first, second = (tuple(part[place : place + 1] for part in bases) for place in (0, 1))
     similarity = similarities(first, second)[0, 0]
     found |= jd.similarity_between(
-        similarity, expected=expected, curve=lambda: jd.similarity_curve(shape, k=K), shape=shape, k=K
-    )
+        similarity, expected=expected, curve=lambda: jd.similarity_curve(shape, k=K), shape=shape, k=K,
+        kurtoses=[jd.entry_kurtosis(delta) for delta in (a, b)],
+    )  # fmt: skip
     return found | {"subspace_k": jnp.asarray(jd.capped_rank(K, shape)), "condition": bases[2].max()}

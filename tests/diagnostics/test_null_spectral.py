@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxgeom import diagnostics as jd
+from jaxgeom.comparison.algebra import lapack
 
 from . import tolerances as tol
 from .matrices import as_bf16, from_spectrum, gaussian
@@ -126,6 +127,62 @@ def test_projection_null_is_exact():
     sampled = [g[:, :3, :3].sum((1, 2)) / total, g[:, :3].sum((1, 2)) / total, g[:, :, :3].sum((1, 2)) / total]
     np.testing.assert_allclose(mean, [x.mean() for x in sampled], rtol=0.02)
     np.testing.assert_allclose(std, [x.std() for x in sampled], rtol=0.06)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_projections_of_sparse_updates_spread_as_their_kurtosis_says(share):
+    shape, k, rng, z = (20, 12), 3, np.random.default_rng(1), []
+    mean = jd.norm_matched_projection(shape, k=k)[0]
+    for _ in range(1500):
+        delta = rng.standard_normal(shape) * (rng.random(shape) < share)
+        u, v = (np.linalg.qr(rng.standard_normal((side, k)))[0] for side in shape)
+        square = (delta**2).sum()
+        kurtosis = jd.kurtosis_from_sums(delta.size, square, (delta**4).sum())
+        std = jd.norm_matched_projection(shape, k=k, kurtosis=kurtosis)[1]
+        found = [np.sum(one**2) / square for one in (u.T @ delta @ v, u.T @ delta, delta @ v)]
+        z.append((np.array(found) - mean) / std)
+    assert np.all(np.abs(np.mean(z, 0)) < tol.SIGMAS / np.sqrt(len(z))), np.mean(z, 0)
+    np.testing.assert_allclose(np.std(z, 0), 1.0, atol=0.08)
+    assert np.mean(np.abs(z) > 3) < 0.015
+
+
+def test_the_participation_ratio_of_normal_entries_has_exact_moments():
+    shape, rng = (130, 110), np.random.default_rng(0)
+    draws = [rng.standard_normal(shape) for _ in range(150)]
+    values = [np.sum(g**2) ** 2 / np.sum((g.T @ g) ** 2) for g in draws]
+    null = jd.isotropic_moments("participation_ratio", shape)
+    assert abs(null.mean - np.mean(values)) < tol.SIGMAS * np.std(values) / np.sqrt(len(values))
+    assert null.std == pytest.approx(np.std(values), rel=0.2)
+
+
+def test_ranks_of_updates_that_few_entries_carry_have_no_z_and_of_very_few_no_null():
+    shape, names = (400, 100), ("stable_rank", "entropy_rank", "participation_ratio", "hill", "energy_top")
+
+    def found(b):
+        return [jd.isotropic_moments(name, shape, kurtosis=np.float64(3 + 200 * b), k=12) for name in names]
+
+    assert all(np.isfinite(one.std) for one in found(0.14))
+    assert all(np.isfinite(one.mean) and np.isnan(one.std) for one in found(0.16))
+    assert all(np.isnan(one.mean) and np.isnan(one.std) for one in found(0.51))
+    row = jd.isotropic_moments("stable_rank", (1, 9), kurtosis=np.float64(9.0), k=None)  # its one value is its norm
+    assert row.mean == pytest.approx(1) and row.std == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("spectrum", ["gaussian", "power", "clustered"])
+def test_angle_nulls_of_many_directions_in_single_precision(spectrum):
+    """From k = 64 on, unless one pair of directions hides the others."""
+    shape, k = (200, 160), 80
+    sigma = {
+        "gaussian": np.linalg.svd(gaussian(shape), compute_uv=False),
+        "power": np.arange(1.0, 161.0) ** -0.8,
+        "clustered": np.r_[np.linspace(2, 1, 80), np.linspace(1 - 1e-9, 0.1, 80)],
+    }[spectrum]
+    norm = np.float64(1e-5 * np.linalg.norm(sigma))
+    draws = jd.rotation_draws(np.random.default_rng(0), shape=shape, k=k)
+    fast = jd.norm_matched_angles(sigma, norm, draws, k=k, shape=shape, single=lapack.symmetric_values)
+    exact = jd.norm_matched_angles(sigma, norm, draws, k=k, shape=shape)
+    np.testing.assert_allclose(np.array(fast[:4]), np.array(exact[:4]), rtol=1e-4)
+    assert np.array_equal(fast[0], exact[0]) == (spectrum == "clustered")
 
 
 def test_isotropic_spectrum_and_stable_rank_against_sampling():

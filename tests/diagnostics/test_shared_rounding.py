@@ -9,6 +9,7 @@ import pytest
 import jaxgeom as jg
 from jaxgeom import diagnostics as jd
 from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
+from jaxgeom.comparison.one_matrix.entries import put_entries
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
 from jaxgeom.diagnostics.entry_statistics import isotropic_null
@@ -136,6 +137,26 @@ def test_what_a_report_has_of_sides_stored_unlike(before, after):
     assert (row["sparsity_bf16_null"] is not None) == ((before, after) == ("fp32", "bf16"))
     assert (row["overlap_low_z"] is not None) == (after == "bf16")
     assert "another grid" in row["sparsity_note"] and row["overlap_note"].startswith("no ")
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1e-6, False), (6e-6, False), (3e-5, True)])
+def test_finer_weights_have_a_sparsity_null_only_where_the_noise_is_told_from_their_rounding(scale, told):
+    """At scales that the rounding of W0's own places hides, what is left of ‖ΔW‖² is chance, of either sign."""
+    found = []
+    for seed in range(12):
+        w0 = weights(np.float32, (64, 48))
+        row: dict = {}
+        sums = EntrySums()
+        sums.add(w0, moved(w0, BF16, scale, seed), eta=1e-3, rms=0.02)
+        put_entries(row, sums, 1e-3)
+        assert row["sparsity_note"].startswith("no z" if told else "no null")
+        assert ("hides its noise" in row["sparsity_note"]) != told and row["sparsity_bf16_z"] is None
+        found.append((row["sparsity_bf16"], row["sparsity_bf16_null"]))
+    if told:
+        value, null = np.mean(found, 0)
+        assert null == pytest.approx(value, abs=0.01)
+    else:
+        assert all(null is None for _, null in found)
 
 
 @pytest.mark.parametrize(

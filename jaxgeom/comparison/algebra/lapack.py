@@ -220,6 +220,12 @@ def tridiagonal_values(diagonal: np.ndarray, off: np.ndarray) -> np.ndarray:
     return values
 
 
+def symmetric_values(matrix: np.ndarray) -> np.ndarray:
+    """All eigenvalues `[p]`, ascending, of a symmetric matrix `[p, p]`, in its dtype; other threads run meanwhile."""
+    diagonal, off, _ = tridiagonalize(np.array(matrix, order="F"))
+    return tridiagonal_values(diagonal, off)
+
+
 _GOOD_PART = 6
 """From this part (a sixth) of the vectors on, all of them by divide and conquer cost less than the wanted ones alone:
 `experiments/benchmarks/algebra_thresholds.py`."""

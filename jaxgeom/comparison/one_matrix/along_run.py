@@ -16,22 +16,18 @@ from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.rows import Null, Row, put, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, right_subspace, similarity
-from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved
+from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved, put_rank_note
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
-from jaxgeom.diagnostics.null_trajectory import random_walk_similarity, similarity_curve
-from jaxgeom.diagnostics.path_numbers import (  # fmt: skip
-    disjoint_walk_similarity,
-    path_statistics,
-    rate_statistics,
-    similarity_statistics,
-)
+from jaxgeom.diagnostics.null_trajectory import Carried, carried_directions, random_walk_similarity, similarity_curve
+from jaxgeom.diagnostics.path_numbers import few_left, path_statistics, rate_statistics
 from jaxgeom.diagnostics.precision import along_update
 from jaxgeom.diagnostics.shared_rounding import grid_of_run, spacing_counts
+from jaxgeom.diagnostics.similarity_numbers import disjoint_walk_similarity, similarity_statistics
 from jaxgeom.diagnostics.singular_values import capped_rank
 from jaxgeom.diagnostics.stored_walk import walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
-from jaxgeom.diagnostics.update_numbers import hill_statistics, stable_rank_statistics
+from jaxgeom.diagnostics.update_numbers import hill_statistics, kurtosis_from_sums, stable_rank_statistics
 
 STATISTICS = (
     "stable_rank", "stable_rank_bf16", "fro_norm", "relative_norm", "op_norm", "hill", "sim_to_final",
@@ -49,6 +45,9 @@ ENTRY_KEYS = ("fro_norm", "relative_norm", *(f"sparsity_bf16{end}" for end in ("
 """What a trajectory takes of the statistics that are counted entry by entry."""
 
 UNLIKE = "no null: what rounding does to a walk between checkpoints that are stored unlike is not known"
+
+FEW = "few entries carry an update, and its directions lean towards their columns"
+LEFT_FEW = "rounding leaves few entries of a stretch"
 
 _WITHOUT_NULL = ("fro_norm", "relative_norm", "op_norm")
 
@@ -107,6 +106,7 @@ class MatrixTrajectory:
         self.final_square = inner(Matrix(self.z, self.a), Matrix(self.z, self.a))
         self.final_bf16 = None
         steps, increments = [], np.zeros(self.count)
+        self.kurtoses = np.full((3, self.count), math.nan)  # of the updates, of the increments, of what follows
         products = np.full((2, self.count), math.nan)
         before, older = self.a, None
         for index in range(self.count):
@@ -115,7 +115,9 @@ class MatrixTrajectory:
             self.digests.append(array_digest(stored))
             steps.append(self._step(index, stored, now))
             increment = Matrix(now, before)
-            increments[index] = math.sqrt(inner(increment, increment))
+            square, fourth = inner_and_alignment(increment, increment)
+            increments[index] = math.sqrt(square)
+            self.kurtoses[:2, index] = steps[-1].totals.kurtosis, self._kurtosis(square, fourth)
             if older is not None:
                 products[:, index - 1] = inner_and_alignment(Matrix(before, older), increment)
             older, before = before, now
@@ -132,6 +134,10 @@ class MatrixTrajectory:
         self._similarities(steps, increments, covariance)
         self.row |= {"subspace_k": self.k, "digests": self.digests}
         return self.row
+
+    def _kurtosis(self, squares: float, fourths: float) -> float:
+        """Of entries with these sums; NaN where all are zero."""
+        return float(kurtosis_from_sums(self.origin.size, np.float64(squares), np.float64(fourths)))
 
     def _put(self, name: str, index: int, value: float | None, null: Null | None = None) -> None:
         cells: Row = {}
@@ -186,13 +192,19 @@ class MatrixTrajectory:
             for key in (name, *(f"{name}_{kind}" for kind in ("null", "excess", "z"))):
                 self.row[key][index] = found.get(key)
         self.row |= {key: found[key] for key in ("angle_k", "angle_gap") if key in found}
-        for key in ("angle_note", "nss_note", "angle_null_form"):
-            if key in found:
-                self.row.setdefault(key, [None] * self.count)[index] = found[key]
+        self._say(index, {key: found[key] for key in ("angle_note", "nss_note", "angle_null_form") if key in found})
+
+    def _say(self, index: int, notes: Row) -> None:
+        """Writes notes of one step; the lists of those that no step has are not there."""
+        for key, note in notes.items():
+            self.row.setdefault(key, [None] * self.count)[index] = note
 
     def _update_statistics(self, index: int, update: Matrix, totals: EntrySums) -> np.ndarray | None:
         shape, kurtosis = self.origin.shape, np.float64(totals.kurtosis)
         square = np.float64(totals.delta_squares)
+        note: Row = {}
+        put_rank_note(note, shape, totals.kurtosis)
+        self._say(index, note)
         if self.settings.suite == "fast":
             top = np.float64(leading_square(update))
             numbers = stable_rank_statistics(square, top, shape=shape, kurtosis=kurtosis)
@@ -250,16 +262,28 @@ class MatrixTrajectory:
                 now = widen(self.read(index))
                 after = Matrix(self.z, now)
                 rest[:, index] = inner_and_alignment(Matrix(now, self.a), after)
-                rest_squares[index] = inner(after, after)
+                rest_squares[index], fourth = inner_and_alignment(after, after)
+                self.kurtoses[2, index] = self._kurtosis(rest_squares[index], fourth)
         numbers = path_statistics(
             squares, increments, step_products=products[0], step_alignments=products[1], rest_products=rest[0],
             rest_alignments=rest[1], rest_squares=rest_squares, covariance=covariance,
-            shape=self.origin.shape,
+            kurtoses=tuple(self.kurtoses), shape=self.origin.shape,
         )  # fmt: skip
         if self.rates is not None:
             sums, roots = np.array(self.rates, np.float64).T
             numbers |= rate_statistics(squares, sums, roots, shape=self.origin.shape)
         self._put_along(numbers)
+        if covariance is not None:
+            for name, few in zip(
+                ("path", "cosine", "drift"), few_left(tuple(self.kurtoses), self.origin.shape), strict=True
+            ):
+                if few.any():
+                    self.row.setdefault(f"{name}_note", f"no z at some steps: {LEFT_FEW}")
+
+    def _say_few(self, updates: Carried, rest: Carried) -> None:
+        """Notes of steps at which few entries carry what is compared: a sentence for all of them."""
+        if not (updates.known.all() and rest.known.all()):
+            self.row.setdefault("sim_note", f"no z, or no null, at some steps: {FEW}")
 
     def _similarities(self, steps: Sequence[_Step], increments: np.ndarray, covariance: np.ndarray | None) -> None:
         count, shape = self.count, (self.origin.shape[0], self.origin.shape[1])
@@ -269,10 +293,14 @@ class MatrixTrajectory:
                 full[s, t] = full[t, s] = similarity(steps[s].right, steps[t].right)
                 disjoint[s, t] = similarity(steps[s].right, steps[t].rest)
         curve = similarity_curve(shape, k=self.k, seed=self.settings.seed)
+        kurtoses = self.kurtoses[0], self.kurtoses[2]
         numbers = similarity_statistics(
-            full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k, covariance=covariance
-        )
+            full[:, -1], np.diagonal(disjoint), increments, curve, shape=shape, k=self.k, covariance=covariance,
+            kurtoses=kurtoses,
+        )  # fmt: skip
         self._put_along(numbers)
+        updates, rest = (carried_directions(shape, one) for one in kurtoses)
+        self._say_few(updates, rest)
         if self.final_bf16 is None:
             self.final_bf16 = steps[-1].right_bf16
         for s, step in enumerate(steps):
@@ -280,10 +308,12 @@ class MatrixTrajectory:
                 expected = self.row["sim_to_final_bf16_null"][s]
                 value = similarity(step.right_bf16, self.final_bf16)
                 self._put("sim_to_final_bf16", s, value, None if expected is None else (expected, None))
-        apart = disjoint_walk_similarity(curve, increments, covariance, shape=shape, k=self.k)
+        apart = disjoint_walk_similarity(
+            curve, increments, covariance, shape=shape, k=self.k, updates=updates, rest=rest
+        )
         self.row["similarity"] = {
             "full": _lines(full),
-            "full_null": _lines(random_walk_similarity(curve, increments, covariance).mean),
+            "full_null": _lines(random_walk_similarity(curve, increments, covariance, updates=updates).mean),
             "disjoint": _lines(disjoint),
             "disjoint_null": _lines(apart.mean),
         }

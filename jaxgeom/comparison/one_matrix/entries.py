@@ -30,7 +30,8 @@ def put_entries(row: Row, sums: EntrySums, eta: float) -> None:
     put_numbers(row, entry_statistics(counts, eta=eta))
     if counts.is_coarser:
         what = "null" if row["sparsity_bf16_null"] is None else "z"
-        row["sparsity_note"] = row["density_note"] = f"no {what}: {UNLIKE}"
+        hides = ", which hides its noise" if what == "null" and counts.is_open and not counts.is_half_alone else ""
+        row["sparsity_note"] = row["density_note"] = f"no {what}: {UNLIKE}{hides}"
         row["decay_note"] = f"no z: {UNLIKE}"
     hidden = hidden_by_decile(counts)
     row["hidden_by_decile"] = [float(share) if np.isfinite(share) else None for share in hidden]

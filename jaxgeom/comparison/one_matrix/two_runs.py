@@ -9,11 +9,12 @@ from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner_and_alignment, right_subspace, similarity
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between, rounds_alike
-from jaxgeom.diagnostics.null_trajectory import similarity_curve
-from jaxgeom.diagnostics.path_numbers import orthogonal_statistics, similarity_between
+from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between, residual_share, rounds_alike
+from jaxgeom.diagnostics.null_trajectory import carried_directions, similarity_curve
+from jaxgeom.diagnostics.path_numbers import orthogonal_statistics
 from jaxgeom.diagnostics.rounding_cells import cells_of
 from jaxgeom.diagnostics.shared_rounding import shared_cosine
+from jaxgeom.diagnostics.similarity_numbers import similarity_between
 from jaxgeom.diagnostics.singular_values import capped_rank
 
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
@@ -66,32 +67,29 @@ def _update_statistics(
         return
     shape = (rows, columns)
     product, alignment = inner_and_alignment(updates[0], updates[1])
-    share = np.float64(_residual_share(updates[0], updates[1], product / squares[1], squares[0]))
+    blocks = ((updates[0].block(where), updates[1].block(where)) for where in updates[0].blocks())
+    share = residual_share(blocks, product / squares[1], np.float64(squares[0]), product=np.vdot)
     expected = shared_cosine(totals[0].counts, totals[1].counts)
     numbers = orthogonal_statistics(
         share, product, *map(np.float64, squares), alignment=alignment, expected=expected, shape=shape
     )
     shared = np.float64(similarity(*(right_subspace(update, k) for update in updates)))
+    kurtoses = [np.float64(one.kurtosis) for one in totals]
     numbers |= similarity_between(
-        shared, expected=expected, curve=lambda: similarity_curve(shape, k=k, seed=settings.seed), shape=shape, k=k
-    )
+        shared, expected=expected, curve=lambda: similarity_curve(shape, k=k, seed=settings.seed), shape=shape, k=k,
+        kurtoses=kurtoses,
+    )  # fmt: skip
     put_numbers(row, numbers)
     if expected != 0:
         what = "null" if np.isnan(expected) else "z"
         row["orthogonal_note"] = row["subspace_note"] = (
             f"no {what}: both runs are rounded to a grid that W0 is not on, and their updates share that error of W0"
         )
+    elif not all(carried_directions(shape, kurtosis).known for kurtosis in kurtoses):
+        what = "null" if row["subspace_similarity_null"] is None else "z"
+        row["subspace_note"] = f"no {what}: few entries carry an update, and its directions lean towards their columns"
     if row["subspace_similarity"] is None:
         row["subspace_note"] = f"undefined: an update has fewer than {k} directions"
-
-
-def _residual_share(first: Matrix, second: Matrix, factor: float, squares: float) -> float:
-    """`‖A − factor·B‖²/‖A‖²`, in which nearly parallel updates keep their digits."""
-    total = 0.0
-    for where in first.blocks():
-        residual = first.block(where) - factor * second.block(where)
-        total += float(np.vdot(residual, residual))
-    return min(1.0, total / squares)
 
 
 def _mask_statistics(row: Row, both: int, totals: Sequence[EntrySums], settings: CompareSettings) -> None:

@@ -81,7 +81,7 @@ class UpdateSums:
         start = places(self.storage) + np.int32(STEPS_PER_OCTAVE * self.unit * self.kinds)
         rows, columns = (np.where(is_active(side), side, 0).astype(np.int32) * np.int32(self.kinds) for side in profile)
         for where in row_blocks(self.a.shape):
-            keys = start[histogram_bits(self.initial[where])]
+            keys = np.take(start, histogram_bits(self.initial[where]))
             keys += columns
             keys += rows[where, None]
             yield where, look_up(self.table, keys)
@@ -173,7 +173,8 @@ def count_cells(
     )  # fmt: skip
     scale = np.ldexp(np.exp2((sum(lowest) + level) / STEPS_PER_OCTAVE), update.unit)
     inside = {name: entries[:, of].sum(-1) for name, of in bits.items()}
-    return ProfileCells(cells, scale, drift[level], noise[level], fitted, thin, np.float64(a.size), inside), permutation
+    estimated = drift[level], noise[level], fitted, thin
+    return ProfileCells(cells, scale, *estimated, np.float64(a.size), sum(a.shape), inside), permutation
 
 
 def row_blocks(shape: tuple[int, ...], entries: int = _SCAN) -> list[slice]:
@@ -233,7 +234,7 @@ def _joint_counts(
     size = members.size * scales * width
     found = np.zeros(size, np.int64)
     for where in row_blocks(initial.shape, max(_SCAN, size)):
-        keys = start_of[histogram_bits(initial[where])]
+        keys = np.take(start_of, histogram_bits(initial[where]))
         keys += column_start
         keys += row_start[where]
         keys += codes[where]

@@ -11,10 +11,13 @@ from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics import update_numbers as families
+from jaxgeom.diagnostics.null_isotropic import carried
 
 ENTROPY_ERROR = 2e-6
 """Error of log(entropy rank) beyond which the bidiagonal route takes the spectrum again: a fifth of the 1e-5 to which
 ranks are stated."""
+
+SPARSE = "the spectrum of so sparse a matrix follows no law of that; --permutation-draws samples it"
 
 RANK_KEYS = ("", "_null", "_excess", "_z")
 
@@ -36,6 +39,7 @@ def full(row: Row, update: Matrix, totals: EntrySums, settings: CompareSettings)
     )
     put_numbers(row, numbers)
     row["hill_k"] = order
+    put_rank_note(row, shape, totals.kurtosis)
 
 
 def fast(row: Row, update: Matrix, totals: EntrySums) -> None:
@@ -46,6 +50,23 @@ def fast(row: Row, update: Matrix, totals: EntrySums) -> None:
     put_numbers(
         row, families.leading_statistics(squares, np.float64(top), np.float64(fourth), shape=shape, kurtosis=kurtosis)
     )
+    put_rank_note(row, shape, totals.kurtosis)
+
+
+def put_rank_note(row: Row, shape: tuple[int, ...], kurtosis: float, view: str = "") -> None:
+    """Says why ranks, tail and leading energy have no z, or no null, where few entries carry the update.
+
+    Args:
+        row: receives `rank_note`, unless it holds one or there is nothing to say.
+        shape: of the matrix.
+        kurtosis: of the entries, NaN for an update of zero.
+        view: which of them, where it is not what is stored.
+    """
+    near, known = carried(shape, np.float64(kurtosis))
+    if not known:
+        what = "z" if near else "null"
+        note = f"no {what}{view}: few entries carry the update (kurtosis {kurtosis:.3g}), and {SPARSE}"
+        row.setdefault("rank_note", note)
 
 
 def bf16(row: Row, difference: Matrix, totals: EntrySums) -> None:
@@ -63,6 +84,7 @@ def bf16(row: Row, difference: Matrix, totals: EntrySums) -> None:
         kurtosis=np.float64(totals.bf16_kurtosis), key="stable_rank_bf16",
     )  # fmt: skip
     put_numbers(row, numbers)
+    put_rank_note(row, difference.array.shape, totals.bf16_kurtosis, " in the bfloat16 view")
 
 
 def copy_as_bf16(row: Row) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxgeom.comparison.algebra import lapack
 from jaxgeom.comparison.algebra.matrix import Matrix, MatrixMaker
 from jaxgeom.comparison.algebra.spectrum import Spectrum, decompose, exact_values, values_only
 from jaxgeom.comparison.one_matrix.base_spectra import Base, exact_base
@@ -179,7 +180,9 @@ class WeightChanges:
             self.row["angle_null_form"] = "sampled: SVD of W0 plus noise"
             sampled = self._samples(shape)
         draws = rotation_draws(self.rng, shape=shape, k=k, draws=self.settings.null_draws)
-        null = norm_matched_angles(stored.values, norm, draws, k=k, shape=shape, sampled=sampled)
+        null = norm_matched_angles(
+            stored.values, norm, draws, k=k, shape=shape, sampled=sampled, single=lapack.symmetric_values
+        )
         put_numbers(self.row, families.put_angles(left, right, null, flags, still=np.bool_(False)))
         if flags.crossed:
             extent = f", and {flags.near} singular values lie within that distance" if flags.blurred else ""
@@ -222,7 +225,9 @@ class WeightChanges:
             energies = corner[k - 1, k - 1], left[:k].sum(), right[:k].sum()
             unresolved = families.is_open(stored.values, k)
             shares = (np.float64(energy / squares) for energy in energies)
-            numbers = families.projection_statistics(*shares, shape=shape, k=k, open=unresolved, suffix=suffix)
+            numbers = families.projection_statistics(
+                *shares, shape=shape, k=k, kurtosis=np.float64(self.totals.kurtosis), open=unresolved, suffix=suffix
+            )
             put_numbers(self.row, numbers)
             if self.row[f"projection_left{suffix}"] is None:
                 undetermined.add(k)

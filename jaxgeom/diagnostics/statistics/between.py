@@ -4,7 +4,7 @@ import dataclasses
 
 from .changes import NO_CHANGE
 from .entry import Null, Statistic
-from .path import CHANCE, FEW
+from .path import CHANCE, FEW, LEANING
 from .spectrum import ZERO
 
 INDEPENDENCE = Null("masks of the observed sizes laid at random", how="hypergeometric")
@@ -14,7 +14,9 @@ ROUNDING = Null(
     "the other end is not",
 )
 APART = dataclasses.replace(
-    CHANCE, how=f"{CHANCE.how}; by their correlation, without a z, where both ends share the rounding error of W0"
+    CHANCE,
+    how=f"{CHANCE.how}; by their correlation, without a z, where both ends share the rounding error of W0",
+    lost=LEANING,
 )
 NO_MASK = NO_CHANGE.replace(", so there is no mask to overlap", " of one of the runs")
 

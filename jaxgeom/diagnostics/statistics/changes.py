@@ -6,6 +6,7 @@ ROUNDED_NORM = Null(
     "isotropic Gaussian update of equal Frobenius norm, rounded to bfloat16",
     how="from the histogram of W0's magnitudes; where W+ is rounded to another grid than W0 no z, and a mean only from "
     "float32 to bfloat16",
+    lost="from float32 to bfloat16 none where the noise is too small to be told from the rounding of W0's own places",
 )
 ROUNDED_DENSITY = Null(
     "isotropic Gaussian noise of the observed visible density, rounded to bfloat16",
@@ -18,6 +19,8 @@ PROFILE = Null(
     how="on classes of W0's entries and of scales, the estimation of the scales taken out to second order; none where "
     "W+ is rounded to another grid than W0",
     suites=("full",),
+    lost="where both sides are stored in one 16-bit format no z of sparsity where a tenth of the changes lie in rows "
+    "or columns, with fewer than 3, none of overlaps where there are fewer changes than rows and columns",
 )
 PERMUTATION = Null(
     "the update's own entries in random places of the matrix",

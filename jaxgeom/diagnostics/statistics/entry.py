@@ -28,6 +28,7 @@ class Null:
       form: "closed" (a formula), "sampled" (draws), or "fixed" (a constant by definition).
       how: which closed form, or what is drawn.
       deviation: whether it has a standard deviation, and with it a z.
+      lost: what leaves it, or its deviation, undefined where the statistic is defined.
       suites: in which suites of `compare` it is taken.
       sources: where it comes from, keys of `SOURCES`.
     """
@@ -36,6 +37,7 @@ class Null:
     form: Literal["closed", "sampled", "fixed"] = "closed"
     how: str = ""
     deviation: bool = True
+    lost: str = ""
     suites: tuple[str, ...] = ("full", "fast")
     sources: tuple[str, ...] = ()
 

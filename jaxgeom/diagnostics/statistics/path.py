@@ -2,23 +2,34 @@
 
 from collections.abc import Sequence
 
+from ..null_isotropic import NEAR
+from ..null_trajectory import SHOWN
+from ..path_numbers import LEFT
 from .entry import Null, Statistic
-from .spectrum import NO_VISIBLE, PRECISION, ZERO
+from .spectrum import HAAR, NO_VISIBLE, PRECISION, ZERO
 
+LEANING = (
+    f"none where few entries carry one of the updates: of kurtosis κ, (κ − 3)/√(mn) > {NEAR:g}; no z where that is "
+    f"over {SHOWN:g}/√min(m, n)"
+)
 WALK = Null(
     "random walk of independent increments with the observed norms, as rounded checkpoints show it",
     "sampled",
     "one curve a shape, seed of the settings",
+    lost=LEANING,
 )
+REMAINS = f"no z where rounding leaves few entries of a stretch: of kurtosis κ, (κ − 3)/(mn) > {LEFT:g}"
 CHANCE = Null("K/n, the similarity of two independent random subspaces", how="Haar-distributed subspaces")
 INDEPENDENT = Null(
     "independent increments: 0, and below where checkpoints are rounded to 16 bits and share its error; none where "
     "they are stored unlike one another",
     how="independent signs of the entries: deviation √Σa²b²/(‖A‖‖B‖), 1/√(mn) for isotropic ones",
+    lost=REMAINS,
 )
 STRETCHES = Null(
     "K/n, the similarity of two independent random subspaces; of a stored random walk where checkpoints are rounded",
     how="Haar-distributed subspaces; rounded walk by its correlation",
+    lost=LEANING,
 )
 ENDS = "nothing follows the last checkpoint, or one of the two stretches is zero"
 FEW = f"{ZERO}, or it has fewer than K directions"
@@ -68,6 +79,7 @@ PATH = (
         null=Null(
             "independent increments: 1, and below where checkpoints are rounded to 16 bits",
             how="deviation to first order in their cosines",
+            lost=REMAINS,
         ),
         commands=("trajectory",), undefined=ZERO,
         headline=True,
@@ -92,7 +104,7 @@ PATH = (
     Statistic(
         "leakage", "leakage out of a given subspace", "‖ΔW(I − BBᵀ)‖_F²/‖ΔW‖_F², B orthonormal [in, K]",
         "The share of the update's energy outside a given right subspace.",
-        unit="share", null=Null("1 − K/n", how="isotropic update, Beta distribution"), commands=("measure",),
+        unit="share", null=Null("1 − K/n", how=HAAR), commands=("measure",),
         undefined=ZERO, sources=("2606.07082",), cheap=True,
     ),
     Statistic(

@@ -1,18 +1,25 @@
 """Size, rank and tail of an update, and what it did to the spectrum and the singular subspaces of the weights."""
 
+from ..null_isotropic import KNOWN, NEAR
 from .changes import PERMUTATION, ZERO_WEIGHTS
 from .entry import Null, Statistic
 
+LOST = (
+    f"none where few entries carry the update: of kurtosis κ, (κ − 3)/√(mn) > {NEAR:g}; no z where that is over "
+    f"{KNOWN:g}/√min(m, n)"
+)
 ISOTROPIC = "independent entries of the update's own kurtosis, any scale (Gaussian ones: an isotropic update)"
 EQUAL_NORM = "isotropic Gaussian update of equal Frobenius norm"
 RANK = Null(
     ISOTROPIC,
     how="Tracy–Widom law of σ₁; corrections and deviation from draws at reduced size",
+    lost=LOST,
     sources=("johnstone2001",),
 )
 BULK = Null(
     ISOTROPIC,
-    how="quarter-circle spectrum; corrections and deviation from draws at reduced size",
+    how="quarter-circle spectrum; corrections and deviation from draws at reduced size (participation ratio: moments)",
+    lost=LOST,
     sources=("marchenko1967", "johnstone2001"),
 )
 SHIFT = Null(EQUAL_NORM, how="expansion about the spectrum of W0; none where the update is too large for it")
@@ -25,6 +32,7 @@ ROTATION = Null(
 PERMUTED_RANKS = Null(
     PERMUTATION.says, "sampled", "ranks of permuted updates, permutation_draws of them", suites=("full",)
 )
+HAAR = "independent entries of the update's own kurtosis, uniformly random subspaces (Gaussian ones: a Beta variable)"
 PRECISION = Null(
     "the final update's direction at this step's norm, in bfloat16",
     how="one construction, no draw",
@@ -150,7 +158,7 @@ SPECTRUM = (
         Statistic(
             f"projection_{name}{suffix}", label + (", k = SHARE %" if suffix else ""),
             formula + (", k at SHARE % of min(m, n)" if suffix else ", k at projection_fraction of min(m, n)"),
-            meaning, unit="share", null=Null(chance, how="isotropic update, Beta distribution"), suites=("full",),
+            meaning, unit="share", null=Null(chance, how=HAAR), suites=("full",),
             undefined="the update or W0 is zero, or two singular values of W0 around k are equal",
             sources=("2606.13657",), agreement=1e-6,
         )
