@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 
 import pytest
 import report_examples as examples
+from matplotlib.figure import Figure
 
 from jaxgeom.comparison.files.report import to_csv_text
 from jaxgeom.errors import UserError
 from jaxgeom.report import page as page_module
 from jaxgeom.report import write_report
 from jaxgeom.report.loading import Contents
+from jaxgeom.report.style import Drawing, save
 
 HOSTILE = "<script>alert(1)</script>\"'&$\\frac{x}$‮\ud83d"
 
@@ -249,8 +251,9 @@ def test_a_report_rewrites_its_rows_and_removes_figures_of_another(tmp_path):
     report = examples.compare_report()
     examples.write(tmp_path, "report.json", report)
     (tmp_path / "figures").mkdir()
-    for name in ("masks.svg", "masks.png", "mine.svg"):
-        (tmp_path / "figures" / name).write_text("old", encoding="utf-8")
+    save(Drawing("masks", "old", "", "", Figure(figsize=(1, 1))), tmp_path / "figures")
+    for name in ("mine.svg", "path.svg"):  # a user's own, one of them under the name of a figure of ours
+        (tmp_path / "figures" / name).write_text("mine", encoding="utf-8")
     write_report(tmp_path)
     assert (tmp_path / "matrices.csv").read_text(encoding="utf-8") == to_csv_text(report["matrices"])
     assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {
@@ -260,7 +263,8 @@ def test_a_report_rewrites_its_rows_and_removes_figures_of_another(tmp_path):
         "ranks",
         "layers",
     }
-    assert (tmp_path / "figures" / "mine.svg").exists() and not (tmp_path / "figures" / "masks.svg").exists()
+    assert {p.stem for p in (tmp_path / "figures").glob("*.svg")} >= {"mine", "path"}
+    assert not (tmp_path / "figures" / "masks.svg").exists()
 
 
 def test_images_have_the_resolution_that_journals_ask(comparison):
