@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# Behind the line that makes `tests` importable from where the script lies.
 from tests.fuzzing.cases import Outcome, one_line_of, run_case, table  # noqa: E402
 from tests.fuzzing.inputs import KINDS, write_base  # noqa: E402
 
@@ -32,12 +33,12 @@ def _child(base: Path, numbers: range, seed: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     # Packages and the first programs count for no case; and no case's limit cuts an import in two.
-    from transformers import AutoTokenizer  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401 (imported for its time alone)
 
     import jaxgeom.commands.compare
     import jaxgeom.commands.study
     import jaxgeom.commands.train
-    import jaxgeom.training.loop  # noqa: F401
+    import jaxgeom.training.loop  # noqa: F401 (imported for its time alone)
 
     for number in range(len(KINDS)):
         run_case(base, number, seed=seed)

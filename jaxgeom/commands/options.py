@@ -81,7 +81,7 @@ def _named(kind: Any) -> Any:
     The fields of a dataclass in a field likewise.
     """
     if dataclasses.is_dataclass(kind):
-        return Annotated[kind, offered(kind)]  # type: ignore[valid-type]
+        return Annotated[kind, offered(kind)]  # type: ignore[valid-type]  (made at run time, for tyro alone)
     inner = _without_none(kind)
     return Annotated[kind, arg(metavar=inner.__name__.upper())] if inner is not kind and inner in _PLAIN else kind
 

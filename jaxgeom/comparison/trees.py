@@ -15,7 +15,7 @@ from jaxgeom.comparison.run.plan import admitted, check_pair
 from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.comparison.two_checkpoints import compare_parts
-from jaxgeom.diagnostics.matrix_spec import MatrixSpec
+from jaxgeom.diagnostics.matrix_spec import MatrixSpec, is_spec
 from jaxgeom.errors import UserError, listed
 
 _GROUPS = {
@@ -86,14 +86,10 @@ def _pieces(words: list[str], leaf: Any, spec: MatrixSpec | None) -> Iterator[tu
         yield Part(label, label, group, module, layer, (rows, columns)), _LeafReader(leaf, spec, index)
 
 
-def _is_spec(node: Any) -> bool:
-    return node is None or isinstance(node, MatrixSpec)
-
-
 def _as_checkpoint(tree: Any, specs: Any, name: str) -> tuple[Checkpoint, list[Part]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     known = {
-        tuple(_words(path)): spec for path, spec in jax.tree_util.tree_flatten_with_path(specs, is_leaf=_is_spec)[0]
+        tuple(_words(path)): spec for path, spec in jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)[0]
     }
     tensors: dict[str, Tensor] = {}
     parts = []

@@ -79,7 +79,7 @@ class Prepared:
         with partial.open("wb") as file:
             np.savez(
                 file,
-                **{MARK: np.array(1)},  # type: ignore[arg-type]
+                **{MARK: np.array(1)},  # type: ignore[arg-type]  (allow_pickle, a bool, is its one other keyword)
                 tokens=self.tokens,
                 targets=self.targets,
                 starts=self.starts,

@@ -109,7 +109,7 @@ def render_rows(
         renderer = renderer or _Renderer()
         try:
             found = renderer.render(template, chunk, prompts=prompts)
-        except BaseException:
+        except BaseException:  # an interrupt too leaves no process behind; it is raised again
             renderer.close()
             raise
         if renderer.process.returncode is None:

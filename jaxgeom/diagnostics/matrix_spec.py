@@ -115,7 +115,8 @@ def from_matrix(matrix: ArrayLike, spec: MatrixSpec, shape: tuple[int, ...]) -> 
     return jnp.transpose(matrix.reshape(tuple(shape[axis] for axis in order)), inverse)
 
 
-def _is_spec(node: Any) -> bool:
+def is_spec(node: Any) -> bool:
+    """Whether a node of a tree of specs stands for a leaf, a `MatrixSpec` or None: the `is_leaf` of JAX's functions."""
     return node is None or isinstance(node, MatrixSpec)
 
 
@@ -142,4 +143,4 @@ def map_matrices(fn: Callable[..., Any], specs: Any, *trees: Any) -> Any:
     def one(spec: MatrixSpec | None, *leaves: Any) -> Any:
         return None if spec is None else fn(*(as_matrix(leaf, spec) for leaf in leaves))
 
-    return jax.tree.map(one, specs, *trees, is_leaf=_is_spec)
+    return jax.tree.map(one, specs, *trees, is_leaf=is_spec)

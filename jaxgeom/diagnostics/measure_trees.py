@@ -15,7 +15,7 @@ from . import _leaf_statistics as leaf
 from . import _matrix_statistics as matrix
 from ._leaf_statistics import LeafPair, Numbers
 from ._matrix_statistics import MatrixPair, Source
-from .matrix_spec import MatrixSpec, as_matrix
+from .matrix_spec import MatrixSpec, as_matrix, is_spec
 from .statistics import CHEAP, is_counted, split_key
 
 OPTIONS: Mapping[str, Any] = {
@@ -128,7 +128,7 @@ def measure(
         raise ValueError(_unknown("option", unknown[0], OPTIONS))
     settings = {**OPTIONS, **options}
     wanted = _wanted(statistics, settings, bases is not None)
-    found, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=_is_spec)
+    found, structure = jax.tree_util.tree_flatten_with_path(specs, is_leaf=is_spec)
     first, second = (_leaves(tree, structure, name) for tree, name in ((params0, "params0"), (params1, "params1")))
     held = [None] * len(found) if bases is None else _leaves(bases, structure, "bases")
     arrays = []
@@ -309,10 +309,6 @@ def _names(name: str, batch: Sequence[int]) -> list[str]:
 def _unknown(what: str, name: str, known: Any) -> str:
     near = difflib.get_close_matches(name, dict.fromkeys(known), n=4, cutoff=0.5) or sorted(set(known))
     return f"unknown {what} {name!r}; near it: {', '.join(near)}"
-
-
-def _is_spec(node: Any) -> bool:
-    return node is None or isinstance(node, MatrixSpec)
 
 
 def _leaves(tree: Any, structure: Any, name: str) -> list[Any]:

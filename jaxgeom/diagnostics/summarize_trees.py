@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .matrix_spec import MatrixSpec
+from .matrix_spec import is_spec
 from .population_means import population_means
 from .statistics import is_counted, split_key, statistic
 
@@ -32,6 +32,7 @@ def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
     Raises:
       ValueError: where a statistic is averaged over parameters and `parameters` is not there.
 
+    >>> from jaxgeom.diagnostics import MatrixSpec
     >>> specs = {"w": MatrixSpec((1,), (2,), (0,))}
     >>> measured = {"stable_rank": {"w": jnp.array([2.0, 4.0])}, "stable_rank_null": {"w": jnp.array([5.0, jnp.nan])}}
     >>> {key: float(value) for key, value in summarize(measured, specs).items()}
@@ -60,7 +61,7 @@ def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
 
 def _column(tree: Any, specs: Any) -> jax.Array | None:
     """One number per matrix `[matrices]`; None where there is none."""
-    leaves, structure = jax.tree.flatten(specs, is_leaf=_is_spec)
+    leaves, structure = jax.tree.flatten(specs, is_leaf=is_spec)
     numbers = structure.flatten_up_to(tree)
     kept = [number for spec, number in zip(leaves, numbers, strict=True) if spec is not None and number is not None]
     if any(number.ndim > len(spec.batch) for spec, number in zip(leaves, numbers, strict=True) if spec is not None):
@@ -74,7 +75,3 @@ def _weights(columns: Mapping[str, jax.Array], name: str) -> jax.Array:
     if "parameters" not in columns:
         raise ValueError(f"measured has {name}, which is averaged over parameters, and no 'parameters' to weigh it by")
     return columns["parameters"]
-
-
-def _is_spec(node: Any) -> bool:
-    return node is None or isinstance(node, MatrixSpec)

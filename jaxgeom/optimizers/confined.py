@@ -76,14 +76,15 @@ def confined(
     def seen(tree: Any, own_bases: Any, *, turned: bool = False) -> Any:
         """The tree as the inner optimizer sees it; `turned` where it is in coordinates already."""
 
-        def one(leaf: Leaf) -> Any:
-            if leaf.companion is None:
-                return optax.MaskedNode() if others == "frozen" else leaf.value
-            if form != "coordinates" or turned:
-                return leaf.value
-            return to_coordinates(leaf.matrix(), leaf.companion, side)
+        if form == "coordinates" and not turned:
+            tree = subspace_coordinates(tree, own_bases, specs=specs, side=side)
+        if others == "free":
+            return tree
 
-        return map_leaves(one, tree, own_bases, None if turned else specs, name="bases")
+        def kept(leaf: Leaf) -> Any:
+            return optax.MaskedNode() if leaf.companion is None else leaf.value
+
+        return map_leaves(kept, tree, own_bases, None, name="bases")
 
     def init(params: optax.Params) -> ConfinedState:
         map_leaves(lambda leaf: check_basis(leaf, side), params, bases, specs, name="bases")
@@ -106,9 +107,8 @@ def confined(
         turned = form == "coordinates" and gradients_in_coordinates
         gradients = seen(updates, state.bases, turned=turned)
         steps, inner_state = optimizer.update(gradients, state.inner, seen(params, state.bases), **extra)
-        return _as_updates(steps, params, start, state.bases, form, side, specs), ConfinedState(
-            inner_state, state.bases
-        )
+        final = _as_updates(steps, params, start, state.bases, form, side, specs)
+        return final, ConfinedState(inner_state, state.bases)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -129,7 +129,7 @@ def subspace_coordinates(tree: Any, bases: Any, *, specs: Any = None, side: Side
         a tree like `tree`; float32 at confined leaves.
     """
 
-    def one(leaf: Leaf) -> Array:
+    def one(leaf: Leaf) -> Any:  # a leaf without a basis is passed on as it came
         return leaf.value if leaf.companion is None else to_coordinates(leaf.matrix(), leaf.companion, side)
 
     return map_leaves(one, tree, bases, specs, name="bases")

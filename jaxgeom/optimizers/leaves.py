@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgeom.diagnostics.matrix_spec import MatrixSpec, as_matrix, from_matrix
+from jaxgeom.diagnostics.matrix_spec import MatrixSpec, as_matrix, from_matrix, is_spec
 
 Side = Literal["right", "left"]
 
@@ -56,7 +56,7 @@ def map_leaves(fn: Callable[[Leaf], Any], tree: Any, companions: Any, specs: Any
     beside = _aligned(companions, structure, name, lambda node: node is None)
     spec_of: list[Any] = [None] * len(pairs)
     if specs is not None:
-        spec_of = _aligned(specs, structure, "specs", lambda node: node is None or isinstance(node, MatrixSpec))
+        spec_of = _aligned(specs, structure, "specs", is_spec)
     leaves = (
         Leaf(jax.tree_util.keystr(path), value, companion, spec)
         for (path, value), companion, spec in zip(pairs, beside, spec_of, strict=True)
@@ -108,5 +108,5 @@ def from_coordinates(coordinates: Array, basis: Array, side: Side) -> Array:
 
 
 def own_copy(tree: Any) -> Any:
-    """The same arrays in buffers of their own, so that donating an optimizer state leaves the caller's alone."""
+    """The same arrays in buffers of their own, so that donating one leaves the other alone."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)

@@ -1,6 +1,7 @@
 """Bases and masks of a confined run, made from checkpoints matrix by matrix; its optimizer; what leaks out of it."""
 
 import functools
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from jaxgeom.diagnostics import (
     subspace_leakage,
     top_subspaces,
 )
+from jaxgeom.diagnostics.matrix_spec import is_spec
 from jaxgeom.errors import UserError, listed
 from jaxgeom.models import Qwen3Config
 from jaxgeom.models.load import qwen3_tensors
@@ -58,7 +60,7 @@ class Confinement(NamedTuple):
             if settings.unconfined == "frozen":
                 masks = jax.tree.map(
                     lambda spec, mask: jnp.zeros((), bool) if spec is None else mask, self.specs, masks,
-                    is_leaf=lambda node: node is None or hasattr(node, "in_"),
+                    is_leaf=is_spec,
                 )  # fmt: skip
             return masked_training(inner, masks)
         assert settings.confine is not None
@@ -101,7 +103,7 @@ class Confinement(NamedTuple):
         for now, first, held, spec in zip(
             jax.tree.leaves(params), jax.tree.leaves(start),
             jax.tree.leaves(held_trees, is_leaf=lambda node: node is None),
-            jax.tree.leaves(self.specs, is_leaf=lambda node: node is None or hasattr(node, "in_")), strict=True,
+            jax.tree.leaves(self.specs, is_leaf=is_spec), strict=True,
         ):  # fmt: skip
             if spec is None:
                 continue
@@ -150,14 +152,15 @@ def make_confinement(
     sides = _sides_of_run(source, config) if source is not None else (_tensors(model, config, base),)
     kind = settings.mask if is_mask else settings.basis
     specs, notes = spectral_specs(config), _Notes()
-    trees = jax.tree.map(lambda _: None, specs, is_leaf=lambda node: node is None or hasattr(node, "in_"))
+    trees = jax.tree.map(lambda _: None, specs, is_leaf=is_spec)
     for path, group in _leaves(config):
         made = []
         for tensor in group:
-            matrices = [jnp.asarray(side[tensor.name].read().astype(np.float32)) for side in sides]
+            read = () if kind == "random" else sides  # that takes the shape alone
+            matrices = [jnp.asarray(side[tensor.name].read().astype(np.float32)) for side in read]
             generator = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
             if is_mask:
-                made.append(from_hf(config, tensor, np.asarray(_mask(kind, settings, matrices, generator))))
+                made.append(from_hf(config, tensor, np.asarray(_mask(kind, settings, matrices, generator, tensor))))
             else:
                 made.append(_basis(kind, settings, matrices, generator, tensor, notes))
         batch = (config.num_hidden_layers,) + ((config.num_experts,) if group[0].expert is not None else ())
@@ -203,9 +206,7 @@ def _basis(
         rows = in_ if settings.basis_side == "right" else out
         return np.linalg.qr(generator.normal(size=(rows, rank)))[0].astype(np.float32)
     matrix = matrices[1] - matrices[0] if kind == "delta" else matrices[0]
-    left, values, right = (
-        np.asarray(part) for part in _top(matrix, rank, "krylov" if min(out, in_) > _EXACT else "svd")
-    )
+    left, values, right = (np.asarray(part) for part in _top(matrix, rank, _method(tensor)))
     basis = right if settings.basis_side == "right" else left
     if values[0] == 0:
         notes.unmoved.append(tensor.name)
@@ -218,13 +219,20 @@ def _basis(
     return np.where(has, basis, 0).astype(np.float32)
 
 
+def _method(tensor: HFTensor) -> str:
+    """How the leading directions of a matrix are had."""
+    return "krylov" if min(tensor.shape) > _EXACT else "svd"
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _top(matrix: Array, rank: int, method: str) -> tuple[Array, Array, Array]:
     left, values, right = top_subspaces(matrix, k=rank, method=method)
     return left, values, right
 
 
-def _mask(kind: str, settings: ConfineSettings, matrices: list[Array], generator: np.random.Generator) -> Any:
+def _mask(
+    kind: str, settings: ConfineSettings, matrices: list[Array], generator: np.random.Generator, tensor: HFTensor
+) -> Any:
     """The trained entries of a matrix, bool `[out, in]`."""
     if kind == "changed":
         return changed_mask(matrices[0], matrices[1])
@@ -232,12 +240,12 @@ def _mask(kind: str, settings: ConfineSettings, matrices: list[Array], generator
     if kind == "low-magnitude":
         return low_magnitude_mask(matrices[0], fraction=fraction)
     if kind == "principal":
-        method = "krylov" if min(matrices[0].shape) > _EXACT else "svd"
+        method = _method(tensor)
         return principal_mask(matrices[0], rank=settings.mask_rank, fraction=fraction, method=method)
-    size = matrices[0].size
+    size = math.prod(tensor.shape)
     mask = np.zeros(size, bool)
     mask[generator.choice(size, int(np.floor(fraction * size + 0.5)), replace=False)] = True
-    return mask.reshape(matrices[0].shape)
+    return mask.reshape(tensor.shape)
 
 
 def _leaves(config: Qwen3Config) -> Iterator[tuple[tuple[str, ...], list[HFTensor]]]:

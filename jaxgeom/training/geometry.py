@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.diagnostics import MatrixSpec, as_matrix, measure, summarize, top_subspace
+from jaxgeom.diagnostics.matrix_spec import is_spec
 
 STATISTICS = ("density_bf16", "density_bf16_null", "relative_norm", "stable_rank", "stable_rank_null")
 """Of the update since the start of the run."""
@@ -70,7 +71,7 @@ def geometry_of(specs: PyTree, subspace_k: int = 16) -> Geometry:
         subspace_k: directions of a subspace, fewer at smaller matrices.
     """
     modules: dict[str, tuple[tuple[str, ...], ...]] = {}
-    for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=_is_spec):
+    for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec):
         keys = tuple(str(key.key) for key in path)
         if spec is not None:
             modules[keys[-2]] = (*modules.get(keys[-2], ()), keys)
@@ -104,7 +105,7 @@ def _subspaces(geometry: Geometry, params: PyTree, start: PyTree) -> PyTree:
         found = jax.lax.map(lambda matrix: top_subspace(matrix, k=k, method="krylov"), flat)
         return found.reshape(*delta.shape[:-2], *found.shape[-2:])
 
-    return jax.tree.map(one, geometry.specs, params, start, is_leaf=_is_spec)
+    return jax.tree.map(one, geometry.specs, params, start, is_leaf=is_spec)
 
 
 def _only(specs: PyTree, paths: tuple[tuple[str, ...], ...]) -> PyTree:
@@ -113,8 +114,4 @@ def _only(specs: PyTree, paths: tuple[tuple[str, ...], ...]) -> PyTree:
     def one(path: Any, spec: MatrixSpec | None) -> MatrixSpec | None:
         return spec if tuple(str(key.key) for key in path) in paths else None
 
-    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=_is_spec)
-
-
-def _is_spec(node: Any) -> bool:
-    return node is None or isinstance(node, MatrixSpec)
+    return jax.tree_util.tree_map_with_path(one, specs, is_leaf=is_spec)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.models.names import spectral_specs
+from jaxgeom.optimizers.leaves import own_copy
 from jaxgeom.training.checkpointing import load_start
 from jaxgeom.training.geometry import geometry_of
 from jaxgeom.training.geometry_settings import GeometrySettings
@@ -54,7 +54,7 @@ class Monitor:
     def before(self, step: int, params: PyTree) -> None:
         """Takes the parameters that step number `step` is about to change, where it is measured."""
         if self.is_due(step):
-            self._before = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+            self._before = own_copy(params)
 
     def after(self, step: int, params: PyTree) -> dict[str, float]:
         """What is measured after a step: nothing where it is not due.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxgeom.errors import UserError
 from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
+from jaxgeom.optimizers.leaves import own_copy
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
 from jaxgeom.sharding import batch_divisor, make_mesh
@@ -132,7 +133,7 @@ def make_ready(
         reporter.say(f"{name}: {note}")
     # A copy: a step takes its state's own buffers.
     counted = confinement is not None or settings.geometry.geometry_every
-    start = None if not counted else jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
+    start = None if not counted else own_copy(params)
     frozen = Frozen(teachers=tuple(actor.params for actor in teachers), start=start)
     return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, verifier, mesh)
 
