@@ -57,6 +57,12 @@ def test_sentences_and_table_give_value_and_nulls(measured):
     assert "rounding null" in text and f"{100 * entry['rounding_null']:.1f} %" in text
 
 
+def test_the_report_says_at_which_k_it_was_taken(measured):
+    report, out = measured
+    assert report["settings"]["used"] == {"subspace_k": {"4": 14}}
+    assert '<span class="aside used">K = 4</span>' in (out / "report.html").read_text(encoding="utf-8")
+
+
 def test_what_is_undefined_is_said(tmp_path):
     path = disk.write(tmp_path / "w", disk.weights())
     same = open_checkpoint(path)
