@@ -172,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     print(
-        f"{'draws from':16}{'shape':>10}{'stored':>11}{'noise':>8}{'sigma':>6}  {'z':36}{'n':>5}{'mean':>7}{'std':>6}{'|z|>3':>7}"
+        f"{'draws from':16}{'shape':>10}{'stored':>11}{'noise':>8}{'sigma':>6}  {'z':36}{'n':>5}{'mean':>7}{'std':>6}"
+        f"{'|z|>3':>7}"
     )
     for family, shape, storage in itertools.product(chosen.families, chosen.shapes, chosen.storage):
         rows, columns = map(int, shape.split("x"))

@@ -50,7 +50,7 @@ _CHECKPOINTS = _either(
 )
 # The tokens of the rows, by what they come from.
 _ROWS = r"rows/(?:[0-9a-f]+\.npz|\.[0-9a-f]+\.npz\.\d+)"
-_FIGURES = r"figures/\w+\.(?:svg|png)"
+_FIGURES = r"figures/[\w.-]+\.(?:svg|png)"
 _RUN = _either(
     _written("config.json", "done"),
     r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.\d{10}\.[\w.-]+\.\d+\.\d+",

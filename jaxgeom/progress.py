@@ -105,6 +105,12 @@ class Reporter:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def warn(self, text: str) -> None:
+        """A line that must not be overlooked: apart from the others, and in bold red on a terminal."""
+        self.console.print()
+        self.console.print(text, markup=False, style="bold red")
+        self.console.print()
+
     def task(self, label: str, total: int, *, done: int = 0) -> Task:
         return Task(self.console, label, total, done=done)
 

@@ -12,7 +12,7 @@ from jaxgeom.comparison.algebra.devices import Algebra
 from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import SCHEMA, to_csv_text, to_json_text, version
-from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
+from jaxgeom.comparison.files.summary import coverage_of, groups_of, settings_used, summary_of
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
 from jaxgeom.comparison.run.plan import Reader, check_sides, match_sides, plan_parts, read_notes, text_parameters
@@ -108,7 +108,7 @@ def _report(
         "version": version(),
         "command": command,
         "inputs": inputs,
-        "settings": measured | {"null_forms": null_forms("between", measured["suite"])},
+        "settings": measured | {"null_forms": null_forms("between", measured["suite"]), "used": settings_used(rows)},
         "coverage": coverage_of(rows, (), everything) | read_notes(sides),
         "summary": summary_of(rows),
         "groups": {by: groups[by] for by in ("module", "layer", "tower") if by in groups},

@@ -9,9 +9,10 @@ import numpy as np
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.comparison.algebra.devices import Algebra
 from jaxgeom.comparison.algebra.matrix import MatrixMaker
+from jaxgeom.comparison.files.curves import curve_coverage, curves_of, similarity_of, towers_along
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import to_json_text, version
-from jaxgeom.comparison.files.summary import curve_coverage, curves_of, of_text, similarity_of, towers_along
+from jaxgeom.comparison.files.summary import of_text, settings_used
 from jaxgeom.comparison.one_matrix.along_run import ENTRY_KEYS, MatrixTrajectory
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
@@ -141,7 +142,8 @@ def _result(
         "command": command,
         "inputs": inputs,
         "steps": steps,
-        "settings": described | {"null_forms": null_forms("trajectory", described["suite"])},
+        "settings": described
+        | {"null_forms": null_forms("trajectory", described["suite"]), "used": settings_used(rows)},
         "coverage": curve_coverage(rows, len(steps), total) | read_notes(sides),
         "summary": curves_of(rows, len(steps)),
         **towers_along(rows, len(steps)),

@@ -11,7 +11,7 @@ from jaxgeom.comparison.algebra.devices import Algebra
 from jaxgeom.comparison.algebra.matrix import MatrixMaker
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.files.report import Report, version
-from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
+from jaxgeom.comparison.files.summary import coverage_of, groups_of, settings_used, summary_of
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.entries import put_entries
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
@@ -150,6 +150,7 @@ def _report(
     total = text_parameters(initial)
     same_view = all(checkpoint.dtype == "bfloat16" for checkpoint in (initial, final))
     described = settings | {"null_forms": null_forms("compare", settings["suite"]), "views_coincide": same_view}
+    described["used"] = settings_used(matrices)
     described["orientation"] = "[out, in]; left singular vectors on the output side"
     return Report(
         command=command,

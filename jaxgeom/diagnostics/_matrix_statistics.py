@@ -42,7 +42,15 @@ from .singular_values import (
 )
 from .sparsity import changed_mask
 from .update_numbers import kurtosis_from_sums, update_statistics
-from .weight_numbers import PROJECTION_SHARES, angle_flags, is_open, projection_statistics, put_angles, shift_statistics
+from .weight_numbers import (
+    PROJECTION_SHARES,
+    angle_flags,
+    is_open,
+    projection_rank,
+    projection_statistics,
+    put_angles,
+    shift_statistics,
+)
 
 
 class Svd(NamedTuple):
@@ -230,9 +238,9 @@ def _rotation(pair: MatrixPair, large: jax.Array, k: int) -> tuple[RotationDraws
 
 def projections(pair: MatrixPair) -> Numbers:
     """Shares of ΔW's energy in the leading subspaces of W0."""
-    smaller, top = min(pair.shape), pair.initial
+    top = pair.initial
     shares = {"": pair.options["projection_fraction"]} | {f"_{100 * share:g}pct": share for share in PROJECTION_SHARES}
-    sizes = {suffix: max(1, min(round(share * smaller), smaller)) for suffix, share in shares.items()}
+    sizes = {suffix: projection_rank(share, pair.shape) for suffix, share in shares.items()}
     most, squares = max(sizes.values()), jnp.square(pair.counts.delta_norm)
     unit = pair.delta / jnp.where(squares > 0, jnp.sqrt(squares), 1.0)
     rows, columns = matmul(transpose(top.left[:, :most]), unit), matmul(unit, top.right[:, :most])

@@ -50,14 +50,15 @@ def changed_overlaps(
       changed_b: changed mask of run B, same shape.
 
     Returns:
-      `MaskOverlaps`, each NaN where its denominator is empty.
+      `MaskOverlaps`, all NaN where one of the masks is empty: nothing changed then that the other could have met.
 
     Reference:
       *RL Finetunes Small Subnetworks*, https://arxiv.org/abs/2505.11711
     """
-    return MaskOverlaps(
-        mask_overlap(changed_a, changed_b), mask_overlap(changed_b, changed_a), mask_jaccard(changed_a, changed_b)
-    )
+    a, b = jnp.asarray(changed_a), jnp.asarray(changed_b)
+    both = a.any((-2, -1)) & b.any((-2, -1))
+    overlaps = mask_overlap(a, b), mask_overlap(b, a), mask_jaccard(a, b)
+    return MaskOverlaps(*(jnp.where(both, overlap, jnp.nan) for overlap in overlaps))
 
 
 def _overlap_moments(a: Any, b: Any, both: Any, variance: Any) -> MaskOverlaps:
@@ -87,14 +88,22 @@ def independence_null(count: ArrayLike, changed_a: ArrayLike, changed_b: ArrayLi
       changed_b: b, how many of them run B changed.
 
     Returns:
-      `MaskOverlaps` of `NullMoments`, NaN where a denominator is 0.
+      `MaskOverlaps` of `NullMoments`, NaN where a mask is empty.
     """
     xp = namespace(count, changed_a, changed_b)
     n, a, b = (xp.asarray(x, real(xp)) for x in (count, changed_a, changed_b))
+    a, b = _of_runs_that_changed(a, b)
     # Shares first: float32 holds no products of three counts.
     both = a * (b / n)
     variance = both * (1 - a / n) * ((n - b) / xp.maximum(n - 1, 1.0))
     return _overlap_moments(a, b, both, variance)
+
+
+def _of_runs_that_changed(a: Any, b: Any) -> tuple[Any, Any]:
+    """Sizes of two masks; NaN both where one of them is empty, since there is no mask to overlap then."""
+    xp = namespace(a, b)
+    none = xp.logical_or(xp.equal(a, 0), xp.equal(b, 0))
+    return xp.where(none, xp.nan, a), xp.where(none, xp.nan, b)
 
 
 def rounding_overlaps(cells: RoundingCells, changed_a: Any, changed_b: Any) -> MaskOverlaps:
@@ -167,6 +176,7 @@ def overlap_statistics_between(
     xp = namespace(cells.counts, both)
     size = cells.counts.sum(-1)
     both, a, b = (xp.asarray(x, size.dtype) for x in (both, changed_a, changed_b))
+    a, b = _of_runs_that_changed(a, b)
     values = MaskOverlaps(divide(both, b), divide(both, a), divide(both, a + b - both))
     independent = independence_null(size, a, b)
     rounded = rounding_overlaps(cells, *(xp.where(known, changed, np.nan) for changed in (a, b)))

@@ -42,8 +42,8 @@ KNOWN = 1.5
 of itself, up to here about a quarter of a deviation of the most exact of them, the entropy rank (`O(1/min(m, n))`)."""
 
 NEAR = 0.5
-"""Largest b at which there is a mean: up to here it is off by 1 to 7 % (the Hill index of a short tail by
-12 %), at b = 1 by up to 25 %."""
+"""Largest b at which there is a mean: up to here it is off by 1 to 7 % (the Hill index of a short tail by 12 %), at
+b = 1 by up to 25 %."""
 
 _FEW = 8
 """A statistic of the k leading values is reduced in size only down to this k: below, the edge has laws of its own."""

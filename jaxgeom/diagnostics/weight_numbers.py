@@ -31,6 +31,20 @@ PROJECTION_SHARES = (0.01, 0.05, 0.10, 0.20)
 DEGREES = 57.29577951308232
 
 
+def projection_rank(share: float, shape: tuple[int, ...]) -> int:
+    """k of the projection energies at a share of min(m, n): at least one direction, at most all.
+
+    Args:
+      share: such as 0.01.
+      shape: `[..., m, n]`.
+
+    >>> projection_rank(0.01, (32, 48)), projection_rank(0.1, (128, 64))
+    (1, 6)
+    """
+    smaller = min(shape[-2:])
+    return max(1, min(round(share * smaller), smaller))
+
+
 def is_open(sigma: Any, k: int) -> Any:
     """Whether the leading k directions are not determined: the gap after them is numerically zero.
 

@@ -6,6 +6,9 @@ from .advantages import matched_mix_weights as matched_mix_weights
 from .advantages import mix_advantages as mix_advantages
 from .advantages import opd_advantages as opd_advantages
 from .advantages import sparsify_tokens as sparsify_tokens
+from .distillation import Distilled as Distilled
+from .distillation import distillation as distillation
+from .distillation import distillation_loss as distillation_loss
 from .divergences import forward_kl as forward_kl
 from .divergences import generalized_jsd as generalized_jsd
 from .divergences import reverse_kl as reverse_kl

@@ -9,6 +9,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 DEFAULT_CHUNK = 128
+_NEVER = -1e30
 
 
 class ChunkedWeight(NamedTuple):
@@ -31,6 +32,11 @@ def chunked_weight(unembedding: Float[Array, "d vocab"], dtype: Any) -> ChunkedW
     return ChunkedWeight(jax.lax.stop_gradient(unembedding).astype(dtype), unembedding.astype(jnp.float32))
 
 
+def as_chunked(unembedding: Float[Array, "d vocab"] | ChunkedWeight, dtype: Any) -> ChunkedWeight:
+    """`chunked_weight` of what is not one yet."""
+    return unembedding if isinstance(unembedding, ChunkedWeight) else chunked_weight(unembedding, dtype)
+
+
 @jax.custom_jvp
 def unembed(
     hidden: Float[Array, "*batch d"], value: Float[Array, "d vocab"], master: Float[Array, "d vocab"]
@@ -49,6 +55,37 @@ def _unembed_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Arr
     d_hidden, _, d_master = tangents
     tangent = d_hidden @ value + hidden @ d_master.astype(hidden.dtype)
     return unembed(hidden, value, master), tangent.astype(jnp.float32)
+
+
+def scaled_logits(
+    hidden: Float[Array, "*batch d"], weight: ChunkedWeight, temperature: Any, vocabulary: int | None
+) -> Float[Array, "*batch vocab"]:
+    """Logits over a temperature, float32; those of padding are so low that they have no probability.
+
+    Args:
+        hidden: in the dtype of `weight.value`.
+        weight: of the product.
+        temperature: a number or a scalar array.
+        vocabulary: tokens from here on are padding; None for no padding.
+    """
+    logits = unembed(hidden, *weight) / jnp.asarray(temperature, jnp.float32)
+    return without_padding(logits, vocabulary)
+
+
+def without_padding(logits: Float[Array, "*batch vocab"], vocabulary: int | None) -> Float[Array, "*batch vocab"]:
+    """Logits of which those from `vocabulary` on are so low that a softmax gives them exactly 0.
+
+    Finite: of minus infinity a probability of 0 times a difference of log-probabilities would be NaN.
+    """
+    if vocabulary is None or vocabulary >= logits.shape[-1]:
+        return logits
+    return jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, jnp.asarray(_NEVER, logits.dtype))
+
+
+def at_targets(values: Float[Array, "*batch vocab"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The value of each token, by a masked sum: without a gather it partitions over a sharded vocabulary."""
+    is_target = tokens[..., None] == jnp.arange(values.shape[-1], dtype=tokens.dtype)
+    return jnp.sum(jnp.where(is_target, values, 0.0), axis=-1)
 
 
 def map_time_chunks(body: Callable[..., Any], arrays: Any, weights: Any, *, chunk: int, remat: bool) -> Any:
@@ -109,6 +146,7 @@ def token_log_probs(
     *,
     chunk: int = ...,
     temperature: float | Float[Array, ""] = ...,
+    vocabulary: int | None = ...,
     return_entropy: Literal[False] = ...,
     remat: bool = ...,
 ) -> Float[Array, "batch time"]: ...
@@ -122,6 +160,7 @@ def token_log_probs(
     *,
     chunk: int = ...,
     temperature: float | Float[Array, ""] = ...,
+    vocabulary: int | None = ...,
     return_entropy: Literal[True],
     remat: bool = ...,
 ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]: ...
@@ -134,6 +173,7 @@ def token_log_probs(
     *,
     chunk: int = DEFAULT_CHUNK,
     temperature: float | Float[Array, ""] = 1.0,
+    vocabulary: int | None = None,
     return_entropy: bool = False,
     remat: bool = True,
 ) -> Float[Array, "batch time"] | tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
@@ -154,6 +194,7 @@ def token_log_probs(
         targets: the tokens themselves, `[batch, time]`, not shifted.
         chunk: time steps at a time.
         temperature: the logits are divided by it; 1 scores the model's own distribution.
+        vocabulary: tokens from here on are padding, without probability; None for no padding.
         return_entropy: also return the entropy of the distribution that each token was drawn from.
         remat: False keeps every chunk's logits for the backward pass: faster where they fit.
 
@@ -171,15 +212,14 @@ def token_log_probs(
 
     def body(arrays: tuple[Array, Array], weight: ChunkedWeight) -> tuple[Array, ...]:
         states, tokens = arrays
-        logits = unembed(states, *weight) / jnp.asarray(temperature, jnp.float32)
+        logits = scaled_logits(states, weight, temperature, vocabulary)
         normalizer = jax.nn.logsumexp(logits, axis=-1)
-        is_target = tokens[..., None] == jnp.arange(logits.shape[-1], dtype=tokens.dtype)
-        log_probs = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1) - normalizer
+        log_probs = at_targets(logits, tokens) - normalizer
         if not return_entropy:
             return (log_probs,)
         return log_probs, normalizer - jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
 
-    weight = unembedding if isinstance(unembedding, ChunkedWeight) else chunked_weight(unembedding, hidden.dtype)
+    weight = as_chunked(unembedding, hidden.dtype)
     out = map_time_chunks(body, (hidden, following), weight, chunk=chunk, remat=remat)
     if return_entropy:
         return shift_to_tokens(out[0]), shift_to_tokens(out[1])

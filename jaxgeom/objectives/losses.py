@@ -176,10 +176,7 @@ def policy_gradient_loss(
         token_loss = token_loss + kl_coefficient * reference_kl
         metrics["reference_kl"] = token_mean(reference_kl)
     per_token = _masked(token_loss, weight)
-    if aggregate == "sequence":
-        total = jnp.sum(divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
-    else:
-        total = jnp.sum(per_token)
+    total = aggregated(per_token, weight, aggregate)
 
     cut = ratio * advantage > clipped * advantage
     metrics |= {
@@ -199,6 +196,13 @@ def policy_gradient_loss(
 def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
     """Values times their weight (or the bare values), and 0 where the weight is: padding may hold inf or NaN."""
     return jnp.where(weight > 0, values.astype(jnp.float32) * weight if times else values, 0.0)
+
+
+def aggregated(per_token: Array, weight: Array, aggregate: Aggregate) -> Array:
+    """The sum of `[batch, time]` losses that are weighted already; under "sequence" of each sequence's mean."""
+    if aggregate == "sequence":
+        return jnp.sum(divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
+    return jnp.sum(per_token)
 
 
 def divide(total: Array, count: Array) -> Array:

@@ -3,5 +3,6 @@
 from .console import print_table as print_table
 from .findings import findings as findings
 from .findings import trajectory_findings as trajectory_findings
+from .learned import nothing_learned as nothing_learned
 from .page import write_report as write_report
 from .study_findings import study_findings as study_findings

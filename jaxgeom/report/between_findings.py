@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from .findings import over_words, ratio_words, undefined_sentences
+from .findings import over_words, undefined_sentences
 from .formatting import format_count, format_value
 from .reading import cell
+from .verdict import Verdict, beside_words, ratio_words, verdict
 
 
 def between_lead(report: dict[str, Any]) -> list[str]:
@@ -48,10 +49,12 @@ def _masks(summary: Any) -> str:
     there = ""
     if rounding.count != own.count:
         there = f" over the {rounding.count} matrices that have this null ({format_value('jaccard', rounding.value)})"
-    sentence += f", two random updates after rounding {format_value('jaccard', rounding.null)}{there}"
-    if abs(rounding.excess) < 0.02:
-        return sentence + ": within two points of what size and rounding alone give."
-    where = "more" if rounding.excess > 0 else "less"
+    beside = beside_words("jaccard", rounding).removeprefix("null ")
+    sentence += f", two random updates after rounding {beside}{there}"
+    said = verdict("jaccard", rounding)
+    if said is Verdict.ALIKE:
+        return sentence + ": about what size and rounding alone give."
+    where = "more" if said is Verdict.MORE else "less"
     return sentence + f": they share {where} than size and rounding explain."
 
 
@@ -70,10 +73,10 @@ def _directions(summary: Any) -> str:
     own = cell(summary, "orthogonal_share")
     if own.value is None:
         return ""
-    shared = 1 - own.value
+    shared, null = 1 - own.value, beside_words("orthogonal_share", own).removeprefix("null ")
     return (
         f"{format_value('orthogonal_share', own.value)} of one update's energy is orthogonal to the other, where two "
-        f"independent updates give {format_value('orthogonal_share', own.null)}; what they share along each other is "
+        f"independent updates give {null or 'no null'}; what they share along each other is "
         f"{format_value('orthogonal_share', shared)}."
     )
 
@@ -82,7 +85,8 @@ def _subspaces(summary: Any) -> str:
     own = cell(summary, "subspace_similarity")
     if own.value is None:
         return ""
-    words = f", {ratio_words(own.value, own.null)}" if own.null else ""
-    null = format_value("subspace_similarity", own.null)
+    words = ratio_words("subspace_similarity", own)
+    null = beside_words("subspace_similarity", own).removeprefix("null ") or "no null"
     value = format_value("subspace_similarity", own.value)
-    return f"The leading right subspaces of the two updates have a similarity of {value}; chance gives {null}{words}."
+    beside = f"{null}, {words}" if words else null
+    return f"The leading right subspaces of the two updates have a similarity of {value}; chance gives {beside}."

@@ -9,8 +9,9 @@ from rich.text import Text
 
 from ..diagnostics.statistics import FURTHER, KIND_LABELS
 from .formatting import format_value, headline_of, population_words, statistic
+from .learned import seeds_note
 from .reading import Cell, cell, compared_cell, label_of, methods_of, number
-from .tables import accuracy_cells, early_similarity, shared_population, statistics_of, written
+from .tables import accuracy_cells, early_similarity, early_words, shared_population, statistics_of, written
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -48,7 +49,7 @@ def _study_columns(report: dict[str, Any]) -> list[tuple[str, list[Text]]]:
         if any(own.value is not None for own in cells):
             columns.append((_label(key, statistic(key).short, cells), [_stacked(key, cells, own) for own in cells]))
     cells = [early_similarity(report, name) for name in methods_of(report)]
-    label = _label("sim_to_final", "similarity to final, 20 %", cells)
+    label = _label("sim_to_final", f"similarity to final, {early_words(report)}", cells)
     return [*columns, (label, [_stacked("sim_to_final", cells, own) for own in cells])]
 
 
@@ -67,15 +68,21 @@ def _wide(report: dict[str, Any]) -> Table:
     for label, _ in columns:
         table.add_column(label, justify="right", no_wrap=True)
     for row, (name, method) in enumerate(methods_of(report).items()):
-        table.add_row(Text(label_of(name, method), style="bold"), *(cells[row] for _, cells in columns))
+        table.add_row(_name(name, method), *(cells[row] for _, cells in columns))
     return table
+
+
+def _name(name: str, method: dict[str, Any]) -> Text:
+    """A method's label, and under it which of its seeds count for nothing."""
+    note = seeds_note(method)
+    return Text.assemble((label_of(name, method), "bold"), ("\n" + note if note else "", "bold red"))
 
 
 def _turned(report: dict[str, Any]) -> Table:
     table = Table(title=_title(report), title_justify="left", show_lines=True)
     table.add_column("")
     for name, method in methods_of(report).items():
-        table.add_column(Text(label_of(name, method)), justify="right")
+        table.add_column(_name(name, method), justify="right")
     for label, cells in _study_columns(report):
         table.add_row(Text(label.replace("\n", " ")), *cells)
     return table

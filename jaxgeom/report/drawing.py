@@ -12,6 +12,7 @@ from .formatting import format_value, population_noun, population_words, statist
 from .published import CONTROLLED
 from .reading import Cell, by_layer, label_of, numbers, population_range, seeds_of, track, track_cells
 from .style import FAINT, INK, MUTED, Look, label_ends, last_point, look, plot_track, scale_x, scale_y
+from .verdict import Verdict, beside_words, verdict
 
 Methods = dict[str, dict[str, Any]]
 
@@ -71,21 +72,21 @@ def with_population(label: str, key: str, cells: Sequence[Cell]) -> str:
 def against_null(key: str, cells: Sequence[tuple[str, Cell]], *, null: str = "null", where: str = "") -> str:
     """What value and null of one population say, in a sentence: which series is below chance, which above; or "".
 
+    Which is decided by `verdict`, as in the findings.
+
     Args:
         key: the statistic.
         cells: what each series is called, with its cell.
         null: what the null is called.
         where: at which step, for instance.
     """
-    said: dict[str, list[str]] = {"less than chance": [], "as chance gives": [], "more than chance": []}
+    said: dict[Verdict, list[str]] = {word: [] for word in Verdict}
     for name, own in cells:
-        if own.value is None or own.null is None or own.excess is None:
-            continue
-        close = abs(own.excess) <= 0.01 * max(abs(own.value), abs(own.null))
-        word = "as chance gives" if close else "more than chance" if own.excess > 0 else "less than chance"
-        text = f"{format_value(key, own.value)} ({null} {format_value(key, own.null)})"
-        said[word].append(f"{name} {text}" if name else text)
-    parts = [f"{word}: {', '.join(texts)}" for word, texts in said.items() if texts]
+        word = verdict(key, own)
+        if word is not None:
+            text = f"{format_value(key, own.value)} ({beside_words(key, own, null=null)})"
+            said[word].append(f"{name} {text}" if name else text)
+    parts = [f"{word.value}: {', '.join(texts)}" for word, texts in said.items() if texts]
     if not parts:
         return ""
     label, over = statistic(key).label, population_range(key, [own for _, own in cells])
@@ -161,7 +162,7 @@ def draw_overlaps(axes_list: list[Axes], rows: dict[str, tuple[Look, dict[str, C
         for row, (style, cells) in enumerate(rows.values()):
             own = cells[key]
             if own.value is None:
-                axes.text(0.01, row, "undefined: nothing changed in bf16", va="center", color=MUTED, fontsize=6.5)
+                axes.text(0.01, row, "undefined", va="center", color=MUTED, fontsize=6.5)
                 continue
             if own.null is not None:
                 axes.plot([own.null, own.value], [row, row], color=style.color, linewidth=2.4, alpha=0.5, zorder=3)

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from .drawing import against_null, triple, write_beside
-from .figures_compare import counted_label, layer_map
+from .figures_compare import counted_label, layer_map, module_label
 from .formatting import MODULES, format_value
 from .reading import Cell, cell
 from .style import INK, MUTED, SINGLE, Drawing, key_below, panels
@@ -70,7 +70,10 @@ def _by_module(
         axes.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-    labels = [counted_label(name, [_shown(source, key) for key, _, _ in columns]) for name, source in sources.items()]
+    labels = [
+        counted_label(module_label(name), [_shown(source, key) for key, _, _ in columns])
+        for name, source in sources.items()
+    ]
     axes_list[0].set_yticks(range(len(sources)), labels)
     axes_list[0].set_ylim(len(sources) - 0.4, -0.6)
     axes_list[0].get_yticklabels()[0].set_fontweight("bold")

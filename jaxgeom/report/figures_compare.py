@@ -29,6 +29,7 @@ from .formatting import MODULES, format_count, format_value, population_words, s
 from .published import PUBLISHED_FRACTION, references
 from .reading import Cell, cell, number, numbers
 from .style import FAINT, FAMILY_LOOKS, INK, MUTED, PAPER, SINGLE, Drawing, key_below, panels, plain_number, scale_y
+from .used import capped_angles
 
 
 def compare_drawings(report: dict[str, Any], rows: list[dict[str, Any]]) -> list[Drawing]:
@@ -95,9 +96,24 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
 
 
 def counted_label(label: str, cells: Sequence[Cell]) -> str:
-    """The label of a row with the number of matrices or tensors that its cells are over."""
-    counts = dict.fromkeys(own.count for own in cells if own.value is not None and own.count is not None)
-    return f"{label} (n = {', '.join(format_count(count) for count in counts)})" if counts else label
+    """The label of a row with the number of matrices or tensors that its cells are over.
+
+    Where a module has no null its values are in no mean beside a null, and so not in that of all modules: it is said.
+    """
+    known = [own for own in cells if own.value is not None and own.count is not None]
+    counts = dict.fromkeys(own.count for own in known)
+    if not counts:
+        return label
+    without = ", no null" if not any(own.null is not None for own in known) and label != "all" else ""
+    return f"{label} (n = {', '.join(format_count(count) for count in counts)}{without})"
+
+
+_PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def module_label(name: str) -> str:
+    """`k_proj` for the module k, which beside a count would be read as a number."""
+    return f"{name}_proj" if name in _PROJECTIONS else name
 
 
 def _holds_any(group: Any) -> bool:
@@ -189,7 +205,7 @@ def overlaps(report: dict[str, Any]) -> Drawing | None:
     if all(c.value is None for _, cells in rows.values() for c in cells.values()):
         return None
     published = references("low_magnitude_overlap") if _same_fraction(report) else ()
-    labels = [counted_label(name, list(cells.values())) for name, (_, cells) in rows.items()]
+    labels = [counted_label(module_label(name), list(cells.values())) for name, (_, cells) in rows.items()]
     labels += ["published"] if published else []
     figure, axes_list = panels(1, 2, 1.0 + 0.25 * len(labels), sharey=True)
     draw_overlaps(axes_list, rows)
@@ -247,11 +263,11 @@ def rotation(report: dict[str, Any]) -> Drawing | None:
         "Rotation and drift by layer",
         "The solid line shows how far the leading singular subspaces turned and how far the spectrum moved, averaged "
         "over the matrices of each layer for which value and null are both defined. The dashed line is what an "
-        "isotropic random update of the same Frobenius norm does to the same matrices: where the solid line runs below "
-        "it the update turns them less than chance, above it more.",
+        "isotropic random update of the same Frobenius norm does to the same matrices: only the distance between the "
+        "two is the method's, and whether it is more than the null's own scatter is said below.",
         f"By layer: {told}.",
         figure,
-        _against(summary, [key for key, _, _ in _ROTATION]),
+        (*capped_angles(report), *_against(summary, [key for key, _, _ in _ROTATION])),
     )
 
 
@@ -351,7 +367,8 @@ def draw_grid(
         return
     low, high = limits or (min(known), max(known))
     if diverging:
-        high = max(abs(low), abs(high)) or 1.0
+        # Full colour is never less than a point: else what is nothing would look like the strongest of findings.
+        high = max(abs(low), abs(high), 0.01 if share else 0.0) or 1.0
         low = -high
     single = high <= low  # one colour, and one number under it
     if single:

@@ -9,9 +9,10 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from ..diagnostics.statistics import SOURCES
+from ..diagnostics.statistics import EARLY, SOURCES
 from .drawing import (
     OVERLAP_TEXT,
     OVERLAPS,
@@ -47,6 +48,7 @@ from .reading import (
 from .style import (
     INK,
     MUTED,
+    PAPER,
     Drawing,
     key_below,
     label_ends,
@@ -56,6 +58,8 @@ from .style import (
     plot_track,
     scale_y,
 )
+from .tables import early_words, percent
+from .used import capped_angles
 
 
 def study_drawings(report: dict[str, Any]) -> list[Drawing]:
@@ -142,9 +146,13 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
             end = max(own.value, own.null or 0.0, own.high or 0.0)
             label = axes.text(end + 0.015, row, format_value(key, own.value), va="center", fontsize=7, zorder=5)
             label.set_fontweight("bold")
-            if end > 0.85:
-                start = min(v for v in (own.value, own.null, own.low) if v is not None)
+            start = min(v for v in (own.value, own.null, own.low) if v is not None)
+            if end > 0.85 and start > 0.2:
                 label.set(x=start - 0.015, ha="right", color="white")
+            elif end > 0.85:  # over an interval that leaves no room beside it
+                inside = own.value > 0.8
+                label.set(x=own.value + (-0.015 if inside else 0.015), ha="right" if inside else "left")
+                label.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
             told.append(f"{label_of(name, method)} {format_value(key, own.value)}")
         axes.set_xlim(0, 1)
         axes.tick_params(axis="y", length=0)
@@ -229,7 +237,7 @@ def rotation(report: dict[str, Any]) -> Drawing | None:
         "dashed one: the height alone mostly repeats the size of the update.",
         f"Mean principal angles and normalized spectral shift by layer with their nulls. {told}.",
         figure,
-        _against(report, [key for key, _, _ in _ROTATION]),
+        (*capped_angles(report), *_against(report, [key for key, _, _ in _ROTATION])),
     )
 
 
@@ -310,7 +318,8 @@ def subspace(report: dict[str, Any]) -> Drawing | None:
 
 def _early(report: dict[str, Any]) -> tuple[str, ...]:
     said = _against(report, ["sim_to_final"], at="early")
-    return tuple(f"At the checkpoint nearest to 20 % of the steps: {text[0].lower()}{text[1:]}" for text in said)
+    where = f"At {early_words(report)} of the steps, the checkpoints nearest to {percent(EARLY)}"
+    return tuple(f"{where}: {text[0].lower()}{text[1:]}" for text in said)
 
 
 _UNITS = {"share": "(%)", "deg": "(degrees)", "relative": "(NSS)", "rank": "(of ΔW)", "": "(of ΔW)"}

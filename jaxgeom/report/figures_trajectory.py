@@ -7,6 +7,7 @@ from .figures_compare import draw_grid
 from .formatting import format_value
 from .reading import number, numbers, track, track_cells
 from .style import Drawing, key_below, panels
+from .used import capped_angles
 
 _NAME = "opd"  # one series: any one look, always the same
 
@@ -111,7 +112,9 @@ def _asked_for(
     methods = {_NAME: {"trajectory": trajectory}}
     draw_tracks(figure, axes_list, tracks, methods, label_columns=len(tracks), progress=False)
     key_below(figure, ["measured", "null"])
-    found = _at_the_end(trajectory, tuple(key for key, _, _ in tracks)) if name == "spectra" else ()
+    spectra = name == "spectra"
+    found = _at_the_end(trajectory, tuple(key for key, _, _ in tracks)) if spectra else ()
+    found = (*capped_angles(trajectory), *found) if spectra else found
     return Drawing(name, title, text, alt, figure, found)
 
 

@@ -13,6 +13,8 @@ from .formatting import (
 )
 from .reading import Cell, cell, number, steady_cells, track_cells
 from .tables import early_cell, early_share, further_nulls
+from .used import capped_angles, used_words
+from .verdict import Verdict, beside_words, ratio_words, verdict
 
 
 def findings(report: dict[str, Any]) -> list[str]:
@@ -31,7 +33,7 @@ def findings(report: dict[str, Any]) -> list[str]:
     said = [_sparsity(summary, report.get("settings")), _size(summary)]
     for key in ("overlap_principal", "overlap_low"):
         said += [overlap_sentence(key, cell(summary, key)), _further_sentence(key, summary)]
-    said += [_rotation(summary), _drift(summary), _rank(summary), _projection(summary), _decay(summary)]
+    said += [_rotation(report), _drift(summary), _rank(summary), _projection(report), _decay(summary)]
     said += [_functional(summary)]
     said += undefined_sentences(report)
     return [sentence for sentence in said if sentence]
@@ -110,13 +112,15 @@ def overlap_sentence(key: str, own: Cell) -> str:
     if own.null is None or own.excess is None:
         return sentence + "; no null was computed for it, so it says nothing about the direction of the update."
     sentence += (
-        f", where direction-free noise of the same density gives {format_value(key, own.null)} "
-        f"({_comma(f'excess {format_value(key, own.excess, signed=True)}', over_words(key, own))})"
+        ", where direction-free noise of the same density gives "
+        f"{_comma(beside_words(key, own).removeprefix('null '), over_words(key, own))}"
     )
-    if abs(own.excess) < 0.02:
-        return sentence + ": within two points of what rounding alone gives."
-    where = "more" if own.excess > 0 else "fewer"
-    return sentence + f": {where} changes fall there than size and rounding explain."
+    said = verdict(key, own)
+    if said is Verdict.ALIKE:
+        return sentence + ": about what rounding alone gives."
+    where = "more" if said is Verdict.MORE else "fewer"
+    little = ", if only by a little" if abs(own.excess) < 0.02 else ""
+    return sentence + f": {where} changes fall there than size and rounding explain{little}."
 
 
 def _comma(*parts: str) -> str:
@@ -136,29 +140,21 @@ def _further_sentence(key: str, summary: Any) -> str:
     )
 
 
-def ratio_words(value: float, null: float) -> str:
-    """How a value stands to its null: `1.4 times its null`, `as its null`."""
-    ratio = value / null
-    return "about its null" if 0.9 < ratio < 1.1 else f"{format_number(ratio, digits=2)} times its null"
-
-
-def _rotation(summary: Any) -> str:
-    parts = []
+def _rotation(report: dict[str, Any]) -> str:
+    summary, parts = report.get("summary"), []
     for side, key in (("left", "angle_left_mean_deg"), ("right", "angle_right_mean_deg")):
         own = cell(summary, key)
         if own.value is not None:
             parts.append(f"{format_value(key, own.value)} on the {side}{_against(key, own)}")
     if not parts:
         return ""
-    return f"The leading singular subspaces turned by {' and '.join(parts)}."
+    return " ".join((f"The leading singular subspaces turned by {' and '.join(parts)}.", *capped_angles(report)))
 
 
 def _against(key: str, own: Cell) -> str:
     if own.value is None or own.null is None or own.excess is None:
         return " (no null)"
-    excess = format_value(key, own.excess, signed=True)
-    words = ratio_words(own.value, own.null) if own.null > 0 else ""
-    return f" ({_comma(f'null {format_value(key, own.null)}', f'excess {excess}', words, over_words(key, own))})"
+    return f" ({_comma(beside_words(key, own), ratio_words(key, own), over_words(key, own))})"
 
 
 def _drift(summary: Any) -> str:
@@ -193,15 +189,17 @@ def _over(key: str, own: Cell) -> str:
     return f" ({said})" if said else ""
 
 
-def _projection(summary: Any) -> str:
-    own = cell(summary, "projection_joint")
+def _projection(report: dict[str, Any]) -> str:
+    own = cell(report.get("summary"), "projection_joint")
     if own.value is None or own.null is None:
         return ""
-    words = f", {ratio_words(own.value, own.null)}" if own.null > 0 else ""
-    over = f" ({said})" if (said := over_words("projection_joint", own)) else ""
+    beside = _comma(
+        *(words("projection_joint", own) for words in (beside_words, ratio_words, over_words)),
+        used_words(report, "projection_joint"),
+    )
     return (
         f"{format_value('projection_joint', own.value)} of the update's energy lies in the leading left and right "
-        f"subspaces of W0, where chance gives {format_value('projection_joint', own.null)}{words}{over}."
+        f"subspaces of W0 ({beside})."
     )
 
 
@@ -304,9 +302,16 @@ def early_sentence(trajectory: Any, who: str = "the update", own: Cell | None = 
     )
     if own.null is None or own.excess is None:
         return sentence + " (no null was computed)."
-    excess = format_value("sim_to_final", own.excess, signed=True)
-    over = _comma(f"excess {excess}", over_words("sim_to_final", own))
-    return sentence + f", where a random walk is at {format_value('sim_to_final', own.null)} ({over})."
+    beside = _comma(beside_words("sim_to_final", own).removeprefix("null "), over_words("sim_to_final", own))
+    return sentence + f", where a random walk is at {beside}: {_EARLY_WORDS[verdict('sim_to_final', own)]}."
+
+
+_EARLY_WORDS = {
+    Verdict.LESS: "later than a walk finds its own",
+    Verdict.ALIKE: "about as a walk finds its own",
+    Verdict.MORE: "earlier than a walk finds its own",
+    None: "",
+}
 
 
 def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
@@ -322,6 +327,6 @@ def disjoint_sentence(trajectory: Any, who: str = "The update") -> str:
     )
     if null is None:
         return sentence + "."
-    above = f", {ratio_words(value, null)}" if null > 0 else ""
-    over = f" ({said})" if (said := over_words("sim_disjoint", own)) else ""
-    return sentence + f", where independent stretches give {format_value('sim_disjoint', null)}{above}{over}."
+    beside = beside_words("sim_disjoint", own).removeprefix("null ")
+    beside = _comma(beside, ratio_words("sim_disjoint", own), over_words("sim_disjoint", own))
+    return sentence + f", where independent stretches give {beside}."

@@ -99,9 +99,10 @@ def format_value(key: str, value: float | int | None, *, signed: bool = False) -
     unit = statistic(split_key(key)[0]).unit
     if unit == "share":
         percent = 100.0 * value
-        small = 0 < abs(percent) < 0.1 and not signed
+        if abs(percent) < 1e-9:  # what rounding leaves of a difference of shares
+            percent = 0.0
+        small = 0 < abs(percent) < 0.1
         text = format_number(percent, digits=2) if small else f"{percent:.1f}".replace("-", "−")
-        text = "0.0" if text == "−0.0" else text
         text += " pp" if signed else " %"
     elif unit == "deg":
         text = format_number(value, digits=2 if signed else 3) + "°"

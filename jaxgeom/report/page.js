@@ -29,8 +29,8 @@
     if (column.kind === "z" || column.kind === "ratio") return number(v);
     const sign = column.kind === "excess" && v > 0 ? "+" : "";
     if (column.unit === "share") {
-      const p = 100 * v, excess = column.kind === "excess";
-      const text = p !== 0 && Math.abs(p) < 0.1 && !excess ? number(p) : p.toFixed(1).replace(/^-0\.0$/, "0.0").replace("-", "−");
+      const p = Math.abs(v) < 1e-11 ? 0 : 100 * v; // less is what rounding leaves of a difference of shares
+      const text = p !== 0 && Math.abs(p) < 0.1 ? number(p) : p.toFixed(1).replace("-", "−");
       return (text === "0.0" ? "" : sign) + text + (column.kind === "excess" ? " pp" : " %");
     }
     if (column.unit === "count") return String(Math.round(v));
@@ -145,7 +145,9 @@
     const means = [...cells.values()].map(([sum, n]) => sum / n);
     let low = means.reduce((a, b) => Math.min(a, b), Infinity), high = means.reduce((a, b) => Math.max(a, b), -Infinity);
     const signed = column.kind === "excess" || column.kind === "z", stops = signed ? diverging : sequential;
-    if (signed) { high = Math.max(Math.abs(low), Math.abs(high)); low = -high; }
+    // Full colour is never less than a point of a share, or a z of 2: what is nothing must not look like a finding.
+    const floor = column.kind === "z" ? 2 : column.unit === "share" ? 0.01 : 0;
+    if (signed) { high = Math.max(Math.abs(low), Math.abs(high), floor); low = -high; }
     const rows = down.map((layer) => {
       const row = make("tr", {}, make("th", { scope: "row", textContent: layer }));
       for (const m of across) {

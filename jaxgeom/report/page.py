@@ -16,7 +16,10 @@ from .figures_study import study_drawings
 from .figures_trajectory import trajectory_drawings
 from .findings import findings, trajectory_findings
 from .formatting import MODULES, format_count, format_value, further_nulls_say, headline_of, statistic
-from .reading import Contents, cell, label_of, load, methods_of, number
+from .learned import nothing_learned
+from .loading import Contents, load
+from .reading import cell, label_of, methods_of, number, seeds_of
+from .steady import steady_trajectory
 from .study_findings import listed, study_findings
 from .style import Drawing, house_style, remove_others, save
 from .tables import (
@@ -31,6 +34,7 @@ from .tables import (
     trajectory_rows,
     written,
 )
+from .verdict import RULE
 
 _HERE = Path(__file__).parent
 _COLUMN_KINDS = {"null": "nulls", "z": "z-scores"}
@@ -74,10 +78,10 @@ def _drawings(contents: Contents) -> list[Drawing]:
     text = [row for row in contents.rows if row.get("tower") is None]  # a tower is in no figure of the text model
     if contents.kind == "compare":
         found = compare_drawings(contents.report, text)
-        return found + (trajectory_drawings(contents.trajectory) if contents.trajectory else [])
+        return found + (trajectory_drawings(steady_trajectory(contents.trajectory)) if contents.trajectory else [])
     if contents.kind == "between":
         return between_drawings(contents.report, text)
-    return trajectory_drawings(contents.report)
+    return trajectory_drawings(steady_trajectory(contents.report))
 
 
 def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
@@ -93,10 +97,13 @@ def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
 
 def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
     report = contents.report
-    data = matrix_data(contents.rows)
+    rows = _rows_that_count(contents)
+    data = matrix_data(rows)
     values: dict[str, Any] = {
         "kind": contents.kind,
         "version": str(report.get("version") or ""),
+        "warnings": nothing_learned(report) if contents.kind == "study" else [],
+        "rule": RULE,
         "created": str(report.get("created") or ""),
         "command": _command(report.get("command")),
         "figures": figures,
@@ -117,7 +124,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "left_out": " and ".join(_COLUMN_KINDS[kind] for kind in data["left_out"]) if data else "",
         "has_csv": contents.kind in ("compare", "between", "study"),
         "chosen": {"study": "Method", "trajectory": "Step"}.get(contents.kind, ""),
-        "matrices": len(contents.rows),
+        "matrices": len(rows),
         "modules": _embed(list(MODULES)),
         "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         "script": Markup((_HERE / "page.js").read_text(encoding="utf-8")),
@@ -126,29 +133,43 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         columns, rows = study_headline(report)
         values |= {"columns": columns, "rows": rows, "between": _between(report)}
         values |= {"title": "What three ways of training did to the weights", "lead": _study_lead(report)}
-        values["findings"] = [str(f) for f in report.get("findings") or study_findings(report)]
+        found = [str(f) for f in report.get("findings") or study_findings(report)]
+        values["findings"] = [sentence for sentence in found if sentence not in values["warnings"]]
         values["coverage"] = values["coverage"] or _study_coverage(report)
     elif contents.kind == "compare":
         forms = report["settings"].get("null_forms") if isinstance(report.get("settings"), dict) else None
-        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms)
+        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms, report)
         values |= {"title": "What changed between two checkpoints", "lead": _compare_lead(report)}
         values["findings"] = findings(report)
         if contents.trajectory:
-            values["findings"] += trajectory_findings(contents.trajectory)
+            values["findings"] += trajectory_findings(steady_trajectory(contents.trajectory))
     elif contents.kind == "between":
         forms = report["settings"].get("null_forms") if isinstance(report.get("settings"), dict) else None
-        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms)
+        values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms, report)
         values |= {"title": "What two runs share", "lead": between_lead(report)}
         values["findings"] = between_findings(report)
     else:
         steps = report.get("steps") or []
-        values |= {"title": "How the update grew along training", "findings": trajectory_findings(report)}
+        values |= {
+            "title": "How the update grew along training",
+            "findings": trajectory_findings(steady_trajectory(report)),
+        }
         values["along"] = trajectory_rows(report)
         values["lead"] = [f"{len(steps)} checkpoints were measured against the initial one."]
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html.jinja").render(values)
+
+
+def _rows_that_count(contents: Contents) -> list[dict[str, Any]]:
+    """The rows without those of seeds that learned nothing, which the map would average in."""
+    idle = {
+        (name, str(seed.get("seed")))
+        for name, method in methods_of(contents.report).items()
+        for seed in seeds_of(method, learned=False)
+    }
+    return [r for r in contents.rows if (r.get("method"), f"{number(r.get('seed')) or 0:.0f}") not in idle]
 
 
 def _embed(value: Any) -> Markup:
@@ -210,8 +231,11 @@ def _between(report: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(pair, dict):
             a, b = str(pair.get("a")), str(pair.get("b"))
             one, other = label_of(a, methods.get(a)), label_of(b, methods.get(b))
+            seeds = pair.get("seed_a"), pair.get("seed_b")
             if a == b:  # one method against itself at another seed
-                one, other = f"{one}, seed {pair.get('seed_a')}", f"seed {pair.get('seed_b')}"
+                one, other = f"{one}, seed {seeds[0]}", f"seed {seeds[1]}"
+            elif None not in seeds and {*seeds} != {*(report.get("seeds") or [])[:1]}:  # another than the first
+                one, other = f"{one}, seed {seeds[0]}", f"{other}, seed {seeds[1]}"
             cells = [
                 (statistic(k).label, written(k, cell(pair, k)), further_nulls(k, pair)) for k in headline_of("between")
             ]
@@ -232,7 +256,9 @@ def _study_lead(report: dict[str, Any]) -> list[str]:
         f"{listed(labels)}: what each run changed, measured against where it began and against chance; "
         + (
             f"{len(seeds)} seeds, with 95 % intervals over them."
-            if len(seeds) > 1
+            if len(seeds) > 2
+            else "two seeds, each one's own number beside their mean."
+            if len(seeds) == 2
             else "one seed, so no interval over seeds."
         )
     ]

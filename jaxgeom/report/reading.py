@@ -1,16 +1,12 @@
-"""Reading what a run left on disk, and reading numbers out of it without caring which of them are missing."""
+"""Reading numbers out of a report, a trajectory or a study without caring which of them are missing."""
 
-import csv
-import json
 import math
 import statistics as stats
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from scipy.special import stdtrit
 
-from ..errors import UserError
 from .formatting import METHOD_LABELS, format_count, population_noun, population_words, statistic
 
 
@@ -21,9 +17,11 @@ class Cell(NamedTuple):
         value: mean over the population.
         null: mean of the null over the same population.
         excess: value less null.
-        low, high: ends of the 95 % interval over seeds, where there are several.
+        low, high: ends of the 95 % interval over seeds, where there are three or more; of two the lower and the higher.
         count: matrices (or parameter tensors) of the population.
         of: how many there are.
+        z: mean z over the population, where the null has a deviation.
+        seeds: how many seeds `low` and `high` come from.
     """
 
     value: float | None
@@ -33,15 +31,8 @@ class Cell(NamedTuple):
     high: float | None = None
     count: int | None = None
     of: int | None = None
-
-
-class Contents(NamedTuple):
-    """What a directory holds: the report, the trajectory, the rows of the per-matrix table."""
-
-    kind: str
-    report: dict[str, Any]
-    trajectory: dict[str, Any] | None
-    rows: list[dict[str, Any]]
+    z: float | None = None
+    seeds: int | None = None
 
 
 def number(value: Any) -> float | None:
@@ -85,25 +76,56 @@ def cell(summary: Any, key: str, kind: str = "") -> Cell:
     if excess is None and value is not None and null is not None:
         excess = value - null
     low, high = (numbers(beside("ci")) + [None, None])[:2] if not kind else (None, None)
+    seeds = [one for one in numbers(beside("seeds")) if one is not None] if not kind else []
+    if len(seeds) == 2:
+        low, high = min(seeds), max(seeds)
     count, of = beside("count"), nested.get("of", summary.get(f"{key}_of"))
-    return Cell(value, null, excess, low, high, _whole(count), _whole(of))
+    z, several = number(beside("z")), None if low is None else len(seeds) or None
+    return Cell(value, null, excess, low, high, _whole(count), _whole(of), z, several)
 
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float] | None:
-    """The interval of the mean by Student's t, or None for fewer than two values."""
+def interval(
+    values: Sequence[float], *, confidence: float = 0.95, bounds: tuple[float | None, float | None] = (None, None)
+) -> tuple[float, float] | None:
+    """The interval of the mean by Student's t within what is possible, or None for fewer than two values.
+
+    Args:
+        values: one a seed.
+        confidence: coverage of the interval.
+        bounds: the least and the largest value that there can be; the interval ends there.
+    """
     if len(values) < 2:
         return None
     half = float(stdtrit(len(values) - 1, 0.5 + confidence / 2)) * stats.stdev(values) / math.sqrt(len(values))
     mean = stats.fmean(values)
-    return mean - half, mean + half
+    low, high = mean - half, mean + half
+    return (
+        low if bounds[0] is None else max(low, min(bounds[0], mean)),
+        high if bounds[1] is None else min(high, max(bounds[1], mean)),
+    )
+
+
+def spread(
+    values: Sequence[float], bounds: tuple[float | None, float | None] = (None, None)
+) -> tuple[float, float] | None:
+    """How far seeds lie apart: of two the lower and the higher, of more the interval of their mean; None for one.
+
+    The interval of two seeds is 6.4 times their difference to either side, whatever was measured: it says nothing.
+    """
+    return (min(values), max(values)) if len(values) == 2 else interval(values, bounds=bounds)
+
+
+def spread_words(seeds: int | None, low: str, high: str) -> str:
+    """`[1.2, 1.4]` for an interval, `[seeds 1.2 and 1.4]` for what two seeds have."""
+    return f"[seeds {low} and {high}]" if seeds == 2 else f"[{low}, {high}]"
 
 
 def method_cell(method: dict[str, Any], key: str) -> Cell:
-    """The statistic of a method by itself: over seeds the mean and its 95 % interval, else the one value."""
+    """The statistic of a method by itself: over seeds the mean and how far they lie apart, else the one value."""
     own = cell(method.get("summary"), key)
     seeds = [cell(seed.get("summary"), key) for seed in seeds_of(method)]
     values = [c.value for c in seeds if c.value is not None]
@@ -111,8 +133,9 @@ def method_cell(method: dict[str, Any], key: str) -> Cell:
         return own
     nulls = [c.null for c in seeds if c.value is not None and c.null is not None]
     mean, null = stats.fmean(values), stats.fmean(nulls) if len(nulls) == len(values) else None
-    low, high = interval(values) or (None, None)
-    return Cell(mean, null, None if null is None else mean - null, low, high, own.count, own.of)
+    low, high = spread(values, statistic(key).bounds) or (None, None)
+    excess = None if null is None else mean - null
+    return Cell(mean, null, excess, low, high, own.count, own.of, own.z, len(values))
 
 
 def population_range(key: str, cells: Sequence[Cell]) -> str:
@@ -149,12 +172,16 @@ def compared_cell(report: dict[str, Any], name: str, key: str, *, at: str = "end
     return method_cell(method, key) if method is not None and at == "end" and not rows else Cell(None)
 
 
-def compared_seeds(report: dict[str, Any], name: str, key: str) -> list[float | None]:
-    """A method's statistic seed by seed, over the matrices that are defined in every method."""
+def compared_seeds(report: dict[str, Any], name: str, key: str) -> dict[Any, float]:
+    """A method's statistic by seed, over the matrices that are defined in every method; without undefined ones."""
+    seeds = seeds_of(methods_of(report).get(name) or {})
     row = matched_rows((report.get("matched") or {}).get("end")).get(name)
     if row is None:
-        return [cell(seed.get("summary"), key).value for seed in seeds_of(methods_of(report).get(name) or {})]
-    return numbers(row.get(f"{key}_seeds")) or [number(row.get(key))]
+        values = [cell(seed.get("summary"), key).value for seed in seeds]
+    else:
+        values = numbers(row.get(f"{key}_seeds")) or [number(row.get(key))]
+    names = [seed.get("seed", place) for place, seed in enumerate(seeds)] or [None]
+    return {name: value for name, value in zip(names, values, strict=False) if value is not None}
 
 
 def matched_rows(block: Any) -> dict[str, dict[str, Any]]:
@@ -163,10 +190,11 @@ def matched_rows(block: Any) -> dict[str, dict[str, Any]]:
     return {str(row.get("method")): row for row in rows or [] if isinstance(row, dict)}
 
 
-def seeds_of(method: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of `per_seed`, or none."""
+def seeds_of(method: dict[str, Any], *, learned: bool = True) -> list[dict[str, Any]]:
+    """The entries of `per_seed` whose run learned something, or those whose run did not; none where there are none."""
     seeds = method.get("per_seed")
-    return [s for s in seeds if isinstance(s, dict)] if isinstance(seeds, list) else []
+    found = [s for s in seeds if isinstance(s, dict)] if isinstance(seeds, list) else []
+    return [seed for seed in found if ("learned_nothing" not in seed) is learned]
 
 
 def methods_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -218,13 +246,13 @@ def track(trajectory: Any, key: str, field: str = "mean") -> list[float | None]:
 
 def track_cells(trajectory: Any, key: str) -> list[Cell]:
     """A statistic at every step of a trajectory, each over that step's population."""
-    fields = [track(trajectory, key, field) for field in ("mean", "null", "excess", "count")]
+    fields = [track(trajectory, key, field) for field in ("mean", "null", "excess", "count", "z")]
     of = _whole((((trajectory or {}).get("summary") or {}).get(key) or {}).get("of"))
     cells = []
-    for value, null, excess, count in zip(*fields, strict=True):
+    for value, null, excess, count, z in zip(*fields, strict=True):
         if excess is None and value is not None and null is not None:
             excess = value - null
-        cells.append(Cell(value, null, excess, count=None if count is None else int(count), of=of))
+        cells.append(Cell(value, null, excess, count=None if count is None else int(count), of=of, z=z))
     return cells
 
 
@@ -244,112 +272,3 @@ def steady_cells(trajectory: Any, key: str) -> list[Cell]:
     if isinstance(flags, list) and len(flags) == len(cells):
         known = [(place, own) for place, own in known if flags[place]]
     return [own for _, own in known if own.count == last.count and (own.null is None) == (last.null is None)]
-
-
-SCHEMA = 1
-_OBJECTS = (
-    *("inputs", "settings", "coverage", "summary", "groups", "similarity"),
-    *("methods", "matched", "machine", "accuracy", "trajectory"),
-)
-_LISTS = ("matrices", "seeds", "between", "stages", "findings")
-_NESTED = (("groups", dict), ("inputs", dict), ("methods", dict), ("similarity", list))
-
-
-def load(directory: Path) -> Contents:
-    """Read DIR/report.json and DIR/trajectory.json; UserError where there is neither, or one is damaged."""
-    report_path, trajectory_path = directory / "report.json", directory / "trajectory.json"
-    if not report_path.is_file() and not trajectory_path.is_file():
-        raise UserError(f"{directory}: holds neither report.json nor trajectory.json")
-    report = _read_json(report_path) if report_path.is_file() else None
-    trajectory = _read_json(trajectory_path) if trajectory_path.is_file() else None
-    if report is None or report.get("kind") == "trajectory":
-        trajectory = trajectory or report or {}
-        return Contents("trajectory", trajectory, trajectory, _rows_by_step(trajectory))
-    kind = str(report.get("kind") or ("study" if "methods" in report else "compare"))
-    if kind not in ("compare", "between", "study"):
-        raise UserError(f"{report_path}: kind is {kind!r}, not compare, between, trajectory or study")
-    rows = report.get("matrices")
-    if not isinstance(rows, list):
-        rows = _read_csv(directory / str(report.get("matrices_csv") or "matrices.csv"), directory)
-    return Contents(kind, report, trajectory, [r for r in rows if isinstance(r, dict)])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not an object")
-    if not content.keys() & {"schema", "kind", "methods"}:
-        raise UserError(f"{path}: is no report of jaxgeom: it names neither schema nor kind")
-    if content.get("schema", SCHEMA) != SCHEMA:
-        raise UserError(f"{path}: schema is {content['schema']!r}; this version reads schema {SCHEMA}")
-    _check(content, str(path), "")
-    return content
-
-
-def _check(content: dict[str, Any], path: str, where: str) -> None:
-    """That the sections of a report are objects and lists where the pages take them for that."""
-    parts: list[tuple[str, Any, type]] = [(key, content.get(key), dict) for key in _OBJECTS]
-    parts += [(key, content.get(key), list) for key in _LISTS]
-    if "methods" not in content and not where:  # of a trajectory; a method's steps are one number
-        parts.append(("steps", content.get("steps"), list))
-    for section, kind in _NESTED:
-        held = content.get(section)
-        parts += [(f"{section}.{key}", value, kind) for key, value in held.items()] if isinstance(held, dict) else []
-    for key, value, kind in parts:
-        if value is not None and not isinstance(value, kind) and key != "inputs.checkpoints":
-            needed = "an object" if kind is dict else "a list"
-            raise UserError(f"{path}: {where}{key} holds a {type(value).__name__}, not {needed}")
-    for name, method in (content.get("methods") or {}).items():
-        _check(method, path, f"{where}methods.{name}.")
-
-
-def _read_csv(path: Path, directory: Path) -> list[dict[str, Any]]:
-    if not path.resolve().is_relative_to(directory.resolve()) or not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _parse(key, text) for key, text in row.items() if key} for row in csv.DictReader(file)]
-
-
-_TEXT = ("name", "module", "method", "shape", "label", "origin")
-
-
-def _parse(key: str, text: str | None) -> Any:
-    if text is None or text == "":
-        return None
-    if key in _TEXT:
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        return text
-    if not math.isfinite(value):
-        return None
-    return int(value) if value.is_integer() and "." not in text and "e" not in text.lower() else value
-
-
-_MAX_STEP_VALUES = 300_000  # above it, only the last step of every matrix goes into the page
-
-
-def _rows_by_step(trajectory: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row per matrix and step; only the last steps where the matrices are very many."""
-    steps = numbers(trajectory.get("steps"))
-    matrices = [matrix for matrix in trajectory.get("matrices") or [] if isinstance(matrix, dict)]
-    places = list(range(len(steps)))
-    if len(matrices) * len(steps) * len(matrices[0] if matrices else ()) > _MAX_STEP_VALUES:
-        places = places[-1:]
-    rows = []
-    for matrix in matrices:
-        labels = {key: value for key, value in matrix.items() if not isinstance(value, list | dict) or key == "shape"}
-        tracks = {
-            key: value
-            for key, value in matrix.items()
-            if isinstance(value, list) and key != "shape" and len(value) == len(steps)
-        }
-        for place in places:
-            step = steps[place]
-            at = {"step": int(step) if step is not None and step.is_integer() else step}
-            rows.append(labels | at | {key: number(value[place]) for key, value in tracks.items()})
-    return rows

@@ -6,24 +6,28 @@ matrices that are defined in all of them.
 
 from typing import Any, NamedTuple
 
-from ..diagnostics.statistics import COMPARED, EARLY, SOURCES
+from ..diagnostics.statistics import SOURCES
 from .findings import early_sentence, over_words, path_word, rank_path
 from .formatting import format_count, format_number, format_value, statistic
+from .learned import nothing_learned, undefined_numbers, without_seeds
 from .reading import (
     Cell,
     compared_cell,
     compared_seeds,
     compared_tracks,
-    interval,
     label_of,
     matched_rows,
     methods_of,
     number,
     population_range,
     seeds_of,
+    spread,
+    spread_words,
     steady_cells,
 )
-from .tables import accuracy_cells, early_similarity
+from .tables import accuracy_cells, early_similarity, early_words
+from .used import used_words
+from .verdict import Verdict, beside_words, verdict
 
 _THREE = ("sft_anchor", "opd", "rlvr")
 _PAPER = SOURCES["2606.07082"]
@@ -62,7 +66,7 @@ def study_findings(report: dict[str, Any]) -> list[str]:
     methods = methods_of(report)
     if not methods:
         return []
-    said = [_scope(report, methods), _learning(methods), _sizes(report)]
+    said = [*nothing_learned(report), _scope(report, methods), _learning(methods), _sizes(report)]
     said += [_values(claim.key, report) for claim in _CLAIMS]
     said += [_orderings(report), *(_ordering(claim, report) for claim in _CLAIMS)]
     said += [_control(report), _matched(report)]
@@ -72,7 +76,7 @@ def study_findings(report: dict[str, Any]) -> list[str]:
     for name, method in methods.items():
         own = early_similarity(report, name)
         said.append(early_sentence(method.get("trajectory"), label_of(name, method), own))
-    said += [_locking(report), _undefined(report)]
+    said += [_locking(report), undefined_numbers(report)]
     said.append(
         "The published claims on functional sufficiency (training inside the early subspace) and its controls (token "
         "sparsification, teacher rollouts, mixed objectives) are not tested by this study."
@@ -82,8 +86,16 @@ def study_findings(report: dict[str, Any]) -> list[str]:
 
 def _scope(report: dict[str, Any], methods: dict[str, Any]) -> str:
     count = max([len(report.get("seeds") or []), *(len(seeds_of(m)) for m in methods.values())])
+    if count == 2:
+        return (
+            "2 seeds: values are means over seeds, with each one's own in brackets. No interval is given: that of two "
+            "seeds reaches 6.4 times their difference to either side, so it would say nothing."
+        )
     if count > 1:
-        return f"{count} seeds: values are means over seeds, with 95 % intervals (Student's t) in brackets."
+        return (
+            f"{count} seeds: values are means over seeds, with 95 % intervals (Student's t, within what is possible) "
+            "in brackets."
+        )
     return (
         "One seed was run, so there is no interval: every difference below describes these runs, and another seed may "
         "order the methods otherwise."
@@ -100,7 +112,8 @@ def _learning(methods: dict[str, Any]) -> str:
         parts.append(
             f"{label_of(name, method)} {start}to {format_value('accuracy', after.value)}{_brackets('accuracy', after)}"
         )
-        if before.value is not None and after.value <= before.value + 0.01:
+        idle = seeds_of(method, learned=False) and not seeds_of(method)  # said by itself
+        if before.value is not None and after.value <= before.value + 0.01 and not idle:
             flat.append(label_of(name, method))
     if not parts:
         return ""
@@ -114,11 +127,9 @@ def _learning(methods: dict[str, Any]) -> str:
 
 
 def _brackets(key: str, own: Cell) -> str:
-    return (
-        f" [{format_value(key, own.low)}, {format_value(key, own.high)}]"
-        if own.low is not None and own.high is not None
-        else ""
-    )
+    if own.low is None or own.high is None:
+        return ""
+    return " " + spread_words(own.seeds, format_value(key, own.low), format_value(key, own.high))
 
 
 def _sizes(report: dict[str, Any]) -> str:
@@ -149,9 +160,10 @@ def _values(key: str, report: dict[str, Any]) -> str:
         cells.append(own)
         text = f"{label_of(name, method)} {format_value(key, own.value)}{_brackets(key, own)}"
         if own.null is not None and own.excess is not None:
-            text += f" (null {format_value(key, own.null)}, excess {format_value(key, own.excess, signed=True)})"
+            text += f" ({beside_words(key, own)})"
         parts.append(text)
-    label, over = statistic(key).label, population_range(key, cells)
+    label = statistic(key).label
+    over = ", ".join(text for text in (used_words(report, key), population_range(key, cells)) if text)
     return f"{label[0].upper()}{label[1:]}{f', {over}' if over else ''}: {'; '.join(parts)}." if parts else ""
 
 
@@ -186,11 +198,10 @@ def _orderings(report: dict[str, Any]) -> str:
     tested = [(c, v) for c in _CLAIMS if (v := _three(report, c.key)) is not None]
     if not tested:
         missing = [m for m in _THREE if m not in methods]
-        return (
-            f"The published ordering of the three methods cannot be tested: {', '.join(missing)} was not run."
-            if missing
-            else ""
-        )
+        idle = [m for m in _THREE if m in methods and label_of(m, methods[m]) in without_seeds(report)]
+        why = [f"{', '.join(missing)} was not run"] if missing else []
+        why += [f"{listed([label_of(m, methods[m]) for m in idle])} learned nothing"] if idle else []
+        return f"The published ordering of the three methods cannot be tested: {'; '.join(why)}." if why else ""
     there = [statistic(c.key).label for c, v in tested if _ordered(v, c.sign)]
     absent = [statistic(c.key).label for c, v in tested if not _ordered(v, c.sign)]
     sentence = (
@@ -235,24 +246,24 @@ def _ordering(claim: _Claim, report: dict[str, Any]) -> str:
 
 
 def _seed_votes(claim: _Claim, report: dict[str, Any]) -> str:
-    """In how many seeds the order appears, and the paired interval of OPD − RLVR and OPD − SFT."""
+    """In how many of the seeds that all have the order appears, and how OPD − RLVR and OPD − SFT lie over them."""
     runs = [compared_seeds(report, name, claim.key) for name in _THREE]
-    count = max((len(r) for r in runs), default=0)
-    runs = [r * count if len(r) == 1 else r for r in runs]  # one anchor may serve every seed
-    per_seed = list(zip(*runs, strict=False))
-    complete = [[v for v in row if v is not None] for row in per_seed]
-    complete = [row for row in complete if len(row) == 3]
+    shared = [seed for seed in runs[1] if seed in runs[2]]
+    if len(runs[0]) == 1:  # one anchor serves every seed
+        runs[0] = dict.fromkeys(shared, *runs[0].values())
+    complete = [[run[seed] for run in runs] for seed in shared if seed in runs[0]]
     if len(complete) < 2:
         return ""
     votes = sum(_ordered(row, claim.sign) for row in complete)
-    parts = []
+    parts, bounds = [], (-1.0, 1.0) if statistic(claim.key).unit == "share" else (None, None)
     for name, column in (("SFT", 0), ("RLVR", 2)):
-        span = interval([row[1] - row[column] for row in complete])
+        span = spread([row[1] - row[column] for row in complete], bounds)
         if span is not None:
-            crosses = span[0] <= 0 <= span[1]
             low, high = (format_value(claim.key, v, signed=True) for v in span)
-            parts.append(f"OPD − {name} [{low}, {high}]{' (holds 0)' if crosses else ''}")
-    return f". It appears in {votes} of {len(complete)} seeds; paired 95 % intervals: {', '.join(parts)}"
+            holds = " (holds 0)" if span[0] <= 0 <= span[1] else ""
+            parts.append(f"OPD − {name} {spread_words(len(complete), low, high)}{holds}")
+    what = "differences" if len(complete) == 2 else "paired 95 % intervals"
+    return f". It appears in {votes} of {len(complete)} seeds; {what}: {', '.join(parts)}"
 
 
 def _control(report: dict[str, Any]) -> str:
@@ -336,10 +347,10 @@ def _locking(report: dict[str, Any]) -> str:
     order = ", ".join(f"{label_of(n, methods[n])} {format_value('sim_to_final', known[n], signed=True)}" for n in rank)
     over = population_range("sim_to_final", list(cells.values()))
     sentence = (
-        f"Early subspace, excess over the random walk at {100 * EARLY:.0f} % of the steps"
+        f"Early subspace, excess over the random walk at {early_words(report)} of the steps"
         f"{f', {over}' if over else ''}: {order}. "
     )
-    if opd < 0.02:
+    if verdict("sim_to_final", cells["opd"]) is not Verdict.MORE:
         return (
             sentence + "OPD's subspace is not found earlier than a random walk's, so the published locking does not "
             "appear here."
@@ -353,13 +364,3 @@ def _locking(report: dict[str, Any]) -> str:
         return sentence + "OPD is above chance and above the other methods, as the published subspace locking says."
     ahead = label_of(rank[0], methods[rank[0]])
     return sentence + f"OPD is above chance, but {ahead} more so: early subspaces are not peculiar to OPD here."
-
-
-def _undefined(report: dict[str, Any]) -> str:
-    parts = []
-    for name, method in methods_of(report).items():
-        summary = method.get("summary") or {}
-        missing = [k for k in COMPARED if k in summary and compared_cell(report, name, k).value is None]
-        for key in missing:
-            parts.append(f"{statistic(key).label} of {label_of(name, method)} ({statistic(key).undefined})")
-    return f"Undefined: {'; '.join(parts)}." if parts else ""

@@ -17,23 +17,26 @@ from .formatting import (
     population_words,
     statistic,
 )
+from .learned import seeds_note
 from .reading import (
     Cell,
     cell,
     compared_cell,
-    interval,
     label_of,
+    matched_rows,
     methods_of,
     number,
     numbers,
     seeds_of,
+    spread,
     track,
     track_cells,
 )
+from .used import used_words
 
 
 class Written(NamedTuple):
-    """A cell as text: value, null, excess, 95 % interval, and over how many it was taken."""
+    """A cell as text: value, null, excess, 95 % interval (or both of two seeds), and over how many it was taken."""
 
     value: str
     null: str = ""
@@ -43,26 +46,29 @@ class Written(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the headline: which method it is, its label, what it started from, its cells."""
+    """A row of the headline: which method it is, its label, what it started from, its cells, which seeds it lacks."""
 
     name: str
     label: str
     origin: str
     cells: list[Written]
+    note: str = ""
 
 
 class Column(NamedTuple):
-    """A column of the headline: its label, and over how many matrices its numbers are."""
+    """A column of the headline: its label, over how many matrices its numbers are, and at which k or rank."""
 
     label: str
     population: str = ""
+    used: str = ""
 
 
 def written(key: str, own: Cell) -> Written:
     """A cell as text."""
     span = ""
     if own.low is not None and own.high is not None:
-        span = f"{format_value(key, own.low)} to {format_value(key, own.high)}"
+        joined = " and " if own.seeds == 2 else " to "
+        span = ("seeds " if own.seeds == 2 else "") + joined.join(format_value(key, v) for v in (own.low, own.high))
     null = format_value(key, own.null) if own.null is not None else ""
     excess = format_value(key, own.excess, signed=True) if own.excess is not None else ""
     population = population_words(own.count, own.of, noun=population_noun(key)) if own.value is not None else ""
@@ -79,12 +85,14 @@ def study_headline(report: dict[str, Any]) -> tuple[list[Column], list[Row]]:
     cells = {key: held for key, held in cells.items() if any(own.value is not None for own in held)}
     early = [early_similarity(report, name) for name in methods]
     columns = [Column("accuracy before"), Column("accuracy after"), Column("steps")]
-    columns += [Column(statistic(key).label, shared_population(key, held)) for key, held in cells.items()]
+    for key, held in cells.items():
+        columns.append(Column(statistic(key).label, shared_population(key, held), used_words(report, key)))
     if any(own.value is not None for own in early):
         cells["sim_to_final"] = early
-        label = f"similarity to final at {100 * EARLY:.0f} % of steps"
-        columns.append(Column(label, shared_population("sim_to_final", early)))
-    rows = []
+        label = f"similarity to final at {early_words(report)} of steps"
+        used = used_words(report, "sim_to_final")
+        columns.append(Column(label, shared_population("sim_to_final", early), used))
+    rows, shares = [], early_shares(report)
     for place, (name, method) in enumerate(methods.items()):
         before, after = accuracy_cells(method)
         steps = number(method.get("steps"))
@@ -92,8 +100,12 @@ def study_headline(report: dict[str, Any]) -> tuple[list[Column], list[Row]]:
         texts.append(Written("–" if steps is None else f"{steps:.0f}"))
         for key, held in cells.items():
             text = written(key, held[place])
-            texts.append(text._replace(population="") if shared_population(key, held) else text)
-        rows.append(Row(name, label_of(name, method), str(method.get("origin") or ""), texts))
+            text = text._replace(population="") if shared_population(key, held) else text
+            if key == "sim_to_final" and len(set(shares.values())) > 1 and name in shares:
+                where = f"at {percent(shares[name])}"
+                text = text._replace(population=f"{where}, {text.population}" if text.population else where)
+            texts.append(text)
+        rows.append(Row(name, label_of(name, method), str(method.get("origin") or ""), texts, seeds_note(method)))
     return columns, rows
 
 
@@ -111,8 +123,8 @@ def accuracy_cells(method: dict[str, Any]) -> tuple[Cell, Cell]:
         known = [v for v in values if v is not None]
         accuracy = method.get("accuracy") or {}
         if len(known) > 1:
-            low, high = interval(known) or (None, None)
-            found.append(Cell(stats.fmean(known), low=low, high=high))
+            low, high = spread(known, (0.0, 1.0)) or (None, None)
+            found.append(Cell(stats.fmean(known), low=low, high=high, seeds=len(known)))
         else:
             ci = numbers(accuracy.get("ci")) if field == "final" else []
             low, high = ci if len(ci) == 2 else (None, None)
@@ -133,14 +145,47 @@ def early_share(trajectory: Any) -> float:
     return steps[early_place(steps)] / steps[-1] if steps and steps[-1] else EARLY
 
 
+def early_shares(report: dict[str, Any]) -> dict[str, float]:
+    """By method, which share of its steps the checkpoint nearest to 20 % of them lies at; without undefined ones."""
+    rows, found = matched_rows((report.get("matched") or {}).get("early")), {}
+    for name, method in methods_of(report).items():
+        trajectory = method.get("trajectory")
+        steps = numbers((trajectory or {}).get("steps"))
+        step, last = number((rows.get(name) or {}).get("step")), steps[-1] if steps else None
+        if early_similarity(report, name).value is not None:
+            found[name] = step / last if step is not None and last else early_share(trajectory)
+    return found
+
+
+def early_words(report: dict[str, Any]) -> str:
+    """`20 %`, or `20 % to 33 %` where methods saved other checkpoints: where the early similarity is taken."""
+    shares = sorted(early_shares(report).values()) or [EARLY]
+    low, high = percent(shares[0]), percent(shares[-1])
+    return low if low == high else f"{low} to {high}"
+
+
+def percent(share: float) -> str:
+    """A share of the steps, `33 %`."""
+    return f"{100 * share:.0f} %"
+
+
 def early_cell(trajectory: Any, key: str) -> Cell:
     """The statistic of one trajectory at the checkpoint nearest to 20 % of its steps."""
     steps = [s or 0.0 for s in numbers((trajectory or {}).get("steps"))]
     return track_cells(trajectory, key)[early_place(steps)] if len(steps) >= 3 else Cell(None)
 
 
-def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[dict[str, Any]]:
-    """One row per statistic of a comparison: mean, median, null, excess, over how many, parameters that it covers."""
+def summary_rows(
+    summary: Any, coverage: Any, null_forms: Any = None, report: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """One row per statistic of a comparison: mean, median, null, excess, over how many, parameters that it covers.
+
+    Args:
+        summary: of the report.
+        coverage: of the report.
+        null_forms: of its settings.
+        report: what says at which k a statistic was taken.
+    """
     rows, forms = [], null_forms if isinstance(null_forms, dict) else {}
     for key in statistics_of(summary):
         own, entry = cell(summary, key), summary.get(key)
@@ -152,6 +197,7 @@ def summary_rows(summary: Any, coverage: Any, null_forms: Any = None) -> list[di
         rows.append(
             {
                 "label": statistic(key).label,
+                "used": used_words(report or {}, key),
                 "main": is_headline(key),
                 "value": text.value if own.value is not None else "undefined",
                 "median": format_value(key, median),

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgeom.comparison.files.summary import Row, along_keys, at, groups_of, keys_of, mean_of, population, triple
-from jaxgeom.diagnostics.statistics import COMPARED, EARLY, early_place, is_counted
+from jaxgeom.comparison.files.curves import along_keys, last_population, steady_curves
+from jaxgeom.comparison.files.summary import Row, at, groups_of, keys_of, mean_of, population, triple
+from jaxgeom.diagnostics.statistics import COMPARED, EARLY, bounds_of, early_place, is_counted, split_key
 from jaxgeom.study.seeds import mean_interval, mean_rows
 
 
@@ -34,7 +35,7 @@ class Measured(NamedTuple):
 
 
 Runs = Mapping[str, Sequence[Measured]]
-"""By method: one run a seed."""
+"""By method: one run a seed; none for a method that has no seed to compare."""
 
 Points = Mapping[str, Sequence[Sequence[Row]]]
 """By method: the rows of each of its seeds at the point that is compared; no seeds where it does not reach it."""
@@ -81,8 +82,8 @@ def at_relative_norm(runs: Runs) -> dict[str, Any]:
     """Every method's statistics where its update first has the relative norm that all runs reach.
 
     That norm is the smallest of the runs' largest; a run's is the mean over the matrices that have one at every step of
-    every run. Between two checkpoints value and null of each matrix are interpolated linearly in the relative norm. A
-    method of which a run is past that norm at its first checkpoint has no value there: its row is empty.
+    every run. Between two checkpoints value, null and z of each matrix are interpolated linearly in the relative norm.
+    A method of which a run is past that norm at its first checkpoint has no value there: its row is empty.
 
     Args:
         runs: what was measured, by method and seed.
@@ -118,7 +119,7 @@ def early(runs: Runs) -> dict[str, Any]:
     points: dict[str, list[list[Row]]] = {}
     steps: dict[str, float | None] = {}
     for method, seeds in runs.items():
-        if all(len(run.steps) >= 3 for run in seeds):
+        if seeds and all(len(run.steps) >= 3 for run in seeds):
             places = [early_place(run.steps) for run in seeds]
             points[method] = [run.at(place) for run, place in zip(seeds, places, strict=True)]
             steps[method] = sum(run.steps[place] for run, place in zip(seeds, places, strict=True)) / len(seeds)
@@ -136,8 +137,8 @@ def along(runs: Runs) -> dict[str, Any]:
         runs: what was measured, by method and seed; methods whose seeds saved different steps are left out.
 
     Returns:
-        By method `{"trajectory": {"steps": …, "summary": {statistic: {"mean", "null", "excess", "count", "of"}}}}`,
-        lists over the steps, and of several seeds `per_seed`, a list of the same.
+        By method `{"trajectory": {"steps": …, "summary": {statistic: {"mean", "null", "excess", "count", "z", "of"}}}}`
+        of lists over the steps, and of several seeds `per_seed`, a list of the same.
     """
     alike = {method: seeds for method, seeds in runs.items() if len({tuple(run.steps) for run in seeds}) == 1}
     means = {
@@ -145,7 +146,9 @@ def along(runs: Runs) -> dict[str, Any]:
     }
     names = {}
     for key in along_keys([row for mean in means.values() for row in mean.along]):
-        held = {method: _last_population(mean, key) for method, mean in means.items()}
+        held = {
+            method: last_population(_rows_for(key, mean.along), len(mean.steps), key) for method, mean in means.items()
+        }
         defined = [own for own in held.values() if own]
         common = set.intersection(*defined) if defined else set()
         names[key] = {method: common if held[method] else set() for method in means}
@@ -158,26 +161,9 @@ def along(runs: Runs) -> dict[str, Any]:
     return found
 
 
-def _last_population(run: Measured, key: str) -> set[str]:
-    for index in reversed(range(len(run.steps))):
-        held = {row["name"] for row in population(_rows_for(key, run.at(index)), key)}
-        if held:
-            return held
-    return set()
-
-
 def _curves(run: Measured, names: Mapping[str, set[str]]) -> dict[str, Any]:
     """A run's curves, each over the named matrices at the steps where all of them are defined."""
-    steps, summary = [run.at(index) for index in range(len(run.steps))], {}
-    for key, own in names.items():
-        entries = []
-        for rows in steps:
-            entry = triple([row for row in _rows_for(key, rows) if row["name"] in own], key)
-            entries.append(entry if entry["count"] == len(own) else triple([], key))
-        of = len(_rows_for(key, steps[0])) if steps else 0
-        summary[key] = {what: [entry[what] for entry in entries] for what in ("mean", "null", "excess", "count")}
-        summary[key]["of"] = of
-    return {"steps": list(run.steps), "summary": summary}
+    return {"steps": list(run.steps), "summary": steady_curves(run.along, len(run.steps), names)}
 
 
 def compared(
@@ -192,7 +178,8 @@ def compared(
 
     Returns:
         `rows`: by method one flat row: a statistic's mean under its key, `_null`, `_excess` (the mean less the null,
-        exactly) and `_count`, and of several seeds `_ci`, the 95 % interval of the mean, and `_seeds`, each one's mean;
+        exactly), `_count` and `_z` (the mean z of those that have one), and of several seeds `_ci`, the 95 % interval
+        of the mean within what is possible, and `_seeds`, each one's mean;
         `of`: how many `matrices`, and how many `parameters` (tensors) for what is counted over them all.
     """
     means = {method: mean_rows(seeds) for method, seeds in points.items()}
@@ -253,10 +240,11 @@ def _cells(key: str, names: set[str], mean: Sequence[Row], seeds: Sequence[Seque
     own = triple([row for row in _rows_for(key, mean) if row["name"] in names], key)
     cells: dict[str, Any] = {
         key: own["mean"], f"{key}_null": own["null"], f"{key}_excess": own["excess"], f"{key}_count": own["count"],
+        f"{key}_z": own["z"],
     }  # fmt: skip
     if len(seeds) > 1 and names:
         values = seed_values(seeds, key, names)
-        cells |= {f"{key}_seeds": values, f"{key}_ci": list(mean_interval(values)[1:])}
+        cells |= {f"{key}_seeds": values, f"{key}_ci": list(mean_interval(values, bounds=bounds_of(key))[1:])}
     return cells
 
 
@@ -297,7 +285,7 @@ def _crossing(values: np.ndarray, target: float) -> float | None:
 
 
 def _between(run: Measured, place: float) -> list[Row]:
-    """Rows between two checkpoints: value and null interpolated together, None where one of the two is undefined."""
+    """Rows between two checkpoints: value, null and z interpolated together, None where one of the two is undefined."""
     low = int(np.floor(place))
     share = place - low
     first = run.at(low)
@@ -305,13 +293,14 @@ def _between(run: Measured, place: float) -> list[Row]:
         return first
     second = run.at(low + 1)
     return [
-        a | {key: _mixed(a[key], b.get(key), share) for key in a if _is_number(key)}
+        a | {key: _mixed(a[key], b.get(key), share) for key in a if _is_interpolated(key)}
         for a, b in zip(first, second, strict=True)
     ]
 
 
-def _is_number(key: str) -> bool:
-    return key in COMPARED or (key.endswith("_null") and key.removesuffix("_null") in COMPARED)
+def _is_interpolated(key: str) -> bool:
+    base, kind, what = split_key(key)
+    return base in COMPARED and not kind and what in ("value", "null", "z")
 
 
 def _mixed(a: float | None, b: float | None, share: float) -> float | None:

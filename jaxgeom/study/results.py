@@ -7,21 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxgeom.comparison.files.summary import (
-    Row,
-    coverage_of,
-    curve_coverage,
-    curves_of,
-    groups_of,
-    population,
-    summary_of,
-)
-from jaxgeom.diagnostics.statistics import COMPARED, is_counted
+from jaxgeom.comparison.files.curves import curve_coverage, curves_of
+from jaxgeom.comparison.files.summary import Row, coverage_of, groups_of, population, summary_of
+from jaxgeom.diagnostics.statistics import COMPARED, bounds_of, is_counted
 from jaxgeom.files import write_atomically
 from jaxgeom.study.matched import Measured, along, at_end, at_relative_norm, at_step, early, seed_values
 from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
-from jaxgeom.training import wilson_interval
+from jaxgeom.training import RunSettings, wilson_interval
 from jaxgeom.training.logs import read_json_lines
+from jaxgeom.training.remarks import learned_nothing
 
 _KINDS = ("", "_null", "_excess", "_z")
 
@@ -32,6 +26,11 @@ class Result(NamedTuple):
     said: dict[str, Any]
     measured: Measured
     total: int
+
+    @property
+    def learned(self) -> bool:
+        """Whether the run learned anything; one that did not is in no mean and in no comparison."""
+        return "learned_nothing" not in self.said
 
 
 def add_along(trajectory: dict[str, Any], reports: Sequence[dict[str, Any]], total: int) -> None:
@@ -56,13 +55,13 @@ def add_along(trajectory: dict[str, Any], reports: Sequence[dict[str, Any]], tot
     trajectory["settings"]["null_forms"] |= {name: forms[name] for name in names if name in forms}
 
 
-def read_result(directory: Path, run: Path, seed: int, total: int) -> Result:
+def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -> Result:
     """What the report says of one run, from its measures and its log.
 
     Args:
         directory: holds `report.json` and `trajectory.json` of the run.
         run: the training run's directory.
-        seed: its seed.
+        settings: of the run.
         total: parameters of the checkpoint.
     """
     comparison = json.loads((directory / "report.json").read_text(encoding="utf-8"))
@@ -73,7 +72,7 @@ def read_result(directory: Path, run: Path, seed: int, total: int) -> Result:
     first, last = evaluations[0], evaluations[-1]
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
     said = {
-        "seed": seed,
+        "seed": settings.seed,
         "steps": config["steps"],
         "learning_rate": config["optimizer"]["learning_rate"],
         "accuracy": {
@@ -92,23 +91,39 @@ def read_result(directory: Path, run: Path, seed: int, total: int) -> Result:
         "summary": comparison["summary"],
         "groups": comparison["groups"],
         "coverage": comparison["coverage"],
+        "used": {key: by for one in (comparison, trajectory) for key, by in one["settings"].get("used", {}).items()},
         "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
     }
     along = [*trajectory["matrices"], *trajectory["parameters"]]
     end = [*comparison["matrices"], *comparison["parameters"]]
+    nothing = learned_nothing(rows, settings)
+    if nothing is None and all(row.get("sparsity_stored") == 1.0 for row in end):
+        nothing = (
+            f"after {config['steps']} steps every parameter that was measured is what it was, bit for bit. To change: "
+            "the learning rate, whose updates the precision of the weights does not hold"
+        )
+    if nothing is not None:
+        said["learned_nothing"] = nothing
     return Result(said, Measured(end, trajectory["steps"], along), total)
 
 
 def method_results(results: Sequence[Result]) -> dict[str, Any]:
     """What the report says of a method: the means over its seeds, each over the matrices that are defined in them all.
 
+    Seeds that learned nothing are in no mean. A method of which no other is left has no statistic: its `summary`,
+    `groups` and curves are empty, and `learned_nothing` says why.
+
     Args:
         results: one a seed.
 
     Returns:
         A seed's content with every number averaged; summaries, groups and curves are those of the seeds' mean rows, and
-        a statistic of several seeds has a 95 % interval `ci`.
+        a statistic of several seeds has each one's own in `seeds` and the 95 % interval `ci` of their mean, within what
+        is possible.
     """
+    every, results = results, [result for result in results if result.learned]
+    if not results:
+        return _undefined([result.said for result in every])
     seeds = [result.said for result in results]
     merged = {key: over_seeds([seed[key] for seed in seeds]) for key in seeds[0] if key != "seed"}
     if len(results) < 2:
@@ -122,7 +137,8 @@ def method_results(results: Sequence[Result]) -> dict[str, Any]:
     for key, entry in merged["summary"].items():
         over = population([*matrices, *parameters] if is_counted(key) else matrices, key)
         if over:
-            entry["ci"] = list(mean_interval(seed_values(ends, key, {row["name"] for row in over}))[1:])
+            entry["seeds"] = seed_values(ends, key, {row["name"] for row in over})
+            entry["ci"] = list(mean_interval(entry["seeds"], bounds=bounds_of(key))[1:])
     steps = results[0].measured.steps
     if all(list(result.measured.steps) == list(steps) for result in results):
         along = mean_rows([result.measured.along for result in results])
@@ -131,18 +147,27 @@ def method_results(results: Sequence[Result]) -> dict[str, Any]:
             "coverage": curve_coverage(along, len(steps), total),
         }
     accuracies = [seed["accuracy"]["final"] for seed in seeds]
-    merged["accuracy"]["final"], *merged["accuracy"]["ci"] = mean_interval(accuracies)
+    merged["accuracy"]["final"], *merged["accuracy"]["ci"] = mean_interval(accuracies, bounds=(0.0, 1.0))
     return merged
 
 
+def _undefined(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A method no seed of which learned anything: what its runs did, and no statistic."""
+    told = ("steps", "learning_rate", "accuracy", "training")
+    kept = {key: over_seeds([seed[key] for seed in seeds]) for key in told}
+    curves = {"steps": seeds[0]["trajectory"]["steps"], "coverage": {}, "summary": {}, "similarity": {}}
+    empty = {"summary": {}, "groups": {}, "coverage": {}, "trajectory": curves}
+    return kept | empty | {"learned_nothing": seeds[0]["learned_nothing"]}
+
+
 def matched_results(results: Mapping[str, Sequence[Result]], from_anchor: Sequence[str]) -> dict[str, Any]:
-    """Every comparison between methods, see `jaxgeom.study.matched`.
+    """Every comparison between methods, see `jaxgeom.study.matched`, of the runs that learned something.
 
     Args:
         results: by method, one a seed.
         from_anchor: the methods that started from one anchor, which are compared along training.
     """
-    runs = {method: [result.measured for result in seeds] for method, seeds in results.items()}
+    runs = {method: [run.measured for run in seeds if run.learned] for method, seeds in results.items()}
     matched = {method: runs[method] for method in from_anchor}
     return {
         "end": at_end(runs),

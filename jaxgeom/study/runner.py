@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxgeom.files import write_atomically
 from jaxgeom.interruption import goes_on, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter
-from jaxgeom.report import print_table, study_findings, write_report
+from jaxgeom.report import nothing_learned, print_table, study_findings, write_report
 from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.results import Result, add_along, matched_results, method_results, read_result, write_matrices
@@ -94,6 +94,7 @@ def _stages(experiment: Experiment, out: Path, reporter: Reporter, command: str)
     clock.stage("train SFT anchor", lambda: _train("SFT anchor", experiment.anchor, inputs, anchor_run, out, reporter))
     anchor = Path(f"{anchor_run}@{experiment.anchor.steps}")
     runs = {("sft_anchor", experiment.anchor.seed): (anchor_run, experiment.base)}
+    told = {"sft_anchor": experiment.anchor, **experiment.methods()}
     for name, settings in experiment.methods().items():
         demonstrations = files.demonstrations_continued or files.demonstrations
         data = demonstrations if name == "sft_continued" else files.prompts
@@ -112,8 +113,10 @@ def _stages(experiment: Experiment, out: Path, reporter: Reporter, command: str)
         directory = out / "measures" / name / f"seed{seed}"
         stage = _bind(_measure, run, origin, experiment.measure, directory, label, reporter)
         clock.stage(f"measure {label}", stage)
-        results.setdefault(name, []).append(read_result(directory, run, seed, _size(origin)))
-    between = clock.stage("compare runs", lambda: _between(experiment, runs, anchor, out))
+        seeded = dataclasses.replace(told[name], seed=seed)
+        results.setdefault(name, []).append(read_result(directory, run, seeded, _size(origin)))
+    learned = {name: [r.said["seed"] for r in seeds if r.learned] for name, seeds in results.items()}
+    between = clock.stage("compare runs", lambda: _between(experiment, runs, learned, anchor, out))
     report = _report(experiment, results, between, clock, command)
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     tables = [(name, seed, out / "measures" / name / f"seed{seed}" / "matrices.csv") for name, seed in runs]
@@ -122,6 +125,8 @@ def _stages(experiment: Experiment, out: Path, reporter: Reporter, command: str)
     page = write_report(out)
     mark_done(out)
     print_table(report, reporter.console)
+    for sentence in nothing_learned(report):
+        reporter.warn(sentence)
     reporter.say(f"page: {page}")
     return page
 
@@ -220,12 +225,30 @@ def _size(checkpoint: Path) -> int:
     return sum(tensors[name].size for name in tensors)
 
 
-def _between(experiment: Experiment, runs: dict, anchor: Path, out: Path) -> list[dict[str, Any]]:
-    """Every pair of methods from the anchor at the first seed, and every method against itself at the next seed."""
-    first = experiment.seeds[0]
-    names = list(experiment.methods())
-    pairs = [((a, first), (b, first)) for i, a in enumerate(names) for b in names[i + 1 :]]
-    pairs += [((name, first), (name, seed)) for name in names for seed in experiment.seeds[1:2]]
+def pairs_of_runs(learned: Mapping[str, Sequence[int]]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Which runs are compared with one another: each a method and a seed.
+
+    Args:
+        learned: by method the seeds that learned something, in order.
+
+    Returns:
+        Every pair of methods at the first seed that both have (else each at its own first), then every method against
+        itself at its next seed.
+    """
+    names, pairs = list(learned), []
+    for place, a in enumerate(names):
+        for b in names[place + 1 :]:
+            shared = [seed for seed in learned[a] if seed in learned[b]]
+            first = [shared or learned[name] for name in (a, b)]
+            pairs += [((a, first[0][0]), (b, first[1][0]))] if all(first) else []
+    return pairs + [((name, seeds[0]), (name, seeds[1])) for name, seeds in learned.items() if len(seeds) > 1]
+
+
+def _between(
+    experiment: Experiment, runs: dict, learned: Mapping[str, Sequence[int]], anchor: Path, out: Path
+) -> list[dict[str, Any]]:
+    """What the runs from the anchor share, pair by pair."""
+    pairs = pairs_of_runs({name: learned[name] for name in experiment.methods()})
     path = out / "measures" / "between.json"
     ends = [[key, model_content(f"{runs[key][0]}@{saved_steps(runs[key][0])[-1]}")] for pair in pairs for key in pair]
     key = key_of(experiment.measure.to_json(), model_content(anchor), ends, __version__)
@@ -262,7 +285,7 @@ def _report(
         "command": command,
         "created": time.strftime("%Y-%m-%d"),
         "machine": _machine(),
-        "settings": to_json(experiment) | {"measure": experiment.measure.to_json()},
+        "settings": to_json(experiment) | {"measure": experiment.measure.to_json() | {"used": _used(results)}},
         "stages": clock.rows(),
         "seeds": list(experiment.seeds),
         "methods": methods,
@@ -271,6 +294,11 @@ def _report(
         "matrices_csv": "matrices.csv",
     }
     return report | {"findings": study_findings(report)}
+
+
+def _used(results: dict[str, list[Result]]) -> dict[str, dict[str, int]]:
+    """At which k statistics were taken, by how many matrices; alike in every run, whose matrices are the same."""
+    return {key: by_value for seeds in results.values() for key, by_value in seeds[0].said["used"].items()}
 
 
 def _machine() -> dict[str, Any]:

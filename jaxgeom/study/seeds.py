@@ -10,12 +10,15 @@ from jaxgeom.report.reading import interval
 Row = dict[str, Any]
 
 
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float | None, float | None]:
+def mean_interval(
+    values: Sequence[float], *, confidence: float = 0.95, bounds: tuple[float | None, float | None] = (None, None)
+) -> tuple[float, float | None, float | None]:
     """Mean and Student-t interval of independent seeds; no interval for a single seed.
 
     Args:
         values: one number a seed, at least one.
         confidence: coverage of the interval, such as 0.95.
+        bounds: the least and the largest value that there can be; the interval ends there.
 
     Returns:
         Mean, lower and upper end; None for the ends of a single seed.
@@ -23,7 +26,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> tuple
     >>> mean_interval([1.0])
     (1.0, None, None)
     """
-    low, high = interval(values, confidence=confidence) or (None, None)
+    low, high = interval(values, confidence=confidence, bounds=bounds) or (None, None)
     return math.fsum(values) / len(values), low, high
 
 

@@ -168,7 +168,9 @@ def make_confinement(
     if notes.unmoved:
         raise UserError(f"basis_from={basis_from}: {listed(notes.unmoved)} did not change since that run's start")
     trees = _placed({"masks" if is_mask else "bases": trees}, mesh)["masks" if is_mask else "bases"]
-    return Confinement(settings, trees, specs, notes.sentences(settings.basis_rank))
+    what = f"mask {settings.mask}" if is_mask else f"{settings.basis} basis, rank {settings.basis_rank}"
+    said = f"confined by {settings.confine} ({what}); embeddings, head, norms, biases, routers: {settings.unconfined}"
+    return Confinement(settings, trees, specs, (said, *notes.sentences(settings.basis_rank)))
 
 
 class _Notes:

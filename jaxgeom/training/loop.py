@@ -1,5 +1,6 @@
 """One training run from start to `done`: resume, step, log, save, evaluate, stop."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
 from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
-from jaxgeom.training.remarks import closing_remarks, last_numbers, truncated_evaluation
+from jaxgeom.training.remarks import closing_remarks, last_numbers, learned_nothing, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, truncated_share
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
@@ -67,6 +68,8 @@ def train(
         ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
         if ready is None:
             reporter.say(f"{settings.objective}: finished already in {out}")
+            with contextlib.suppress(UserError):  # a finished run stays finished without its log
+                _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
             return out
         with locked(out, reporter.say):
             try:
@@ -115,7 +118,14 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
     rows = read_json_lines(out / "metrics.jsonl")
     for sentence in (*last_numbers(rows), *closing_remarks(rows, settings)):
         reporter.say(f"{name}: {sentence}")
+    _say_if_nothing_was_learned(settings, rows, reporter)
     mark_done(out)
+
+
+def _say_if_nothing_was_learned(settings: RunSettings, rows: list[dict[str, Any]], reporter: Reporter) -> None:
+    why = learned_nothing(rows, settings)
+    if why is not None:
+        reporter.warn(f"{settings.objective}: NOTHING WAS LEARNED: {why}")
 
 
 class _Loop:

@@ -14,7 +14,6 @@ from jaxgeom.rollout import SamplingSettings, sampler_programs
 from jaxgeom.sharding import batch_sharding, mesh_of
 from jaxgeom.training.confinement import Confinement
 from jaxgeom.training.objectives.interface import Objective
-from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.state import Frozen, TrainState, abstract_state
 from jaxgeom.training.step import Step, train_step
@@ -97,8 +96,7 @@ def run_programs(
         sampler.model, sampler.params, sampling, rows=settings.batch_size, width=prompt_length, pad_id=pad_id
     )
     programs |= {f"rollout.{name}": Program(*program) for name, program in drawn.items()}
-    scored = {"score": Actor(objective.student, params)} | objective.scorers(frozen)
-    for name, actor in scored.items():
+    for name, actor in objective.scorers(params, frozen).items():
         arguments = (actor.model, mesh, settings.temperature, actor.params, batch.tokens, batch.valid)
         programs[name] = Program(_score, arguments)
     return programs

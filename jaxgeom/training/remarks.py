@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgeom.training.settings import RunSettings
+from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunSettings
 
 _SHOWN = ("loss", "reward", "gap", "grad_norm", "response_length", "truncated")
 
@@ -62,9 +62,55 @@ def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> li
             " (--max-new-tokens): the model never came to the end of one"
         )
     skipped = sum(1 for row in rows if row.get("skipped"))
-    if skipped:
-        share = "all" if skipped == settings.steps else f"{skipped} of"
+    if skipped and learned_nothing(rows, settings) is None:
         said.append(
-            f"{share} {settings.steps} steps had nothing to learn from: no group of answers had differing rewards"
+            f"{skipped} of {settings.steps} steps had nothing to learn from: no group of answers had differing rewards"
         )
     return said
+
+
+def learned_nothing(rows: Sequence[dict[str, Any]], settings: RunSettings) -> str | None:
+    """Why a finished run learned nothing and what to change, where no step of it had a gradient or moved a weight.
+
+    Args:
+        rows: of its `metrics.jsonl`.
+        settings: of the run.
+
+    Returns:
+        What happened, in how many steps, and the way out; None for a run in which some step did learn.
+    """
+    steps = [row for row in rows if row.get("skipped") or "loss" in row]
+    if len(steps) < settings.steps or not all(_is_idle(row) for row in steps):
+        return None
+    happened, change = _what_happened(steps, settings)
+    moved = any(row.get("update_norm") for row in steps)
+    left = "weight decay alone moved the weights" if moved else "the weights are those that the run began with"
+    return f"in all {len(steps)} steps {happened}, so {left}. To change: {change}"
+
+
+def _is_idle(row: dict[str, Any]) -> bool:
+    return bool(row.get("skipped")) or row.get("grad_norm") == 0.0 or row.get("update_norm") == 0.0
+
+
+def _what_happened(steps: Sequence[dict[str, Any]], settings: RunSettings) -> tuple[str, str]:
+    """What kept every step from learning, and what to change."""
+    if not any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps):
+        return "the update was exactly zero at a learning rate of 0", "the learning rate, or a shorter warm-up"
+    if isinstance(settings, OPDSettings) and all(row.get("gap") == 0.0 for row in steps):
+        return "teacher and student gave every answer the same probability", "another --teacher"
+    if isinstance(settings, RLVRSettings) and not any(row.get("informative_groups") for row in steps):
+        rewards = [row["reward"] for row in steps if "reward" in row]  # of the first step of each rollout
+        reward = sum(rewards) / max(1, len(rewards))
+        happened = (
+            f"the {settings.samples_per_prompt} answers to a prompt never had different rewards"
+            f" (mean reward {reward:.2g})"
+        )
+        if reward == 0.0:
+            return happened, (
+                "no answer was ever right: easier prompts, a start that solves some of them (train sft first), a larger"
+                " --max-new-tokens, or truths that the verifier can match (samples.jsonl shows answers beside them)"
+            )
+        if reward == 1.0:
+            return happened, "every answer was right: harder prompts"
+        return happened, "a larger --samples-per-prompt, a higher --temperature, or prompts that are solved sometimes"
+    return "the gradient was exactly zero", "data whose targets the model does not predict with certainty already"

@@ -1,14 +1,18 @@
 """Log-probabilities of given tokens: the one forward path by which student and teacher are scored and trained."""
 
-from typing import cast
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
-from jaxgeom.objectives import token_log_probs
+from jaxgeom.objectives import Distilled, distillation, token_log_probs
 from jaxgeom.objectives.log_probs import DEFAULT_CHUNK, ChunkedWeight, chunked_weight
 from jaxgeom.sharding import BATCH_AXES, batch_divisor
 
@@ -41,21 +45,94 @@ def sequence_log_probs(
         float32 nats, 0 at index 0. Entries at padding, and at the first token of a sequence behind another, mean
         nothing and must be masked.
     """
+    hidden = _hidden_states(model, params, tokens, valid, segments)
+    chunk = _chunk(tokens.shape, model.config.vocab_size)
+
+    def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Array:
+        return token_log_probs(arrays[0], weight, arrays[1], temperature=temperature, chunk=chunk)
+
+    return _by_rows(head, (hidden, tokens), chunked_weight(unembedding(model.config, params), hidden.dtype), mesh)
+
+
+def sequence_divergences(
+    student: Qwen3,
+    params: PyTree,
+    teachers: Sequence[Qwen3],
+    teacher_params: Sequence[PyTree],
+    tokens: Int[Array, "batch time"],
+    valid: Bool[Array, "batch time"],
+    which: Int[Array, " batch"] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    **options: Any,
+) -> Distilled:
+    """Divergence of student and teacher at every token given those before it; pure and differentiable in `params`.
+
+    The teachers' hidden states are computed here, inside the program that differentiates, and for the rows that are
+    given alone: with micro-batches they are `[batch / parts, time, d']` at a time, where states computed before the
+    step would all wait for it in memory.
+
+    Args:
+        student: the module that is trained.
+        params: its parameters.
+        teachers: one module or several.
+        teacher_params: the parameters of each.
+        tokens: int32 token ids.
+        valid: True on real tokens.
+        which: the place of each row's teacher; None where there is one.
+        mesh: what parameters and batch are sharded over; None for one device.
+        options: of `distillation`.
+
+    Returns:
+        As `distillation`. Entries at padding mean nothing and must be masked.
+    """
+    hidden = _hidden_states(student, params, tokens, valid)
+    weight = chunked_weight(unembedding(student.config, params), hidden.dtype)
+    chunk = _chunk(tokens.shape, 2 * student.config.vocab_size)
+
+    def taught(place: int) -> Distilled:
+        teacher, frozen = teachers[place], jax.lax.stop_gradient(teacher_params[place])
+
+        def head(arrays: tuple[Array, Array, Array], weights: tuple[ChunkedWeight, ChunkedWeight]) -> Distilled:
+            return distillation(arrays[0], weights[0], arrays[1], weights[1], arrays[2], chunk=chunk, **options)
+
+        said = _hidden_states(teacher, frozen, tokens, valid)
+        weights = weight, chunked_weight(unembedding(teacher.config, frozen), said.dtype)
+        return _by_rows(head, (hidden, said, tokens), weights, mesh)
+
+    if which is None:
+        return taught(0)
+    nothing = Distilled(*(jnp.zeros(tokens.shape, jnp.float32) for _ in Distilled._fields))
+    total = nothing
+    for place in range(len(teachers)):
+        mine = which == place
+        # A teacher of none of the rows costs nothing.
+        found = jax.lax.cond(jnp.any(mine), partial(taught, place), lambda: nothing)
+        total = jax.tree.map(lambda new, old, mine=mine: jnp.where(mine[:, None], new, old), found, total)
+    return total
+
+
+def _hidden_states(model: Qwen3, params: PyTree, tokens: Array, valid: Array, segments: Array | None = None) -> Array:
     rows = {"valid": valid, "segments": segments}
-    hidden = cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
-    whole = 4 * tokens.size * model.config.vocab_size <= _WHOLE_LOGITS
-    chunk = tokens.shape[1] if whole else DEFAULT_CHUNK
+    return cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
 
-    def head(hidden: Array, weight: ChunkedWeight, tokens: Array) -> Array:
-        return token_log_probs(hidden, weight, tokens, temperature=temperature, chunk=chunk)
 
+def _chunk(shape: tuple[int, ...], vocabulary: int) -> int:
+    """Time steps whose logits are held at once."""
+    return shape[1] if 4 * math.prod(shape) * vocabulary <= _WHOLE_LOGITS else DEFAULT_CHUNK
+
+
+def _by_rows(head: Callable[[Any, Any], Any], arrays: Any, weights: Any, mesh: Mesh | None) -> Any:
+    """`head(arrays, weights)`, a tree of `[batch, time]`, each device working through the chunks of its own rows.
+
+    The compiler by itself would gather the weights, and sum their gradients over the devices, once a chunk; so it is
+    once before the first and once after the last.
+    """
     shards = batch_divisor(mesh)
-    if shards > 1 and tokens.shape[0] % shards == 0:
-        # Each device works through the chunks of its own rows. The compiler by itself would gather the weight, and sum
-        # its gradient over the devices, once a chunk; so it is once before the first and once after the last.
+    if shards > 1 and jax.tree.leaves(arrays)[0].shape[0] % shards == 0:
         rows = PartitionSpec(BATCH_AXES)
-        specs = (rows, PartitionSpec(), rows)
+        specs = (rows, PartitionSpec())
         head = jax.shard_map(
             head, mesh=mesh, in_specs=specs, out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
         )
-    return head(hidden, chunked_weight(unembedding(model.config, params), hidden.dtype), tokens)
+    return head(arrays, weights)

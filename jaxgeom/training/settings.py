@@ -219,23 +219,43 @@ class RLVRSettings(OnPolicySettings):
             raise UserError(f"samples_per_prompt={self.samples_per_prompt}: GRPO compares at least 2 answers")
 
 
+Divergence = Literal["reverse", "forward", "jsd"]
+Support = Literal["sampled", "full", "teacher-top-k", "student-top-k"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OPDSettings(OnPolicySettings):
-    """On-policy distillation by the sampled-token reverse KL.
+    """On-policy distillation: by the sampled-token reverse KL, or by another divergence of student and teacher.
 
     The controls (which tokens, whose rollouts, the mix) are those of section 5 of "On the Geometry of On-Policy
     Distillation" (arXiv 2606.07082).
 
     Attributes:
-        keep_tokens: Fraction ρ of response tokens that keep their advantage.
+        divergence: Reverse KL(π_θ‖π_T), forward KL(π_T‖π_θ), or the generalized Jensen-Shannon divergence of GKD.
+        support: What it is taken over. `sampled`, the answers' own tokens: the reverse KL as an advantage, or the
+            forward KL on answers of the teacher. Any other is a differentiable loss: the whole vocabulary, or the
+            `top_k` likeliest tokens of the teacher or of the student.
+        top_k: Tokens of a top-k support.
+        tail_bucket: The rest of the mass counts as one more token, so that the divergence is one of whole distributions
+            and never negative; without, both are renormalised to the support.
+        jsd_beta: The teacher's share β in the mixture M = β·π_T + (1−β)·π_θ of `jsd`; none, 0.5.
+        signal: How the divergence teaches: as the advantage of the token that was drawn, or as a loss that is
+            differentiated; none: the one that the support has, and the other is refused with the reason.
+        keep_tokens: Fraction ρ of response tokens that keep their signal.
         keep_by: The largest signed gaps, or at random.
         rollouts: Who generates; with `teacher` the ratio is not clipped (ε = 1).
-        alpha: Share of distillation in the mix with GRPO's advantage: α·(−r_t) + (1−α)·A_GRPO.
+        alpha: Share of distillation in the mix with GRPO's advantage (or loss): α·(−r_t) + (1−α)·A_GRPO.
     """
 
     objective = "opd"
     is_taught = True
 
+    divergence: Divergence = "reverse"
+    support: Support = "sampled"
+    top_k: int | None = None
+    tail_bucket: bool = True
+    jsd_beta: float | None = None
+    signal: Literal["advantage", "loss"] | None = None
     keep_tokens: float = 1.0
     keep_by: Literal["gap", "random"] = "gap"
     rollouts: Literal["student", "teacher"] = "student"
@@ -246,10 +266,69 @@ class OPDSettings(OnPolicySettings):
         _within(self, "alpha", 0.0, 1.0)
         if not 0.0 < self.keep_tokens <= 1.0:
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
+        _check_support(self)
+        _check_signal(self)
 
     @property
     def needs_truth(self) -> bool:
         return self.alpha < 1.0  # what a teacher alone teaches needs no right answer
+
+    @property
+    def is_differentiated(self) -> bool:
+        """Whether the divergence is a loss in the step, and not the advantage of what was sampled before it."""
+        return self.support != "sampled" or self.divergence != "reverse"
+
+
+def _check_support(settings: OPDSettings) -> None:
+    """Refuses a support that is none, or numbers that belong to another one."""
+    top_k, beta = settings.top_k, settings.jsd_beta
+    if settings.support in ("teacher-top-k", "student-top-k"):
+        if top_k is None or top_k < 1:
+            raise UserError(f"top_k={top_k}: support={settings.support} needs a number of tokens, at least 1")
+        if top_k == 1 and not settings.tail_bucket:
+            raise UserError(
+                "top_k=1, tail_bucket=False: one token renormalised has probability 1 in both models, so that the"
+                " divergence is 0 whatever they are; give --tail-bucket or a larger --top-k"
+            )
+    elif top_k is not None or not settings.tail_bucket:
+        what = f"top_k={top_k}" if top_k is not None else "tail_bucket=False"
+        raise UserError(
+            f"{what}: support={settings.support} has no top-k; give --support teacher-top-k or student-top-k"
+        )
+    if beta is not None and settings.divergence != "jsd":
+        raise UserError(f"jsd_beta={beta}: divergence={settings.divergence} has none")
+    if beta is not None and not 0.0 < beta < 1.0:
+        raise UserError(
+            f"jsd_beta={beta}: must be strictly between 0 and 1, where the divergence is 0; the limits are --divergence"
+            " forward and reverse"
+        )
+
+
+def _check_signal(settings: OPDSettings) -> None:
+    """Refuses what would teach nothing."""
+    support, divergence, signal = settings.support, settings.divergence, settings.signal
+    if support != "sampled":
+        if signal == "advantage":
+            raise UserError(
+                f"signal=advantage: the divergence over support={support} is the same whatever token was drawn: as an"
+                " advantage its expected gradient is zero; give --signal loss"
+            )
+        return
+    if divergence == "jsd":
+        raise UserError("divergence=jsd: support=sampled has no samples of the mixture; give --support full")
+    if divergence == "forward":
+        if settings.rollouts == "student":
+            raise UserError(
+                "divergence=forward: the student's own tokens (support=sampled) do not sample KL(π_T‖π_θ); give"
+                " --rollouts teacher, or --support full"
+            )
+        if signal == "advantage":
+            raise UserError("signal=advantage: the forward KL on the teacher's answers is a loss; give --signal loss")
+    elif signal == "loss":
+        raise UserError(
+            "signal=loss: the gradient through the sampled gap log π_θ(y) − log π_T(y) is that of log π_θ(y), whose"
+            " mean over samples is zero: noise without the teacher in it; give --signal advantage, or --support full"
+        )
 
 
 def to_json(settings: Any) -> Any:

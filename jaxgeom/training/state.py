@@ -35,6 +35,9 @@ class Batch:
         loss_mask: True on the tokens that are learned from.
         old_log_probs: float32, under the policy that the ratio is taken against; None where the loss has no ratio.
         advantages: float32, one per token; None where the loss has none.
+        teacher_log_probs: float32, of the tokens under the teacher, for losses that read them; None for others.
+        weights: float32, of the tokens in the loss; None weighs all alike.
+        teacher: int32 `[batch]`, the place of each row's teacher; None where the loss has not several.
         segments: int32, the number of each token's sequence in a row that holds several; None where none does.
     """
 
@@ -44,6 +47,9 @@ class Batch:
     loss_mask: Any
     old_log_probs: Any = None
     advantages: Any = None
+    teacher_log_probs: Any = None
+    weights: Any = None
+    teacher: Any = None
     segments: Any = None
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
-from jaxgeom.diagnostics import independence_null
+from jaxgeom.diagnostics import changed_overlaps, independence_null
 from jaxgeom.errors import UserError
 from tests.comparison import disk
 
@@ -105,13 +105,28 @@ def test_independence_is_hypergeometric():
     assert nulls.jaccard == pytest.approx((jaccard.mean(), jaccard.std()), rel=1e-2)
 
 
+def test_overlaps_of_an_empty_mask_are_undefined_in_a_batch_of_which_others_are_not():
+    a, b = np.zeros((2, 4, 3), bool), np.ones((2, 4, 3), bool)
+    a[1, 0] = True
+    nulls = independence_null(12, a.sum((1, 2)), b.sum((1, 2)))
+    for found in (changed_overlaps(a, b), [part.mean for part in nulls]):
+        assert all(np.isnan(part[0]) for part in found)
+        assert [float(part[1]) for part in found] == pytest.approx([0.25, 1.0, 0.25])
+
+
 def test_where_nothing_changed_the_statistics_are_null_with_a_note():
     rng = np.random.default_rng(2)
     origin = (rng.standard_normal((30, 20)) * 0.02).astype(np.float32)
     moved = origin * np.float32(1.5)
     row = measure_pair(origin, origin, moved, CompareSettings(subspace_k=K))
-    assert row["jaccard"] == 0 and row["overlap_b_in_a"] is None and row["overlap_a_in_b"] == 0
-    assert "run A" in row["overlap_note"] and "exactly zero" in row["orthogonal_note"]
+    # Values and both nulls: an overlap of 0 beside a null of 0 would be read as "they share nothing".
+    for name in MASKS:
+        undefined = [row[key] for key in row if key.startswith(name) and not key.endswith("_note")]
+        assert len(undefined) == 7 and set(undefined) == {None}, name
+    assert row["overlap_note"] == row["jaccard_note"] == "undefined: nothing changed in the bfloat16 view of run A"
+    other = measure_pair(origin, moved, origin, CompareSettings(subspace_k=K))
+    assert all(other[name] is None for name in MASKS) and "of run B" in other["overlap_note"]
+    assert row["density_a"] == 0 and row["density_b"] == 1 and "exactly zero" in row["orthogonal_note"]
     assert row["orthogonal_share"] is None and row["subspace_similarity"] is None
     still = measure_pair(origin, origin, origin, CompareSettings(subspace_k=K))
     assert all(still[name] is None for name in MASKS) and "A and B" in still["overlap_note"]

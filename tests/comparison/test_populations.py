@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxgeom import diagnostics as jd
-from jaxgeom.comparison.files.summary import coverage_of, curves_of, groups_of, similarity_of, summary_of
+from jaxgeom.comparison.files.curves import curves_of, similarity_of
+from jaxgeom.comparison.files.summary import coverage_of, groups_of, summary_of
 from jaxgeom.diagnostics import MatrixSpec
 
 

@@ -50,7 +50,7 @@ def test_sentences_and_table_give_value_and_nulls(measured):
     entry = report["summary"]["jaccard"]
     for value in (entry["mean"], entry["null"], entry["rounding_null"]):
         assert f"{100 * value:.1f} %" in sentences[0]
-    assert "within two points" in sentences[0] and "chance gives" in sentences[3]
+    assert "about what size and rounding alone give" in sentences[0] and "chance gives" in sentences[3]
     console = Console(width=120, record=True, file=io.StringIO())
     print_table(report, console)
     text = console.export_text()

@@ -5,7 +5,7 @@ import report_examples as examples
 from browser import CHROMIUM, DRIVER, ENTER, MISSING, TAB, open_browser
 
 from jaxgeom.report import page as page_module
-from jaxgeom.report.reading import Contents, load
+from jaxgeom.report.loading import Contents, load
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING)
 

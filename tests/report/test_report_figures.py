@@ -34,12 +34,30 @@ def _trajectory(points, steps):
     return trajectory_drawings(content)
 
 
+def _far_apart(count):
+    """Seeds so unlike one another that Student's interval of a share would reach from −80 % to 180 %."""
+    report = examples.study_report(seeds=count)
+    for method in report["methods"].values():
+        for place, seed in enumerate(method["per_seed"]):
+            for key in ("sparsity_bf16", "sparsity_abs_1e-5", "overlap_low", "overlap_principal"):
+                seed["summary"][key] |= {"mean": (0.95, 0.05, 0.4)[place]}
+    return report
+
+
+def _one_method():
+    report = examples.study_report()
+    return report | {"methods": {"opd": report["methods"]["opd"]}}
+
+
 CASES = {
     "one matrix": lambda: _comparison(layers=1, matrices=1),
     "4 layers": lambda: _comparison(layers=4),
     "36 layers": lambda: _comparison(layers=36),
     "one seed": lambda: study_drawings(examples.study_report()),
     "3 seeds": lambda: study_drawings(examples.study_report(seeds=3)),
+    "2 seeds far apart": lambda: study_drawings(_far_apart(2)),
+    "3 seeds far apart": lambda: study_drawings(_far_apart(3)),
+    "one method": lambda: study_drawings(_one_method()),
     "one checkpoint": lambda: _trajectory(1, 200),
     "3 checkpoints": lambda: _trajectory(3, 200),
     "40 checkpoints": lambda: _trajectory(40, 100_000),
@@ -78,6 +96,7 @@ def _texts(figure):
     return found
 
 
+@pytest.mark.filterwarnings("error")  # a layout that finds no room for the panels warns
 def test_nothing_is_cut_off_and_no_two_texts_overlap(drawings):
     assert drawings
     for drawing in drawings:
@@ -88,6 +107,28 @@ def test_nothing_is_cut_off_and_no_two_texts_overlap(drawings):
         assert not cut, f"{drawing.name}: cut off: {cut}"
         crossing = _crossing(texts)
         assert not crossing, f"{drawing.name}: overlap: {crossing}"
+
+
+def test_full_colour_of_an_excess_is_never_less_than_a_point():
+    """A scale of ±0.005 points would draw what is nothing as the strongest of findings."""
+    report = examples.compare_report(layers=4)
+    for row in report["matrices"]:
+        if row["overlap_low_excess"] is not None:
+            row["overlap_low_excess"] = 5e-5 if row["layer"] else -5e-5
+    with house_style():
+        figure = next(d.figure for d in compare_drawings(report, report["matrices"]) if d.name == "layers")
+    assert figure.axes[1].collections[0].get_clim() == (-0.01, 0.01)
+
+
+def test_modules_are_named_as_such_and_say_where_they_have_no_null():
+    """`k (n = 2)` reads as a number; a module without a null is in no mean of all of them."""
+    report = examples.compare_report(layers=2)
+    for key in ("overlap_low", "overlap_principal"):
+        report["groups"]["module"]["k"][key] |= {"null": None, "excess": None}
+    with house_style():
+        figure = next(d.figure for d in compare_drawings(report, report["matrices"]) if d.name == "overlaps")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "all (n = 13)" and labels[1:3] == ["q_proj (n = 2)", "k_proj (n = 2, no null)"]
 
 
 def test_the_null_of_a_single_layer_or_checkpoint_is_drawn():

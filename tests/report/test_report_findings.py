@@ -19,7 +19,9 @@ from jaxgeom.report.reading import cell, interval, method_cell
         ("sparsity_bf16", 0.46283, False, "46.3 %"),
         ("sparsity_bf16", 0.000123, False, "0.012 %"),
         ("overlap_low", -0.0038, True, "−0.4 pp"),
-        ("overlap_low", 0.00001, True, "0.0 pp"),
+        ("overlap_low", 0.00001, True, "+0.0010 pp"),
+        ("overlap_low", -0.000476, True, "−0.048 pp"),
+        ("overlap_low", -2.2e-16, True, "0.0 pp"),
         ("overlap_low", 0.021, True, "+2.1 pp"),
         ("nss", 7.7e-5, False, "7.70×10⁻⁵"),
         ("nss", -7.7e-5, True, "−7.7×10⁻⁵"),
@@ -73,7 +75,10 @@ def test_an_excess_is_told_from_what_rounding_gives():
     assert "more changes fall there" in told
     report["summary"]["overlap_low"] |= {"mean": 0.545, "excess": 0.005}
     told = next(s for s in findings(report) if "low-magnitude" in s)
-    assert "within two points" in told
+    assert "about what rounding alone gives" in told
+    report["summary"]["overlap_low"] |= {"z": 9.0}
+    told = next(s for s in findings(report) if "low-magnitude" in s)
+    assert "more changes fall there than size and rounding explain, if only by a little" in told and "z 9.0" in told
 
 
 def test_study_says_that_an_order_appears_and_that_its_null_has_it_too():

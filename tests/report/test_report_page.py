@@ -6,12 +6,14 @@ from html.parser import HTMLParser
 
 import pytest
 import report_examples as examples
+from matplotlib.figure import Figure
 
 from jaxgeom.comparison.files.report import to_csv_text
 from jaxgeom.errors import UserError
 from jaxgeom.report import page as page_module
 from jaxgeom.report import write_report
-from jaxgeom.report.reading import Contents
+from jaxgeom.report.loading import Contents
+from jaxgeom.report.style import Drawing, save
 
 HOSTILE = "<script>alert(1)</script>\"'&$\\frac{x}$‮\ud83d"
 
@@ -53,6 +55,33 @@ def _render(report, kind, rows=()):
 
 
 STUDY_FIGURES = {"accuracy", "sparsity", "rotation", "overlaps", "ranks", "subspace", "matched"}
+
+
+def test_a_seed_that_learned_nothing_stands_at_the_top_and_its_rows_are_in_no_table(tmp_path):
+    report = examples.study_report(seeds=2)
+    for place, seed in enumerate(report["methods"]["rlvr"]["per_seed"]):
+        seed["seed"] = place
+    report["methods"]["rlvr"]["per_seed"][1] |= {"learned_nothing": "in all 6 steps nothing. To change: <b>this</b>"}
+    report["seeds"] = [0, 1]
+    rows = [
+        {"method": m, "seed": float(s)} | r for m in ("opd", "rlvr") for s in (0, 1) for r in examples.matrix_rows(m)
+    ]
+    page = _render(report, "study", rows)
+    warning = re.search(r'<p class="warning" role="alert">(.*?)</p>', page).group(1)
+    assert warning.startswith("RLVR, seed 1 LEARNED NOTHING: in all 6 steps nothing. To change: &lt;b&gt;this")
+    assert page.index(warning) < page.index('id="figures"') and page.count("LEARNED NOTHING") == 1
+    assert '<span class="aside left-out">without seed 1</span>' in page
+    data = json.loads(re.search(r'id="matrix-data">(.*?)</script>', page, re.DOTALL).group(1))
+    keys = [column["key"] for column in data["columns"]]
+    runs = {*zip(*(data["data"][keys.index(key)] for key in ("method", "seed")), strict=True)}
+    assert {(method, float(seed)) for method, seed in runs} == {("opd", 0.0), ("opd", 1.0), ("rlvr", 0.0)}
+
+
+def test_a_screen_narrower_than_a_figure_says_that_it_can_be_scrolled(study):
+    page = study.read_text(encoding="utf-8")
+    assert page.count('<p class="swipe"') == page.count('<div class="scroll figure"') == len(STUDY_FIGURES)
+    assert re.search(r"\.swipe \{ display: none;", page)
+    assert re.search(r"@media \(max-width: 43rem\) \{\s*\.swipe \{ display: block; \}", page)
 
 
 def test_study_writes_every_figure_and_the_page(study):
@@ -222,8 +251,9 @@ def test_a_report_rewrites_its_rows_and_removes_figures_of_another(tmp_path):
     report = examples.compare_report()
     examples.write(tmp_path, "report.json", report)
     (tmp_path / "figures").mkdir()
-    for name in ("masks.svg", "masks.png", "mine.svg"):
-        (tmp_path / "figures" / name).write_text("old", encoding="utf-8")
+    save(Drawing("masks", "old", "", "", Figure(figsize=(1, 1))), tmp_path / "figures")
+    for name in ("mine.svg", "path.svg"):  # a user's own, one of them under the name of a figure of ours
+        (tmp_path / "figures" / name).write_text("mine", encoding="utf-8")
     write_report(tmp_path)
     assert (tmp_path / "matrices.csv").read_text(encoding="utf-8") == to_csv_text(report["matrices"])
     assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {
@@ -233,7 +263,8 @@ def test_a_report_rewrites_its_rows_and_removes_figures_of_another(tmp_path):
         "ranks",
         "layers",
     }
-    assert (tmp_path / "figures" / "mine.svg").exists() and not (tmp_path / "figures" / "masks.svg").exists()
+    assert {p.stem for p in (tmp_path / "figures").glob("*.svg")} >= {"mine", "path"}
+    assert not (tmp_path / "figures" / "masks.svg").exists()
 
 
 def test_images_have_the_resolution_that_journals_ask(comparison):

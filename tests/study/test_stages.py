@@ -36,7 +36,7 @@ def test_what_goes_on_and_what_is_another_study(experiment, models, tmp_path):
     copied = write_tiny_model(tmp_path / "copy", seed=0, dtype="bfloat16")
     assert not change() and not change(name="other", seeds=(0, 1, 2), measure=measure, base=copied)
     assert not change(**of("opd", steps=9, save_every=5)) and not change(**of("anchor", save_every=1))
-    assert "anchor.steps: 6 there, 9" in change(**of("anchor", steps=9))[0]
+    assert "anchor.steps: 60 there, 9" in change(**of("anchor", steps=9))[0]
     assert "opd.temperature" in change(**of("opd", temperature=0.5))[0]
     other = write_tiny_model(tmp_path / "other", seed=2, dtype="bfloat16")
     assert change(base=other) == [f"base: {experiment.base} there, {other} given now, with other content"]
@@ -109,8 +109,8 @@ def test_wrong_types_are_named(models):
         "learning_rate=1e-3": ("learning_rate=None", "learning_rate=None: a number is needed"),
         "samples_per_prompt=4),": ("samples_per_prompt=True),", "samples_per_prompt=True: a whole number is needed"),
         "dynamic_filter=False": ("dynamic_filter=1", "dynamic_filter=1: True or False is needed"),
-        "demonstrations=200": ("demonstrations=2e2", "demonstrations=200.0: a whole number is needed"),
-        "terms=2": ("terms='2'", "terms='2': a whole number is needed"),
+        "demonstrations=100": ("demonstrations=1e2", "demonstrations=100.0: a whole number is needed"),
+        "terms=3": ("terms='3'", "terms='3': a whole number is needed"),
         "mask_rank=4": ("mask_rank=4.0", "mask_rank=4.0: a whole number is needed"),
         "base=models /": ("base=3 and 4 or", "base=4: a Path is needed"),
     }

@@ -36,7 +36,8 @@ def test_the_command_leaves_what_the_contract_names(study):
     for name in ("sft_anchor", "opd/seed0", "rlvr/seed0", "sft_continued/seed0"):
         run = out / "runs" / name
         assert (run / "done").exists() and (run / "metrics.jsonl").exists()
-        assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == [0, 2, 4, 6]
+        saved = [0, 20, 40, 60] if name == "sft_anchor" else [0, 2, 4, 6]
+        assert sorted(int(p.name) for p in (run / "checkpoints").iterdir()) == saved
 
 
 def test_the_report_stands_on_the_checkpoints(study):
@@ -45,7 +46,7 @@ def test_the_report_stands_on_the_checkpoints(study):
     report = read_report(out)
     assert set(report["methods"]) == {"sft_anchor", "opd", "rlvr", "sft_continued"}
     name = "model.layers.1.self_attn.q_proj.weight"
-    ends = [open_checkpoint(f"{out}/runs/{run}@6") for run in ("sft_anchor", "opd/seed0")]
+    ends = [open_checkpoint(f"{out}/runs/{run}") for run in ("sft_anchor@60", "opd/seed0@6")]
     before, after = (end[name].read() for end in ends)
     delta = after.astype(np.float64) - before.astype(np.float64)
     sigma = np.linalg.svd(delta, compute_uv=False)
@@ -65,7 +66,7 @@ def test_every_run_starts_at_its_origin(study):
     out, _ = study
     report = read_report(out)
     assert report["methods"]["sft_anchor"]["origin"] == "base"
-    anchor = open_checkpoint(f"{out}/runs/sft_anchor@6")
+    anchor = open_checkpoint(f"{out}/runs/sft_anchor@60")
     for name in ("opd", "rlvr", "sft_continued"):
         assert report["methods"][name]["origin"] == "anchor"
         start = open_checkpoint(f"{out}/runs/{name}/seed0@0")
@@ -89,7 +90,7 @@ def test_every_triple_is_over_one_population(study, check):
 
 
 def test_every_triple_between_two_runs_is_over_one_population(study):
-    ends = [open_checkpoint(f"{study[0]}/runs/{run}@6") for run in ("sft_anchor", "opd/seed0", "rlvr/seed0")]
+    ends = [open_checkpoint(f"{study[0]}/runs/{run}") for run in ("sft_anchor@60", "opd/seed0@6", "rlvr/seed0@6")]
     report = between_runs(*ends, CompareSettings(subspace_k=4))
     assert populations.check_report(report) > 20
     assert report["summary"]["jaccard"]["rounding_null"] != report["summary"]["jaccard"]["null"]
@@ -143,10 +144,10 @@ def test_a_directory_that_holds_another_run_is_left_alone(jaxgeom, models, study
     assert result.status == 2 and str(tmp_path) in result.err and result.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     other = tmp_path / "experiment.py"
-    other.write_text(EXPERIMENT.read_text().replace("learning_rate=1e-3", "learning_rate=2e-3"))
+    other.write_text(EXPERIMENT.read_text().replace("learning_rate=1e-2", "learning_rate=2e-2"))
     result = jaxgeom("study", other, "--out", study[0])
     assert result.status == 2 and result.err.count("\n") == 1
-    assert "anchor.optimizer.learning_rate: 0.001 there, 0.002 asked for" in result.err and "--force" in result.err
+    assert "anchor.optimizer.learning_rate: 0.01 there, 0.02 asked for" in result.err and "--force" in result.err
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
-"""From rows per matrix to summaries, groups, curves and coverage; a triple is always over one population.
+"""From rows per matrix to summaries, groups and coverage; a triple is always over one population.
 
 Over which rows value, null, excess and z of a statistic are, and how they are weighted, is the rule of
 `jaxgeom.diagnostics.population_means`, which `summarize` of measured trees follows too; the table of statistics says
 which statistics are weighted by parameters and over every tensor, and which are plain means over the matrices.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 
 from jaxgeom.comparison.files.population import MODULES
 from jaxgeom.diagnostics.population_means import population_mask, population_means
-from jaxgeom.diagnostics.statistics import FURTHER, STATISTICS, is_counted, split_key, statistic
+from jaxgeom.diagnostics.statistics import FURTHER, is_counted, split_key, statistic
+from jaxgeom.diagnostics.weight_numbers import projection_rank
 
 Row = dict[str, Any]
 
-_TRIPLE = ("mean", "null", "excess", "count")
+_TRIPLE = ("mean", "null", "excess", "count", "z")
 
 LABELS = ("name", "tensor", "shape", "layer", "module", "group", "parameters", "tower")
 """What a row says of its matrix, beside what was measured."""
@@ -164,11 +166,12 @@ def coverage_of(matrices: Sequence[Row], parameters: Sequence[Row], total: int) 
     matrices, parameters = of_text(matrices), of_text(parameters)
     for key in keys_of([*matrices, *parameters]):
         over = population([*matrices, *parameters] if is_counted(key) else matrices, key)
-        result[key] = _covered(over, total)
+        result[key] = covered(over, total)
     return result
 
 
-def _covered(rows: Sequence[Row], total: int) -> dict[str, Any]:
+def covered(rows: Sequence[Row], total: int) -> dict[str, Any]:
+    """The share of `total` parameters, and the number of matrices, that rows are."""
     share = sum(row["parameters"] for row in rows) / total if total else 0.0
     return {"parameters": share, "matrices": sum(1 for row in rows if row.get("group", "matrices") == "matrices")}
 
@@ -181,99 +184,41 @@ def at(row: Row, index: int, count: int) -> Row:
     }
 
 
-def along_keys(rows: Sequence[Row]) -> list[str]:
-    """The statistics that rows have per step, in the order of the table."""
-    return [key for key in STATISTICS if any(isinstance(row.get(key), list) for row in rows) and key not in LABELS]
-
-
-def curves_of(rows: Sequence[Row], count: int) -> dict[str, Any]:
-    """Summaries along a trajectory: per statistic lists over its steps, each step with its own population and count.
+def settings_used(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """What k, K and rank the statistics of matrices were taken at, after every cap and floor, and in how many.
 
     Args:
-        rows: one a matrix or parameter, with lists of `count` numbers; matrices are those of the group `matrices`.
-        count: number of steps.
+        rows: one a matrix or parameter.
 
     Returns:
-        Per statistic `mean`, `median`, `count`, and where there are any `null`, `excess`, `z`, as lists over the steps;
-        `z_count`, over how many of a step's population z is; `as_last`, whether a step's population is that of the last
-        step that has any; `of` how many rows; `weights`.
+        `{"angle_k": {"31": 14}, …}`: by the key of the setting, by its value, how many matrices; of the projection
+        energies at a share of min(m, n), `projection_1pct_k` and so on.
     """
-    rows = of_text(rows)
-    steps = [[at(row, index, count) for row in rows] for index in range(count)]
-    table = {}
-    for key in along_keys(rows):
-        counted = is_counted(key)
-        over = [[row for row in step if counted or row["group"] == "matrices"] for step in steps]
-        found = [summarize(step, key) for step in over]
-        fields = ("mean", "median", "count", "null", "excess", "z", "z_count")
-        lists: dict[str, Any] = {name: [entry[name] for entry in found] for name in fields}
-        for name in ("null", "excess", "z"):
-            if all(value is None for value in lists[name]):
-                lists[name] = None
-        names = [{row["name"] for row in population(step, key)} for step in over]
-        last = next((own for own in reversed(names) if own), None)
-        lists["as_last"] = [own == last for own in names]
-        table[key] = lists | {name: found[0][name] for name in ("of", "weights")}
-    return table
+    found: dict[str, dict[str, int]] = {}
+    for row in of_text(rows):
+        if row.get("group") not in (None, "matrices"):
+            continue
+        used = {key: value for key, value in row.items() if isinstance(value, int) and _is_setting(key)}
+        for key in row:
+            if share := _SHARE_OF.fullmatch(key):
+                used[f"projection_{share[1]}pct_k"] = projection_rank(float(share[1]) / 100, tuple(row["shape"]))
+        for key, value in used.items():
+            by_value = found.setdefault(key, {})
+            by_value[str(value)] = by_value.get(str(value), 0) + 1
+    return found
 
 
-def towers_along(rows: Sequence[Row], count: int) -> dict[str, Any]:
-    """`{"groups": {"tower": {tower: curves}}}` of a trajectory, empty where no row is of a tower."""
-    towers = list(dict.fromkeys(row["tower"] for row in rows if row.get("tower") is not None))
-    if not towers:
-        return {}
-    curves = {}
-    for tower in towers:
-        own = [{**row, "tower": None} for row in rows if row.get("tower") == tower]
-        curves[tower] = curves_of(own, count)
-    return {"groups": {"tower": curves}}
+_SHARE_OF = re.compile(r"projection_joint_([0-9.]+)pct")
 
 
-def curve_coverage(rows: Sequence[Row], count: int, total: int) -> dict[str, Any]:
-    """Per statistic of a trajectory what its summary is over at any step."""
-    result, rows = {}, of_text(rows)
-    for key in along_keys(rows):
-        over = [row for row in rows if is_counted(key) or row["group"] == "matrices"]
-        names = {row["name"] for index in range(count) for row in population([at(r, index, count) for r in over], key)}
-        result[key] = _covered([row for row in over if row["name"] in names], total)
-    return result
-
-
-def similarity_of(tables: Sequence[dict[str, list[list[float | None]]]], count: int) -> dict[str, Any]:
-    """Mean similarities of every pair of steps over the matrices that have both value and null there, and how many.
-
-    Args:
-        tables: per matrix `full`, `full_null`, `disjoint`, `disjoint_null`, each `[count][count]`.
-        count: number of steps.
-
-    Returns:
-        The same four as means, with `full_count` and `disjoint_count`.
-    """
-    result: dict[str, Any] = {}
-    for kind in ("full", "disjoint"):
-        shape = (len(tables), count, count)
-        values, nulls = (
-            np.array([table[name] for table in tables], float).reshape(shape) for name in (kind, f"{kind}_null")
-        )
-        both = np.isfinite(values) & np.isfinite(nulls)
-        over = both | (np.isfinite(values) & ~both.any(0))
-        result |= {kind: _means(values, over), f"{kind}_null": _means(nulls, both)}
-        result[f"{kind}_count"] = over.sum(0).tolist()
-    return result
-
-
-def _means(values: np.ndarray, over: np.ndarray) -> list[list[float | None]]:
-    """Means along the first axis over the chosen entries; None where there are none."""
-    counts, sums = over.sum(0), np.where(over, values, 0.0).sum(0)
-    return [
-        [float(total / n) if n else None for total, n in zip(*line, strict=True)]
-        for line in zip(sums, counts, strict=True)
-    ]
+def _is_setting(key: str) -> bool:
+    entry = statistic(key)
+    return entry is not None and entry.is_setting
 
 
 def flat_summary(summary: dict[str, Any]) -> dict[str, float | None]:
     """A summary with one number per key: the mean as `NAME`, the rest as `NAME_null`, `NAME_rounding_mean` …"""
-    kept = ("null", "excess", "count", "of", *(f"{kind}_{name}" for kind in FURTHER for name in _TRIPLE))
+    kept = ("null", "excess", "count", "of", "z", *(f"{kind}_{name}" for kind in FURTHER for name in _TRIPLE))
     flat: dict[str, float | None] = {}
     for name, entry in summary.items():
         flat[name] = entry["mean"]

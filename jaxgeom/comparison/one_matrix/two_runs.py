@@ -99,9 +99,12 @@ def _mask_statistics(row: Row, both: int, totals: Sequence[EntrySums], settings:
     known = rounds_alike(first, second)
     put_numbers(row, overlap_statistics_between(cells_of(first, settings.eta), both, *changed, known=known))
     still = " and ".join(name for name, count in zip("AB", changed, strict=True) if not count)
+    note = ""
     if still:
-        row["overlap_note"] = f"undefined: nothing changed in the bfloat16 view of run {still}"
+        note = f"undefined: nothing changed in the bfloat16 view of run {still}"
     elif not known:
-        row["overlap_note"] = "no rounding null: float16 ends are rounded again to bfloat16, W0 or the other end is not"
+        note = "no rounding null: float16 ends are rounded again to bfloat16, W0 or the other end is not"
     elif row["jaccard_rounding_null"] is None:
-        row["overlap_note"] = "no rounding null: every entry changed, so its noise has no finite scale"
+        note = "no rounding null: every entry changed, so its noise has no finite scale"
+    if note:
+        row["overlap_note"] = row["jaccard_note"] = note

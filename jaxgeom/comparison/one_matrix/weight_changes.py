@@ -42,11 +42,10 @@ which shifts are stated."""
 
 def projection_sizes(settings: CompareSettings, shape: tuple[int, ...]) -> dict[str, int]:
     """k of the projection energies by the suffix of their keys."""
-    smaller = min(shape)
     shares = {"": settings.projection_fraction} | {
         f"_{100 * share:g}pct": share for share in families.PROJECTION_SHARES
     }
-    return {suffix: max(1, min(round(share * smaller), smaller)) for suffix, share in shares.items()}
+    return {suffix: families.projection_rank(share, shape) for suffix, share in shares.items()}
 
 
 def put_undefined_changes(row: Row, settings: CompareSettings, shape: tuple[int, ...]) -> None:

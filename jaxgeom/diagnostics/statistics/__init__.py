@@ -80,6 +80,12 @@ def is_counted(key: str) -> bool:
     return entry is not None and entry.counted
 
 
+def bounds_of(key: str) -> tuple[float | None, float | None]:
+    """The least and the largest value that a statistic can have, None where there is none."""
+    entry = statistic(key)
+    return (None, None) if entry is None else entry.bounds
+
+
 @functools.lru_cache(maxsize=4096)
 def split_key(key: str) -> tuple[str, str, str]:
     """A key of a report's row as statistic, kind of null, and what of it: "value", "null", "excess" or "z".

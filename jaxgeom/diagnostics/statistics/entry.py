@@ -75,6 +75,7 @@ class Statistic:
       compared: whether methods are compared by it, at the same step and at the same size.
       headline: whether tables show it before every other one.
       short: what narrow columns and panels call it; the label where empty.
+      signed: whether it can be below zero, which no share, angle, rank, norm or count can.
     """
 
     key: str
@@ -98,6 +99,7 @@ class Statistic:
     compared: bool = False
     headline: bool = False
     short: str = ""
+    signed: bool = False
 
     def __post_init__(self) -> None:
         nulls = [null for null in (self.null, self.along, *self.further.values()) if null is not None]
@@ -111,6 +113,14 @@ class Statistic:
     def counted(self) -> bool:
         """Whether its mean is over every parameter, weighted by their number."""
         return self.weighting == "parameters"
+
+    @property
+    def bounds(self) -> tuple[float | None, float | None]:
+        """The least and the largest value that there can be, None where there is none: no interval goes beyond."""
+        if self.signed:
+            return None, None
+        least = 1.0 if self.unit == "rank" else 0.0
+        return least, {"share": 1.0, "deg": 90.0}.get(self.unit)
 
     def null_in(self, command: str) -> Null | None:
         """Its null in a command's report."""

@@ -65,12 +65,12 @@ PATH = (
     Statistic(
         "path_cosine", "cosine of this stretch and the next", "cos(W_t − W_s, W_u − W_t), s, t, u neighbours",
         "Whether neighbouring stretches of training go the same way.",
-        null=INDEPENDENT, commands=("trajectory",), undefined=ENDS,
+        null=INDEPENDENT, commands=("trajectory",), undefined=ENDS, signed=True,
     ),
     Statistic(
         "cosine_to_rest", "cosine of the update so far and the rest", "cos(W_t − W_0, W_T − W_t)",
         "Whether what follows continues what was done.",
-        null=INDEPENDENT, commands=("trajectory",), undefined=ENDS,
+        null=INDEPENDENT, commands=("trajectory",), undefined=ENDS, signed=True,
     ),
     Statistic(
         "drift_ratio", "‖ΔW‖ over the root of the squared steps", "‖W_t − W_0‖/√Σ‖increments‖²",

@@ -68,7 +68,7 @@ SPECTRUM = (
             "isotropic Gaussian update of equal Frobenius norm",
             how="0 with deviation s/‖W0‖; after rounding, where both sides are stored in 16 bits, from W0's magnitudes",
         ),
-        undefined=ZERO_WEIGHTS, cheap=True,
+        undefined=ZERO_WEIGHTS, cheap=True, signed=True,
     ),
     Statistic(
         "stable_rank", "stable rank", "‖ΔW‖_F²/‖ΔW‖₂²", "How many directions of equal strength carry the update.",
@@ -157,7 +157,7 @@ SPECTRUM = (
     *(
         Statistic(
             f"projection_{name}{suffix}", label + (", k = SHARE %" if suffix else ""),
-            formula + (", k at SHARE % of min(m, n)" if suffix else ", k at projection_fraction of min(m, n)"),
+            f"{formula}, k = max(1, round({'SHARE %' if suffix else 'projection_fraction'}·min(m, n)))",
             meaning, unit="share", null=Null(chance, how=HAAR), suites=("full",),
             undefined="the update or W0 is zero, or two singular values of W0 around k are equal",
             sources=("2606.13657",), agreement=1e-6,
@@ -173,7 +173,7 @@ SPECTRUM = (
         )
     ),
     Statistic(
-        "projection_k", "k of the energies in U_k and V_k", "round(projection_fraction·min(m, n))",
-        "As the settings have it.", unit="count", suites=("full",), is_setting=True,
+        "projection_k", "k of the energies in U_k and V_k", "max(1, round(projection_fraction·min(m, n)))",
+        "As the settings have it, at least one direction.", unit="count", suites=("full",), is_setting=True,
     ),
 )  # fmt: skip

@@ -108,8 +108,8 @@ class Objective(abc.ABC):
         """Who answers the prompts; None where nothing is sampled."""
         return None
 
-    def scorers(self, frozen: Frozen) -> dict[str, Actor]:
-        """Who scores the answers besides the student before a step, by the names of their programs."""
+    def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
+        """Who scores the answers before a step, by the names of their programs."""
         return {}
 
     def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:

@@ -32,13 +32,13 @@ class Rollout(NamedTuple):
     truncated: float
 
 
-class Scored(NamedTuple):
-    """Answers on the device, `[batch, time]` each, and their log-probabilities under the policy that is trained."""
+class Placed(NamedTuple):
+    """Answers on the device, `[batch, time]` each."""
 
     tokens: Array
     valid: Array
     response: Array
-    old_log_probs: Array
+    sampled_log_probs: Array
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class OnPolicy(Objective):
 
     def sampler(self, params: PyTree, frozen: Frozen) -> Actor:
         return Actor(self.student, params)
+
+    def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
+        return {"score": Actor(self.student, params)}
 
     def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
         plain, numbers = super().shape_of_batch(rows), rows(jnp.float32)
@@ -85,25 +88,28 @@ class OnPolicy(Objective):
         stops = sampling_settings(self.settings, tools.tokenizer, sampler).stop_tokens
         return Rollout(answers, metrics, truncated_share([answers], stops))
 
-    def scored(self, params: PyTree, rollout: Rollout) -> tuple[Scored, dict[str, Any]]:
-        """Answers under the policy as it is now, and the metrics of length, truncation and the sampler's rounding."""
+    def placed(self, rollout: Rollout) -> tuple[Placed, dict[str, Any]]:
+        """Answers on the device, and the metrics of their length and of how they were sampled."""
         answers = rollout.answers
-        tokens, valid, response, sampled = on_mesh(
-            (answers.tokens, answers.valid, answers.response, answers.log_probs), self.mesh
-        )
-        old = score(self.student, params, tokens, valid, temperature=self.settings.temperature)
-        metrics = rollout.metrics | {
-            "response_length": float(answers.response.sum(axis=1).mean()),
-            "truncated": rollout.truncated,
-        }
-        if self.is_by_student:
-            metrics["sampler_mismatch"] = _largest_gap(old, sampled, response)
-        return Scored(tokens, valid, response, old), metrics
+        arrays = on_mesh((answers.tokens, answers.valid, answers.response, answers.log_probs), self.mesh)
+        length = float(answers.response.sum(axis=1).mean())
+        return Placed(*arrays), rollout.metrics | {"response_length": length, "truncated": rollout.truncated}
+
+    def scored(self, params: PyTree, placed: Placed) -> tuple[Array, dict[str, Any]]:
+        """Log-probabilities under the policy as it is now, and the metric of how the sampler's differ by rounding."""
+        old = score(self.student, params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+        if not self.is_by_student:
+            return old, {}
+        return old, {"sampler_mismatch": _largest_gap(old, placed.sampled_log_probs, placed.response)}
 
     def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
         log_probs = sequence_log_probs(
             self.student, params, batch.tokens, batch.valid, temperature=self.settings.temperature, mesh=self.mesh
         )
+        return self.policy_loss(log_probs, batch, denominator)
+
+    def policy_loss(self, log_probs: Array, batch: Batch, denominator: Array) -> tuple[Array, dict[str, Array]]:
+        """The clipped policy gradient of a batch whose tokens have these log-probabilities."""
         clip_low, clip_high = self.clip_range
         return policy_gradient_loss(
             log_probs,

@@ -1,9 +1,11 @@
-"""On-policy distillation: the student answers, a teacher scores every token of the answers.
+"""On-policy distillation: the student answers, a teacher says of every token of the answers what it thinks of it.
 
-By the sampled-token reverse KL, the advantage of a token is the teacher's log-probability minus the student's. The
-teacher is then read before the step alone: what is kept of it are `[batch, time]` numbers.
+By the sampled-token reverse KL the advantage of a token is the teacher's log-probability minus the student's: the
+teacher is read before the step alone, and what is kept of it are `[batch, time]` numbers. Any other divergence is a
+loss that is differentiated in the step, which then reads the teacher too (see `scoring.sequence_divergences`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,20 +14,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxgeom.objectives import grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
+from jaxgeom.errors import UserError
+from jaxgeom.objectives import distillation_loss, grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
 from jaxgeom.training.objectives.interface import Prepared, Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Rollout
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor
+from jaxgeom.training.scoring import sequence_divergences, sequence_log_probs
 from jaxgeom.training.settings import OPDSettings
 from jaxgeom.training.state import Batch, Frozen
 
 
 @dataclass(frozen=True)
 class OPD(OnPolicy):
-    """See `Objective`."""
+    """See `Objective`.
+
+    Raises:
+        UserError: a top-k support of more tokens than the vocabulary has.
+    """
 
     settings: OPDSettings
+
+    def __post_init__(self) -> None:
+        rows = self.student.config.vocab_size
+        if (self.settings.top_k or 1) > rows:
+            raise UserError(f"top_k={self.settings.top_k}: the vocabulary has {rows} tokens")
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -36,34 +49,115 @@ class OPD(OnPolicy):
     def is_by_student(self) -> bool:
         return self.settings.rollouts == "student"
 
+    @property
+    def _is_mixed(self) -> bool:
+        return self.settings.alpha < 1.0
+
+    @property
+    def _ranks_gaps(self) -> bool:
+        return self.settings.keep_tokens < 1.0 and self.settings.keep_by == "gap"
+
     def sampler(self, params: PyTree, frozen: Frozen) -> Actor:
         return Actor(self.student, params) if self.is_by_student else Actor(self.teachers[0], frozen.teachers[0])
 
-    def scorers(self, frozen: Frozen) -> dict[str, Actor]:
-        actors = map(Actor, self.teachers, frozen.teachers)
-        return {f"score.teacher{place}": actor for place, actor in enumerate(actors)}
+    def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
+        settings, found = self.settings, {}
+        if not settings.is_differentiated or self._is_mixed or self._ranks_gaps:
+            found["score"] = Actor(self.student, params)
+        if settings.support == "sampled" or self._ranks_gaps:
+            actors = map(Actor, self.teachers, frozen.teachers)
+            found |= {f"score.teacher{place}": actor for place, actor in enumerate(actors)}
+        return found
+
+    def step_inputs(self, frozen: Frozen) -> Frozen:
+        return Frozen() if self.settings.support == "sampled" else Frozen(teachers=frozen.teachers)
+
+    def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
+        numbers, plain = rows(jnp.float32), super().shape_of_batch(rows)
+        if not self.settings.is_differentiated:
+            return plain
+        return Batch(
+            tokens=plain.tokens,
+            valid=plain.valid,
+            loss_mask=plain.loss_mask,
+            old_log_probs=numbers if self._is_mixed else None,
+            advantages=numbers if self._is_mixed else None,
+            teacher_log_probs=numbers if self.settings.support == "sampled" else None,
+            weights=numbers if self.settings.keep_tokens < 1.0 else None,
+        )
 
     def draw(self, params: PyTree, frozen: Frozen, tools: Tools, number: int) -> Rollout:
         return self.answered(params, frozen, tools, number)
 
     def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
         settings = self.settings
-        scored, metrics = self.scored(params, rollout)
-        teacher = score(
-            self.teachers[0], frozen.teachers[0], scored.tokens, scored.valid, temperature=settings.temperature
-        )
+        placed, metrics = self.placed(rollout)
+        scorers = self.scorers(params, frozen)
+        old = teacher = None
+        if "score" in scorers:
+            old, mismatch = self.scored(params, placed)
+            metrics |= mismatch
+        if "score.teacher0" in scorers:
+            actor = scorers["score.teacher0"]
+            teacher = score(actor.model, actor.params, placed.tokens, placed.valid, temperature=settings.temperature)
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        advantages, gap = _credit(
-            settings, scored.old_log_probs, teacher, scored.response, rollout.answers.rewards, key
-        )
+        rewards = rollout.answers.rewards
+        if settings.is_differentiated:
+            weights = _weights(settings, old, teacher, placed.response, key) if settings.keep_tokens < 1.0 else None
+            advantages = _of_answers(settings, rewards, placed.response, weights) if self._is_mixed else None
+        else:
+            weights = None
+            advantages, metrics["gap"] = _credit(settings, old, teacher, placed.response, rewards, key)
         batch = Batch(
-            tokens=scored.tokens,
-            valid=scored.valid,
-            loss_mask=scored.response,
-            old_log_probs=scored.old_log_probs,
+            tokens=placed.tokens,
+            valid=placed.valid,
+            loss_mask=placed.response,
+            old_log_probs=None if advantages is None else old,
             advantages=advantages,
+            teacher_log_probs=teacher if settings.is_differentiated and settings.support == "sampled" else None,
+            weights=weights,
         )
-        return Prepared([batch], metrics | {"gap": gap}, rollout.answers)
+        return Prepared([batch], metrics, rollout.answers)
+
+    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
+        settings = self.settings
+        if not settings.is_differentiated:
+            return super().loss(params, batch, frozen, denominator)
+        of_step = {"temperature": settings.temperature, "mesh": self.mesh}
+        if settings.support == "sampled":
+            # log π_T(y) − log π_θ(y) on the teacher's own answers: the forward KL, sampled.
+            log_probs = sequence_log_probs(self.student, params, batch.tokens, batch.valid, **of_step)
+            teacher = batch.teacher_log_probs
+            values = teacher - log_probs
+        else:
+            found = sequence_divergences(
+                self.student,
+                params,
+                self.teachers,
+                frozen.teachers,
+                batch.tokens,
+                batch.valid,
+                batch.teacher,
+                divergence=settings.divergence,
+                support=settings.support,
+                k=settings.top_k,
+                tail_bucket=settings.tail_bucket,
+                beta=0.5 if settings.jsd_beta is None else settings.jsd_beta,
+                **of_step,
+            )
+            values, log_probs, teacher = found
+        loss, metrics = distillation_loss(
+            values,
+            log_probs - teacher,
+            batch.loss_mask,
+            weights=batch.weights,
+            aggregate=settings.aggregate,
+            denominator=denominator,
+        )
+        if not self._is_mixed:
+            return loss, metrics
+        reinforced, more = self.policy_loss(log_probs, batch, denominator)
+        return settings.alpha * loss + (1.0 - settings.alpha) * reinforced, metrics | more
 
 
 @partial(jax.jit, static_argnums=0)
@@ -75,10 +169,27 @@ def _credit(
     count = jnp.maximum(jnp.sum(response), 1).astype(jnp.float32)
     gap = -jnp.sum(advantages) / count
     if settings.alpha < 1.0:
-        grpo = grpo_advantages(rewards.reshape(-1, settings.samples_per_prompt)).reshape(-1)
-        advantages = mix_advantages(advantages, grpo, settings.alpha)
+        advantages = mix_advantages(advantages, _of_groups(settings, rewards), settings.alpha)
     if settings.keep_tokens < 1.0:
-        kind = "largest" if settings.keep_by == "gap" else "random"
-        weights = sparsify_tokens(student - teacher, response, fraction=settings.keep_tokens, method=kind, key=key)
-        advantages = advantages * weights
+        advantages = advantages * _weights(settings, student, teacher, response, key)
     return advantages, gap
+
+
+@partial(jax.jit, static_argnums=0)
+def _weights(settings: OPDSettings, student: Any, teacher: Any, response: Array, key: Any) -> Array:
+    """Weights of the tokens that keep their signal; at random where they are not scored."""
+    by_gap = settings.keep_by == "gap"
+    gap = student - teacher if by_gap else jnp.zeros(response.shape)
+    method = "largest" if by_gap else "random"
+    return sparsify_tokens(gap, response, fraction=settings.keep_tokens, method=method, key=key)
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_answers(settings: OPDSettings, rewards: Array, response: Array, weights: Array | None) -> Array:
+    """GRPO's advantages, shared by an answer's tokens, those that keep their signal."""
+    shared = jnp.broadcast_to(_of_groups(settings, rewards)[:, None], response.shape)
+    return shared if weights is None else shared * weights
+
+
+def _of_groups(settings: OPDSettings, rewards: Array) -> Array:
+    return grpo_advantages(rewards.reshape(-1, settings.samples_per_prompt)).reshape(-1)

@@ -29,7 +29,9 @@ class RLVR(OnPolicy):
         return self.answered(params, frozen, tools, number, rounds=rounds, keep=_informs)
 
     def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
-        scored, metrics = self.scored(params, rollout)
+        placed, metrics = self.placed(rollout)
+        old, mismatch = self.scored(params, placed)
+        metrics |= mismatch
         mask = rollout.answers.response
         if self.settings.dynamic_filter:
             informative = np.ptp(self._groups(rollout), axis=1) > 0
@@ -37,10 +39,10 @@ class RLVR(OnPolicy):
                 return Prepared([], metrics, rollout.answers)
             mask = mask & np.repeat(informative, self.settings.samples_per_prompt)[:, None]
         batch = Batch(
-            tokens=scored.tokens,
-            valid=scored.valid,
+            tokens=placed.tokens,
+            valid=placed.valid,
             loss_mask=on_mesh(mask, self.mesh),
-            old_log_probs=scored.old_log_probs,
+            old_log_probs=old,
             advantages=on_mesh(group_advantages(self._groups(rollout), mask.shape[1]), self.mesh),
         )
         return Prepared([batch], metrics, rollout.answers)
