@@ -9,6 +9,7 @@ mean 0, deviation 1 and |z| > 3 in at most one draw of a hundred.
 """
 
 import argparse
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -147,6 +148,10 @@ FAMILIES: dict[str, tuple[Draw, ...]] = {
 }
 
 
+SCALED: tuple[Callable[..., Row], ...] = (measured, walk, between)
+"""Draws that take the scale of the noise: how few entries rounding leaves of it matters to their nulls."""
+
+
 def scores(draw: Draw, shape: tuple[int, int], storage: str, sigma: float, draws: int, seed: int) -> dict[str, Any]:
     """The z of every draw by key, `[draws]`, NaN where it is not defined."""
     rng = np.random.default_rng([seed, *shape, *storage.encode()])
@@ -162,22 +167,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shapes", nargs="+", default=["24x16", "64x48", "300x200", "1024x512"])
     parser.add_argument("--storage", nargs="+", choices=STORAGE, default=["fp32", "bf16"])
     parser.add_argument("--sigma", nargs="+", type=float, default=[0.0, 0.5, 1.0, 2.0])
+    parser.add_argument("--scales", nargs="+", type=float, default=[1e-6, 1e-5, 1e-4], help="noise on weights of 0.02")
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     print(
-        f"{'draws from':16}{'shape':>10}{'stored':>11}{'sigma':>6}  {'z':36}{'n':>5}{'mean':>7}{'std':>6}{'|z|>3':>7}"
+        f"{'draws from':16}{'shape':>10}{'stored':>11}{'noise':>8}{'sigma':>6}  {'z':36}{'n':>5}{'mean':>7}{'std':>6}"
+        f"{'|z|>3':>7}"
     )
     for family, shape, storage in itertools.product(chosen.families, chosen.shapes, chosen.storage):
         rows, columns = map(int, shape.split("x"))
         for draw in FAMILIES[family]:
-            for sigma in chosen.sigma if draw in (profile, permuted) else [0.0]:
-                found = scores(draw, (rows, columns), storage, sigma, chosen.draws, chosen.seed)
+            sigmas = chosen.sigma if draw in (profile, permuted) else [0.0]
+            for scale, sigma in itertools.product(chosen.scales if draw in SCALED else [None], sigmas):
+                drawn = draw if scale is None else functools.partial(draw, scale=scale)
+                found = scores(drawn, (rows, columns), storage, sigma, chosen.draws, chosen.seed)
                 for key, z in found.items():
                     z = z[np.isfinite(z)]
                     told = f"{z.mean():7.2f}{z.std():6.2f}{np.mean(np.abs(z) > 3):7.3f}" if z.size > 1 else ""
                     name = draw.__name__.replace("_", " ")
-                    print(f"{name:16}{shape:>10}{storage:>11}{sigma:6.1f}  {key:36}{z.size:5}{told}", flush=True)
+                    noise = "" if scale is None else f"{scale:g}"
+                    print(
+                        f"{name:16}{shape:>10}{storage:>11}{noise:>8}{sigma:6.1f}  {key:36}{z.size:5}{told}", flush=True
+                    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Entries with heavier tails than the normal law's, such as those that bfloat16 ro
 the spectrum: to first order every squared value moves by the factor `1 + b·cos φ`, b the excess kurtosis over √(mn) and
 φ the value's angle on the quarter circle (the fourth-cumulant term of the central limit theorem for linear spectral
 statistics). `(1 + b)^{cos φ}` continues it to sparse updates. How the deviations grow was measured on rounded Gaussian
-updates: `experiments/calibration_spectral.py` prints the z's.
+updates: `experiments/calibration.py` prints the z's.
 
 1/b is about how many entries of full size a row and a column hold. Where it falls to a few, the spectrum is that of a
 sparse random graph, which no law of b describes: `KNOWN` and `NEAR` say up to where these moments hold.

@@ -13,15 +13,8 @@ import numpy as np
 from ._namespace import as_real, namespace
 from .moments import NullMoments, triple
 from .null_isotropic import Carried
-from .null_trajectory import (
-    SimilarityCurve,
-    carried_directions,
-    disjoint_similarity,
-    disjoint_similarity_std,
-    random_walk_similarity,
-    similarity_at,
-    where_carried,
-)
+from .null_similarity import SimilarityCurve, disjoint_similarity, disjoint_similarity_std, similarity_at
+from .null_trajectory import carried_directions, random_walk_similarity, where_carried
 from .path_numbers import rest_cosines
 from .update_numbers import Numbers
 

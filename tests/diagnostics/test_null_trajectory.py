@@ -35,11 +35,42 @@ def test_random_walk_against_a_sampled_walk(shape):
     np.testing.assert_allclose(traced.std[0], null.std, rtol=1e-4)
 
 
-def test_smaller_samples_stand_for_a_larger_shape():
-    direct = jd.similarity_curve((96, 128), k=6, draws=4, size_limit=128)
-    scaled = jd.similarity_curve((96, 128), k=6, draws=4, size_limit=48)
-    np.testing.assert_allclose(scaled.mean, direct.mean, atol=0.08)
-    assert float(direct.mean[-1]) == pytest.approx(6 / 128)
+def sampled_pairs(shape, k, decorrelation, draws):
+    """Sim_K of pairs of Gaussian matrices `[draws, points]`."""
+    rng, found = np.random.default_rng(1), []
+    for _ in range(draws):
+        first, second = rng.standard_normal((2, *shape))
+        pairs = [first] + [np.sqrt(1 - d**2) * first + d * second for d in decorrelation]
+        v = [np.linalg.svd(w, full_matrices=False)[2][:k].T for w in pairs]
+        found.append([np.sum((v[0].T @ other) ** 2) / k for other in v[1:]])
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "draws"),
+    [((24, 16), 3, 200), ((16, 30), 4, 200), ((48, 48), 1, 120), ((12, 10), 9, 200), ((200, 100), 16, 16)],
+)
+def test_the_similarity_of_correlated_updates_against_sampled_pairs(shape, k, draws):
+    decorrelation = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    values = sampled_pairs(shape, k, decorrelation, draws)
+    std = values.std(0, ddof=1)
+    mean = jd.expected_similarity(shape, decorrelation, k=k)
+    assert np.all(np.abs(mean - values.mean(0)) < (tol.SIGMAS / np.sqrt(draws) + 0.1) * std), mean - values.mean(0)
+    null = jd.similarity_at(jd.similarity_curve(shape, k=k), np.sqrt(1 - decorrelation**2))
+    np.testing.assert_allclose(null.mean, mean, atol=2e-3)
+    np.testing.assert_allclose(null.std[1:], std[1:], rtol=0.3 if draws > 100 else 0.6)
+
+
+def test_the_similarity_of_large_shapes_has_the_deviation_of_small_ones():
+    direct = jd.similarity_curve((96, 64), k=8, draws=24, size_limit=96)
+    scaled = jd.similarity_curve((96, 64), k=8, draws=24, size_limit=60)
+    np.testing.assert_array_equal(scaled.mean, direct.mean)
+    inside = (direct.mean < 0.95) & (direct.mean > 0.2)
+    np.testing.assert_allclose(scaled.std[inside], direct.std[inside], rtol=0.3)
+    large = jd.similarity_curve((4096, 1024), k=16)
+    assert large.mean[0] == 1 and large.mean[-1] == pytest.approx(16 / 1024)
+    assert large.std[-1] == pytest.approx(jd.disjoint_similarity_std((4096, 1024), k=16))
+    assert np.all(np.diff(large.mean) < 0) and np.all(large.std[1:] > 0)
 
 
 def test_steps_before_anything_moved_are_undefined():

@@ -19,7 +19,9 @@ from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, 
 from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved, put_rank_note
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.entry_statistics import entry_statistics
-from jaxgeom.diagnostics.null_trajectory import Carried, carried_directions, random_walk_similarity, similarity_curve
+from jaxgeom.diagnostics.null_isotropic import Carried
+from jaxgeom.diagnostics.null_similarity import similarity_curve
+from jaxgeom.diagnostics.null_trajectory import carried_directions, random_walk_similarity
 from jaxgeom.diagnostics.path_numbers import few_left, path_statistics, rate_statistics
 from jaxgeom.diagnostics.precision import along_update
 from jaxgeom.diagnostics.shared_rounding import grid_of_run, spacing_counts

@@ -10,7 +10,8 @@ from jaxgeom.comparison.one_matrix.scan import EntrySums, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner_and_alignment, right_subspace, similarity
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.diagnostics.between import MASK_STATISTICS, overlap_statistics_between, residual_share, rounds_alike
-from jaxgeom.diagnostics.null_trajectory import carried_directions, similarity_curve
+from jaxgeom.diagnostics.null_similarity import similarity_curve
+from jaxgeom.diagnostics.null_trajectory import carried_directions
 from jaxgeom.diagnostics.path_numbers import orthogonal_statistics
 from jaxgeom.diagnostics.rounding_cells import cells_of
 from jaxgeom.diagnostics.shared_rounding import shared_cosine

@@ -14,8 +14,7 @@ LEANING = (
 )
 WALK = Null(
     "random walk of independent increments with the observed norms, as rounded checkpoints show it",
-    "sampled",
-    "one curve a shape, seed of the settings",
+    how="mean from the overlaps of correlated Gaussian matrices, deviation from draws at reduced size",
     lost=LEANING,
 )
 REMAINS = f"no z where rounding leaves few entries of a stretch: of kurtosis κ, (κ − 3)/(mn) > {LEFT:g}"
