@@ -63,7 +63,7 @@ class RunInputs:
     eval_data: Path | None = None
     teacher: Annotated[
         Path | tuple[Path, ...] | None,
-        tyro.conf.arg(metavar="DIR", constructor=_Repeated, help_behavior_hint="(required, repeatable)"),
+        tyro.conf.arg(metavar="DIR", constructor=_Repeated, help_behavior_hint="(required) (repeatable)"),
         tyro.conf.UseAppendAction,
     ] = ()
     base: Path | None = None

@@ -70,22 +70,22 @@ def test_in_the_step_each_row_is_taught_by_its_own_teacher(world):
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shape) == jax.tree.map(lambda x: (x.shape, x.dtype), batch)
 
-    def gradient(objective, batch, frozen, denominator):
-        loss = jax.value_and_grad(objective.loss, has_aux=True)
-        return jax.jit(loss)(params, batch, objective.step_inputs(frozen), denominator)
-
     denominator = objective.denominator(batch)
-    (total, _), grads = gradient(objective, batch, frozen, denominator)
-    parts = []
-    for place in (0, 1):
-        single, own, whole = batch_of(settings, world, (1 + place,))
-        mask = whole.loss_mask & (jnp.array(WHICH) == place)[:, None]
-        parts.append(gradient(single, whole.replace(loss_mask=mask), own, denominator))
-    np.testing.assert_allclose(float(total), sum(float(part[0][0]) for part in parts), rtol=1e-5)
-    jax.tree.map(
-        lambda found, *both: np.testing.assert_allclose(found, sum(both), rtol=1e-3, atol=1e-6),
-        grads, *(part[1] for part in parts),
-    )  # fmt: skip
+    alone = [batch_of(settings, world, (place,)) for place in (1, 2)]
+    masks = [batch.loss_mask & (jnp.array(WHICH) == place)[:, None] for place in (0, 1)]
+
+    def together(tree):
+        return objective.loss(tree, batch, objective.step_inputs(frozen), denominator)[0]
+
+    def apart(tree):
+        return sum(
+            single.loss(tree, whole.replace(loss_mask=mask), single.step_inputs(own), denominator)[0]
+            for (single, own, whole), mask in zip(alone, masks, strict=True)
+        )
+
+    (found, grads), (wanted, expected) = (jax.jit(jax.value_and_grad(loss))(params) for loss in (together, apart))
+    np.testing.assert_allclose(float(found), float(wanted), rtol=1e-5)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6), grads, expected)
 
 
 def test_a_row_names_its_teacher_by_place_path_or_last_part(tmp_path):
