@@ -70,7 +70,10 @@ def test_required_options_look_required(jaxgeom):
     assert "required" not in held["--eval-data"] and "None}" not in held["--eval-data"]
     assert "Optimizer steps." in held["--steps"]  # said where the settings of all three objectives are
     missing = jaxgeom("train", "opd", "--model", "m", "--data", "d", "--out", "o", "--steps", 1)
-    assert missing.status == 2 and re.search(r"needs --batch-size INT, --lr FLOAT, --teacher PATH;", missing.err)
+    assert missing.status == 2 and re.search(r"needs --batch-size INT, --lr FLOAT;", missing.err)
+    given = ("--model", "m", "--data", "d", "--out", "o", "--steps", 1, "--batch-size", 8, "--lr", 1)
+    untaught = jaxgeom("train", "opd", *given)
+    assert untaught.status == 2 and "train opd needs --teacher DIR; see jaxgeom train opd --help" in untaught.err
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,12 @@ SomeCount = Annotated[int | None, arg(metavar="N")]
 SomeNumber = Annotated[float | None, arg(metavar="X")]
 
 
-def offered(settings: type, *, without: Collection[str] = (), required: Collection[str] = ()) -> Any:
+def offered(settings: type, *, without: Collection[str] = ()) -> Any:
     """What tyro makes a parameter of type `settings` from: its fields as options.
 
     Args:
         settings: a dataclass whose docstring lists its `Attributes`.
         without: fields that the command does not read; they keep their defaults.
-        required: fields that the command cannot do without, although the dataclass has a default for them.
     """
     hints = typing.get_type_hints(settings, include_extras=True)
     parameters = []
@@ -35,8 +34,6 @@ def offered(settings: type, *, without: Collection[str] = (), required: Collecti
         if field.name in without:
             continue
         kind, default = hints[field.name], _default(field)
-        if field.name in required:
-            kind, default = _without_none(kind), inspect.Parameter.empty
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=_named(kind), default=default)
         )

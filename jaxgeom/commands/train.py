@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 from jaxgeom.commands.options import Directory, offered
+from jaxgeom.errors import UserError
 from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings
 
 _Untaught = Annotated[RunInputs, offered(RunInputs, without=("teacher",))]
-_Taught = Annotated[RunInputs, offered(RunInputs, required=("teacher",))]
+_Taught = Annotated[RunInputs, offered(RunInputs)]
 
 
 def train_sft(
@@ -50,6 +51,8 @@ def train_opd(
         out: The run directory; an interrupted run goes on.
         force: Delete another run that is there.
     """
+    if not inputs.teachers:
+        raise UserError("train opd needs --teacher DIR; see jaxgeom train opd --help")
     return _runner(settings, inputs, out, force)
 
 

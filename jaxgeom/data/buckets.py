@@ -1,4 +1,4 @@
-"""Padded lengths: few shapes, few compilations."""
+"""Padded lengths and numbers of rows: few shapes, few compilations."""
 
 
 def bucket_length(length: int) -> int:
@@ -15,3 +15,13 @@ def bucket_length(length: int) -> int:
             return size + size // 2
         size *= 2
     return size
+
+
+def bucket_rows(rows: int, divisor: int) -> int:
+    """The next power of two that is a multiple of `divisor`, or the next multiple where it has none.
+
+    >>> [bucket_rows(5, 1), bucket_rows(5, 4), bucket_rows(9, 6)]
+    [8, 8, 18]
+    """
+    size = 1 << (rows - 1).bit_length()
+    return -(-size // divisor) * divisor

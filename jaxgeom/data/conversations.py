@@ -42,12 +42,14 @@ class Conversation:
         tools: JSON schemas of the tools, or None.
         text: Plain text in place of messages, or None.
         ground_truth: Of a prompt, or None: answers or tests.
+        teacher: Of a prompt, who teaches it: a name or a place; None where nothing says.
     """
 
     messages: list[dict]
     tools: list[dict] | None = None
     text: str | None = None
     ground_truth: Truth | None = None
+    teacher: str | int | None = None
 
 
 def read_demonstration(row: Mapping[str, Any]) -> Conversation:
@@ -124,7 +126,14 @@ def read_prompt(row: Mapping[str, Any], *, truth: Need = "needed") -> Conversati
         raise RowError("the prompt ends with an assistant message: there is nothing to answer")
     if not any(message["content"].strip() for message in messages if message["role"] != "system"):
         raise RowError("the prompt is empty")
-    return Conversation(messages, _tools(row), ground_truth=None if truth == "unread" else _truth(row, truth))
+    found = None if truth == "unread" else _truth(row, truth)
+    return Conversation(messages, _tools(row), ground_truth=found, teacher=_teacher(row))
+
+
+def _teacher(row: Mapping[str, Any]) -> str | int | None:
+    """The field `teacher`; what is no name and no place there is another thing's, as if it were not there."""
+    value = row.get("teacher")
+    return value if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
 def _truth(row: Mapping[str, Any], need: Need) -> Truth | None:

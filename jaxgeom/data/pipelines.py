@@ -15,11 +15,12 @@ from jaxgeom.rewards import Truth
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to answer: its row number in the file, token ids, and what answers are judged by, if anything."""
+    """One prompt to answer: its row number in the file, token ids, what answers are judged by, and who teaches it."""
 
     row: int
     tokens: tuple[int, ...]
     ground_truth: Truth | None
+    teacher: str | int | None = None
 
 
 def demonstration_batches(prepared: Prepared, *, batch_size: int, seed: int) -> grain.DatasetIterator:
@@ -110,7 +111,7 @@ def all_prompts(prepared: Prepared) -> list[Prompt]:
     prompts = []
     for place, truth in enumerate(prepared.truths):
         tokens = prepared.row(place).tokens.tolist()
-        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), truth))
+        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), truth, prepared.teachers[place]))
     return prompts
 
 

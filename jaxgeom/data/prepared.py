@@ -49,6 +49,7 @@ class Prepared:
         starts: int64 `[rows + 1]`, where each begins.
         numbers: int64 `[rows]`, of each in its file.
         truths: Of prompts.
+        teachers: Of prompts, who teaches each, as its row says.
         notes: Sentences for the user: what was left out, cut, or is odd.
     """
 
@@ -58,6 +59,7 @@ class Prepared:
     starts: np.ndarray
     numbers: np.ndarray
     truths: list[Truth | None]
+    teachers: list[str | int | None]
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -74,7 +76,8 @@ class Prepared:
         if path.is_file():
             return
         directory.mkdir(parents=True, exist_ok=True)
-        words = json.dumps({"truths": [stored(truth) for truth in self.truths], "notes": self.notes}).encode()
+        truths = [stored(truth) for truth in self.truths]
+        words = json.dumps({"truths": truths, "teachers": self.teachers, "notes": self.notes}).encode()
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         with partial.open("wb") as file:
             np.savez(
@@ -98,9 +101,8 @@ def recall(directory: Path | None, key: str) -> Prepared | None:
         with path.open("rb") as file, np.load(file) as held:
             words = json.loads(held["words"].tobytes())
             truths = [restored(truth) for truth in words["truths"]]
-            return Prepared(
-                key, held["tokens"], held["targets"], held["starts"], held["numbers"], truths, words["notes"]
-            )
+            arrays = {name: held[name] for name in ("tokens", "targets", "starts", "numbers")}
+            return Prepared(key=key, **arrays, truths=truths, teachers=words["teachers"], notes=words["notes"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         path.unlink(missing_ok=True)
         return None

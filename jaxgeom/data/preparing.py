@@ -22,9 +22,8 @@ from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
 from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter
-from jaxgeom.rewards import Truth
 
-_FORMAT = 1  # of the rules by which rows become tokens
+_FORMAT = 2  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
@@ -109,7 +108,7 @@ def prepare_prompts(
                     ),
                 )
             else:
-                work.use(row, encoded.tokens, encoded.loss_mask, conversation.ground_truth)
+                work.use(row, encoded.tokens, encoded.loss_mask, conversation)
         found = work.done()
         if None not in found.truths:
             found = dataclasses.replace(found, key=answered)
@@ -139,7 +138,7 @@ class _Work:
         self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self.key = self.key_of(kind)
         self.total = 0
-        self.used: list[tuple[int, np.ndarray, np.ndarray, Truth | None]] = []
+        self.used: list[tuple[int, np.ndarray, np.ndarray, Conversation | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
         self.bad_rows: list[tuple[Row, str]] = []
         self.last_only = 0
@@ -178,9 +177,9 @@ class _Work:
         """Counts a row that the settings leave out."""
         self.faults.setdefault(reason, []).append((row, reason))
 
-    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, truth: Truth | None = None) -> None:
-        """Takes a row."""
-        self.used.append((row.number, tokens, mask, truth))
+    def use(self, row: Row, tokens: np.ndarray, mask: np.ndarray, asked: Conversation | None = None) -> None:
+        """Takes a row; of a prompt, with what answers are judged by and who teaches it."""
+        self.used.append((row.number, tokens, mask, asked))
 
     def note(self, sentence: str) -> None:
         """Something to be said."""
@@ -213,15 +212,16 @@ class _Work:
                 " answer is learned from"
             )
         self.used.sort(key=lambda entry: entry[0])
-        sizes = [len(tokens) for _, tokens, _, _ in self.used]
+        numbers, tokens, masks, rows = zip(*self.used, strict=True)
         return Prepared(
-            self.key,
-            np.concatenate([tokens for _, tokens, _, _ in self.used]).astype(np.int32),
-            np.concatenate([mask for _, _, mask, _ in self.used]),
-            np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-            np.array([number for number, *_ in self.used], np.int64),
-            [truth for *_, truth in self.used],
-            self.notes,
+            key=self.key,
+            tokens=np.concatenate(tokens).astype(np.int32),
+            targets=np.concatenate(masks),
+            starts=np.concatenate([[0], np.cumsum(list(map(len, tokens)))]).astype(np.int64),
+            numbers=np.array(numbers, np.int64),
+            truths=[None if row is None else row.ground_truth for row in rows],
+            teachers=[None if row is None else row.teacher for row in rows],
+            notes=self.notes,
         )
 
     def said(self, prepared: Prepared) -> Prepared:

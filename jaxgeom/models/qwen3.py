@@ -13,6 +13,7 @@ from jaxgeom.models.attention import attend_cache, causal_attention, resolve_att
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
+from jaxgeom.objectives.log_probs import without_padding
 
 Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
@@ -32,6 +33,7 @@ class Qwen3(nn.Module):
         platform: "cpu", "gpu" or "tpu", as `sharding.platform_of` the parameters says: which of the forms that are for
             one platform alone are used (attention kernels, and `cpu_layers`). None: none of them.
         mesh: devices that the parameters lie on, for kernels that see one device's rows and heads; None for one.
+        vocabulary: rows of the embedding from here on are padding, whose logits give no probability; None: none are.
     """
 
     config: Qwen3Config
@@ -40,6 +42,7 @@ class Qwen3(nn.Module):
     attention: str = "auto"
     platform: str | None = None
     mesh: jax.sharding.Mesh | None = None
+    vocabulary: int | None = None
 
     def setup(self) -> None:
         self.embed = self.param("embed", _init_embed, self.config)
@@ -79,7 +82,8 @@ class Qwen3(nn.Module):
 
     def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Logits of normed hidden states, float32."""
-        return jnp.matmul(hidden, self._unembedding().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden, self._unembedding().astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return without_padding(logits, self.vocabulary)
 
     def prefill(
         self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"], room: int
@@ -128,7 +132,8 @@ class Qwen3(nn.Module):
         if self.is_unrolled:
             assert turned is not None
             tables = cos[:, 0], sin[:, 0]
-            return cpu_layers.decode_columns(config, turned, x[:, 0], tables, cache, index, visible)
+            logits, cache = cpu_layers.decode_columns(config, turned, x[:, 0], tables, cache, index, visible)
+            return without_padding(logits, self.vocabulary), cache
 
         def step(carry, scanned):
             x, keys, values = carry

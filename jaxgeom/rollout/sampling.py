@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jaxgeom.data.buckets import bucket_length
+from jaxgeom.data.buckets import bucket_length, bucket_rows
 from jaxgeom.errors import UserError
 from jaxgeom.models.qwen3 import Qwen3
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
@@ -82,7 +82,7 @@ def sample(
         )
     width = bucket_length(longest) if cache_length is None else cache_length - new
     mesh = mesh_of(params)
-    padded_rows = _bucket_rows(rows, batch_divisor(mesh))
+    padded_rows = bucket_rows(rows, batch_divisor(mesh))
     tokens = np.full((padded_rows, width), pad_id, np.int32)
     valid = np.zeros((padded_rows, width), bool)
     for row, prompt in enumerate(prompts):
@@ -125,7 +125,7 @@ def sampler_programs(
     Returns:
         By name, in their order, a jitted function and its arguments; arrays among them are shapes alone.
     """
-    mesh, padded = mesh_of(params), _bucket_rows(rows, batch_divisor(mesh_of(params)))
+    mesh, padded = mesh_of(params), bucket_rows(rows, batch_divisor(mesh_of(params)))
     of_part, width = padded // count_parts(padded, model.platform, mesh), bucket_length(width)
     tokens, valid = (jax.ShapeDtypeStruct((of_part, width), dtype) for dtype in (jnp.int32, jnp.bool_))
     prefill = (model, mesh, settings.max_new_tokens, params, tokens, valid)
@@ -151,12 +151,6 @@ def _check_requests(model: Qwen3, prompts: Sequence[Sequence[int]], seeds: Any) 
             raise UserError(f"prompts[{row}] has a token outside [0, vocab_size={model.config.vocab_size})")
     if not all(0 <= int(seed) < 2**32 for seed in seeds):
         raise UserError("seeds must lie in [0, 2**32)")
-
-
-def _bucket_rows(rows: int, divisor: int) -> int:
-    """The next power of two that is a multiple of `divisor`, or the next multiple where it has none."""
-    size = 1 << (rows - 1).bit_length()
-    return -(-size // divisor) * divisor
 
 
 def _constrain(x: jax.Array, mesh: jax.sharding.Mesh | None, *axes: Any) -> jax.Array:

@@ -14,7 +14,7 @@ from jaxgeom.study.experiment import DataFiles, Experiment
 from jaxgeom.training import RunInputs, RunSettings
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.rows import RunRows, read_run_rows
-from jaxgeom.training.vocabulary import require_same_tokens, require_tokens_fit, require_vocabulary
+from jaxgeom.training.vocabulary import require_tokens_fit, shared_vocabulary
 
 _BLOCK_ENTRIES = 1 << 24
 
@@ -38,8 +38,8 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
     base, teacher = (_check_model(path) for path in (experiment.base, experiment.teacher))
     tokenizer = load_tokenizer(tokenizer_directory(experiment.base))
     require_tokens_fit(base, tokenizer, experiment.base)
-    require_same_tokens(tokenizer, tokenizer_directory(experiment.teacher), experiment.teacher)
-    require_vocabulary(teacher.vocab_size, base.vocab_size, tokenizer, experiment.teacher)
+    of_teacher = tokenizer_directory(experiment.teacher)
+    shared_vocabulary(tokenizer, base.vocab_size, of_teacher, teacher.vocab_size, experiment.teacher)
     if not isinstance(experiment.data, DataFiles):
         for settings in (experiment.anchor, *experiment.methods().values()):
             rows = settings.rows

@@ -201,6 +201,7 @@ def load_start(
     *,
     mesh: Mesh | None,
     compute_dtype: str,
+    dtype: str = "float32",
     remat: bool = False,
     base: str | Path | None = None,
     say: Callable[[str], Any] | None = None,
@@ -213,21 +214,20 @@ def load_start(
         source: where it lies.
         mesh: devices to put the parameters on; None for one.
         compute_dtype: of activations, "float32" or "bfloat16".
+        dtype: of the parameters.
         remat: recompute activations in the backward pass.
         base: the model that a LoRA adapter belongs to, where its own configuration does not lead there.
         say: told what of a Hugging Face directory was left out or ignored.
 
     Returns:
-        The module and its float32 parameters.
+        The module and its parameters.
 
     Raises:
         UserError: nothing readable is there.
     """
     found = named_run(source)
     if found is None:
-        return load_model(
-            source, dtype="float32", mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say
-        )
+        return load_model(source, dtype=dtype, mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say)
     run, step = found.run, found.saved_step()
     config = read_json(run / "config.json")
     if not isinstance(config.get("model"), dict):
@@ -240,7 +240,7 @@ def load_start(
     abstract = abstract_parameters(model)
     specs = partition_specs(abstract, place) if mesh else jax.tree.map(lambda _: PartitionSpec(), abstract)
     placed = jax.tree.map(
-        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(place, spec)),
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype), sharding=NamedSharding(place, spec)),
         abstract,
         specs,
     )

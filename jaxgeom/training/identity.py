@@ -32,7 +32,6 @@ FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batch
                   "geometry"})  # fmt: skip
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
-_MODELS = ("model", "teacher")
 _UPDATES = ("basis_from", "mask_from")
 
 
@@ -62,11 +61,14 @@ def contents_of(inputs: RunInputs) -> dict[str, str]:
     found = {}
     for field in dataclasses.fields(inputs):
         path = getattr(inputs, field.name)
-        if path is not None and field.name != "base":  # which is in what an adapter comes to
-            if field.name in _MODELS:
-                found[field.name] = model_content(path, inputs.base)
-            else:
-                found[field.name] = update_content(path) if field.name in _UPDATES else file_content(path)
+        if path is None or field.name in ("base", "teacher"):  # a base is in what an adapter comes to
+            continue
+        if field.name == "model":
+            found[field.name] = model_content(path, inputs.base)
+        else:
+            found[field.name] = update_content(path) if field.name in _UPDATES else file_content(path)
+    for place, path in enumerate(inputs.teachers):
+        found[f"teacher{place or ''}"] = model_content(path, inputs.base)
     found["tokenizer"] = _tokenizer_content(tokenizer_directory(inputs.model, inputs.base))
     return found
 
@@ -133,8 +135,18 @@ def _differences(held: dict[str, Any], wanted: dict[str, Any], taken: int) -> li
         found += _steps(AdamWSettings(**new["optimizer"]), old["steps"], new["steps"], taken)
     for name in dict.fromkeys([*wanted["contents"], *held["contents"]]):
         if held["contents"].get(name) != wanted["contents"].get(name):
-            found.append(other_content(name, held["inputs"].get(name), wanted["inputs"].get(name)))
+            found.append(other_content(name, _path_of(name, held["inputs"]), _path_of(name, wanted["inputs"])))
     return found
+
+
+def _path_of(name: str, inputs: dict[str, Any]) -> str | None:
+    """The path of an input by the name of its content; runs of one teacher have its path alone, or a list."""
+    if not name.startswith("teacher"):
+        return inputs.get(name)
+    held = inputs.get("teacher") or []
+    several = [held] if isinstance(held, str) else held
+    place = int(name.removeprefix("teacher") or 0)
+    return several[place] if place < len(several) else None
 
 
 def mathematics(settings: dict[str, Any], objective: str) -> dict[str, Any]:

@@ -78,9 +78,10 @@ def run_programs(
     sampler = objective.sampler(params, frozen)
     columns = bucket_length(prompt_length) + (0 if sampler is None else settings.max_new_tokens)
 
-    def rows(dtype: Any) -> jax.ShapeDtypeStruct:
+    def rows(dtype: Any, *, by_row: bool = False) -> jax.ShapeDtypeStruct:
         place = None if mesh is None else batch_sharding(mesh)
-        return jax.ShapeDtypeStruct((settings.batch_size, columns), dtype, sharding=place)
+        shape = (settings.batch_size,) if by_row else (settings.batch_size, columns)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
     batch = objective.shape_of_batch(rows)
     step = make_train_step(objective, optimizer, state)

@@ -24,9 +24,10 @@ from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
-from jaxgeom.training.settings import RunInputs, RunSettings
+from jaxgeom.training.settings import OPDSettings, RunInputs, RunSettings
 from jaxgeom.training.state import Frozen
-from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
+from jaxgeom.training.teachers import assigned, load_teachers
+from jaxgeom.training.vocabulary import require_tokens_fit
 
 
 class Ready(NamedTuple):
@@ -83,8 +84,8 @@ def make_ready(
         UserError: something that cannot be used.
     """
     name = settings.objective
-    if inputs.teacher is not None and not settings.is_taught:
-        raise UserError(f"teacher={inputs.teacher}: {name} has no teacher")
+    if inputs.teachers and not settings.is_taught:
+        raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
     settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
     mesh = _mesh(settings)
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
@@ -93,12 +94,12 @@ def make_ready(
             f" times micro_batches={settings.micro_batches}"
         )
     config = run_config(settings, inputs)
-    read = [*dataclasses.astuple(inputs), settings.rows.chat_template]
+    template = settings.rows.chat_template
+    given = [*inputs.paths, *([] if template is None else [template])]
 
     def claim() -> tuple[Claim, Resume]:
         resume = find_resume(out)
         taken = resume.step or 0
-        given = [path for path in read if path is not None]
         return claim_directory(
             out, "run", lambda held: differences(held, config, taken), force=force, inputs=given
         ), resume  # fmt: skip
@@ -121,7 +122,12 @@ def make_ready(
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
     model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
     _require_finite(params, inputs.model)
-    teachers = _load_teachers(settings, inputs.teacher, model, rows.tokenizer, **load)
+    teachers: list[Actor] = []
+    if isinstance(settings, OPDSettings):
+        model, teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load)
+        for path, actor in zip(inputs.teachers, teachers, strict=True):
+            _require_finite(actor.params, path)
+        rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
     files = tokenizer_directory(inputs.model, inputs.base)
     objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
@@ -193,21 +199,3 @@ def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
         return make_mesh(*dataclasses.astuple(settings.mesh))
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _load_teachers(
-    settings: RunSettings, path: Path | None, student: Qwen3, tokenizer: Any, **load: Any
-) -> list[Actor]:
-    if not settings.is_taught:
-        return []
-    if path is None:
-        raise UserError("on-policy distillation needs a teacher")
-    require_same_tokens(tokenizer, tokenizer_directory(path, load["base"]), path)
-    model, params = load_start(path, **load)
-    require_vocabulary(model.config.vocab_size, student.config.vocab_size, tokenizer, path)
-    _require_finite(params, path)
-    if model.config.vocab_size > student.config.vocab_size:
-        masked = model.config.vocab_size - student.config.vocab_size
-        load["say"](f"{path}: its last {masked} tokens, which the model does not have, are masked")
-        model, params = cut_vocabulary(model, params, student.config.vocab_size)
-    return [Actor(model, params)]

@@ -49,7 +49,9 @@ def sequence_log_probs(
     chunk = _chunk(tokens.shape, model.config.vocab_size)
 
     def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Array:
-        return token_log_probs(arrays[0], weight, arrays[1], temperature=temperature, chunk=chunk)
+        return token_log_probs(
+            arrays[0], weight, arrays[1], temperature=temperature, chunk=chunk, vocabulary=model.vocabulary
+        )
 
     return _by_rows(head, (hidden, tokens), chunked_weight(unembedding(model.config, params), hidden.dtype), mesh)
 
@@ -94,7 +96,10 @@ def sequence_divergences(
         teacher, frozen = teachers[place], jax.lax.stop_gradient(teacher_params[place])
 
         def head(arrays: tuple[Array, Array, Array], weights: tuple[ChunkedWeight, ChunkedWeight]) -> Distilled:
-            return distillation(arrays[0], weights[0], arrays[1], weights[1], arrays[2], chunk=chunk, **options)
+            (mine, theirs, tokens), (weight, their_weight) = arrays, weights
+            return distillation(
+                mine, weight, theirs, their_weight, tokens, chunk=chunk, vocabulary=student.vocabulary, **options
+            )
 
         said = _hidden_states(teacher, frozen, tokens, valid)
         weights = weight, chunked_weight(unembedding(teacher.config, frozen), said.dtype)

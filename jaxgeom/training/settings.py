@@ -13,6 +13,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training.confine_settings import ConfineSettings
+from jaxgeom.training.distillation_checks import check_signal, check_support
 from jaxgeom.training.geometry_settings import GeometrySettings
 
 
@@ -39,6 +40,9 @@ class MeshSettings:
             raise UserError(f"mesh (data, fsdp, tensor, expert)={sizes}: sizes must be ≥ 1, and one may be -1")
 
 
+_Repeated: Any = tuple[Path, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
     """What a run reads.
@@ -47,7 +51,8 @@ class RunInputs:
         model: The start: a Hugging Face directory, or `RUN@STEP`.
         data: JSONL or parquet rows: demonstrations for SFT, prompts for RLVR and OPD.
         eval_data: Held-out prompts; none, no evaluation.
-        teacher: For OPD: a Hugging Face directory or `RUN@STEP`; the model's tokenizer.
+        teacher: For OPD: a Hugging Face directory or `RUN@STEP`, with the model's tokens; of several, each row's field
+            `teacher` names its own.
         base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
         basis_from: `RUN@STEP`: the run's update up to there gives the basis of a confined run.
         mask_from: `RUN@STEP`: what the run changed up to there is the mask of a confined run.
@@ -56,10 +61,31 @@ class RunInputs:
     model: Path
     data: Path
     eval_data: Path | None = None
-    teacher: Path | None = None
+    teacher: Annotated[
+        Path | tuple[Path, ...] | None,
+        tyro.conf.arg(metavar="DIR", constructor=_Repeated, help_behavior_hint="(required) (repeatable)"),
+        tyro.conf.UseAppendAction,
+    ] = ()
     base: Path | None = None
     basis_from: Path | None = None
     mask_from: Path | None = None
+
+    def __post_init__(self):
+        given = self.teacher
+        several = () if given is None else (given,) if isinstance(given, str | Path) else given
+        object.__setattr__(self, "teacher", tuple(map(Path, several)))
+
+    @property
+    def teachers(self) -> tuple[Path, ...]:
+        """All of them, in order."""
+        assert isinstance(self.teacher, tuple)
+        return self.teacher
+
+    @property
+    def paths(self) -> list[Path]:
+        """Whatever is read."""
+        values = [getattr(self, field_.name) for field_ in dataclasses.fields(self) if field_.name != "teacher"]
+        return [path for path in (*values, *self.teachers) if path is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +270,8 @@ class OPDSettings(OnPolicySettings):
         keep_tokens: Fraction ρ of response tokens that keep their signal.
         keep_by: The largest signed gaps, or at random.
         rollouts: Who generates; with `teacher` the ratio is not clipped (ε = 1).
+        teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32, activations as the
+            model's.
         alpha: Share of distillation in the mix with GRPO's advantage (or loss): α·(−r_t) + (1−α)·A_GRPO.
     """
 
@@ -259,6 +287,7 @@ class OPDSettings(OnPolicySettings):
     keep_tokens: float = 1.0
     keep_by: Literal["gap", "random"] = "gap"
     rollouts: Literal["student", "teacher"] = "student"
+    teacher_dtype: Literal["float32", "bfloat16"] | None = None
     alpha: float = 1.0
 
     def __post_init__(self):
@@ -266,8 +295,8 @@ class OPDSettings(OnPolicySettings):
         _within(self, "alpha", 0.0, 1.0)
         if not 0.0 < self.keep_tokens <= 1.0:
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
-        _check_support(self)
-        _check_signal(self)
+        check_support(self)
+        check_signal(self)
 
     @property
     def needs_truth(self) -> bool:
@@ -277,58 +306,6 @@ class OPDSettings(OnPolicySettings):
     def is_differentiated(self) -> bool:
         """Whether the divergence is a loss in the step, and not the advantage of what was sampled before it."""
         return self.support != "sampled" or self.divergence != "reverse"
-
-
-def _check_support(settings: OPDSettings) -> None:
-    """Refuses a support that is none, or numbers that belong to another one."""
-    top_k, beta = settings.top_k, settings.jsd_beta
-    if settings.support in ("teacher-top-k", "student-top-k"):
-        if top_k is None or top_k < 1:
-            raise UserError(f"top_k={top_k}: support={settings.support} needs a number of tokens, at least 1")
-        if top_k == 1 and not settings.tail_bucket:
-            raise UserError(
-                "top_k=1, tail_bucket=False: one token renormalised has probability 1 in both models, so that the"
-                " divergence is 0 whatever they are; give --tail-bucket or a larger --top-k"
-            )
-    elif top_k is not None or not settings.tail_bucket:
-        what = f"top_k={top_k}" if top_k is not None else "tail_bucket=False"
-        raise UserError(
-            f"{what}: support={settings.support} has no top-k; give --support teacher-top-k or student-top-k"
-        )
-    if beta is not None and settings.divergence != "jsd":
-        raise UserError(f"jsd_beta={beta}: divergence={settings.divergence} has none")
-    if beta is not None and not 0.0 < beta < 1.0:
-        raise UserError(
-            f"jsd_beta={beta}: must be strictly between 0 and 1, where the divergence is 0; the limits are --divergence"
-            " forward and reverse"
-        )
-
-
-def _check_signal(settings: OPDSettings) -> None:
-    """Refuses what would teach nothing."""
-    support, divergence, signal = settings.support, settings.divergence, settings.signal
-    if support != "sampled":
-        if signal == "advantage":
-            raise UserError(
-                f"signal=advantage: the divergence over support={support} is the same whatever token was drawn: as an"
-                " advantage its expected gradient is zero; give --signal loss"
-            )
-        return
-    if divergence == "jsd":
-        raise UserError("divergence=jsd: support=sampled has no samples of the mixture; give --support full")
-    if divergence == "forward":
-        if settings.rollouts == "student":
-            raise UserError(
-                "divergence=forward: the student's own tokens (support=sampled) do not sample KL(π_T‖π_θ); give"
-                " --rollouts teacher, or --support full"
-            )
-        if signal == "advantage":
-            raise UserError("signal=advantage: the forward KL on the teacher's answers is a loss; give --signal loss")
-    elif signal == "loss":
-        raise UserError(
-            "signal=loss: the gradient through the sampled gap log π_θ(y) − log π_T(y) is that of log π_θ(y), whose"
-            " mean over samples is zero: noise without the teacher in it; give --signal advantage, or --support full"
-        )
 
 
 def to_json(settings: Any) -> Any:

@@ -1,15 +1,17 @@
-"""Tokens of the tokenizer, rows of the embedding, and those of a teacher: checked together, by name."""
+"""Tokens of the tokenizer, rows of the embedding, and those of a teacher: checked together, by id."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.sharding import mesh_of, parameter_shardings
 
 
 def require_tokens_fit(config: Qwen3Config, tokenizer: Any, source: str | Path) -> None:
@@ -31,64 +33,68 @@ def require_tokens_fit(config: Qwen3Config, tokenizer: Any, source: str | Path) 
         )
 
 
-def require_same_tokens(tokenizer: Any, directory: Path, source: str | Path) -> None:
-    """Refuses a teacher whose tokenizer gives other ids to the tokens that it shares with the model's.
+def shared_vocabulary(tokenizer: Any, rows: int, teacher: Path, teacher_rows: int, source: str | Path) -> int | None:
+    """How many ids a model and its teacher have in common, where the embedding of one has more rows of padding.
 
     Args:
         tokenizer: the model's.
-        directory: where the teacher's tokenizer is; without one there it is taken to have the model's.
+        rows: of the model's embedding.
+        teacher: where the teacher's tokenizer is; without one there it is taken to have the model's.
+        teacher_rows: of its embedding.
         source: names the teacher in the message.
 
+    Returns:
+        The ids that either tokenizer can emit are those below this number, and rows from here on are padding, to be
+        masked out of every softmax of both; None where both embeddings have the same rows and nothing is masked.
+
     Raises:
-        UserError: naming a token of two ids.
+        UserError: an id that is another token for the teacher, or a token without a row; the first such id is named.
     """
-    if not (directory / "tokenizer.json").is_file():
-        return
-    ours, theirs = tokenizer.get_vocab(), load_tokenizer(directory).get_vocab()
-    odd = [token for token, place in ours.items() if theirs.get(token, place) != place]
+    ours = {place: token for token, place in tokenizer.get_vocab().items()}
+    theirs = ours
+    if (teacher / "tokenizer.json").is_file():
+        theirs = {place: token for token, place in load_tokenizer(teacher).get_vocab().items()}
+    odd = [place for place in sorted({*ours, *theirs}) if ours.get(place) != theirs.get(place)]
     if odd:
+        said = [repr(one[odd[0]]) if odd[0] in one else "no token" for one in (theirs, ours)]
+        more = f" ({len(odd)} ids differ)" if len(odd) > 1 else ""
         raise UserError(
-            f"{source}: another tokenizer than the model's: {len(odd)} tokens have other ids, such as {odd[0]!r}"
-            f" ({theirs[odd[0]]}, the model's {ours[odd[0]]})"
+            f"{source}: another tokenizer than the model's: id {odd[0]} is {said[0]}, the model's is {said[1]}{more}"
         )
-
-
-def require_vocabulary(teacher: int, student: int, tokenizer: Any, source: str | Path) -> None:
-    """Refuses a teacher that has no row for something that the model can sample.
-
-    Args:
-        teacher: rows of the teacher's embedding; more than the model's are padding, which is masked.
-        student: rows of the model's.
-        tokenizer: the model's.
-        source: names the teacher in the message.
-
-    Raises:
-        UserError: the teacher has fewer rows than the model.
-    """
-    if teacher < student:
+    emitted = max(ours) + 1
+    if teacher_rows < emitted:
         raise UserError(
-            f"{source}: a vocabulary of {teacher}, the model's has {student} (tokenizer: {len(tokenizer)}): the model"
-            " can sample tokens that the teacher does not score; pad the teacher's embedding or cut the model's"
+            f"{source}: its embedding has {teacher_rows} rows, and id {teacher_rows} is a token of both tokenizers: pad"
+            f" the embedding to at least {emitted} rows"
         )
+    return None if teacher_rows == rows else emitted
 
 
-def cut_vocabulary(model: Qwen3, params: PyTree, size: int) -> tuple[Qwen3, PyTree]:
-    """A model over the first `size` tokens alone: its padding has no probability.
+def with_rows(model: Qwen3, params: PyTree, size: int) -> tuple[Qwen3, PyTree]:
+    """A model whose embedding and head have `size` rows: cut, or padded with rows of zeros.
 
     Args:
         model: the module.
-        params: its parameters.
-        size: rows of the embedding that are kept.
+        params: its parameters, sharded or not.
+        size: rows of the embedding.
 
     Returns:
         Module and parameters.
     """
-    config = dataclasses.replace(model.config, vocab_size=size)
+    model = model.clone(config=dataclasses.replace(model.config, vocab_size=size))
+    axes = {"embed/embedding": 0, "head/kernel": 1}
 
-    def cut(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = [getattr(key, "key", None) for key in path]
-        if names == ["embed", "embedding"]:
-            return leaf[:size]
-        return leaf[:, :size] if names == ["head", "kernel"] else leaf
+    def fitted(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        axis = axes.get("/".join(str(getattr(key, "key", "")) for key in path))
+        if axis is None:
+            return leaf
+        kept = jax.lax.slice_in_dim(leaf, 0, min(size, leaf.shape[axis]), axis=axis)
+        missing = [(0, size - kept.shape[axis]) if place == axis else (0, 0) for place in range(leaf.ndim)]
+        return jnp.pad(kept, missing)
 
-    return model.clone(config=config), jax.tree_util.tree_map_with_path(cut, params)
+    def fit(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(fitted, tree)
+
+    mesh = mesh_of(params)
+    shardings = None if mesh is None else parameter_shardings(jax.eval_shape(fit, params), mesh)
+    return model, jax.jit(fit, out_shardings=shardings)(params)

@@ -69,6 +69,6 @@ def test_a_bad_model_is_named_before_anything_is_written(jaxgeom, models, tmp_pa
     monkeypatch.setenv("TINY_MODELS", str(broken))
     result = jaxgeom("study", EXPERIMENT, "--out", out)
     assert result.status == 2 and result.err.count("\n") == 1, result.err
-    words = {"nan": tensor, "shape": tensor, "truncated": "model.safetensors", "vocabulary": "a vocabulary of 100"}
+    words = {"nan": tensor, "shape": tensor, "truncated": "model.safetensors", "vocabulary": "has 100 rows"}
     assert words[kind] in result.err
     assert not out.exists()

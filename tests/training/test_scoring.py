@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.sharding import batch_sharding, init_sharded, make_mesh, mesh_of, parameter_shardings
 from jaxgeom.training import scoring
 from jaxgeom.training.programs import score
-from jaxgeom.training.scoring import sequence_log_probs
+from jaxgeom.training.scoring import sequence_divergences, sequence_log_probs
+from tests.tiny import tiny_params
 
 CONFIG = Qwen3Config(
     vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
@@ -53,6 +55,34 @@ def test_eight_devices_give_the_numbers_of_one(sizes, tied):
     found, expected = jax.jit(gradient(model, mesh))(sharded, *placed), jax.jit(gradient(model, None))(local, *batch())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
     np.testing.assert_allclose(score(model, sharded, *placed), score(model, local, *batch()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_divergence_on_eight_devices_is_that_of_one_and_two_teachers_keep_their_rows():
+    """Values and gradients, in chunks, each row's teacher chosen inside the program."""
+    mesh = make_mesh(2, 2, 2, 1)
+    config = dataclasses.replace(CONFIG, vocab_size=64, hidden_size=32, head_dim=8)
+    models = [Qwen3(config), Qwen3(dataclasses.replace(config, hidden_size=16))]
+    trees = [tiny_params(model.config, seed=seed) for seed, model in enumerate(models)]
+    tokens, valid = (x[:, :64] for x in batch())
+    rows = tokens % 64, valid.at[:, 0].set(True), jnp.arange(8) % 2
+
+    def loss(trees, tokens, valid, which, *, mesh):
+        found = sequence_divergences(
+            models[0], trees[0], models[::-1], trees[::-1], tokens, valid, which, mesh=mesh,
+            divergence="forward", support="student-top-k", k=4,
+        )  # fmt: skip
+        return jnp.mean(jnp.where(valid, found.divergence, 0.0)), found
+
+    def differentiated(mesh):
+        return jax.jit(jax.value_and_grad(partial(loss, mesh=mesh), has_aux=True))
+
+    placed = [jax.device_put(tree, parameter_shardings(tree, mesh)) for tree in trees]
+    (_, found), grads = differentiated(mesh)(placed, *(jax.device_put(x, batch_sharding(mesh)) for x in rows))
+    (_, wanted), expected = differentiated(None)(trees, *rows)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), grads, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+    of_self = np.asarray(found.divergence)[1::2]
+    assert np.abs(of_self).max() < 1e-5 < np.asarray(found.divergence)[::2].mean()
 
 
 def test_the_unembedding_is_gathered_once_in_bfloat16_and_its_gradient_summed_once_in_float32(tmp_path):

@@ -1,8 +1,9 @@
-"""Tokenizer, embedding and teacher: tokens without a row, and padding that a teacher has and the model does not."""
+"""Tokenizer, embedding and teacher: tokens without a row, padding that only one has, ids that are other tokens."""
 
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
 from jaxgeom.optimizers.adamw import AdamWSettings
-from jaxgeom.training import OPDSettings, RunInputs, SFTSettings, train
+from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.training import RunInputs, SFTSettings, train
 from jaxgeom.training.programs import score
-from jaxgeom.training.vocabulary import cut_vocabulary, require_same_tokens, require_tokens_fit, require_vocabulary
+from jaxgeom.training.vocabulary import require_tokens_fit, shared_vocabulary, with_rows
 from tests.tiny import tiny_config, write_tiny_model
 
 ADAMW = AdamWSettings(learning_rate=1e-4)
@@ -28,19 +30,35 @@ def models(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_padding_of_a_teacher_has_no_probability(models, tied):
-    """Log-probabilities over the first 112 tokens, from the logits over all 130, by NumPy in float64."""
+@pytest.mark.parametrize(("tied", "rows"), [(True, 112), (False, 112), (False, 150)])
+def test_an_embedding_is_cut_or_padded_and_padding_has_no_probability(models, tied, rows):
+    """Log-probabilities over the first 103 tokens, from the logits over all 130, by NumPy in float64."""
     model, params = load_model(models / f"padded-{tied}")
-    tokens = np.random.default_rng(0).integers(0, 112, (2, 9)).astype(np.int32)
-    logits = np.asarray(model.apply({"params": params}, jnp.asarray(tokens)), np.float64)[..., :112]
+    tokens = np.random.default_rng(0).integers(0, 103, (2, 9)).astype(np.int32)
+    logits = np.asarray(model.apply({"params": params}, jnp.asarray(tokens)), np.float64)[..., :103]
     logits -= logits.max(-1, keepdims=True)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     want = np.take_along_axis(logs[:, :-1], tokens[:, 1:, None], -1)[..., 0]
-    cut, cut_params = cut_vocabulary(model, params, 112)
-    assert cut.config.vocab_size == 112
-    got = score(cut, cut_params, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
+    fitted, fitted_params = with_rows(model, params, rows)
+    fitted = fitted.clone(vocabulary=103)
+    assert fitted.config.vocab_size == rows
+    got = score(fitted, fitted_params, jnp.asarray(tokens), jnp.ones(tokens.shape, bool))
     np.testing.assert_allclose(np.asarray(got)[:, 1:], want, atol=1e-5)
+    of_module = jax.nn.softmax(fitted.apply({"params": fitted_params}, jnp.asarray(tokens)))
+    np.testing.assert_array_equal(of_module[..., 103:], 0.0)
+
+
+def test_a_sampler_never_draws_padding(models):
+    """Of a model whose padding would be all that is drawn."""
+    model, params = load_model(models / "padded-False")
+    head = params["head"]["kernel"].at[:, 103:].mul(100.0)
+    model = model.clone(vocabulary=103)
+    params = params | {"head": {"kernel": head}}
+    drawn = sample(model, params, [[5, 6, 7]] * 16, range(16), SamplingSettings(6), pad_id=0)
+    assert drawn.tokens.max() < 103
+    on_tokens = score(model, params, jnp.asarray(drawn.tokens), jnp.asarray(drawn.valid))
+    mask = drawn.response_mask
+    np.testing.assert_allclose(np.asarray(on_tokens)[mask], drawn.log_probs[mask], atol=2e-5)
 
 
 def test_a_token_without_a_row_is_named(models):
@@ -51,47 +69,33 @@ def test_a_token_without_a_row_is_named(models):
         require_tokens_fit(tiny_config(vocab_size=last), tokenizer, "here")
 
 
-def test_a_teacher_that_lacks_tokens_is_refused(models):
-    tokenizer = load_tokenizer(models / "model")
-    require_vocabulary(130, 112, tokenizer, "teacher")
-    with pytest.raises(UserError, match="teacher: a vocabulary of 100, the model's has 112"):
-        require_vocabulary(100, 112, tokenizer, "teacher")
+def changed_tokenizer(models, directory, change):
+    """The teacher's directory with another vocabulary in its tokenizer."""
+    shutil.copytree(models / "model", directory)
+    held = json.loads((directory / "tokenizer.json").read_text())
+    change(held["model"]["vocab"])
+    (directory / "tokenizer.json").write_text(json.dumps(held))
+    return directory
 
 
-def test_another_tokenizer_is_refused_by_a_token(models, tmp_path):
-    tokenizer = load_tokenizer(models / "model")
-    require_same_tokens(tokenizer, models / "padded-True", "teacher")
-    require_same_tokens(tokenizer, tmp_path, "teacher")  # without one it has the model's
-    shutil.copytree(models / "model", tmp_path / "teacher")
-    held = json.loads((tmp_path / "teacher" / "tokenizer.json").read_text())
-    vocabulary = held["model"]["vocab"]
+def swapped(vocabulary):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (tmp_path / "teacher" / "tokenizer.json").write_text(json.dumps(held))
-    with pytest.raises(UserError, match="teacher: another tokenizer than the model's: 2 tokens have other ids"):
-        require_same_tokens(tokenizer, tmp_path / "teacher", "teacher")
 
 
-def prompts(file):
-    row = {"prompt": [{"role": "user", "content": "1+2="}], "reward_model": {"ground_truth": "3"}}
-    file.write_text((json.dumps(row) + "\n") * 8)
-    return file
-
-
-def test_a_padded_teacher_teaches(models, tmp_path):
-    """On-policy distillation runs, and says what it masks."""
-    from jaxgeom.progress import Reporter
-
-    class Heard(Reporter):
-        def say(self, text):
-            heard.append(text)
-
-    heard: list[str] = []
-    settings = OPDSettings(
-        steps=1, batch_size=8, samples_per_prompt=1, max_new_tokens=4, save_every=1, seed=0, optimizer=ADAMW
-    )
-    inputs = RunInputs(model=models / "model", data=prompts(tmp_path / "p.jsonl"), teacher=models / "padded-True")
-    train(settings, inputs, tmp_path / "run", reporter=Heard(quiet=True))
-    assert any("its last 18 tokens, which the model does not have, are masked" in text for text in heard)
+def test_tokens_that_both_can_emit_are_the_same_or_the_first_id_is_named(models, tmp_path):
+    tokenizer = load_tokenizer(models / "model")
+    place = min(tokenizer.get_vocab()[letter] for letter in "ab")
+    assert shared_vocabulary(tokenizer, 112, models / "padded-True", 112, "teacher") is None  # nothing is masked
+    assert shared_vocabulary(tokenizer, 112, models / "padded-True", 130, "teacher") == 103
+    assert shared_vocabulary(tokenizer, 130, tmp_path, 112, "teacher") == 103  # without one it has the model's
+    other = changed_tokenizer(models, tmp_path / "swapped", swapped)
+    with pytest.raises(UserError, match=rf"teacher: another tokenizer than the model's: id {place} is '[ab]', .*2 ids"):
+        shared_vocabulary(tokenizer, 112, other, 112, "teacher")
+    more = changed_tokenizer(models, tmp_path / "more", lambda vocabulary: vocabulary.update({"€": 103}))
+    with pytest.raises(UserError, match="id 103 is '€', the model's is no token"):
+        shared_vocabulary(tokenizer, 112, more, 112, "teacher")
+    with pytest.raises(UserError, match="teacher: its embedding has 100 rows, and id 100 is a token of both .* 103"):
+        shared_vocabulary(tokenizer, 112, tmp_path, 100, "teacher")
 
 
 def test_a_weight_that_bfloat16_cannot_hold_is_refused_before_the_run(models, tmp_path):

@@ -112,11 +112,11 @@ class Objective(abc.ABC):
         """Who scores the answers before a step, by the names of their programs."""
         return {}
 
-    def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
+    def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
         """A batch of shapes.
 
         Args:
-            rows: the shape of `[batch, time]` of a dtype.
+            rows: the shape `[batch, time]` of a dtype, `[batch]` with `by_row`.
         """
         return Batch(tokens=rows(jnp.int32), valid=rows(jnp.bool_), loss_mask=rows(jnp.bool_))
 

@@ -63,7 +63,7 @@ class OnPolicy(Objective):
     def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
         return {"score": Actor(self.student, params)}
 
-    def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
+    def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
         plain, numbers = super().shape_of_batch(rows), rows(jnp.float32)
         return dataclasses.replace(plain, old_log_probs=numbers, advantages=numbers)
 

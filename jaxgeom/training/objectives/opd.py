@@ -12,17 +12,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from jaxgeom.data.buckets import bucket_rows
 from jaxgeom.errors import UserError
 from jaxgeom.objectives import distillation_loss, grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
+from jaxgeom.sharding import batch_divisor
 from jaxgeom.training.objectives.interface import Prepared, Tools
-from jaxgeom.training.objectives.on_policy import OnPolicy, Rollout
+from jaxgeom.training.objectives.on_policy import OnPolicy, Placed, Rollout
 from jaxgeom.training.programs import score
-from jaxgeom.training.rollouts import Actor
+from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.scoring import sequence_divergences, sequence_log_probs
 from jaxgeom.training.settings import OPDSettings
-from jaxgeom.training.state import Batch, Frozen
+from jaxgeom.training.state import Batch, Frozen, on_mesh
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,17 @@ class OPD(OnPolicy):
     """See `Objective`.
 
     Raises:
-        UserError: a top-k support of more tokens than the vocabulary has.
+        UserError: a top-k support of more tokens than the vocabulary has, or answers of several teachers.
     """
 
     settings: OPDSettings
 
     def __post_init__(self) -> None:
-        rows = self.student.config.vocab_size
+        rows = self.student.vocabulary or self.student.config.vocab_size
         if (self.settings.top_k or 1) > rows:
             raise UserError(f"top_k={self.settings.top_k}: the vocabulary has {rows} tokens")
+        if len(self.teachers) > 1 and not self.is_by_student:
+            raise UserError(f"rollouts=teacher: {len(self.teachers)} teachers are given; one alone can answer")
 
     @property
     def clip_range(self) -> tuple[float, float]:
@@ -48,6 +53,10 @@ class OPD(OnPolicy):
     @property
     def is_by_student(self) -> bool:
         return self.settings.rollouts == "student"
+
+    @property
+    def _has_several(self) -> bool:
+        return len(self.teachers) > 1
 
     @property
     def _is_mixed(self) -> bool:
@@ -72,7 +81,7 @@ class OPD(OnPolicy):
     def step_inputs(self, frozen: Frozen) -> Frozen:
         return Frozen() if self.settings.support == "sampled" else Frozen(teachers=frozen.teachers)
 
-    def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
+    def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
         numbers, plain = rows(jnp.float32), super().shape_of_batch(rows)
         if not self.settings.is_differentiated:
             return plain
@@ -84,6 +93,7 @@ class OPD(OnPolicy):
             advantages=numbers if self._is_mixed else None,
             teacher_log_probs=numbers if self.settings.support == "sampled" else None,
             weights=numbers if self.settings.keep_tokens < 1.0 else None,
+            teacher=rows(jnp.int32, by_row=True) if self._has_several and self.settings.support != "sampled" else None,
         )
 
     def draw(self, params: PyTree, frozen: Frozen, tools: Tools, number: int) -> Rollout:
@@ -97,9 +107,9 @@ class OPD(OnPolicy):
         if "score" in scorers:
             old, mismatch = self.scored(params, placed)
             metrics |= mismatch
+        which = _teachers_of(rollout.answers) if self._has_several else None
         if "score.teacher0" in scorers:
-            actor = scorers["score.teacher0"]
-            teacher = score(actor.model, actor.params, placed.tokens, placed.valid, temperature=settings.temperature)
+            teacher = self._taught(frozen, placed, rollout.answers, which)
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
         rewards = rollout.answers.rewards
         if settings.is_differentiated:
@@ -116,8 +126,24 @@ class OPD(OnPolicy):
             advantages=advantages,
             teacher_log_probs=teacher if settings.is_differentiated and settings.support == "sampled" else None,
             weights=weights,
+            teacher=None if which is None or settings.support == "sampled" else on_mesh(which, self.mesh),
         )
         return Prepared([batch], metrics, rollout.answers)
+
+    def _taught(self, frozen: Frozen, placed: Placed, answers: Answers, which: np.ndarray | None) -> Array:
+        """Log-probabilities of the answers' tokens, each row's under its own teacher."""
+        options = {"temperature": self.settings.temperature}
+        if which is None:
+            return score(self.teachers[0], frozen.teachers[0], placed.tokens, placed.valid, **options)
+        found = np.zeros(answers.tokens.shape, np.float32)
+        for place, (model, params) in enumerate(zip(self.teachers, frozen.teachers, strict=True)):
+            mine = np.flatnonzero(which == place)
+            if mine.size:
+                # Few shapes, few compilations: some rows are scored twice.
+                rows = np.resize(mine, bucket_rows(mine.size, batch_divisor(self.mesh)))
+                tokens, valid = on_mesh((answers.tokens[rows], answers.valid[rows]), self.mesh)
+                found[mine] = np.asarray(score(model, params, tokens, valid, **options))[: mine.size]
+        return on_mesh(found, self.mesh)
 
     def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
         settings = self.settings
@@ -158,6 +184,11 @@ class OPD(OnPolicy):
             return loss, metrics
         reinforced, more = self.policy_loss(log_probs, batch, denominator)
         return settings.alpha * loss + (1.0 - settings.alpha) * reinforced, metrics | more
+
+
+def _teachers_of(answers: Answers) -> np.ndarray:
+    """The place of each row's teacher, `[batch]`."""
+    return np.array([prompt.teacher for prompt in answers.prompts], np.int32)
 
 
 @partial(jax.jit, static_argnums=0)

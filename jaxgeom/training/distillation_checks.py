@@ -1,0 +1,71 @@
+"""Forms of distillation that are none: what they lack, or why they would teach nothing."""
+
+from typing import Any
+
+from jaxgeom.errors import UserError
+
+
+def check_support(settings: Any) -> None:
+    """Refuses a support that is none, or numbers that belong to another one.
+
+    Args:
+        settings: `OPDSettings`.
+
+    Raises:
+        UserError: naming the field and its value.
+    """
+    top_k, beta = settings.top_k, settings.jsd_beta
+    if settings.support in ("teacher-top-k", "student-top-k"):
+        if top_k is None or top_k < 1:
+            raise UserError(f"top_k={top_k}: support={settings.support} needs a number of tokens, at least 1")
+        if top_k == 1 and not settings.tail_bucket:
+            raise UserError(
+                "top_k=1, tail_bucket=False: one token renormalised has probability 1 in both models, so that the"
+                " divergence is 0 whatever they are; give --tail-bucket or a larger --top-k"
+            )
+    elif top_k is not None or not settings.tail_bucket:
+        what = f"top_k={top_k}" if top_k is not None else "tail_bucket=False"
+        raise UserError(
+            f"{what}: support={settings.support} has no top-k; give --support teacher-top-k or student-top-k"
+        )
+    if beta is not None and settings.divergence != "jsd":
+        raise UserError(f"jsd_beta={beta}: divergence={settings.divergence} has none")
+    if beta is not None and not 0.0 < beta < 1.0:
+        raise UserError(
+            f"jsd_beta={beta}: must be strictly between 0 and 1, where the divergence is 0; the limits are --divergence"
+            " forward and reverse"
+        )
+
+
+def check_signal(settings: Any) -> None:
+    """Refuses what would teach nothing.
+
+    Args:
+        settings: `OPDSettings`.
+
+    Raises:
+        UserError: naming the field, its value and the reason.
+    """
+    support, divergence, signal = settings.support, settings.divergence, settings.signal
+    if support != "sampled":
+        if signal == "advantage":
+            raise UserError(
+                f"signal=advantage: the divergence over support={support} is the same whatever token was drawn: as an"
+                " advantage its expected gradient is zero; give --signal loss"
+            )
+        return
+    if divergence == "jsd":
+        raise UserError("divergence=jsd: support=sampled has no samples of the mixture; give --support full")
+    if divergence == "forward":
+        if settings.rollouts == "student":
+            raise UserError(
+                "divergence=forward: the student's own tokens (support=sampled) do not sample KL(π_T‖π_θ); give"
+                " --rollouts teacher, or --support full"
+            )
+        if signal == "advantage":
+            raise UserError("signal=advantage: the forward KL on the teacher's answers is a loss; give --signal loss")
+    elif signal == "loss":
+        raise UserError(
+            "signal=loss: the gradient through the sampled gap log π_θ(y) − log π_T(y) is that of log π_θ(y), whose"
+            " mean over samples is zero: noise without the teacher in it; give --signal advantage, or --support full"
+        )

@@ -1,0 +1,80 @@
+"""The teachers of a run: loaded on the student's mesh over the student's vocabulary, and which row has which."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.data.prepared import Prepared
+from jaxgeom.errors import UserError, listed
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.training.checkpointing import load_start, tokenizer_directory
+from jaxgeom.training.rollouts import Actor
+from jaxgeom.training.settings import OPDSettings
+from jaxgeom.training.vocabulary import shared_vocabulary, with_rows
+
+
+def load_teachers(
+    settings: OPDSettings, paths: Sequence[Path], student: Qwen3, tokenizer: Any, **load: Any
+) -> tuple[Qwen3, list[Actor]]:
+    """Every teacher, with as many rows in its embedding as the student has.
+
+    Args:
+        settings: of the run.
+        paths: where they lie.
+        student: the module that is trained.
+        tokenizer: the student's.
+        load: of `load_start`.
+
+    Returns:
+        The student, and the teachers; where an embedding has more rows of padding than another's, all of them are over
+        the tokens that the tokenizers can emit (`Qwen3.vocabulary`).
+
+    Raises:
+        UserError: no teacher, one that cannot be loaded, or one of another vocabulary.
+    """
+    if not paths:
+        raise UserError("on-policy distillation needs a teacher")
+    rows, found, shared = student.config.vocab_size, [], None
+    if settings.teacher_dtype is not None:
+        load |= {"dtype": settings.teacher_dtype, "compute_dtype": settings.teacher_dtype}
+    for path in paths:
+        own = Qwen3Config.from_hf(open_checkpoint(path, base=load["base"]).config or {}).vocab_size
+        emitted = shared_vocabulary(tokenizer, rows, tokenizer_directory(path, load["base"]), own, path)
+        model, params = load_start(path, **load)
+        if emitted is not None:
+            load["say"](
+                f"{path}: its embedding has {own} rows, the model's has {rows}: those from token {emitted} on are"
+                " padding, masked in both"
+            )
+            model, params = with_rows(model, params, rows)
+            shared = emitted
+        found.append((model, params))
+    teachers = [Actor(model.clone(vocabulary=shared), params) for model, params in found]
+    return student.clone(vocabulary=shared), teachers
+
+
+def assigned(rows: Prepared, path: Path, teachers: Sequence[Path]) -> Prepared:
+    """Rows with the place of their teacher among several, 0 where there is one.
+
+    Args:
+        rows: prompts; their field `teacher` names one: its place, its path as given, or the last part of that.
+        path: of the rows.
+        teachers: as they were given.
+
+    Raises:
+        UserError: a row that names none of several, naming row and field.
+    """
+    if len(teachers) < 2:
+        return dataclasses.replace(rows, teachers=[0] * len(rows))
+    names = [{place, str(teacher), teacher.name} for place, teacher in enumerate(teachers)]
+    known = listed([teacher.name for teacher in teachers])
+    places = []
+    for number, name in zip(rows.numbers.tolist(), rows.teachers, strict=True):
+        meant = [place for place, called in enumerate(names) if name in called]
+        if len(meant) != 1:
+            what = "has no field 'teacher'" if name is None else f"teacher={name!r} names {len(meant)} of the teachers"
+            raise UserError(f"{path}: row {number}: {what}; one of {known}, or a place from 0, is needed")
+        places += meant
+    return dataclasses.replace(rows, teachers=places)
