@@ -87,7 +87,8 @@ def stoppable(grace: float = GRACE) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        if sys.unraisablehook is unraisable:  # else another's stands before it and passes on to it
+            sys.unraisablehook = hook
         signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,21 +3,20 @@
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from jaxgeom.checkpoints import late_errors
 from jaxgeom.cores import usable_cores
 from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of, write_atomically
 
 NAME = "checksums.json"
 
-# An error of a thread of Orbax's is raised in the end; each thread would log it with its traceback as well, also late.
-logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
+late_errors.hush()
 
 
 def write_checksums(folder: pathlib.Path, **more: Any) -> None:

@@ -1,0 +1,24 @@
+"""What Orbax's threads and tasks still say after the error of a save or a read has been raised: nothing.
+
+One error of the disk comes to each of them. The first is raised and told to the user; the others would each print a
+traceback, some after the command has said its last line.
+"""
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+
+def hush() -> None:
+    """From here on such repetitions are not printed; to be called once in a process."""
+    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
+    logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in str(record.msg))
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def unraisable(lost: Any) -> None:
+        if not (isinstance(lost.exc_value, RuntimeError) and str(lost.exc_value) == "Event loop is closed"):
+            hook(lost)
+
+    sys.unraisablehook = unraisable
