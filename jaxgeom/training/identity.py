@@ -29,7 +29,7 @@ from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_json
 
 FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code",
-                  "geometry"})  # fmt: skip
+                  "geometry", "keeping"})  # fmt: skip
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
 _UPDATES = ("basis_from", "mask_from")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxgeom.files import as_user_error
 from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
+from jaxgeom.rewards import Truth
 from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
@@ -21,13 +21,14 @@ from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
 from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
-from jaxgeom.training.remarks import closing_remarks, last_numbers, learned_nothing, truncated_evaluation
+from jaxgeom.training.remarks import cannot_go_on, closing_remarks, last_numbers, learned_nothing, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, truncated_share
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
 from jaxgeom.training.settings import RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Batch, TrainState, initial_state, on_mesh
 from jaxgeom.training.step import Step
+from jaxgeom.training.timing import StepClock
 
 
 def train(
@@ -99,18 +100,33 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
     optimizer = make_optimizer(settings, run.params, run.confinement)
     state, pending = initial_state(run.params, optimizer), []
     iterator = run.rows.batches(settings)
-    with Checkpoints(out, reporter.say) as checkpoints:
+    always = {0, settings.steps, settings.geometry.geometry_step or 0}
+
+    def saved(step: int) -> None:
+        goes_on(f"the same command goes on from step {step}", out)
+
+    with Checkpoints(
+        out, reporter.say, keep=settings.keeping, always=always, ends=(*resume.ends, settings.steps), saved=saved
+    ) as checkpoints:
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)
             iterator.set_state(data_state)
             pending = [on_mesh(batch, run.mesh) for batch in pending]
             _say_how(reporter, name, out, done, found, resume, settings)
-        with Log(settings, out, done, resume.logs if done is not None else {}) as log:
+
+        def judge(number: int, row: dict[str, float]) -> None:
+            _stop_if_lost(number, row, run.model.config.vocab_size, out, checkpoints)
+
+        positions = resume.logs if done is not None else {}
+        with StepClock() as clock, Log(settings, out, done, positions, clock=clock, judge=judge) as log:
             step = make_train_step(run.objective, optimizer, state, run.confinement)
-            loop = _Loop(settings, run, out, step, state, pending, iterator, checkpoints, log, reporter, saved=done)
+            loop = _Loop(
+                settings, run, out, step, state, pending, iterator, checkpoints, log, clock, reporter, saved=done
+            )
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
                     loop.run(done or 0, task)
+                checkpoints.wait()
             except Interrupted as stop:
                 saving()
                 loop.rescue()
@@ -137,13 +153,13 @@ class _Loop:
 
     def __init__(
         self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
-        iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
+        iterator: Any, checkpoints: Checkpoints, log: Log, clock: StepClock, reporter: Reporter, *, saved: int | None,
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
-        self._checkpoints, self._log, self._saved = checkpoints, log, saved
+        self._checkpoints, self._log, self._clock, self._saved = checkpoints, log, clock, saved
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
-        self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
+        self._tools = Tools(iterator, run.rows.tokenizer, self._judged)
         self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
         self._monitor = None
@@ -160,34 +176,41 @@ class _Loop:
         self._evaluate()
         if self._saved is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
-            with held():
-                self._save()
+            self._save()
         for number in range(first, settings.steps):
-            begun = time.monotonic()
             prepared = Prepared(self._pending) if self._pending else self._prepare(number)
             with held():
                 metrics = self._learn(prepared.batches[:1])
                 self._step, self._pending = number + 1, prepared.batches[1:]
                 self._data_state = self._iterator.get_state()
-                self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
+                self._clock.devices("update", self._step, metrics)
+                self._log.step(self._step, metrics, prepared.metrics, prepared.answers)
                 self._measure()
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step == settings.steps:
-                with held():
-                    self._save()
+                self._save()
+            self._checkpoints.check()
             task.advance(1, self._log.status())
 
     def rescue(self) -> None:
         """Saves what was reached, after a signal."""
         if self._saved != self._step:
-            with held():
-                self._save()
+            self._save()
+        self._checkpoints.wait()
 
     def _prepare(self, number: int) -> Prepared:
         """A rollout, and what the next steps learn from it."""
         objective, params, frozen = self._run.objective, self._state.params, self._run.frozen
-        drawn = objective.draw(params, frozen, self._tools, number)
-        return objective.prepare(params, frozen, drawn, number)
+        with self._clock.host("rollout", number + 1):
+            drawn = objective.draw(params, frozen, self._tools, number)
+        prepared = objective.prepare(params, frozen, drawn, number)
+        if objective.scorers(params, frozen):
+            self._clock.devices("scoring", number + 1, prepared.batches)
+        return prepared
+
+    def _judged(self, texts: Sequence[str], truths: Sequence[Truth]) -> Sequence[float]:
+        with self._clock.host("verifying", self._step + 1):
+            return self._run.verifier(texts, truths)
 
     def _learn(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """One step on the batch that there is; where there is none the step counts and changes nothing."""
@@ -201,17 +224,24 @@ class _Loop:
 
     def _measure(self) -> None:
         """The geometry into the log where it is due at this step."""
-        row = {} if self._monitor is None else self._monitor.after(self._step, self._state.params)
-        if row:
-            self._log.flush()
-            self._log.write(self._step, row)
+        if self._monitor is None:
+            return
+        with self._clock.host("geometry", self._step + 1):
+            row = self._monitor.after(self._step, self._state.params)
+            if row:
+                self._log.flush()
+                self._log.write(self._step, row)
 
     def _evaluate(self) -> None:
         """Held-out accuracy into the log where it is due at this step and not there yet."""
         settings, step = self._settings, self._step
         due = step in (0, settings.steps) or (settings.eval_every and step % settings.eval_every == 0)
-        if not (due and self._prompts) or self._log.is_evaluated(step):
-            return
+        if due and self._prompts and not self._log.is_evaluated(step):
+            with self._clock.host("evaluation", step + 1):
+                self._answer_held_out(step)
+
+    def _answer_held_out(self, step: int) -> None:
+        settings = self._settings
         accuracy, answers = evaluate(
             Actor(self._run.model, self._state.params),
             self._run.rows.tokenizer,
@@ -230,11 +260,29 @@ class _Loop:
             self._reporter.say(f"step {step}: {remark}")
 
     def _save(self) -> None:
-        self._log.flush()
-        positions = self._log.positions()
-        self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
-        self._saved = self._step
-        goes_on(f"the same command goes on from step {self._step}", self._out)
+        """Begins to write the step that was reached; a signal waits for its copy, not for the step before it."""
+        with self._clock.host("saving", self._step + 1):
+            self._checkpoints.wait()
+            self._write()
+
+    def _write(self) -> None:
+        with held():
+            self._log.flush()
+            positions = self._log.positions()
+            self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
+            self._saved = self._step
+
+
+def _stop_if_lost(step: int, row: dict[str, float], vocabulary: int, out: Path, checkpoints: Checkpoints) -> None:
+    """Stops a run whose numbers say that it is lost, before they are logged and its state is saved."""
+    why = cannot_go_on(row, vocabulary)
+    if why is None:
+        return
+    checkpoints.wait()
+    raise UserError(
+        f"step {step}: {why}; the last good checkpoint is {out}@{checkpoints.last()}: begin another run from it"
+        " (--model) with a lower --lr"
+    )
 
 
 def _say_how(

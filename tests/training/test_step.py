@@ -149,7 +149,7 @@ def test_metrics_are_those_of_all_tokens_whatever_the_number_of_parts(model, par
         _, metrics = step(state, batch)
         for name, value in wanted.items():
             np.testing.assert_allclose(float(metrics[name]), value, rtol=2e-5, atol=1e-6, err_msg=f"{name}, {parts}")
-        assert set(metrics) == {*wanted, "loss", "grad_norm", "update_norm", "param_norm"}
+        assert set(metrics) == {*wanted, "loss", "grad_norm", "update_norm", "param_norm", "batch_tokens"}
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "all"])
