@@ -180,10 +180,11 @@ class _Loop:
         for number in range(first, settings.steps):
             prepared = Prepared(self._pending) if self._pending else self._prepare(number)
             with held():
-                metrics = self._learn(prepared.batches[:1])
+                with self._clock.devices("update", number + 1) as until:
+                    metrics = self._learn(prepared.batches[:1])
+                    until(metrics)
                 self._step, self._pending = number + 1, prepared.batches[1:]
                 self._data_state = self._iterator.get_state()
-                self._clock.devices("update", self._step, metrics)
                 self._log.step(self._step, metrics, prepared.metrics, prepared.answers)
                 self._measure()
             self._evaluate()
@@ -203,9 +204,9 @@ class _Loop:
         objective, params, frozen = self._run.objective, self._state.params, self._run.frozen
         with self._clock.host("rollout", number + 1):
             drawn = objective.draw(params, frozen, self._tools, number)
-        prepared = objective.prepare(params, frozen, drawn, number)
-        if objective.scorers(params, frozen):
-            self._clock.devices("scoring", number + 1, prepared.batches)
+        with self._clock.devices("scoring", number + 1) as until:
+            prepared = objective.prepare(params, frozen, drawn, number)
+            until(prepared.batches)
         return prepared
 
     def _judged(self, texts: Sequence[str], truths: Sequence[Truth]) -> Sequence[float]:

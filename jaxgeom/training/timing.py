@@ -5,7 +5,7 @@ Nothing waits for what is measured: a thread beside waits for the devices' resul
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ class StepClock:
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="clock")
         self._spans: list[_Span] = []
         self._ready: list[tuple[int, str, Future[tuple[float, float]]]] = []
-        self._ended = time.monotonic()
+        self._ended = self._free = time.monotonic()
 
     def __enter__(self) -> "StepClock":
         return self
@@ -61,9 +61,13 @@ class StepClock:
         finally:
             self._spans.append(_Span(step, name, begun, time.monotonic()))
 
-    def devices(self, name: str, step: int, arrays: Any) -> None:
-        """Measures, beside, until arrays are there, from now or from when the devices were done with what they had."""
-        self._ready.append((step, name, self._beside.submit(self._wait, time.monotonic(), arrays)))
+    @contextlib.contextmanager
+    def devices(self, name: str, step: int) -> Iterator[Callable[[Any], None]]:
+        """Measures, beside, what the devices are given within it: until the arrays are there that its value is called
+        with, from the beginning on or from when the devices were done with what they had.
+        """
+        begun = time.monotonic()
+        yield lambda arrays: self._ready.append((step, name, self._beside.submit(self._wait, begun, arrays)))
 
     def row(self, step: int) -> dict[str, float]:
         """The times of a step that the devices are done with: `seconds`, and the shares of them, `time/PHASE`."""
@@ -85,12 +89,12 @@ class StepClock:
         seconds = max(self._ended - before - others, 1e-9)
         return {"seconds": seconds} | {f"time/{name}": spent[name] / seconds for name in PHASES}
 
-    @staticmethod
-    def _wait(asked: float, arrays: Any) -> tuple[float, float]:
-        begun = max(asked, time.monotonic())  # one after the other: the thread comes to it when the last was there
+    def _wait(self, begun: float, arrays: Any) -> tuple[float, float]:
+        begun = max(begun, self._free)
         with contextlib.suppress(Exception):  # whoever reads the result is told
             jax.block_until_ready(arrays)
-        return begun, time.monotonic()
+        self._free = time.monotonic()
+        return begun, self._free
 
 
 def _overlap(one: _Span, other: _Span) -> float:
