@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
 from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
-from jaxgeom.rewards import Truth
 from jaxgeom.training.checkpointing import Checkpoints, Resume
-from jaxgeom.training.evaluation import evaluate
+from jaxgeom.training.evaluation import evaluate, held_out_row
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
 from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
@@ -22,13 +22,14 @@ from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
 from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
 from jaxgeom.training.remarks import cannot_go_on, closing_remarks, last_numbers, learned_nothing, truncated_evaluation
-from jaxgeom.training.rollouts import Actor, truncated_share
+from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
 from jaxgeom.training.settings import RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Batch, TrainState, initial_state, on_mesh
 from jaxgeom.training.step import Step
-from jaxgeom.training.timing import StepClock
+from jaxgeom.training.stock import Stock
+from jaxgeom.training.timing import StepClock, TimedRewards
 
 
 def train(
@@ -98,7 +99,7 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
     run.rows.keep(run.kept_rows)
     optimizer = make_optimizer(settings, run.params, run.confinement)
-    state, pending = initial_state(run.params, optimizer), []
+    state, stock = initial_state(run.params, optimizer), Stock()
     iterator = run.rows.batches(settings)
     always = {0, settings.steps, settings.geometry.geometry_step or 0}
 
@@ -111,8 +112,8 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)
             iterator.set_state(data_state)
-            pending = [on_mesh(batch, run.mesh) for batch in pending]
-            _say_how(reporter, name, out, done, found, resume, settings)
+            stock = Stock.unpacked(pending, lambda batch: on_mesh(batch, run.mesh))
+            _say_how(reporter, name, out, done, found, resume, settings, run.config)
 
         def judge(number: int, row: dict[str, float]) -> None:
             _stop_if_lost(number, row, run.model.config.vocab_size, out, checkpoints)
@@ -121,7 +122,7 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
         with StepClock() as clock, Log(settings, out, done, positions, clock=clock, judge=judge) as log:
             step = make_train_step(run.objective, optimizer, state, run.confinement)
             loop = _Loop(
-                settings, run, out, step, state, pending, iterator, checkpoints, log, clock, reporter, saved=done
+                settings, run, out, step, state, stock, iterator, checkpoints, log, clock, reporter, saved=done
             )
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
@@ -152,15 +153,16 @@ class _Loop:
     """
 
     def __init__(
-        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
+        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, stock: Stock,
         iterator: Any, checkpoints: Checkpoints, log: Log, clock: StepClock, reporter: Reporter, *, saved: int | None,
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._clock, self._saved = checkpoints, log, clock, saved
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
-        self._tools = Tools(iterator, run.rows.tokenizer, self._judged)
-        self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
+        rewards = TimedRewards(**vars(run.rows.rewards), watch=lambda: clock.host("verifying", self._step + 1))
+        self._tools = Tools(iterator, run.rows.tokenizer, rewards)
+        self._state, self._stock, self._data_state, self._step = state, stock, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
         self._monitor = None
         if settings.geometry.geometry_every:
@@ -178,14 +180,14 @@ class _Loop:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
             self._save()
         for number in range(first, settings.steps):
-            prepared = Prepared(self._pending) if self._pending else self._prepare(number)
+            stock, drawn = self._stock.for_step(number, self._run.objective.rollouts_ahead, self._prepare)
             with held():
                 with self._clock.devices("update", number + 1) as until:
-                    metrics = self._learn(prepared.batches[:1])
+                    metrics = self._learn(stock.batches[:1])
                     until(metrics)
-                self._step, self._pending = number + 1, prepared.batches[1:]
+                self._step, self._stock = number + 1, stock.after_step()
                 self._data_state = self._iterator.get_state()
-                self._log.step(self._step, metrics, prepared.metrics, prepared.answers)
+                self._log.step(self._step, metrics, drawn.metrics, drawn.answers)
                 self._measure()
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step == settings.steps:
@@ -202,16 +204,12 @@ class _Loop:
     def _prepare(self, number: int) -> Prepared:
         """A rollout, and what the next steps learn from it."""
         objective, params, frozen = self._run.objective, self._state.params, self._run.frozen
-        with self._clock.host("rollout", number + 1):
+        with self._clock.host("rollout", self._step + 1):
             drawn = objective.draw(params, frozen, self._tools, number)
-        with self._clock.devices("scoring", number + 1) as until:
+        with self._clock.devices("scoring", self._step + 1) as until:
             prepared = objective.prepare(params, frozen, drawn, number)
             until(prepared.batches)
         return prepared
-
-    def _judged(self, texts: Sequence[str], truths: Sequence[Truth]) -> Sequence[float]:
-        with self._clock.host("verifying", self._step + 1):
-            return self._run.verifier(texts, truths)
 
     def _learn(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """One step on the batch that there is; where there is none the step counts and changes nothing."""
@@ -243,22 +241,33 @@ class _Loop:
 
     def _answer_held_out(self, step: int) -> None:
         settings = self._settings
-        accuracy, answers = evaluate(
-            Actor(self._run.model, self._state.params),
-            self._run.rows.tokenizer,
-            self._prompts,
-            max_new_tokens=settings.max_new_tokens,
-            verifier=self._run.verifier,
-        )
+        row: dict[str, float] = {}
         stops = self._run.model.config.stop_tokens
-        truncated = truncated_share(answers, stops)
-        row = {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated}
+        for name, prompts in self._prompts.items():
+            greedy = self._answers(prompts)
+            drawn = self._answers(prompts, samples=settings.eval_samples) if settings.eval_samples else []
+            found = held_out_row(greedy, drawn, samples=settings.eval_samples, stops=stops, name=name)
+            row |= found
+            remark = truncated_evaluation(found[f"accuracy_truncated/{name}".rstrip("/")], settings, stops)
+            if remark is not None:
+                self._reporter.say(f"step {step}: {f'{name}: ' if name else ''}{remark}")
         with held():
             self._log.flush()
             self._log.write(step, row)
-        remark = truncated_evaluation(truncated, settings, stops)
-        if remark is not None:
-            self._reporter.say(f"step {step}: {remark}")
+
+    def _answers(self, prompts: Sequence[Prompt], samples: int = 0) -> list[Answers]:
+        """Greedy answers to held-out prompts, or several drawn ones to each."""
+        settings, rows = self._settings, self._run.rows
+        return evaluate(
+            Actor(self._run.model, self._state.params),
+            rows.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            rewards=rows.rewards,
+            samples=samples,
+            temperature=settings.eval_temperature,
+            seed=settings.seed,
+        )[1]
 
     def _save(self) -> None:
         """Begins to write the step that was reached; a signal waits for its copy, not for the step before it."""
@@ -269,8 +278,8 @@ class _Loop:
     def _write(self) -> None:
         with held():
             self._log.flush()
-            positions = self._log.positions()
-            self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
+            positions, pending = self._log.positions(), self._stock.packed()
+            self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, pending)
             self._saved = self._step
 
 
@@ -287,10 +296,21 @@ def _stop_if_lost(step: int, row: dict[str, float], vocabulary: int, out: Path, 
 
 
 def _say_how(
-    reporter: Reporter, name: str, out: Path, step: int, found: Claim, resume: Resume, settings: RunSettings
+    reporter: Reporter,
+    name: str,
+    out: Path,
+    step: int,
+    found: Claim,
+    resume: Resume,
+    settings: RunSettings,
+    config: dict[str, Any],
 ) -> None:
     """From where a run goes on, and with which other settings."""
     changed = unequal((found.held or {}).get("settings", {}), to_json(settings))
+    for reward, digest in config.get("verifiers", {}).items():
+        before = (found.held or {}).get("verifiers", {}).get(reward, digest)
+        if digest != before:
+            reporter.warn(f"{name}: reward {reward}: its module is not what it was when the run began")
     reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
     if any(fault.startswith(NAMES) for fault in resume.faults):
         reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")

@@ -7,9 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+
+from jaxgeom.rewards.combined import Judged, Rewards
 
 PHASES = ("rollout", "scoring", "update", "verifying", "saving")
 """What a step's time is told apart into. They need not add up: some overlap, and some time is none of them."""
@@ -18,6 +21,21 @@ PHASES = ("rollout", "scoring", "update", "verifying", "saving")
 def is_time(name: str) -> bool:
     """Whether a number of a log is one of time: all others are the same whenever the run is."""
     return name in ("seconds", "tokens_per_second") or name.startswith("time/")
+
+
+@dataclass(frozen=True)
+class TimedRewards(Rewards):
+    """Rewards whose judging is measured.
+
+    Attributes:
+        watch: Makes what it is done within.
+    """
+
+    watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def __call__(self, *given: Any, **named: Any) -> Judged:
+        with self.watch():
+            return super().__call__(*given, **named)
 
 
 class _Span(NamedTuple):
