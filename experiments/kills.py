@@ -3,10 +3,11 @@
     python experiments/kills.py --kills 20 --out DIR
     python experiments/kills.py --kills 10 --runs sft confined
 
-Every run (SFT, RLVR, OPD, and SFT confined to its own early subspace) is trained undisturbed and with kills: a moment
-after its log has grown, by a random wait, every second time while a checkpoint is being written. Then parameters,
-optimizer, position in the data and what a rollout has left of every checkpoint, `metrics.jsonl` but for its times, and
-`samples.jsonl` are compared bit for bit. Prints a table; the exit status is 1 where anything differs.
+Every run (SFT; RLVR with two updates a rollout; OPD on rollouts drawn one ahead; SFT confined to its early subspace) is
+trained undisturbed and with kills: a moment after its log has grown, by a random wait, every second time while a
+checkpoint is being written. Then parameters, optimizer, position in the data and what a rollout has left of every
+checkpoint, `metrics.jsonl` but for its times, and `samples.jsonl` are compared bit for bit. Prints a table; the exit
+status is 1 where anything differs.
 """
 
 import argparse
@@ -41,8 +42,8 @@ def arguments(name: str, data: Path) -> list[str]:
     words: dict[str, list[Any]] = {
         "early": ["sft", *taught, "--steps", 2, "--batch-size", 16, "--lr", "1e-4", "--save-every", 2],
         "sft": ["sft", *taught, *_COMMON, "--keep", 4],
-        "rlvr": ["rlvr", *sampled, *_COMMON],
-        "opd": ["opd", *sampled, *_COMMON, "--teacher", embedded_model("teacher")],
+        "rlvr": ["rlvr", *sampled, *_COMMON, "--updates-per-rollout", 2],
+        "opd": ["opd", *sampled, *_COMMON, "--teacher", embedded_model("teacher"), "--rollout-lag", 1],
         "confined": ["sft", *taught, *_COMMON, "--confine", "coordinates", "--basis-from", f"{early}@2"],
     }
     return ["train", *map(str, words[name])]

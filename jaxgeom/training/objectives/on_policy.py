@@ -142,22 +142,27 @@ class OnPolicy(Objective):
         return None
 
     def scored(self, params: PyTree, placed: Placed) -> tuple[Array, dict[str, Any]]:
-        """Log-probabilities under the policy as it is now, and the metric of how the sampler's differ by rounding."""
+        """Log-probabilities under the policy as it is now, and how the sampler's differ by rounding: at most and on
+        average over the answers' tokens.
+        """
         old = score(self.student, params, placed.tokens, placed.valid, temperature=self.settings.temperature)
         if not self.is_by_student:
             return old, {}
-        return old, {"sampler_mismatch": _largest_gap(old, placed.sampled_log_probs, placed.response)}
+        largest, mean = _gaps(old, placed.sampled_log_probs, placed.response)
+        return old, {"sampler_mismatch": largest, "sampler_mismatch_mean": mean}
 
     def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
-        return self.policy_loss(self.log_probs(params, batch), batch, denominator)
+        log_probs, entropy = self.log_probs(params, batch, return_entropy=True)
+        return self.policy_loss(log_probs, batch, denominator, entropy)
 
-    def log_probs(self, params: PyTree, batch: Batch) -> Array:
-        """Of a batch's tokens under the policy, differentiable."""
-        return sequence_log_probs(
-            self.student, params, batch.tokens, batch.valid, temperature=self.settings.temperature, mesh=self.mesh
-        )
+    def log_probs(self, params: PyTree, batch: Batch, *, return_entropy: bool = False) -> Any:
+        """Of a batch's tokens under the policy, differentiable; with the entropy where that is asked for."""
+        of_step = {"temperature": self.settings.temperature, "mesh": self.mesh, "return_entropy": return_entropy}
+        return sequence_log_probs(self.student, params, batch.tokens, batch.valid, **of_step)
 
-    def policy_loss(self, log_probs: Array, batch: Batch, denominator: Array) -> tuple[Array, dict[str, Array]]:
+    def policy_loss(
+        self, log_probs: Array, batch: Batch, denominator: Array, entropy: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """The clipped policy gradient of a batch whose tokens have these log-probabilities."""
         clip_low, clip_high = self.clip_range
         return policy_gradient_loss(
@@ -169,6 +174,7 @@ class OnPolicy(Objective):
             clip_high=clip_high,
             aggregate=self.settings.aggregate,
             denominator=denominator,
+            entropy=entropy,
             reference_log_probs=batch.reference_log_probs,
             kl_coefficient=self.settings.kl_coefficient or 0.0,
         )
@@ -200,5 +206,6 @@ def _joined(found: Sequence[dict[str, Any]], tokens: Sequence[float]) -> dict[st
 
 
 @jax.jit
-def _largest_gap(one: Array, other: Array, mask: Array) -> Array:
-    return jnp.max(jnp.where(mask, jnp.abs(one - other), 0.0))
+def _gaps(one: Array, other: Array, mask: Array) -> tuple[Array, Array]:
+    gaps = jnp.where(mask, jnp.abs(one - other), 0.0)
+    return jnp.max(gaps), jnp.sum(gaps) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
