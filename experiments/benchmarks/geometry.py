@@ -3,8 +3,8 @@
     python experiments/benchmarks/geometry.py
     python experiments/benchmarks/geometry.py --layers 28 --rows 64 --columns 1024        # on an accelerator
 
-Two layers of the shapes of Qwen3-0.6B are enough: step and measurement both grow with the layers alike. The vocabulary is
-cut to 8,192 tokens, which takes work from the step and none from the measurement (it measures the layers' matrices).
+Two layers of the shapes of Qwen3-0.6B are enough: step and measurement both grow with the layers alike. The vocabulary
+is cut to 8,192 tokens, which takes work from the step and none from the measurement (it measures the layers' matrices).
 Prints seconds and the share of a step's time at one measurement every 10 steps.
 """
 

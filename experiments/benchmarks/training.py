@@ -4,12 +4,11 @@
     python experiments/benchmarks/training.py --shape 31m
     python experiments/benchmarks/training.py --peer trl             # needs trl, accelerate, datasets, peft
 
-Trains each objective with the product's own loop, logs and all, and prints the median step, tokens a second, the share of
-the time by phase, and the loop's overhead: its median step over the sum of the medians of the bare jitted programs
-(sampling, scoring, update) on such a rollout. `--peer trl` trains the same model on the same rows with the same number of
-sequences, the same answer length and AdamW at the same rate with TRL's SFTTrainer, GRPOTrainer and DistillationTrainer,
-and prints the ratio of the medians. The first steps, which compile, are left out of all. Rows that are answered, and so
-their lengths, are not those of the other row by row: each samples its own.
+Trains each objective with the product's own loop, logs and all, and prints the median step, tokens a second, the
+share of the time by phase, and the loop's overhead: its median step over the sum of the medians of the bare jitted
+programs (sampling, scoring, update) on such a rollout. `--peer trl` trains the same model on the same rows with the
+same number of sequences, the same answer length and AdamW at the same rate with TRL's SFTTrainer, GRPOTrainer and
+DistillationTrainer, and prints the ratio of the medians. The first steps, which compile, are left out of all.
 """
 
 import argparse
