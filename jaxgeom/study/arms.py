@@ -86,9 +86,7 @@ class Arm:
         if not re.fullmatch(r"[A-Za-z0-9_]{1,60}", self.name) or self.name == "base_spectra":
             raise UserError(f"arm name={self.name!r}: up to 60 letters, digits and underscores are needed")
         if self.shared and self.seeds is not None:
-            raise UserError(
-                f"{self.name}: seeds={self.seeds} of a shared arm, which is run once with its settings' seed"
-            )
+            raise UserError(f"{self.name}: seeds={self.seeds}: a shared arm is run once, with its settings' seed")
         if self.seeds is not None:
             check_seeds(self.seeds, f"{self.name}: ")
         if self.teacher is not None and not self.settings.is_taught:

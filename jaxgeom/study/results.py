@@ -96,6 +96,9 @@ def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -
         "used": {key: by for one in (comparison, trajectory) for key, by in one["settings"].get("used", {}).items()},
         "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
     }
+    confined = [row for row in steps if "leakage" in row]
+    if confined:
+        said["leakage"] = {"mean": confined[-1]["leakage"], "largest": confined[-1]["leakage_max"]}
     along = [*trajectory["matrices"], *trajectory["parameters"]]
     end = [*comparison["matrices"], *comparison["parameters"]]
     nothing = learned_nothing(rows, settings)
@@ -155,8 +158,8 @@ def method_results(results: Sequence[Result]) -> dict[str, Any]:
 
 def _undefined(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A method no seed of which learned anything: what its runs did, and no statistic."""
-    told = ("steps", "learning_rate", "accuracy", "training")
-    kept = {key: over_seeds([seed[key] for seed in seeds]) for key in told}
+    told = ("steps", "learning_rate", "accuracy", "training", "leakage")
+    kept = {key: over_seeds([seed[key] for seed in seeds]) for key in told if key in seeds[0]}
     curves = {"steps": seeds[0]["trajectory"]["steps"], "coverage": {}, "summary": {}, "similarity": {}}
     empty = {"summary": {}, "groups": {}, "coverage": {}, "trajectory": curves}
     return kept | empty | {"learned_nothing": seeds[0]["learned_nothing"]}
