@@ -1,7 +1,7 @@
 """Training inside an early subspace: OPD, RLVR and SFT go on at a fifth of their steps, free and confined.
 
     jaxgeom study experiments/confined.py --out runs/confined
-    python experiments/confined.py runs/confined experiments/results/confined     # JSON, figure and page of it
+    python experiments/confined_results.py runs/confined experiments/results/confined     # JSON, figure and page of it
 
 The published claim (arXiv 2606.07082, section 4): gradients that are projected onto the rank-16 right subspace of the
 update at about 20 % of training leave OPD's score intact and hurt SFT's. Each method runs 32 of 160 steps from the

@@ -167,9 +167,7 @@ def check_arms(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
             held = parent.seeds_among(seeds)
             missing = [seed for seed in arm.seeds_among(seeds) if seed not in held]
             if missing and len(held) > 1:
-                raise UserError(
-                    f"{where}: seed {missing[0]} of {arm.name} has none to take from: {parent.name} has {held}"
-                )
+                raise UserError(f"{where}: {arm.name} has seed {missing[0]}, and {parent.name} has {held}")
     _refuse_circles(by_name)
 
 

@@ -203,27 +203,31 @@ def study(models, tmp_path_factory):
 
 def test_a_study_of_arms(study):
     out, said = study
-    assert "plan: 3 arms, 3 runs" in said and "training OPD, seed 0 (stage 2 of 6" in said
-    assert sorted(path.name for path in (out / "runs" / "opd" / "seed0" / "checkpoints").iterdir()) == ["0", "1", "2"]
+    assert "plan: 3 arms, 3 runs" in said and "training SFT longer, seed 0 (stage 2 of 6" in said
+    assert sorted(path.name for path in (out / "runs" / "longer" / "seed0" / "checkpoints").iterdir()) == [
+        "0",
+        "1",
+        "2",
+    ]
     report = read_report(out)
-    assert list(report["methods"]) == ["opd", "inside", "start"]
-    assert [method["label"] for method in report["methods"].values()] == ["OPD", "inside", "start"]
-    assert [method["objective"] for method in report["methods"].values()] == ["opd", "opd", "sft"]
-    assert report["methods"]["inside"]["origin"] == "OPD at step 1"
+    assert list(report["methods"]) == ["longer", "inside", "start"]
+    assert [method["label"] for method in report["methods"].values()] == ["SFT longer", "inside", "start"]
+    assert report["methods"]["start"]["objective"] == "sft"
+    assert report["methods"]["inside"]["origin"] == "SFT longer at step 1"
     assert report["methods"]["inside"]["confined"] == {
         "by": "coordinates", "basis": "delta", "rank": 2, "side": "right"
     }  # fmt: skip
-    assert report["methods"]["inside"]["leakage"]["largest"] < 1e-6 and "leakage" not in report["methods"]["opd"]
+    assert report["methods"]["inside"]["leakage"]["largest"] < 1e-6 and "leakage" not in report["methods"]["longer"]
     page = (out / "report.html").read_text()
-    assert "from OPD at step 1" in page and "--own-123456: #123456" in page and "confined by coordinates" in page
+    assert "from SFT longer at step 1" in page and "--own-123456: #123456" in page and "confined by coordinates" in page
     assert any("inside, confined by coordinates" in sentence for sentence in report["findings"])
-    assert report["settings"]["arms"]["inside"]["start"] == {"arm": "opd", "step": None, "share": 0.5}
+    assert report["settings"]["arms"]["inside"]["start"] == {"arm": "longer", "step": None, "share": 0.5}
 
 
 def test_a_confined_arm_stays_in_the_early_subspace_of_its_parent(study):
     """Against an SVD in float64 of what the files hold."""
     out, _ = study
-    ends = [f"opd/seed0@{step}" for step in (0, 1)] + [f"inside/seed0@{step}" for step in (0, 2)]
+    ends = [f"longer/seed0@{step}" for step in (0, 1)] + [f"inside/seed0@{step}" for step in (0, 2)]
     start, early, begun, end = (open_checkpoint(f"{out}/runs/{run}") for run in ends)
     for name in start:
         np.testing.assert_array_equal(early[name].read(), begun[name].read())
