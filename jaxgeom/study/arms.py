@@ -156,6 +156,10 @@ def check_arms(arms: Sequence[Arm], seeds: Sequence[int]) -> None:
             raise UserError(f"arms: two are called {arm.name!r}")
         by_name[arm.name] = arm
     for arm in arms:
+        for field in _SOURCES:
+            path = getattr(arm, field)
+            if isinstance(path, Path) and str(path) in by_name and not path.exists():
+                raise UserError(f"{arm.name}: {field}={str(path)!r}: no such directory; the arm is At({str(path)!r})")
         for field, source in arm.sources.items():
             where = f"{arm.name}: {field}={source.arm!r}"
             if source.arm not in by_name:

@@ -40,6 +40,7 @@ BASE = Arm("base", Path("model"), SFT, shared=True)
         (lambda: _experiment(BASE, BASE), "two are called 'base'"),
         (lambda: _experiment(BASE, Arm("Base", BASE, OPD)), "two are called 'Base'"),
         (lambda: _experiment(Arm("a", At("b"), OPD)), "a: start='b': no such arm; there are a"),
+        (lambda: _experiment(Arm("a", Path("b"), OPD), Arm("b", Path("m"), SFT)), "the arm is At('b')"),
         (lambda: _experiment(Arm("a", At("b"), OPD), Arm("b", At("a"), OPD)), "a from b from a"),
         (lambda: _experiment(BASE, Arm("a", BASE, DELTA, basis_from=At("a"))), "a from a"),
         (lambda: _experiment(BASE, Arm("a", BASE.at(step=11), OPD)), "at step 11: base saves steps 1 to 10"),
@@ -183,13 +184,15 @@ def test_the_plan_and_the_time_left_are_said(tmp_path):
     assert clock.rows()[0]["seconds"] >= 30.0
 
 
-def test_a_step_that_was_passed_unsaved_is_refused(tmp_path):
-    experiment = _experiment(BASE, Arm("a", BASE.at(step=3), OPD))
-    runs = planned_runs(experiment, tmp_path)
+def test_a_step_that_was_passed_unsaved_is_refused(tmp_path, monkeypatch):
+    runs = planned_runs(_experiment(BASE, Arm("a", BASE.at(step=3), OPD)), tmp_path)
     require_steps(runs)
     for step in (0, 4):
         (tmp_path / "runs" / "base" / "checkpoints" / str(step) / "params").mkdir(parents=True)
     require_steps(runs)  # no checkpoint is whole: the run begins anew
+    monkeypatch.setattr("jaxgeom.study.plan.find_resume", lambda *_, **__: Resume(4, {}, []))
+    with pytest.raises(UserError, match="an arm takes from step 3, .* take one of 0, 4, or delete this run"):
+        require_steps(runs)
 
 
 @pytest.fixture(scope="module")
