@@ -17,11 +17,13 @@ seed s from the early run of seed s. Confined runs leave embeddings and norms as
 
 The rate is 2.5e-6 where the quickstart has 5e-5: there everything is learned in 8 of 80 steps, here accuracy rises over
 80 steps. At this size 16 directions are 6 to 12 % of a matrix's 128 to 256 columns, where the paper has 0.4 % (16 of
-4,096); `coordinates` and `random` are therefore repeated at lower rank for OPD and SFT. In `coordinates` AdamW moves
-K numbers a row by the rate each in place of all, so the update is smaller by √(K/columns) at the same rate.
+4,096); `coordinates` and `random` are therefore repeated with 4 and with 1, for OPD and SFT and one seed. In
+`coordinates` AdamW moves K numbers a row by the rate each in place of all, so at the same rate the update is smaller by
+√(K/columns).
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 from jaxgeom.comparison import CompareSettings
@@ -48,9 +50,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "coordinates": {"confine": "coordinates"},
     "random": {"confine": "coordinates", "basis": "random"},
 }
+SMALLER, RANKS = ("coordinates", "random"), (4, 1)
+"""What is repeated at lower rank, for OPD and SFT and one seed."""
 
 
-def arm(method: str, way: str, rank: int = RANK) -> Arm:
+def arm(method: str, way: str, rank: int = RANK, seeds: tuple[int, ...] | None = None) -> Arm:
     """A method's second part: from its early run on, in one of the ways."""
     label, settings = METHODS[method]
     confine = ConfineSettings(**WAYS[way], **({"basis_rank": rank} if way != "free" else {}))
@@ -59,6 +63,7 @@ def arm(method: str, way: str, rank: int = RANK) -> Arm:
         f"{method}_{way}" + (f"_{rank}" if rank != RANK else ""),
         early,
         dataclasses.replace(settings, steps=STEPS - EARLY, confine=confine),
+        seeds,
         basis_from=early if way in ("gradients", "coordinates") else None,
         data="demonstrations_continued" if method == "sft" else None,
         label=f"{label} {way}" + (f", K = {rank}" if rank != RANK else ""),
@@ -98,6 +103,7 @@ experiment = Experiment(
             for name, (label, told) in METHODS.items()
         ),
         *(arm(method, way) for method in METHODS for way in WAYS),
+        *(arm(*one, rank, seeds=(0,)) for one in itertools.product(("opd", "sft"), SMALLER) for rank in RANKS),
     ),
     measure=CompareSettings(angle_k=16, mask_rank=8, mask_fraction=0.3, subspace_k=16),
     seeds=(0, 1, 2),

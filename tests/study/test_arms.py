@@ -242,6 +242,7 @@ def test_a_confined_arm_stays_in_the_early_subspace_of_its_parent(study):
     assert np.linalg.norm(update - update @ basis @ basis.T) < 1e-3 * np.linalg.norm(update)
 
 
-def test_a_finished_study_of_arms_is_not_run_again(jaxgeom, study):
+def test_a_finished_study_of_arms_is_not_run_again(jaxgeom, study, monkeypatch):
+    monkeypatch.setattr("jaxgeom.study.runner.write_report", lambda out: out)  # the page costs more than all else
     result = jaxgeom("study", ARMS, "--out", study[0])
     assert result.status == 0 and "training" not in result.out and "measuring" not in result.out
