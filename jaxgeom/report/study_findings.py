@@ -199,7 +199,7 @@ def _orderings(report: dict[str, Any]) -> str:
     tested = [(c, v) for c in _CLAIMS if (v := _three(report, c.key)) is not None]
     if not tested:
         missing = [m for m in _THREE if m not in methods]
-        if len(missing) > 1:
+        if {"opd", "rlvr"} <= {*missing}:
             return ""  # a study of other arms
         idle = [m for m in _THREE if m in methods and label_of(m, methods[m]) in without_seeds(report)]
         why = [f"{', '.join(missing)} was not run"] if missing else []
