@@ -67,18 +67,20 @@ def test_the_bounds_are_honest():
     assert stats.binom.cdf(DISTANT - 1, DRAWS, 2 * stats.norm.sf(1.5)) < 0.5
 
 
-@pytest.mark.parametrize("storage", ["fp32", "bf16"])
+@pytest.mark.parametrize("storage", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_z_is_one(case, storage):
     assert check(*CASES[case], storage) == FEW.get((case, storage), set())
 
 
-@pytest.mark.parametrize("storage", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
 def test_every_z_along_a_run_is_one(storage):
     check(*WALK, storage)
 
 
-@pytest.mark.parametrize("storage", [UNLIKE[0], *(pytest.param(one, marks=pytest.mark.slow) for one in UNLIKE[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", UNLIKE)
 def test_every_z_of_sides_that_are_stored_unlike_is_one(storage):
     for case in (*(CASES[name] for name in ("isotropic", "profile", "between")), WALK):
         check(*case, storage)
@@ -108,6 +110,7 @@ SCALES = (1e-6, 8e-6)
 """Of noise on weights of 0.02 in bfloat16: one visible change in a hundred entries, and one in ten."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [calibration.measured, calibration.walk, calibration.between])
 def test_every_z_of_few_visible_entries_is_one_or_none(draw):
     z: dict[str, list] = {}

@@ -12,51 +12,57 @@ from typing import Any
 from ._namespace import namespace
 
 
-def population_mask(columns: Mapping[str, Any], *, further: bool = False) -> Any:
+def population_mask(columns: Mapping[str, Any], *, further: bool = False, members: Any = True) -> Any:
     """The matrices that a statistic's value, null and excess are over.
 
     Args:
       columns: `value`, `null`, `excess`, `z`, as many as there are: `[matrices]` each, NaN where undefined.
       further: whether the null is one beside the first; a matrix without it is then never taken.
+      members: of groups of matrices which belong to them, booleans `[*groups, matrices]`; all of them to one.
 
     Returns:
-      Booleans `[matrices]`.
+      Booleans `[*groups, matrices]`.
     """
     parts = [columns[what] for what in ("value", "null", "excess", "z") if what in columns]
     known = [columns[what] for what in ("value", "null", "excess") if what in columns] or parts
     xp = namespace(*known)
-    both = ~xp.isnan(xp.stack(known)).any(0)
+    both = ~xp.isnan(xp.stack(known)).any(0) & members
     if further or "value" not in columns:
         return both
-    return xp.where(both.any(), both, ~xp.isnan(columns["value"]))
+    return xp.where(both.any(-1, keepdims=True), both, ~xp.isnan(columns["value"]) & members)
 
 
-def population_means(columns: Mapping[str, Any], weights: Any, *, further: bool = False) -> dict[str, Any]:
+def population_means(
+    columns: Mapping[str, Any], weights: Any, *, further: bool = False, members: Any = True
+) -> dict[str, Any]:
     """Means of what is there of value, null, excess and z, by the rule of this module.
 
     Args:
       columns: as `population_mask` takes them.
       weights: `[matrices]`, numpy or JAX.
       further: as `population_mask` takes it.
+      members: as `population_mask` takes it.
 
     Returns:
-      Under the keys of `columns` the means, NaN over no matrices; `count`; and `z_count` where there is a z.
+      Under the keys of `columns` the means `[*groups]`, NaN over no matrices; `count`; and `z_count` where there is
+      a z.
     """
-    over = population_mask(columns, further=further)
+    over = population_mask(columns, further=further, members=members)
     xp = namespace(over)
     found = {what: weighted_mean(numbers, weights, over) for what, numbers in columns.items() if what != "z"}
     if {"value", "null", "excess"} <= found.keys():
         found["excess"] = found["value"] - found["null"]
-    found["count"] = xp.sum(over)
+    found["count"] = xp.sum(over, axis=-1)
     if "z" in columns:
         judged = over & ~xp.isnan(columns["z"])
-        found |= {"z": weighted_mean(columns["z"], weights, judged), "z_count": xp.sum(judged)}
+        found |= {"z": weighted_mean(columns["z"], weights, judged), "z_count": xp.sum(judged, axis=-1)}
     return found
 
 
 def weighted_mean(numbers: Any, weights: Any, over: Any) -> Any:
-    """The mean of numbers `[matrices]` over the chosen ones; NaN over none, or where one of them is undefined."""
+    """The mean of numbers `[matrices]` over the chosen ones `[*groups, matrices]`; NaN over none, or where one of them
+    is undefined."""
     xp = namespace(numbers, weights)
-    total = xp.sum(xp.where(over, weights, xp.zeros_like(weights)))
-    value = xp.sum(xp.where(over, numbers * weights, xp.zeros_like(weights)))
+    total = xp.sum(xp.where(over, weights, xp.zeros_like(weights)), axis=-1)
+    value = xp.sum(xp.where(over, numbers * weights, xp.zeros_like(weights)), axis=-1)
     return xp.where(total > 0, value / xp.where(total > 0, total, xp.ones_like(total)), xp.nan)

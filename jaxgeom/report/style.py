@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from jaxgeom.errors import UserError
 from jaxgeom.owned_files import MARK, bears_mark
 
 INK, MUTED, FAINT, PAPER = "#1b1f24", "#5c6670", "#d4d9de", "#fefefe"
@@ -279,8 +280,14 @@ def save(drawing: Drawing, directory: Path, variables: Mapping[str, str] = Mappi
         drawing: the figure.
         directory: where to.
         variables: by colour the page's variable for it, of colours that are not the house's.
+
+    Raises:
+        UserError: a file of that name is there which bears no mark of this program's.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for path in (directory / f"{drawing.name}.{ending}" for ending in ("svg", "png")):
+        if path.exists() and not bears_mark(path):
+            raise UserError(f"{path}: would be written over, and is not a figure that jaxgeom made; move it away")
     figure, buffer = drawing.figure, io.StringIO()
     silent = {"Date": None, "Creator": MARK, "Format": None, "Type": None}
     # The canvases' own printers: `savefig` draws everything twice.

@@ -44,6 +44,32 @@ def test_a_further_null_has_a_population_and_a_mean_of_its_own():
     assert entry["rounding_excess"] == 0.2 - 0.15
 
 
+def test_groups_taken_together_are_each_that_of_its_own_rows():
+    rng = np.random.default_rng(0)
+    rows = []
+    for place in range(40):
+        row = _row(f"m{place}", parameters=int(rng.integers(5, 50))) | {"layer": place % 7, "module": "qkvo"[place % 4]}
+        for key in ("nss", "nss_null", "nss_z", "sparsity_bf16", "sparsity_bf16_null", "sparsity_bf16_profile_null"):
+            if rng.random() < 0.8 and not (place % 7 == 3 and key == "nss_null"):  # a layer without a null
+                row[key] = float(rng.normal()) if rng.random() < 0.8 else None
+        rows.append(row)
+    groups = groups_of(rows)
+    for label in ("module", "layer"):
+        for name, found in groups[label].items():
+            own = [row for row in rows if str(row[label]) == name]
+            assert found["sparsity_bf16"]["of"] == len(own)
+            for key, ahead in (("nss", "nss"), ("sparsity_bf16", "sparsity_bf16"), ("sparsity_bf16", "profile")):
+                null = f"{key}_null" if ahead == key else f"{key}_{ahead}_null"
+                over = [row for row in own if row.get(key) is not None and row.get(null) is not None]
+                if not over and ahead == key:
+                    over = [row for row in own if row.get(key) is not None]
+                weights = [row["parameters"] if key == "sparsity_bf16" else 1 for row in over]
+                mean = found[key]["mean" if ahead == key else f"{ahead}_mean"]
+                assert mean == pytest.approx(np.average([row[key] for row in over], weights=weights), rel=1e-12)
+                if ahead == key:
+                    assert found[key]["median"] == np.median([row[key] for row in over])
+
+
 def test_what_is_counted_is_over_every_tensor_and_its_null_too():
     matrices = [_row("q", sparsity_bf16=0.5, sparsity_bf16_null=0.4)]
     others = [_row("embed", parameters=30, group="embedding", sparsity_bf16=0.9, sparsity_bf16_null=0.8)]

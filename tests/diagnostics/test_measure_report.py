@@ -124,6 +124,7 @@ def test_a_summary_is_over_one_population():
         jd.summarize({"sparsity_bf16": tree([0.5, 0.7], 0.9)}, specs)
 
 
+@pytest.mark.slow
 def test_float32_is_the_report_too():
     """Without x64, and after x64 in the same process: tables that live as long as it does serve both widths."""
     names = [f"{name}_{kind}_{what}" for name in ("sparsity_bf16", "overlap_low") for kind in ("profile", "permutation")

@@ -54,7 +54,8 @@ def test_visibility_probability_against_scipy_and_sampling(grid, scale):
     assert np.all(np.abs(hits - exact) <= tol.SIGMAS * np.sqrt(exact * (1 - exact) / draws) + 1e-3)
 
 
-@pytest.mark.parametrize("grid", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["bf16", "fp32"])
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [True, False], ids=["bf16", "fp32"])
 def test_overlaps_against_sampling(grid):
     """Means at the scales that were drawn from; deviations of the excess over the null at each draw's own densities."""
     rng, draws = np.random.default_rng(1), 120
@@ -182,7 +183,7 @@ def test_sparsity_of_equal_noise_is_that_of_draws(stored):
 
 def test_an_update_of_zero_leaves_all_as_it_was():
     w0 = jnp.asarray(gaussian((8, 6)))
-    assert [float(part) for part in jd.rounding_sparsity_null(w0, w0)] == [1.0, 0.0]
+    assert [float(part) for part in jax.jit(jd.rounding_sparsity_null)(w0, w0)] == [1.0, 0.0]
 
 
 def test_counts_beyond_the_whole_numbers_of_float32():

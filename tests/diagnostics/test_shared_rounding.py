@@ -159,9 +159,10 @@ def test_finer_weights_have_a_sparsity_null_only_where_the_noise_is_told_from_th
         assert all(null is None for _, null in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after",
-    [pair if pair == UNLIKE[0] else pytest.param(*pair, marks=pytest.mark.slow) for pair in UNLIKE],
+    UNLIKE,
 )
 def test_measure_has_the_numbers_of_sides_stored_unlike(before, after):
     w0, w1, row = reported(before, after)

@@ -117,7 +117,7 @@ def check(names: tuple[str, ...], value) -> None:
             np.testing.assert_allclose(np.asarray(x)[:2], y, rtol=2e-3, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("names", [*GROUPS, LONG])
+@pytest.mark.parametrize("names", ALL)
 def test_jit_traces_once_and_batches_like_single_matrices(names):
     w0, w1 = pair()
     chex.clear_trace_counter()

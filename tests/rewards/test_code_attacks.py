@@ -25,6 +25,13 @@ SECRET_TESTS = CodeTests.of(f"assert answer(7) == {SECRET}")
 NOTHING_GAINED = CodeTests.of("assert answer(7) is False")
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Where the verifier makes its directories: others make theirs beside it in the system's."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+
 def rewards(programs, tests, **options):
     """Reward and seconds of each, two at a time."""
 
@@ -51,12 +58,11 @@ def test_nothing_is_gained_without_the_answer():
 
 @isolated
 def test_nothing_outlives_its_limit():
-    before = set(os.listdir(tempfile.gettempdir()))
     found = rewards(EXHAUSTIONS, SECRET_TESTS)
     assert {name for name, (reward, _) in found.items() if reward != 0.0} == set()
     # The limit and a second: the time between the end of the limit and the return, on a machine that others use too.
     assert {name: seconds for name, (_, seconds) in found.items() if seconds > TIMEOUT + 1.0} == {}
-    assert {name for name in set(os.listdir(tempfile.gettempdir())) - before if "jaxgeom-code" in name} == set()
+    assert os.listdir(tempfile.gettempdir()) == []
 
 
 @isolated
@@ -130,12 +136,11 @@ def test_without_a_sandbox_the_verifier_stands_too():
         "import os, shutil\nhere = os.getcwd()\nos.chdir('/')\nshutil.rmtree(here)\nos.symlink('/usr', here)\n"
         "def answer(n): return 0"
     )
-    before = set(os.listdir(tempfile.gettempdir()))
     found = {}
     for name, program in chosen.items():
         found |= rewards_unisolated(name, program)
     assert found == dict.fromkeys(chosen, 0.0)
-    assert {name for name in set(os.listdir(tempfile.gettempdir())) - before if "jaxgeom-code" in name} == set()
+    assert os.listdir(tempfile.gettempdir()) == []
     assert os.path.isdir("/usr")
 
 

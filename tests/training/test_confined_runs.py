@@ -121,7 +121,7 @@ def _entries(result: str) -> int:
     return sum(int(np.prod([int(size) for size in shape.split(",") if size])) for shape in shapes)
 
 
-@pytest.mark.parametrize("form", ["updates", "coordinates"])
+@pytest.mark.parametrize("form", [pytest.param("updates", marks=pytest.mark.slow), "coordinates"])
 def test_the_step_is_the_same_on_any_mesh_and_in_parts(form):
     step, state, batch, frozen = compiled_step(None, form)
     wanted, metrics = step(state, batch, frozen)

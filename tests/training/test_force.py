@@ -82,6 +82,9 @@ def test_what_a_name_alone_does_not_tell_is_known_by_its_mark(inputs, run, tmp_p
     (study / "figures" / "path.svg").write_text("<svg>mine</svg>")
     style.remove_others(study / "figures", set())
     assert [path.name for path in (study / "figures").iterdir()].count("path.svg") == 1
+    with pytest.raises(UserError, match=r"path\.svg: would be written over"):
+        style.save(style.Drawing("path", "a title", "read", "alt", Figure(figsize=(1, 1))), study / "figures")
+    assert (study / "figures" / "path.svg").read_text() == "<svg>mine</svg>"
 
 
 def test_an_unfinished_step_is_known_by_what_is_in_it(tmp_path):

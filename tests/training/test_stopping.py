@@ -122,6 +122,7 @@ def test_stopped_between_two_steps_of_one_rollout_the_second_is_not_lost(inputs,
     assert sum("target_tokens" in row for row in runs.logged(tmp_path / "run")) == 3  # a rollout's, once
 
 
+@pytest.mark.slow
 def test_files_that_may_not_grow_are_one_line_of_orbax_too(run, inputs, jaxgeom):
     """A real refusal of the system's, in the middle of a save: Orbax's threads say nothing of their own."""
     shutil.rmtree(run / "checkpoints" / "4")

@@ -144,6 +144,7 @@ def arguments(folder, out, *more, data="named.jsonl"):
     return [*line, "--mesh-data", 8, "--teacher", folder / "dense", *more]
 
 
+@pytest.mark.slow
 def test_a_run_with_two_teachers_of_other_kinds_sizes_paddings_and_dtypes(jaxgeom, taught, tmp_path):
     both = ("--teacher", taught / "mixture", "--teacher-dtype", "bfloat16", "--support", "teacher-top-k", "--top-k", 4)
     said = jaxgeom(*arguments(taught, tmp_path / "run", *both))

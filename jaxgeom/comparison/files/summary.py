@@ -5,8 +5,10 @@ Over which rows value, null, excess and z of a statistic are, and how they are w
 which statistics are weighted by parameters and over every tensor, and which are plain means over the matrices.
 """
 
+import functools
 import re
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +31,15 @@ def keys_of(rows: Iterable[Row]) -> list[str]:
     found: dict[str, None] = {}
     for row in rows:
         for key, value in row.items():
-            if key in LABELS or isinstance(value, str | list | bool | dict) or split_key(key)[2] != "value":
-                continue
-            entry = statistic(key)
-            if entry is None or not entry.is_setting:
+            if key not in found and not isinstance(value, str | list | bool | dict) and _is_statistic(key):
                 found[key] = None
     return list(found)
+
+
+@functools.cache
+def _is_statistic(key: str) -> bool:
+    entry = statistic(key)
+    return key not in LABELS and split_key(key)[2] == "value" and (entry is None or not entry.is_setting)
 
 
 def population(rows: Iterable[Row], key: str, kind: str = "") -> list[Row]:
@@ -82,13 +87,30 @@ def triple(rows: Iterable[Row], key: str, kind: str = "", *, weighted: bool | No
     Returns:
         `{"mean", "null", "excess", "count", "z", "z_count"}`, None where undefined.
     """
-    rows, weighted = list(rows), is_counted(key) if weighted is None else weighted
+    rows = list(rows)
+    return _triples(rows, np.ones((1, len(rows)), bool), key, kind, weighted=weighted)[0][0]
+
+
+def _triples(
+    rows: Sequence[Row], members: np.ndarray, key: str, kind: str = "", *, weighted: bool | None = None
+) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Of every group, booleans `[groups, rows]`: what `triple` gives, and the values of its population."""
+    weighted = is_counted(key) if weighted is None else weighted
     weights = np.array([row["parameters"] if weighted else 1 for row in rows], np.float64)
-    found = population_means(_columns(rows, key, kind), weights, further=bool(kind))
-    mean, null, z = (None if np.isnan(found[what]) else float(found[what]) for what in ("value", "null", "z"))
-    excess = None if mean is None or null is None else mean - null
-    counts = {what: int(found[what]) for what in ("count", "z_count")}
-    return {"mean": mean, "null": null, "excess": excess, "z": z} | counts
+    columns = _columns(rows, key, kind)
+    over = population_mask(columns, further=bool(kind), members=members)
+    means = population_means(columns, weights, further=bool(kind), members=members)
+    found = []
+    for index, chosen in enumerate(over):
+        mean, null, z = (_defined(means[what][index]) for what in ("value", "null", "z"))
+        excess = None if mean is None or null is None else mean - null
+        counts = {what: int(means[what][index]) for what in ("count", "z_count")}
+        found.append(({"mean": mean, "null": null, "excess": excess, "z": z} | counts, columns["value"][chosen]))
+    return found
+
+
+def _defined(number: np.float64) -> float | None:
+    return None if np.isnan(number) else float(number)
 
 
 def summarize(rows: Sequence[Row], key: str) -> dict[str, Any]:
@@ -97,16 +119,36 @@ def summarize(rows: Sequence[Row], key: str) -> dict[str, Any]:
     `z` is the mean over the `z_count` of them that have one. Each further null adds `<kind>_mean`, `<kind>_null`,
     `<kind>_excess`, `<kind>_count`, `<kind>_z` and `<kind>_z_count` over its own population.
     """
-    over = population(rows, key)
-    result = triple(over, key) | {
-        "median": float(np.median([row[key] for row in over])) if over else None,
-        "of": len(rows),
-        "weights": "parameters" if is_counted(key) else "none",
-    }
-    for kind in FURTHER:
-        if any(f"{key}_{kind}_null" in row for row in rows):
-            result |= {f"{kind}_{name}": value for name, value in triple(rows, key, kind).items()}
-    return result
+    return summarize_groups(rows, {"": range(len(rows))}, [key])[""][key]
+
+
+def summarize_groups(
+    rows: Sequence[Row], groups: Mapping[str, Sequence[int]], keys: Iterable[str]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """What `summarize` says of every group of rows and every statistic: `{group: {statistic: …}}`.
+
+    Args:
+        rows: of all groups.
+        groups: by their names, the places in `rows` of those that belong to them.
+        keys: the statistics.
+    """
+    members = np.zeros((len(groups), len(rows)), bool)
+    for among, places in zip(members, groups.values(), strict=True):
+        among[list(places)] = True
+    found: dict[str, dict[str, dict[str, Any]]] = {label: {} for label in groups}
+    for key in keys:
+        weights = "parameters" if is_counted(key) else "none"
+        for (label, places), (own, values) in zip(groups.items(), _triples(rows, members, key), strict=True):
+            median = statistics.median(values.tolist()) if values.size else None
+            found[label][key] = own | {"median": median, "of": len(places), "weights": weights}
+        for kind in FURTHER:
+            has = np.array([f"{key}_{kind}_null" in row for row in rows], bool)
+            if not has.any():
+                continue
+            for label, among, (own, _) in zip(groups, members, _triples(rows, members, key, kind), strict=True):
+                if (has & among).any():
+                    found[label][key] |= {f"{kind}_{name}": value for name, value in own.items()}
+    return found
 
 
 def of_text(rows: Iterable[Row]) -> list[Row]:
@@ -135,22 +177,22 @@ def groups_of(matrices: Sequence[Row], parameters: Sequence[Row] = ()) -> dict[s
     keys = keys_of(matrices)
 
     def split(label: str) -> dict[str, Any]:
-        labels = list(dict.fromkeys(row[label] for row in matrices if row[label] is not None))
-        labels.sort(key=(lambda m: MODULES.index(m) if m in MODULES else len(MODULES)) if label == "module" else None)
-        return {
-            str(one): {key: summarize([row for row in matrices if row[label] == one], key) for key in keys}
-            for one in labels
-        }
+        held: dict[Any, list[int]] = {}
+        for place, row in enumerate(matrices):
+            if row[label] is not None:
+                held.setdefault(row[label], []).append(place)
+        order = (lambda m: MODULES.index(m) if m in MODULES else len(MODULES)) if label == "module" else None
+        return summarize_groups(matrices, {str(one): held[one] for one in sorted(held, key=order)}, keys)
 
     everything = [*matrices, *parameters]
-    sparsity = {"all": everything, "matrices": list(matrices)}
-    for row in parameters:
-        sparsity.setdefault(row["group"], []).append(row)
+    sparsity = {"all": list(range(len(everything))), "matrices": list(range(len(matrices)))}
+    for place, row in enumerate(parameters, len(matrices)):
+        sparsity.setdefault(row["group"], []).append(place)
     counted = [key for key in keys_of(everything) if is_counted(key)]
     return {
         "module": split("module"),
         "layer": split("layer"),
-        "sparsity": {label: {key: summarize(rows, key) for key in counted} for label, rows in sparsity.items()},
+        "sparsity": summarize_groups(everything, sparsity, counted),
     } | ({"tower": {tower: _of_tower(rows) for tower, rows in towers.items()}} if towers else {})
 
 
