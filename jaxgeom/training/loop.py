@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def train(
     reporter: Reporter | None = None,
     force: bool = False,
     kept_rows: Path | None = None,
+    save_steps: Collection[int] = (),
 ) -> Path:
     """Runs, or resumes, one training run.
 
@@ -53,6 +54,7 @@ def train(
         reporter: Where to say what is done.
         force: Delete another run that is in `out`, if nothing else is there.
         kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
+        save_steps: Steps that are saved whatever `save_every` says.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -75,13 +77,15 @@ def train(
             return out
         with locked(out, reporter.say):
             try:
-                _carry_out(settings, ready, out, reporter)
+                _carry_out(settings, ready, out, reporter, save_steps)
             except OSError as error:
                 raise as_user_error(error, out) from error
     return out
 
 
-def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter) -> None:
+def _carry_out(
+    settings: RunSettings, run: Ready, out: Path, reporter: Reporter, save_steps: Collection[int]
+) -> None:  # fmt: skip
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = settings.objective
     found, resume = run.claim()
@@ -101,7 +105,7 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
     optimizer = make_optimizer(settings, run.params, run.confinement)
     state, stock = initial_state(run.params, optimizer), Stock()
     iterator = run.rows.batches(settings)
-    always = {0, settings.steps, settings.geometry.geometry_step or 0}
+    always = {0, settings.steps, settings.geometry.geometry_step or 0, *save_steps}
 
     def saved(step: int) -> None:
         goes_on(f"the same command goes on from step {step}", out)
@@ -122,8 +126,9 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
         with StepClock() as clock, Log(settings, out, done, positions, clock=clock, judge=judge) as log:
             step = make_train_step(run.objective, optimizer, state, run.confinement)
             loop = _Loop(
-                settings, run, out, step, state, stock, iterator, checkpoints, log, clock, reporter, saved=done
-            )
+                settings, run, out, step, state, stock, iterator, checkpoints, log, clock, reporter, saved=done,
+                save_steps=save_steps,
+            )  # fmt: skip
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
                     loop.run(done or 0, task)
@@ -155,9 +160,11 @@ class _Loop:
     def __init__(
         self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, stock: Stock,
         iterator: Any, checkpoints: Checkpoints, log: Log, clock: StepClock, reporter: Reporter, *, saved: int | None,
+        save_steps: Collection[int],
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._clock, self._saved = checkpoints, log, clock, saved
+        self._save_steps = {settings.steps, *save_steps}
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
         rewards = TimedRewards(**vars(run.rows.rewards), watch=lambda: clock.host("verifying", self._step + 1))
@@ -190,7 +197,7 @@ class _Loop:
                 self._log.step(self._step, metrics, drawn.metrics, drawn.answers)
                 self._measure()
             self._evaluate()
-            if self._step % settings.save_every == 0 or self._step == settings.steps:
+            if self._step % settings.save_every == 0 or self._step in self._save_steps:
                 self._save()
             self._checkpoints.check()
             task.advance(1, self._log.status())

@@ -16,11 +16,14 @@ TEXTS = ["a", "bb", "ccc", "dddd"]
 
 def test_a_sum_is_weighted_and_its_parts_are_not():
     tests = CodeTests.of({"inputs": ["1"], "outputs": ["1"]})
-    length = OwnReward("own:length", lambda texts, rows: [len(text) + row["length"] for text, row in zip(texts, rows)])
+
+    def lengths(texts, rows):
+        return [len(text) + row["length"] for text, row in zip(texts, rows, strict=True)]
+
     rewards = Rewards(
-        lambda texts, truths: [float(text == truth) for text, truth in zip(texts, truths)],
+        lambda texts, truths: [float(text == truth) for text, truth in zip(texts, truths, strict=True)],
         {"math": 2.0},
-        ((length, -0.5),),
+        ((OwnReward("own:length", lengths), -0.5),),
     )
     found = rewards(TEXTS, ["a", "x", None, tests], ROWS)
     np.testing.assert_array_equal(found.parts["math"], np.array([1, 0, np.nan, np.nan], np.float32))

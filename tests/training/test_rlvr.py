@@ -1,4 +1,4 @@
-"""RLVR and the mixtures with it: a step's loss and gradient against PyTorch, from the logits of every model involved."""
+"""RLVR and the mixtures with it: a step's loss and gradient against PyTorch, from the logits of every model."""
 
 import dataclasses
 import functools
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy.special import log_softmax
 
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
@@ -208,9 +209,8 @@ def test_a_matched_mixture_has_the_norm_of_distillation_and_the_shares_asked_for
     optimizer = optax.sgd(1.0)
     state = TrainState(step=jnp.int32(0), params=now, opt_state=optimizer.init(now))
     after, metrics = jax.jit(train_step(objective, optimizer))(state, batch, objective.step_inputs(frozen))
-    found = np.concatenate(
-        [np.ravel(np.asarray(a, np.float64) - b) for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(after.params))]
-    )
+    moved = jax.tree.map(lambda a, b: np.asarray(a, np.float64) - b, now, after.params)
+    found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(moved)])
     np.testing.assert_allclose(found, scale * mixed, rtol=1e-2, atol=1e-5)
     np.testing.assert_allclose(float(metrics["grad_norm"]), norms[0], rtol=1e-4)
     for name, norm, weight in zip(
@@ -223,7 +223,7 @@ def test_a_matched_mixture_has_the_norm_of_distillation_and_the_shares_asked_for
 
 
 def test_the_null_of_a_teachers_signal_and_the_first_tokens(world):
-    model, (_, old, teacher), rollout, _ = world
+    model, (_, old, teacher), rollout, tables = world
     frozen, response = Frozen(teachers=(teacher,)), rollout.answers.response
 
     def advantages(**changes):
@@ -234,6 +234,10 @@ def test_the_null_of_a_teachers_signal_and_the_first_tokens(world):
     gaps, metrics = advantages()
     magnitude = np.abs(gaps[response]).mean()
     np.testing.assert_allclose(float(metrics["gap_magnitude"]), magnitude, rtol=1e-5)
+    warm, _ = advantages(temperature=0.7)  # of both models, or the gap is no gap of the sampled distributions
+    wanted = log_softmax(tables[2] / 0.7, -1) - log_softmax(tables[1] / 0.7, -1)
+    wanted = np.take_along_axis(wanted[:, :-1], rollout.answers.tokens[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(warm[:, 1:], np.where(response[:, 1:], wanted, 0.0), rtol=1e-3, atol=1e-4)
     null, _ = advantages(advantage="constant")
     np.testing.assert_allclose(null, np.where(response, -magnitude, 0.0), rtol=1e-5)
     null, _ = advantages(advantage="constant", advantage_constant=0.5)

@@ -1,4 +1,4 @@
-"""What is in hand for the next steps: in which order rollouts are drawn and learned from, and that a checkpoint has all."""
+"""What is in hand for the next steps: the order in which rollouts are drawn and learned from, and checkpoints of it."""
 
 import numpy as np
 import pytest
