@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def train(
         reporter: Where to say what is done.
         force: Delete another run that is in `out`, if nothing else is there.
         kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
-        save_steps: Steps that are saved whatever `save_every` says.
+        save_steps: Steps that are saved whatever `save_every` says, and stay whatever `keep` says.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -168,7 +169,8 @@ class _Loop:
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
         rewards = TimedRewards(**vars(run.rows.rewards), watch=lambda: clock.host("verifying", self._step + 1))
-        self._tools = Tools(iterator, run.rows.tokenizer, rewards)
+        scoring = partial(clock.devices, "scoring")
+        self._tools = Tools(iterator, run.rows.tokenizer, rewards, lambda: scoring(self._step + 1))
         self._state, self._stock, self._data_state, self._step = state, stock, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
         self._monitor = None

@@ -51,8 +51,8 @@ def sequence_log_probs(
     chunk = _chunk(tokens.shape, model.config.vocab_size)
 
     def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Any:
-        options = {"temperature": temperature, "chunk": chunk, "vocabulary": model.vocabulary}
-        return token_log_probs(arrays[0], weight, arrays[1], **options, return_entropy=return_entropy)
+        options: dict[str, Any] = {"temperature": temperature, "chunk": chunk, "vocabulary": model.vocabulary}
+        return token_log_probs(arrays[0], weight, arrays[1], return_entropy=return_entropy, **options)
 
     return _by_rows(head, (hidden, tokens), chunked_weight(unembedding(model.config, params), hidden.dtype), mesh)
 

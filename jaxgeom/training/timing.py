@@ -101,8 +101,9 @@ class StepClock:
         spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         for span in mine:
             spent[span.name] = spent.get(span.name, 0.0) + span.ended - span.begun
-        rollouts, judged = ([span for span in mine if span.name == name] for name in ("rollout", "verifying"))
-        spent["rollout"] -= sum(_overlap(one, other) for one in rollouts for other in judged)
+        rollouts = [span for span in mine if span.name == "rollout"]
+        within = _merged([span for span in mine if span.name in ("verifying", "scoring")])
+        spent["rollout"] -= sum(_overlap(one, other) for one in rollouts for other in within)
         others = sum(value for name, value in spent.items() if name not in PHASES)
         seconds = max(self._ended - before - others, 1e-9)
         return {"seconds": seconds} | {f"time/{name}": spent[name] / seconds for name in PHASES}
@@ -113,6 +114,17 @@ class StepClock:
             jax.block_until_ready(arrays)
         self._free = time.monotonic()
         return begun, self._free
+
+
+def _merged(spans: list[_Span]) -> list[_Span]:
+    """The same time, none of it twice."""
+    found: list[_Span] = []
+    for span in sorted(spans, key=lambda span: span.begun):
+        if found and span.begun <= found[-1].ended:
+            found[-1] = found[-1]._replace(ended=max(found[-1].ended, span.ended))
+        else:
+            found.append(span)
+    return found
 
 
 def _overlap(one: _Span, other: _Span) -> float:
