@@ -8,7 +8,8 @@ Trains each objective with the product's own loop, logs and all, and prints the 
 share of the time by phase, and the loop's overhead: its median step over the sum of the medians of the bare jitted
 programs (sampling, scoring, update) on such a rollout. `--peer trl` trains the same model on the same rows with the
 same number of sequences, the same answer length and AdamW at the same rate with TRL's SFTTrainer, GRPOTrainer and
-DistillationTrainer, and prints the ratio of the medians. The first steps, which compile, are left out of all.
+DistillationTrainer, and prints the ratio of the medians. The first steps, which compile, are left out of all. In brackets
+the same in processor seconds, which a busy machine lengthens less.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from jaxgeom.data.chat import pad_token
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.models import Qwen3, Qwen3Config, save_model
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.progress import Reporter
+from jaxgeom.progress import Reporter, Task
 from jaxgeom.rollout import sample
 from jaxgeom.training import (
     OPDSettings,
@@ -87,15 +88,53 @@ def inputs_of(name: str, directory: Path, model: Path, teacher: Path) -> RunInpu
     return RunInputs(model=model, data=data, teacher=teacher if name.startswith("opd") else None)
 
 
-def run(name: str, steps: int, inputs: RunInputs, out: Path) -> dict[str, float]:
-    """Medians over the steps of a whole run, without those that compile."""
-    train(settings_of(name, steps), inputs, out)
+class Times(NamedTuple):
+    """Seconds, and processor seconds of the process."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> "Times":
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def median(cls, ends: list["Times"]) -> "Times":
+        """Of the differences of the moments at which steps ended."""
+        return cls(*np.median(np.diff(np.array(ends), axis=0), axis=0).tolist())
+
+    def over(self, other: "Times") -> "Times":
+        return Times(self.wall / other.wall, self.processor / other.processor)
+
+
+class Ticks(Reporter):
+    """Notes the end of every step, and says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.ends: list[Times] = []
+
+    def task(self, label: str, total: int, *, done: int = 0) -> Task:
+        ends = self.ends
+
+        class Noting(Task):
+            def advance(self, units: int = 1, status: str = "") -> None:
+                ends.append(Times.now())
+
+        return Noting(self.console, label, total, done=done)
+
+
+def run(name: str, steps: int, inputs: RunInputs, out: Path) -> tuple[Times, dict[str, float]]:
+    """A step of a whole run, and the medians of what its log says, without the steps that compile."""
+    ticks = Ticks()
+    train(settings_of(name, steps), inputs, out, reporter=ticks)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {key: statistics.median(row[key] for row in rows[WARM:]) for key in COLUMNS}
+    logged = {key: statistics.median(row[key] for row in rows[WARM:]) for key in COLUMNS}
+    return Times.median(ticks.ends[WARM - 1 :]), logged
 
 
-def bare(name: str, rounds: int, inputs: RunInputs, out: Path) -> float:
-    """Seconds of a step's jitted programs, each on its own: the sum of their medians."""
+def bare(name: str, rounds: int, inputs: RunInputs, out: Path) -> Times:
+    """Times of a step's jitted programs, each on its own: the sum of their medians."""
     settings = settings_of(name, rounds)
     ready = make_ready(settings, inputs, out, Reporter(quiet=True), force=False, kept_rows=None)
     assert ready is not None
@@ -122,20 +161,18 @@ def bare(name: str, rounds: int, inputs: RunInputs, out: Path) -> float:
         programs.append(
             lambda: sample(sampler.model, sampler.params, prompts, range(len(prompts)), how, pad_id=pad).tokens
         )
-    return sum(median_seconds(program, rounds) for program in programs)
+    return Times(*map(sum, zip(*(times_of(program, rounds) for program in programs), strict=True)))
 
 
-def median_seconds(program: Callable[[], Any], rounds: int) -> float:
-    seconds = []
-    for turn in range(rounds + 2):
-        begun = time.perf_counter()
+def times_of(program: Callable[[], Any], rounds: int) -> Times:
+    ends = []
+    for _ in range(rounds + 2):
         jax.block_until_ready(program())
-        if turn >= 2:
-            seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds)
+        ends.append(Times.now())
+    return Times.median(ends[1:])
 
 
-def trl(name: str, steps: int, directory: Path, model: Path, teacher: Path, out: Path) -> float:
+def trl(name: str, steps: int, directory: Path, model: Path, teacher: Path, out: Path) -> Times:
     """The median step of TRL's trainer for an objective."""
     import torch
     import transformers
@@ -153,10 +190,10 @@ def trl(name: str, steps: int, directory: Path, model: Path, teacher: Path, out:
         """Notes the end of every step."""
 
         def __init__(self) -> None:
-            self.ends: list[float] = []
+            self.ends: list[Times] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append(Times.now())
 
     clock = Clock()
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
@@ -186,7 +223,11 @@ def trl(name: str, steps: int, directory: Path, model: Path, teacher: Path, out:
         config = DistillationConfig(**common, max_completion_length=ANSWER)
         trainer = DistillationTrainer(load(model), load(teacher), args=config, train_dataset=data, **given)
     trainer.train()
-    return statistics.median(np.diff(clock.ends)[WARM:])
+    return Times.median(clock.ends[WARM - 1 :])
+
+
+def shown(times: Times, digits: int = 3) -> str:
+    return f"{times.wall:.{digits}f} ({times.processor:.{digits}f})"
 
 
 def main() -> None:
@@ -208,14 +249,14 @@ def main() -> None:
         model, teacher = write_inputs(directory, given.shape)
         for objective in given.objectives:
             inputs = inputs_of(objective, directory, model, teacher)
-            found = run(objective, given.steps, inputs, directory / f"run {objective}")
+            seconds, found = run(objective, given.steps, inputs, directory / f"run {objective}")
             programs = bare(objective, given.rounds, inputs, directory / f"bare {objective}")
-            seconds = found["seconds"]
             peer = trl(objective, given.steps, directory, model, teacher, directory / "peer") if given.peer else None
-            cells = [f"{seconds:.3f}", f"{found['tokens_per_second']:,.0f}"]
+            cells = [shown(seconds), f"{found['tokens_per_second']:,.0f}"]
             cells += [f"{found[f'time/{phase}']:.0%}" for phase in PHASES]
-            cells += [f"{programs:.3f}", f"{seconds / programs - 1:+.1%}"]
-            cells += ["", ""] if peer is None else [f"{peer:.3f}", f"{peer / seconds:.2f}"]
+            adds = seconds.over(programs)
+            cells += [shown(programs), f"{adds.wall - 1:+.0%} ({adds.processor - 1:+.0%})"]
+            cells += ["", ""] if peer is None else [shown(peer), shown(peer.over(seconds), 2)]
             print(f"| {objective} | " + " | ".join(cells) + " |", flush=True)
 
 
