@@ -198,10 +198,24 @@ def seeds_of(method: dict[str, Any], *, learned: bool = True) -> list[dict[str, 
 
 
 def methods_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The methods of a study: SFT, OPD, RLVR, SFT continued first, then whatever else there is, as written."""
-    methods = report.get("methods") or {}
-    order = [m for m in METHOD_LABELS if m in methods] + [m for m in methods if m not in METHOD_LABELS]
-    return {m: methods[m] for m in order if isinstance(methods[m], dict)}
+    """The methods of a study, its arms, in the order in which the file has them."""
+    return {name: method for name, method in (report.get("methods") or {}).items() if isinstance(method, dict)}
+
+
+def from_words(method: dict[str, Any]) -> str:
+    """Where a method began: `the anchor`, `OPD at step 16`; "" where the report does not say."""
+    origin = str(method.get("origin") or "")
+    return f"the {origin}" if origin in ("base", "anchor") else origin
+
+
+def confined_words(method: dict[str, Any]) -> str:
+    """What a method is confined to, `by coordinates, delta basis, K = 16`; "" of one that is not."""
+    confined = method.get("confined")
+    if not isinstance(confined, dict):
+        return ""
+    if "mask" in confined:
+        return f"by a mask ({confined['mask']})"
+    return f"by {confined.get('by')}, {confined.get('basis')} basis, K = {confined.get('rank')}"
 
 
 def label_of(name: str, method: dict[str, Any] | None = None) -> str:

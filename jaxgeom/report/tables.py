@@ -22,6 +22,8 @@ from .reading import (
     Cell,
     cell,
     compared_cell,
+    confined_words,
+    from_words,
     label_of,
     matched_rows,
     methods_of,
@@ -46,13 +48,14 @@ class Written(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the headline: which method it is, its label, what it started from, its cells, which seeds it lacks."""
+    """A row of the headline: method, label, what it started from, cells, which seeds it lacks, what confines it."""
 
     name: str
     label: str
     origin: str
     cells: list[Written]
     note: str = ""
+    confined: str = ""
 
 
 class Column(NamedTuple):
@@ -105,7 +108,8 @@ def study_headline(report: dict[str, Any]) -> tuple[list[Column], list[Row]]:
                 where = f"at {percent(shares[name])}"
                 text = text._replace(population=f"{where}, {text.population}" if text.population else where)
             texts.append(text)
-        rows.append(Row(name, label_of(name, method), str(method.get("origin") or ""), texts, seeds_note(method)))
+        said = seeds_note(method), confined_words(method)
+        rows.append(Row(name, label_of(name, method), from_words(method), texts, *said))
     return columns, rows
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def train(
     reporter: Reporter | None = None,
     force: bool = False,
     kept_rows: Path | None = None,
+    save_steps: Collection[int] = (),
 ) -> Path:
     """Runs, or resumes, one training run.
 
@@ -53,6 +54,7 @@ def train(
         reporter: Where to say what is done.
         force: Delete another run that is in `out`, if nothing else is there.
         kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
+        save_steps: Steps that are saved whatever `save_every` says.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -75,13 +77,15 @@ def train(
             return out
         with locked(out, reporter.say):
             try:
-                _carry_out(settings, ready, out, reporter)
+                _carry_out(settings, ready, out, reporter, save_steps)
             except OSError as error:
                 raise as_user_error(error, out) from error
     return out
 
 
-def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter) -> None:
+def _carry_out(
+    settings: RunSettings, run: Ready, out: Path, reporter: Reporter, save_steps: Collection[int]
+) -> None:  # fmt: skip
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = settings.objective
     found, resume = run.claim()
@@ -109,7 +113,10 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
             _say_how(reporter, name, out, done, found, resume, settings, run.config)
         with Log(settings, out, done, resume.logs if done is not None else {}) as log:
             step = make_train_step(run.objective, optimizer, state, run.confinement)
-            loop = _Loop(settings, run, out, step, state, stock, iterator, checkpoints, log, reporter, saved=done)
+            loop = _Loop(
+                settings, run, out, step, state, stock, iterator, checkpoints, log, reporter, saved=done,
+                save_steps=save_steps,
+            )  # fmt: skip
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
                     loop.run(done or 0, task)
@@ -140,9 +147,11 @@ class _Loop:
     def __init__(
         self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, stock: Stock,
         iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
+        save_steps: Collection[int],
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
         self._checkpoints, self._log, self._saved = checkpoints, log, saved
+        self._save_steps = {settings.steps, *save_steps}
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
         self._tools = Tools(iterator, run.rows.tokenizer, run.rows.rewards)
@@ -174,7 +183,7 @@ class _Loop:
                 self._log.step(self._step, metrics, drawn.metrics, drawn.answers, begun)
                 self._measure()
             self._evaluate()
-            if self._step % settings.save_every == 0 or self._step == settings.steps:
+            if self._step % settings.save_every == 0 or self._step in self._save_steps:
                 with held():
                     self._save()
             task.advance(1, self._log.status())
