@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.tiny import write_tiny_model
 from tests.training import runs
 
 VERIFIER = """
@@ -31,6 +32,7 @@ OPTIONS = [
 def given(tmp_path_factory):
     """Model, prompts, held-out files, a verifier."""
     directory = runs.write_inputs(tmp_path_factory.mktemp("given"))
+    write_tiny_model(directory / "model", num_hidden_layers=1)
     rows = [json.loads(line) for line in (directory / "prompts.jsonl").read_text().splitlines()]
     for name in ("prompts", "easy", "hard"):
         lines = [json.dumps(row | {"row": number, "file": name}) + "\n" for number, row in enumerate(rows)]
