@@ -18,6 +18,7 @@ import numpy as np
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import learning_rate_schedule
 from jaxgeom.rewards import logged
+from jaxgeom.training.evaluation import is_evaluation
 from jaxgeom.training.rollouts import Answers
 from jaxgeom.training.settings import RunSettings
 
@@ -119,7 +120,7 @@ class Log:
         kept = {name: positions.get(name, {}).get("bytes", 0) for name in NAMES}
         self._files = {name: JsonLines(out / name, kept[name]) for name in NAMES}
         rows = read_json_lines(out / "metrics.jsonl")
-        self._evaluated = {row["step"] for row in rows if "accuracy" in row}
+        self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._events = _Events(out, 0 if done is None else done + 1)
         self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
         self._pending: tuple[int, dict[str, Any]] | None = None
@@ -161,7 +162,7 @@ class Log:
         """Writes a row of numbers at a step."""
         self._files["metrics.jsonl"].write([{"step": step, **row}])
         self._events.write(step, row)
-        if "accuracy" in row:
+        if is_evaluation(row):
             self._evaluated.add(step)
 
     def is_evaluated(self, step: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
@@ -14,7 +15,7 @@ from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
-from jaxgeom.training.evaluation import evaluate
+from jaxgeom.training.evaluation import evaluate, held_out_row
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
 from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
@@ -22,12 +23,13 @@ from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
 from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
 from jaxgeom.training.remarks import closing_remarks, last_numbers, learned_nothing, truncated_evaluation
-from jaxgeom.training.rollouts import Actor, truncated_share
+from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
 from jaxgeom.training.settings import RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Batch, TrainState, initial_state, on_mesh
 from jaxgeom.training.step import Step
+from jaxgeom.training.stock import Stock
 
 
 def train(
@@ -101,18 +103,18 @@ def _carry_out(
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
     run.rows.keep(run.kept_rows)
     optimizer = make_optimizer(settings, run.params, run.confinement)
-    state, pending = initial_state(run.params, optimizer), []
+    state, stock = initial_state(run.params, optimizer), Stock()
     iterator = run.rows.batches(settings)
     with Checkpoints(out, reporter.say) as checkpoints:
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)
             iterator.set_state(data_state)
-            pending = [on_mesh(batch, run.mesh) for batch in pending]
-            _say_how(reporter, name, out, done, found, resume, settings)
+            stock = Stock.unpacked(pending, lambda batch: on_mesh(batch, run.mesh))
+            _say_how(reporter, name, out, done, found, resume, settings, run.config)
         with Log(settings, out, done, resume.logs if done is not None else {}) as log:
             step = make_train_step(run.objective, optimizer, state, run.confinement)
             loop = _Loop(
-                settings, run, out, step, state, pending, iterator, checkpoints, log, reporter, saved=done,
+                settings, run, out, step, state, stock, iterator, checkpoints, log, reporter, saved=done,
                 save_steps=save_steps,
             )  # fmt: skip
             try:
@@ -143,7 +145,7 @@ class _Loop:
     """
 
     def __init__(
-        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
+        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, stock: Stock,
         iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
         save_steps: Collection[int],
     ):  # fmt: skip
@@ -152,8 +154,8 @@ class _Loop:
         self._save_steps = {settings.steps, *save_steps}
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
-        self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
-        self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
+        self._tools = Tools(iterator, run.rows.tokenizer, run.rows.rewards)
+        self._state, self._stock, self._data_state, self._step = state, stock, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
         self._monitor = None
         if settings.geometry.geometry_every:
@@ -173,12 +175,12 @@ class _Loop:
                 self._save()
         for number in range(first, settings.steps):
             begun = time.monotonic()
-            prepared = Prepared(self._pending) if self._pending else self._prepare(number)
+            stock, drawn = self._stock.for_step(number, self._run.objective.rollouts_ahead, self._prepare)
             with held():
-                metrics = self._learn(prepared.batches[:1])
-                self._step, self._pending = number + 1, prepared.batches[1:]
+                metrics = self._learn(stock.batches[:1])
+                self._step, self._stock = number + 1, stock.after_step()
                 self._data_state = self._iterator.get_state()
-                self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
+                self._log.step(self._step, metrics, drawn.metrics, drawn.answers, begun)
                 self._measure()
             self._evaluate()
             if self._step % settings.save_every == 0 or self._step in self._save_steps:
@@ -221,36 +223,58 @@ class _Loop:
         due = step in (0, settings.steps) or (settings.eval_every and step % settings.eval_every == 0)
         if not (due and self._prompts) or self._log.is_evaluated(step):
             return
-        accuracy, answers = evaluate(
-            Actor(self._run.model, self._state.params),
-            self._run.rows.tokenizer,
-            self._prompts,
-            max_new_tokens=settings.max_new_tokens,
-            verifier=self._run.verifier,
-        )
+        row: dict[str, float] = {}
         stops = self._run.model.config.stop_tokens
-        truncated = truncated_share(answers, stops)
-        row = {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated}
+        for name, prompts in self._prompts.items():
+            greedy = self._answers(prompts)
+            drawn = self._answers(prompts, samples=settings.eval_samples) if settings.eval_samples else []
+            found = held_out_row(greedy, drawn, samples=settings.eval_samples, stops=stops, name=name)
+            row |= found
+            remark = truncated_evaluation(found[f"accuracy_truncated/{name}".rstrip("/")], settings, stops)
+            if remark is not None:
+                self._reporter.say(f"step {step}: {f'{name}: ' if name else ''}{remark}")
         with held():
             self._log.flush()
             self._log.write(step, row)
-        remark = truncated_evaluation(truncated, settings, stops)
-        if remark is not None:
-            self._reporter.say(f"step {step}: {remark}")
+
+    def _answers(self, prompts: Sequence[Prompt], samples: int = 0) -> list[Answers]:
+        """Greedy answers to held-out prompts, or several drawn ones to each."""
+        settings, rows = self._settings, self._run.rows
+        return evaluate(
+            Actor(self._run.model, self._state.params),
+            rows.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            rewards=rows.rewards,
+            samples=samples,
+            temperature=settings.eval_temperature,
+            seed=settings.seed,
+        )[1]
 
     def _save(self) -> None:
         self._log.flush()
         positions = self._log.positions()
-        self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
+        self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._stock.packed())
         self._saved = self._step
         goes_on(f"the same command goes on from step {self._step}", self._out)
 
 
 def _say_how(
-    reporter: Reporter, name: str, out: Path, step: int, found: Claim, resume: Resume, settings: RunSettings
+    reporter: Reporter,
+    name: str,
+    out: Path,
+    step: int,
+    found: Claim,
+    resume: Resume,
+    settings: RunSettings,
+    config: dict[str, Any],
 ) -> None:
     """From where a run goes on, and with which other settings."""
     changed = unequal((found.held or {}).get("settings", {}), to_json(settings))
+    for reward, digest in config.get("verifiers", {}).items():
+        before = (found.held or {}).get("verifiers", {}).get(reward, digest)
+        if digest != before:
+            reporter.warn(f"{name}: reward {reward}: its module is not what it was when the run began")
     reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
     if any(fault.startswith(NAMES) for fault in resume.faults):
         reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")

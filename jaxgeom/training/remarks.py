@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxgeom.training.evaluation import is_evaluation
 from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunSettings
 
 _SHOWN = ("loss", "reward", "gap", "grad_norm", "response_length", "truncated")
@@ -31,17 +32,24 @@ def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:
     ['step 3: loss 1.5; held-out accuracy 0.25 over 8 prompts at step 0']
     """
     said = []
-    steps = [row for row in rows if "accuracy" not in row]
+    steps = [row for row in rows if not is_evaluation(row)]
     if steps:
         shown = [f"{key} {steps[-1][key]:.4g}" for key in _SHOWN if key in steps[-1]]
         said.append(f"step {steps[-1]['step']}: {', '.join(shown) or 'nothing to learn from'}")
-    evaluated = [row for row in rows if "accuracy" in row]
-    if evaluated:
-        last, first = evaluated[-1], evaluated[0]
-        before = "" if last is first else f" ({first['accuracy']:.4g} at step {first['step']})"
-        where = f"held-out accuracy {last['accuracy']:.4g} over {last.get('accuracy_count', 0):.0f} prompts"
-        said.append(f"{where} at step {last['step']}{before}")
+    evaluated = [row for row in rows if is_evaluation(row)]
+    for key in evaluated[-1] if evaluated else ():
+        if key.partition("/")[0] == "accuracy":
+            said.append(_accuracy([row for row in evaluated if key in row], key.partition("/")[2]))
     return ["; ".join(said)] if said else []
+
+
+def _accuracy(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """The last accuracy over a file of held-out prompts, and the first."""
+    key, count = (f"{word}/{name}" if name else word for word in ("accuracy", "accuracy_count"))
+    last, first = rows[-1], rows[0]
+    before = "" if last is first else f" ({first[key]:.4g} at step {first['step']})"
+    what = f"held-out accuracy{f' ({name})' if name else ''} {last[key]:.4g} over {last.get(count, 0):.0f} prompts"
+    return f"{what} at step {last['step']}{before}"
 
 
 def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> list[str]:

@@ -17,6 +17,7 @@ from jaxgeom.study import Arm, At, DataFiles, Experiment, load_experiment
 from jaxgeom.study.identity import has_new_arms, study_config, study_differences
 from jaxgeom.study.plan import Clock, Stage, planned_runs, require_steps, say_plan
 from jaxgeom.training import ConfineSettings, OPDSettings, SFTSettings
+from jaxgeom.training.checkpointing import Resume
 from tests.study.conftest import EXPERIMENT, read_report
 
 ARMS = EXPERIMENT.with_name("experiment_arms.py")

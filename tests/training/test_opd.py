@@ -121,7 +121,7 @@ def test_loss_and_gradient_equal_pytorch(world, form):
     expected = pulled_back(models[0], params[0], tokens, valid, jnp.asarray(cotangent, jnp.float32))
     frozen = Frozen(teachers=(params[1],))
     objective = objective_of(settings, models[0], models[1:])
-    (batch,) = objective.prepare(params[0], frozen, Rollout(answers, {}, 0.0), 0).batches
+    (batch,) = objective.prepare(params[0], frozen, Rollout(answers, {}, np.zeros(8, bool)), 0).batches
     inputs = objective.step_inputs(frozen)
     if form != IN_PARTS:
 
