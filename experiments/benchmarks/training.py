@@ -8,8 +8,8 @@ Trains each objective with the product's own loop, logs and all, and prints the 
 share of the time by phase, and the loop's overhead: its median step over the sum of the medians of the bare jitted
 programs (sampling, scoring, update) on such a rollout. `--peer trl` trains the same model on the same rows with the
 same number of sequences, the same answer length and AdamW at the same rate with TRL's SFTTrainer, GRPOTrainer and
-DistillationTrainer, and prints the ratio of the medians. The first steps, which compile, are left out of all. In brackets
-the same in processor seconds, which a busy machine lengthens less.
+DistillationTrainer, and prints the ratio of the medians. The first steps, which compile, are left out of all. In
+brackets the same in processor seconds, which a busy machine lengthens less.
 """
 
 import argparse
