@@ -39,6 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows another, and goes on
             stream.reconfigure(errors="replace")
+    status = _status(arguments, own_process=own_process)
+    joined = sys.modules.get("jaxgeom.processes")
+    if status and own_process and joined is not None and joined.is_joined():
+        end_soon(status)  # JAX waits for the others at exit, who may wait for this one
+    return status
+
+
+def _status(arguments: list[str], *, own_process: bool) -> int:
     try:
         return _run(arguments)
     except UserError as error:

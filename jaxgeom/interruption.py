@@ -112,6 +112,11 @@ def held() -> Iterator[None]:
         raise Interrupted(_State.pending)
 
 
+def asked() -> int:
+    """The signal that waits in `held`, 0 where none does."""
+    return _State.pending or 0
+
+
 def saving() -> None:
     """The main thread has come to it and saves: however long that takes, only a second signal ends it."""
     _State.leaving.set()

@@ -18,6 +18,7 @@ from jaxgeom.errors import UserError, listed
 from jaxgeom.models.config import Qwen3Config, ignored_fields
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors
 from jaxgeom.models.qwen3 import Qwen3
+from jaxgeom.processes import placed
 from jaxgeom.sharding import parameter_shardings, platform_of
 
 _STORED = ("float32", "float16", "bfloat16", "float64")
@@ -212,7 +213,7 @@ def _load_leaf(
     if group[0].layer is None:
         stored = files[group[0].name]
         # Cast there and not here: the host never holds the tensor in a wider dtype than the file's.
-        leaf = jax.device_put(from_hf(config, group[0], stored.read()), sharding).astype(dtype)
+        leaf = placed(from_hf(config, group[0], stored.read()), sharding).astype(dtype)
         _check_finite(where, stored, _count_non_finite(leaf, narrow), narrow)
         return leaf
     leaf = jnp.zeros(shape, dtype, device=sharding)
@@ -221,10 +222,10 @@ def _load_leaf(
         index = [tensor.layer] if tensor.expert is None else [tensor.layer, tensor.expert]
         part = part.reshape((1,) * len(index) + part.shape)
         start = np.array(index + [0] * (len(shape) - len(index)), np.int32)
-        placed = jax.device_put(part, _part_sharding(sharding, len(index), part.shape))
+        there = placed(part, _part_sharding(sharding, len(index), part.shape))
         del part
-        leaf, bad = _put_slice(leaf, placed, start, narrow)
-        del placed
+        leaf, bad = _put_slice(leaf, there, start, narrow)
+        del there
         # Reading the count waits: the next tensor is read when this one has left the host, not one more is in memory.
         _check_finite(where, files[tensor.name], bad, narrow)
     return leaf

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from jaxgeom.data.buckets import bucket_length, bucket_rows
 from jaxgeom.errors import UserError
 from jaxgeom.models.qwen3 import Qwen3
+from jaxgeom.processes import whole
 from jaxgeom.rollout.choose import SamplingSettings as SamplingSettings
 from jaxgeom.rollout.choose import choose_tokens
 from jaxgeom.rollout.cpu_parts import count_parts, run_parts
@@ -95,7 +96,7 @@ def sample(
     def answer(tokens: np.ndarray, valid: np.ndarray, row_seeds: np.ndarray) -> tuple[np.ndarray, ...]:
         logits, cache = _prefill(model, mesh, new, params, tokens, valid)
         answers, _ = _decode(model, settings, mesh, pad_id, params, turned, logits, cache, valid, row_seeds)
-        return jax.device_get(answers)
+        return whole(answers)
 
     parts = count_parts(padded_rows, model.platform, mesh)
     drawn, log_probs, answered = run_parts(answer, (tokens, valid, row_seeds), parts)

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxgeom import processes
 from jaxgeom.checkpoints import checksums
 from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
 from jaxgeom.checkpoints.plain_files import read_json
@@ -102,14 +103,15 @@ class Checkpoints:
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: tuple[Path, Future[None]] | None = None
-        self._remove_partial()
+        processes.from_first(self._remove_partial)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.wait()
+            # What ends one process is not the others' end yet: none waits for them then.
+            self._settle(alone=kind is not None)
         except UserError as error:
             if kind is None:
                 raise
@@ -138,7 +140,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        path, partial = self._folder / str(step), self._fresh(step)
+        path = self._folder / str(step)
         if platform_of(state.params) == "cpu":
             state = own_copy(state)  # of what lies in host memory already Orbax takes no copy
         items = ocp.args.Composite(
@@ -148,8 +150,13 @@ class Checkpoints:
             key=ocp.args.JsonSave({"seed": seed, "step": step, "optimizer": _names(state.opt_state)}),
         )
         left = _flat(pending)
-        try:
+
+        def begin() -> Path:
             self._folder.mkdir(parents=True, exist_ok=True)
+            return self._fresh(step)
+
+        try:
+            partial = processes.from_first(begin)
             with _as_os_error():
                 self._orbax.save(partial, args=items)
         except OSError as error:
@@ -162,20 +169,34 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written; the line says which step is the last that was.
         """
+        self._settle()
+
+    def _settle(self, *, alone: bool = False) -> None:
+        """See `wait`; `alone`: without asking how the others have fared."""
         if self._writing is None:
             return
         path, written = self._writing
+
+        def result() -> None:
+            try:
+                written.result()
+            except OSError as error:
+                raise self._refusal(path, error) from error
+
         try:
-            written.result()
-        except OSError as error:
-            raise self._refusal(path, error) from error
+            result() if alone else processes.together(result)
         finally:  # a signal may end the waiting, not the writing
             if written.done():
                 self._writing = None
+        if not processes.is_first():
+            self._saved(int(path.name))
 
     def check(self) -> None:
-        """Raises what `wait` does where writing has failed already; waits for nothing."""
-        if self._writing is not None and self._writing[1].done():
+        """Raises what `wait` does where writing has failed already; waits for nothing.
+
+        Several processes do not know of each other whether it has: they learn of it where they wait.
+        """
+        if processes.count() == 1 and self._writing is not None and self._writing[1].done():
             self.wait()
 
     def last(self) -> int | None:
@@ -186,6 +207,8 @@ class Checkpoints:
         """Makes what Orbax writes a checkpoint, under its name; then takes away what need not stay."""
         with _as_os_error():
             self._orbax.wait_until_finished()
+        if not processes.is_first():
+            return
         if left:
             np.savez(partial / _PENDING, **left)
         step = int(path.name)
@@ -201,7 +224,8 @@ class Checkpoints:
 
     def _refusal(self, path: Path, error: OSError) -> UserError:
         """One line that says which step is the last that is there; what was written in part is taken away."""
-        self._remove_partial()
+        if processes.is_first():
+            self._remove_partial()
         why = "the disk is full" if is_full(error) else error.strerror or str(error)
         last = self.last()
         kept = f"step {last} is the last one saved" if last is not None else "no step was saved before"
@@ -381,7 +405,7 @@ def _require_same(held: Sequence[str], wanted: Sequence[str], path: Path) -> Non
 def _flat(batches: Sequence[Batch]) -> dict[str, Any]:
     """Arrays of batches by place and name; what is None in a batch is left out."""
     named = [(place, name, value) for place, batch in enumerate(batches) for name, value in vars(batch).items()]
-    return {f"{place}.{name}": np.asarray(value) for place, name, value in named if value is not None}
+    return {f"{place}.{name}": processes.whole(value) for place, name, value in named if value is not None}
 
 
 def _unflat(path: Path) -> list[Batch]:
@@ -401,4 +425,4 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _like(value: Any, leaf: jax.Array) -> jax.Array:
-    return jax.device_put(value, leaf.sharding)
+    return processes.placed(value, leaf.sharding)

@@ -30,6 +30,7 @@ from jaxgeom.models import Qwen3Config
 from jaxgeom.models.load import qwen3_tensors
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors, spectral_specs
 from jaxgeom.optimizers import confined, masked_training, subspace_coordinates
+from jaxgeom.processes import placed
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.confine_settings import ConfineSettings
 
@@ -276,4 +277,4 @@ def _sides_of_run(source: str | Path, config: Qwen3Config) -> tuple[dict[str, Te
 def _placed(trees: PyTree, mesh: jax.sharding.Mesh | None) -> PyTree:
     if mesh is None:
         return jax.tree.map(jnp.asarray, trees)
-    return jax.device_put(trees, parameter_shardings(trees, mesh))
+    return jax.tree.map(placed, trees, parameter_shardings(trees, mesh))

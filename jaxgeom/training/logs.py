@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgeom import processes
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import learning_rate_schedule
 from jaxgeom.rewards import logged
@@ -111,6 +112,8 @@ def fault_of(run: Path, positions: Positions) -> str | None:
 class Log:
     """The three logs of a run, a context manager; a step's device metrics are fetched one step later.
 
+    Of several processes the first writes; what the others are given they check alone.
+
     Args:
         settings: of the run.
         out: the run directory.
@@ -124,11 +127,16 @@ class Log:
         self, settings: RunSettings, out: Path, done: int | None, positions: Positions, *,
         clock: StepClock | None = None, judge: Callable[[int, dict[str, float]], None] | None = None,
     ):  # fmt: skip
-        kept = {name: positions.get(name, {}).get("bytes", 0) for name in NAMES}
-        self._files = {name: JsonLines(out / name, kept[name]) for name in NAMES}
-        rows = read_json_lines(out / "metrics.jsonl")
-        self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
-        self._events = _Events(out, 0 if done is None else done + 1)
+        self._files: dict[str, JsonLines] = {}
+        self._events: _Events | None = None
+
+        def opened() -> set[int]:
+            for name in NAMES:
+                self._files[name] = JsonLines(out / name, positions.get(name, {}).get("bytes", 0))
+            self._events = _Events(out, 0 if done is None else done + 1)
+            return {row["step"] for row in read_json_lines(out / "metrics.jsonl") if is_evaluation(row)}
+
+        self._evaluated = processes.from_first(opened)
         schedule = learning_rate_schedule(settings.optimizer, settings.steps)
         self._rates = np.asarray(schedule(jnp.arange(settings.steps)))
         self._clock, self._judge = clock, judge
@@ -139,7 +147,7 @@ class Log:
         """Takes a step's metrics, its rollout's, on the host or the device, and its answers."""
         self.flush()
         self._pending = (step, metrics | host | {"learning_rate": self._rates[step - 1]})
-        if answers is not None:
+        if answers is not None and self._files:
             first = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
             self._files["samples.jsonl"].write(
                 {
@@ -169,8 +177,9 @@ class Log:
 
     def write(self, step: int, row: dict[str, float]) -> None:
         """Writes a row of numbers at a step."""
-        self._files["metrics.jsonl"].write([{"step": step, **row}])
-        self._events.write(step, row)
+        if self._events is not None:
+            self._files["metrics.jsonl"].write([{"step": step, **row}])
+            self._events.write(step, row)
         if is_evaluation(row):
             self._evaluated.add(step)
 
@@ -194,7 +203,8 @@ class Log:
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 class _Events:

@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxgeom import processes
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
-from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving, stoppable
+from jaxgeom.interruption import Interrupted, asked, goes_on, held, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
@@ -21,7 +22,7 @@ from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
-from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
+from jaxgeom.training.ready import Ready, from_where, make_ready
 from jaxgeom.training.remarks import cannot_go_on, closing_remarks, last_numbers, learned_nothing, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.rows import write_tokenizer
@@ -67,16 +68,18 @@ def train(
         Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
-    refuse_several_processes()
-    refuse_if_held(out)
-    with stoppable(), said_within():
+    processes.refuse_unjoined()
+    if not processes.is_first():
+        reporter = Reporter(quiet=True)
+    processes.from_first(lambda: refuse_if_held(out))
+    with stoppable(), said_within(), processes.told(out):
         ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
         if ready is None:
             reporter.say(f"{settings.objective}: finished already in {out}")
             with contextlib.suppress(UserError):  # a finished run stays finished without its log
                 _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
             return out
-        with locked(out, reporter.say):
+        with processes.held_by_first(lambda: locked(out, reporter.say)):
             try:
                 _carry_out(settings, ready, out, reporter, save_steps)
             except OSError as error:
@@ -89,20 +92,26 @@ def _carry_out(
 ) -> None:  # fmt: skip
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = settings.objective
-    found, resume = run.claim()
+    processes.require_shared(out)
+    found, resume = processes.from_first(run.claim)
     for fault in resume.faults:
         reporter.say(f"{out}: {fault}")
     if found.goes_on and resume.step is None and resume.faults:
         if not run.force:
             raise UserError(f"{out}: no checkpoint is whole ({resume.faults[0]}); --force deletes all and begins anew")
-        found.begin_anew(run.config, reporter.say)
+        take = found.begin_anew
     else:
-        found.carry_out(run.config, reporter.say)
-    goes_on(from_where(found, resume), out)
-    (out / "done").unlink(missing_ok=True)
+        take = found.carry_out
+
+    def furnish() -> None:
+        take(run.config, reporter.say)
+        goes_on(from_where(found, resume), out)
+        (out / "done").unlink(missing_ok=True)
+        write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
+        run.rows.keep(run.kept_rows)
+
+    processes.from_first(furnish)
     done = resume.step if found.goes_on else None
-    write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
-    run.rows.keep(run.kept_rows)
     optimizer = make_optimizer(settings, run.params, run.confinement)
     state, stock = initial_state(run.params, optimizer), Stock()
     iterator = run.rows.batches(settings)
@@ -131,14 +140,21 @@ def _carry_out(
                 save_steps=save_steps,
             )  # fmt: skip
             try:
-                with reporter.task(name, settings.steps, done=done or 0) as task:
-                    loop.run(done or 0, task)
-                checkpoints.wait()
+                # One process must not leave the others alone: they stop together, where they have all been told.
+                with held() if processes.count() > 1 else contextlib.nullcontext():
+                    with reporter.task(name, settings.steps, done=done or 0) as task:
+                        loop.run(done or 0, task)
+                    checkpoints.wait()
             except Interrupted as stop:
                 saving()
                 loop.rescue()
                 raise Interrupted(stop.number) from None
-    rows = read_json_lines(out / "metrics.jsonl")
+    processes.from_first(lambda: _end(settings, out, reporter))
+
+
+def _end(settings: RunSettings, out: Path, reporter: Reporter) -> None:
+    """What is said of a run that has taken its steps, and its `done`."""
+    name, rows = settings.objective, read_json_lines(out / "metrics.jsonl")
     for sentence in (*last_numbers(rows), *closing_remarks(rows, settings)):
         reporter.say(f"{name}: {sentence}")
     _say_if_nothing_was_learned(settings, rows, reporter)
@@ -172,7 +188,7 @@ class _Loop:
         scoring = partial(clock.devices, "scoring")
         self._tools = Tools(iterator, run.rows.tokenizer, rewards, lambda: scoring(self._step + 1))
         self._state, self._stock, self._data_state, self._step = state, stock, iterator.get_state(), saved or 0
-        self._prompts = run.rows.evaluated
+        self._prompts, self._signals = run.rows.evaluated, processes.Signals()
         self._monitor = None
         if settings.geometry.geometry_every:
             self._monitor = Monitor(
@@ -203,6 +219,8 @@ class _Loop:
                 self._save()
             self._checkpoints.check()
             task.advance(1, self._log.status())
+            if processes.count() > 1 and (signal := self._signals.turn(asked())):
+                raise Interrupted(signal)
 
     def rescue(self) -> None:
         """Saves what was reached, after a signal."""

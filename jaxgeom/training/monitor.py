@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from jaxgeom.models import Qwen3
 from jaxgeom.models.names import spectral_specs
 from jaxgeom.optimizers.leaves import own_copy
+from jaxgeom.processes import whole
 from jaxgeom.training.checkpointing import load_start
 from jaxgeom.training.geometry import geometry_of
 from jaxgeom.training.geometry_settings import GeometrySettings
@@ -37,7 +38,7 @@ class Monitor:
         self._geometry = geometry_of(spectral_specs(model.config), settings.geometry_rank)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, start)
         self._on_host = settings.geometry_reference == "host"
-        self._start = jax.device_get(start) if self._on_host else start
+        self._start = jax.tree.map(_own_shards, start) if self._on_host else start
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start))
         say(f"geometry: the start's {size:,} bytes stay {'in host memory' if self._on_host else 'on the devices'}")
         self._bases: PyTree = None
@@ -75,8 +76,26 @@ class Monitor:
             if self._before is not None:
                 found |= self._geometry.of_step(self._before, params)
         self._before = None
-        numbers = {name: float(value) for name, value in jax.device_get(found).items()}
+        numbers = {name: float(value) for name, value in whole(found).items()}
         return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
     def _reference(self) -> PyTree:
-        return jax.device_put(self._start, self._shardings) if self._on_host else self._start
+        if not self._on_host:
+            return self._start
+        return jax.tree.map(_on_devices, self._start, self._shardings, is_leaf=lambda node: isinstance(node, _Shards))
+
+
+class _Shards(NamedTuple):
+    """What of an array lies on this process's devices, in host memory."""
+
+    shape: tuple[int, ...]
+    held: tuple[tuple[Any, np.ndarray], ...]
+
+
+def _own_shards(array: jax.Array) -> _Shards:
+    return _Shards(array.shape, tuple((shard.device, np.asarray(shard.data)) for shard in array.addressable_shards))
+
+
+def _on_devices(shards: _Shards, sharding: jax.sharding.Sharding) -> jax.Array:
+    parts = [jax.device_put(part, device) for device, part in shards.held]
+    return jax.make_array_from_single_device_arrays(shards.shape, sharding, parts)

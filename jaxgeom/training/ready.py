@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgeom import processes
 from jaxgeom.errors import UserError
 from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
@@ -91,7 +92,9 @@ def make_ready(
             f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
             f" times micro_batches={settings.micro_batches}"
         )
-    config = run_config(settings, inputs)
+    config = processes.together(lambda: run_config(settings, inputs))
+    asked = {"out": os.fspath(out), "force": force, "jax": jax.__version__}
+    processes.require_same(config | asked | {"kept_rows": None if kept_rows is None else os.fspath(kept_rows)})
     template = settings.rows.chat_template
     given = [*inputs.paths, *([] if template is None else [template])]
 
@@ -102,15 +105,16 @@ def make_ready(
             out, "run", lambda held: differences(held, config, taken), force=force, inputs=given
         ), resume  # fmt: skip
 
-    found, resume = claim()
+    found, resume = processes.from_first(claim)
     goes_on(from_where(found, resume), out)
     if found.goes_on and _is_finished(out, settings, resume):
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
         return None
     kept = out / "rows" if kept_rows is None else kept_rows
-    rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter)
-    Verifier(settings.allow_unisolated_code, settings.code_timeout).require(rows.truths)
+    rows = processes.together(lambda: read_run_rows(settings, inputs, kept=kept, reporter=reporter))
+    verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
+    processes.together(lambda: verifier.require(rows.truths))
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
     for note in mesh_notes(model.config, mesh):
@@ -171,29 +175,13 @@ def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
     return same and not resume.faults and _is_finished(out, settings, resume)
 
 
-def refuse_several_processes() -> None:
-    """Training is one process's work so far; two that write into one directory would destroy each other's.
-
-    Raises:
-        UserError: the variables that JAX joins processes by are set for more than one.
-    """
-    number = os.environ.get("JAX_NUM_PROCESSES") or ("several" if os.environ.get("JAX_COORDINATOR_ADDRESS") else "1")
-    if jax.distributed.is_initialized():
-        number = str(jax.process_count())
-    if number != "1":
-        raise UserError(
-            f"train runs in one process, and JAX_NUM_PROCESSES says {number}: unset JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, and start it once"
-        )
-
-
 def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
     return (out / "done").exists() and resume.step == settings.steps
 
 
 def _require_finite(params: Any, source: Path) -> None:
     finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params)
-    for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
+    for path, good in jax.tree_util.tree_leaves_with_path(processes.whole(finite)):
         if not good:
             raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxgeom import processes
 from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.models import Qwen3
-from jaxgeom.rewards import Judge, Rewards
+from jaxgeom.rewards import Judge, Judged, Rewards
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training.settings import OnPolicySettings
 
@@ -87,17 +88,37 @@ def sample_answers(
     tokens, valid, response, log_probs = (
         np.asarray(x) for x in (rollout.tokens, rollout.valid, rollout.response_mask, rollout.log_probs)
     )
-    texts = tokenizer.batch_decode(
-        [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
-    )
     if before is not None:
-        unjudged = np.full(len(texts), np.nan, np.float32)
-        before(Answers(tokens, valid, response, log_probs, unjudged, texts, list(prompts)))
-    # A template may open the thought in the prompt; a response without its end is all thought then.
-    judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
+        unjudged = np.full(len(prompts), np.nan, np.float32)
+        before(Answers(tokens, valid, response, log_probs, unjudged, [], list(prompts)))
     judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
-    total, parts, right = judge(judged, [prompt.ground_truth for prompt in prompts], [p.given for p in prompts])
+
+    def read() -> tuple[list[str], Judged]:
+        mine = processes.share_of(len(prompts))
+        asked, ids = prompts[mine], [row[mask].tolist() for row, mask in zip(tokens[mine], response[mine], strict=True)]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        # A template may open the thought in the prompt; a response without its end is all thought then.
+        whole = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(asked, texts, strict=True)]
+        return texts, judge(whole, [prompt.ground_truth for prompt in asked], [prompt.given for prompt in asked])
+
+    said = processes.of_all(read)
+    total, parts, right = _joined_judged([judged for _, judged in said])
+    texts = [text for texts, _ in said for text in texts]
     return Answers(tokens, valid, response, log_probs, total, texts, list(prompts), parts, right)
+
+
+def _joined_judged(found: Sequence[Judged]) -> Judged:
+    """What several processes have judged, as one; a verifier that had nothing to say to some is NaN there."""
+    if len(found) == 1:
+        return found[0]
+    names = dict.fromkeys(name for judged in found for name in judged.parts)
+    blank = [np.full(len(judged.total), np.nan, np.float32) for judged in found]
+    parts = {
+        name: np.concatenate([judged.parts.get(name, none) for judged, none in zip(found, blank, strict=True)])
+        for name in names
+    }
+    total, right = (np.concatenate([getattr(judged, name) for judged in found]) for name in ("total", "right"))
+    return Judged(total, parts, right)
 
 
 def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:

@@ -5,9 +5,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
+from jaxgeom.processes import placed
 from jaxgeom.sharding import batch_sharding, parameter_shardings
 
 
@@ -89,7 +91,7 @@ def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> Tr
         return jax.device_put(state, sharding) if isinstance(sharding, jax.sharding.SingleDeviceSharding) else state
     # Stated, not left to the compiler: zeros depend on no input, and would all lie on the first device.
     shardings = parameter_shardings(jax.eval_shape(optimizer.init, params), sharding.mesh)
-    step = jax.device_put(jnp.int32(0), _everywhere(sharding.mesh))
+    step = placed(np.int32(0), _everywhere(sharding.mesh))
     return TrainState(step=step, params=params, opt_state=jax.jit(optimizer.init, out_shardings=shardings)(params))
 
 
@@ -113,7 +115,9 @@ def abstract_state(params: PyTree, optimizer: optax.GradientTransformation) -> T
 
 def on_mesh(arrays: Any, mesh: jax.sharding.Mesh | None) -> Any:
     """A tree of `[batch, ...]` arrays on the devices, their rows split over the mesh; without one, on the first."""
-    return jax.tree.map(jnp.asarray, arrays) if mesh is None else jax.device_put(arrays, batch_sharding(mesh))
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, arrays)
+    return jax.tree.map(lambda rows: placed(rows, batch_sharding(mesh)), arrays)
 
 
 def _everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

@@ -9,7 +9,6 @@ than that, and a file carries the message of a process that failed to all the ot
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import secrets
 import time
@@ -22,8 +21,9 @@ from jax.experimental import multihost_utils
 
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.run.journal import ProcessFailed, is_resumable
-from jaxgeom.errors import UserError, listed
+from jaxgeom.errors import listed
 from jaxgeom.files import write_atomically
+from jaxgeom.processes import join
 
 PATIENCE = 3600.0
 """Seconds without a sign of any other process after which waiting ends with an error."""
@@ -61,20 +61,8 @@ def initialize() -> "Team | None":
     Raises:
         UserError: the other processes could not be found.
     """
-    if not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(
-                f"--distributed: {error} (start on a TPU pod, under SLURM or MPI, or set JAX_COORDINATOR_ADDRESS, "
-                "JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
-            ) from error
+    join()
     return Team.here() if jax.process_count() > 1 else None
-
-
-def _number(variable: str) -> int | None:
-    value = os.environ.get(variable)
-    return int(value) if value else None
 
 
 @dataclasses.dataclass(frozen=True)

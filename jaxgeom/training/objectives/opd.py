@@ -29,6 +29,7 @@ from jaxgeom.objectives import (
     opd_advantages,
     sparsify_tokens,
 )
+from jaxgeom.processes import whole
 from jaxgeom.sharding import batch_divisor
 from jaxgeom.training.objectives.interface import Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Placed, Rollout
@@ -158,7 +159,7 @@ class OPD(OnPolicy):
                 # Few shapes, few compilations: some rows are scored twice.
                 rows = np.resize(mine, bucket_rows(mine.size, batch_divisor(self.mesh)))
                 tokens, valid = on_mesh((answers.tokens[rows], answers.valid[rows]), self.mesh)
-                found[mine] = np.asarray(score(model, params, tokens, valid, **options))[: mine.size]
+                found[mine] = whole(score(model, params, tokens, valid, **options))[: mine.size]
         return on_mesh(found, self.mesh)
 
     @property

@@ -1,0 +1,318 @@
+"""Several processes at one program: how they find each other, agree, and learn that one of them is lost.
+
+JAX runs one program in all of them: each must come to the same computations in the same order. What the host decides
+(from a file, a clock, a signal) is therefore decided by one process and told to the others, or by all from what all
+have said. An error in work that each does for itself reaches the others where they meet next; where one is lost in a
+computation the others are told so by JAX and end.
+
+With one process every function here does the plain thing and computes nothing.
+"""
+
+import contextlib
+import os
+import pathlib
+import pickle
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxgeom.differences import unequal
+from jaxgeom.errors import UserError
+
+JOINING = 300
+"""Seconds that a process waits for the others to come."""
+
+SIGN_OF_LIFE = 60
+"""Seconds without a sign of life after which JAX counts a process as lost and ends the others."""
+
+SEEING = 60.0
+"""Seconds in which a file that process 0 has written must be seen by the others."""
+
+_VARIABLES = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+_FIRST = 1024  # bytes that are exchanged at once; longer values take a second exchange
+
+_T = TypeVar("_T")
+
+
+class ProcessLost(UserError):
+    """A computation that all processes take part in has failed: another is lost, most likely."""
+
+
+def join(*, patience: int | None = None, sign_of_life: int | None = None) -> None:
+    """Joins the other processes by `jax.distributed`, to be called before anything that touches a device.
+
+    TPU pods, SLURM, MPI and Kubernetes are detected; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say who is who.
+
+    Args:
+        patience: seconds that it waits for the others, `JOINING` where None.
+        sign_of_life: seconds of silence after which a process counts as lost, `SIGN_OF_LIFE` where None.
+
+    Raises:
+        UserError: the other processes could not be found in that time.
+    """
+    if jax.distributed.is_initialized():
+        return
+    patience = JOINING if patience is None else patience
+    try:
+        jax.distributed.initialize(
+            num_processes=_number("JAX_NUM_PROCESSES"),
+            process_id=_number("JAX_PROCESS_ID"),
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=SIGN_OF_LIFE if sign_of_life is None else sign_of_life,
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--distributed: {said} (all must come within {patience} s; start on a TPU pod, under SLURM or MPI, or set "
+            f"{_VARIABLES})"
+        ) from error
+
+
+def refuse_unjoined() -> None:
+    """Two processes that write into one directory without knowing of each other would destroy each other's work.
+
+    Raises:
+        UserError: the variables that JAX joins processes by are set for more than one, and they were not joined.
+    """
+    number = os.environ.get("JAX_NUM_PROCESSES") or ("several" if os.environ.get("JAX_COORDINATOR_ADDRESS") else "1")
+    if number != "1" and not jax.distributed.is_initialized():
+        raise UserError(f"JAX_NUM_PROCESSES says {number}: give --distributed to join them, or unset {_VARIABLES}")
+
+
+def is_joined() -> bool:
+    """Whether this process has joined others."""
+    return bool(jax.distributed.is_initialized())
+
+
+def count() -> int:
+    """The number of processes."""
+    return jax.process_count()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def exchanged(value: Any) -> list[Any]:
+    """What every process says, in their order; all call it together."""
+    if count() == 1:
+        return [value]
+    said = pickle.dumps(value)
+    held = np.zeros(_FIRST, np.uint8)
+    held[:4] = np.frombuffer(np.uint32(len(said)).tobytes(), np.uint8)
+    room = _FIRST - 4
+    held[4 : 4 + len(said)] = np.frombuffer(said[:room], np.uint8)
+    found = np.asarray(multihost_utils.process_allgather(held))
+    sizes = np.ascontiguousarray(found[:, :4]).view(np.uint32)[:, 0]
+    largest = int(sizes.max())
+    if largest > room:
+        held = np.zeros(1 << (largest - 1).bit_length(), np.uint8)  # few sizes, few compilations
+        held[: len(said)] = np.frombuffer(said, np.uint8)
+        found = np.asarray(multihost_utils.process_allgather(held))
+    else:
+        found = found[:, 4:]
+    return [pickle.loads(row[:size].tobytes()) for row, size in zip(found, sizes, strict=True)]
+
+
+def together(make: Callable[[], _T]) -> _T:
+    """`make()`, done by every process for itself; an error in one is raised in all, before anything goes on.
+
+    Args:
+        make: host work, without a computation that other processes take part in.
+
+    Raises:
+        UserError: of this process, or with the number of another in front.
+    """
+    if count() == 1:
+        return make()
+    value: Any = None
+    own: Exception | None = None
+    try:
+        value = make()
+    except (UserError, OSError) as error:
+        own = error
+    said = exchanged(None if own is None else str(own))
+    if own is not None:
+        raise own
+    for index, error in enumerate(said):
+        if error is not None:
+            raise UserError(f"process {index}: {error}")
+    return value
+
+
+def of_all(make: Callable[[], _T]) -> list[_T]:
+    """`make()` of every process, in their order; otherwise as `together`."""
+    if count() == 1:
+        return [make()]
+    return exchanged(together(make))
+
+
+def from_first(make: Callable[[], _T]) -> _T:
+    """`make()`, done by process 0 alone; its value, or its error, is that of all.
+
+    Args:
+        make: host work, without a computation that other processes take part in.
+
+    Raises:
+        UserError: what process 0 raised.
+    """
+    if count() == 1:
+        return make()
+    said: tuple[Any, str | None] = (None, None)
+    own: Exception | None = None
+    if is_first():
+        try:
+            said = make(), None
+        except (UserError, OSError) as error:
+            said, own = (None, str(error)), error
+    value, failed = exchanged(said)[0]
+    if own is not None:
+        raise own
+    if failed is not None:
+        raise UserError(failed)
+    return value
+
+
+@contextlib.contextmanager
+def held_by_first(hold: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[None]:
+    """Within it process 0 holds something for all, as a lock."""
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(hold())
+
+        from_first(enter)
+        yield
+
+
+def require_same(described: dict[str, Any]) -> None:
+    """Refuses processes that were told to do different things.
+
+    Args:
+        described: what this one does, as JSON.
+
+    Raises:
+        UserError: naming the first field that differs, and both values.
+    """
+    first, *others = exchanged(described)
+    for index, other in enumerate(others, 1):
+        differing = unequal(first, other)
+        if differing:
+            field = differing[0].replace(" there, ", " in process 0, ").replace(" asked for", f" in process {index}")
+            raise UserError(f"the processes disagree: {field}; start all with the same arguments and the same files")
+
+
+def require_shared(directory: pathlib.Path) -> None:
+    """Refuses a directory that is not the same for all; it must be there for process 0.
+
+    Raises:
+        UserError: naming the processes that do not see what process 0 writes.
+    """
+    if count() == 1:
+        return
+    name = f".shared.{secrets.token_hex(8)}"
+    name = from_first(lambda: _touched(directory / name))
+    until = time.monotonic() + SEEING
+    while not (seen := (directory / name).exists()) and time.monotonic() < until:
+        time.sleep(0.2)
+    blind = [str(index) for index, sees in enumerate(exchanged(seen)) if not sees]
+    from_first(lambda: (directory / name).unlink(missing_ok=True))
+    if blind:
+        raise UserError(
+            f"{directory}: process {', '.join(blind)} does not see what process 0 writes there; choose a directory that"
+            " all processes share"
+        )
+
+
+def whole(tree: Any) -> Any:
+    """A tree's arrays, whole, on the host of every process."""
+    if count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(_whole, tree)
+
+
+def placed(value: Any, sharding: Any) -> Any:
+    """An array that every process has whole, on the devices of all: each puts the shards that are its own."""
+    if count() == 1 or sharding is None:
+        return jax.device_put(value, sharding)
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def share_of(rows: int) -> slice:
+    """The rows that this process's host works on: as many as the others' within one."""
+    ends = np.linspace(0, rows, count() + 1).round().astype(int)
+    return slice(int(ends[jax.process_index()]), int(ends[jax.process_index() + 1]))
+
+
+class Signals:
+    """What every process has been told by its own system, known to all a step later: nothing waits for it."""
+
+    def __init__(self) -> None:
+        self._before: jax.Array | None = None
+        self._mesh: Any = None
+        if count() > 1:
+            devices = np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+            self._mesh = jax.sharding.Mesh(devices.reshape(count(), -1), ("processes", "local"))
+
+    def turn(self, mine: int) -> int:
+        """The largest number that a process gave at the last turn; called by all at the same places."""
+        if self._mesh is None:
+            return mine
+        before, spec = self._before, jax.sharding.PartitionSpec
+        split = jax.sharding.NamedSharding(self._mesh, spec("processes"))
+        given = jax.make_array_from_callback((count(),), split, lambda _: np.full(1, mine, np.int32))
+        same = jax.sharding.NamedSharding(self._mesh, spec())
+        self._before = jax.jit(_largest, out_shardings=same)(given)
+        return 0 if before is None else int(before)
+
+
+@contextlib.contextmanager
+def told(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it the failure of a computation that all take part in is one line.
+
+    Raises:
+        ProcessLost: another process is lost, or the computation fails for a reason that its words tell.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        said = " ".join(str(error).split())
+        if count() == 1 or "RESOURCE_EXHAUSTED" in said:
+            raise
+        raise ProcessLost(
+            f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start"
+            " all of them again with the same command, it goes on from the last checkpoint"
+        ) from error
+
+
+def _number(variable: str) -> int | None:
+    value = os.environ.get(variable)
+    if not value:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"{variable}={value}: a number is needed") from None
+
+
+def _touched(path: pathlib.Path) -> str:
+    path.touch()
+    return path.name
+
+
+def _whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _largest(given: jax.Array) -> jax.Array:
+    return given.max()
