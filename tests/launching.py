@@ -1,28 +1,41 @@
-"""Real processes on loopback, each with devices of its own, that run one command of ours together."""
+"""Real processes on loopback, each with devices of its own, that run commands of ours together."""
 
+import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Waiting is short here: what is lost must be noticed within the patience of a test.
+# One command after the other in one process, which loads its packages once. Waiting is short, but for a busy machine.
 SCRIPT = """
-import sys
+import contextlib, io, json, sys
 from jaxgeom import cli, processes
-processes.JOINING, processes.SIGN_OF_LIFE, processes.SEEING = 120, 10, 2.0
-sys.argv = ["jaxgeom", *sys.argv[1:]]
+processes.JOINING, processes.SIGN_OF_LIFE, processes.SEEING = json.loads(sys.argv[2])
+for words in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = cli.main(words)
+    print("ENDED", json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+ALONE = """
+import json, sys
+from jaxgeom import cli, processes
+processes.JOINING, processes.SIGN_OF_LIFE, processes.SEEING = json.loads(sys.argv[2])
+sys.argv = ["jaxgeom", *json.loads(sys.argv[1])[0]]
 sys.exit(cli.main())
 """
+"""The same for one command, as a command of its own ends."""
 
 
 class Ended(NamedTuple):
-    """How a process ended."""
+    """How a command ended."""
 
     status: int
     out: str
@@ -30,32 +43,43 @@ class Ended(NamedTuple):
 
 
 def start(
-    arguments: Sequence[Sequence[str]], *, devices: int = 2, count: int | None = None, **environment: str
-) -> list[subprocess.Popen[str]]:
-    """One process for each list of arguments, all with `--distributed`; they are `count`, where more are to come."""
+    commands: Sequence[Sequence[Sequence[str]]], *, devices: int = 2, count: int | None = None, script: str = SCRIPT,
+    patience: tuple[float, float, float] = (300, 100, 2.0), directories: Mapping[int, pathlib.Path] | None = None,
+) -> list[subprocess.Popen[str]]:  # fmt: skip
+    """One process for each list of commands.
+
+    Args:
+        commands: of each process, in order.
+        devices: simulated ones of each.
+        count: processes that are to come, where these are not all.
+        script: what runs the commands.
+        patience: seconds to join, without a sign of life, and until a file is seen.
+        directories: where a process works, by its number.
+    """
+    count = count or len(commands)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    count = count or len(arguments)
-    of_all = {
+    shared = {
         **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_NUM_PROCESSES": str(count),
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "PYTHONPATH": str(ROOT), **environment,
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
-    if count == 1:
-        of_all = {name: value for name, value in of_all.items() if not name.startswith(("JAX_NUM", "JAX_COORD"))}
-    more = ["--distributed"] if count > 1 else []
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *words, *more], env={**of_all, "JAX_PROCESS_ID": str(index)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
-        )
-        for index, words in enumerate(arguments)
-    ]  # fmt: skip
+    started = []
+    for index, words in enumerate(commands):
+        own = {"JAX_NUM_PROCESSES": str(count), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+        more = ["--distributed"] if count > 1 else []
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", script, json.dumps([[*one, *more] for one in words]), json.dumps(patience)],
+                env={**shared, **(own if count > 1 else {}), "JAX_PROCESS_ID": str(index)}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=(directories or {}).get(index, ROOT),
+            )
+        )  # fmt: skip
+    return started
 
 
-def end(started: Sequence[subprocess.Popen[str]], seconds: float = 400.0) -> list[Ended]:
-    """Waits for all; those that still go on after so many seconds are killed and have the status −9."""
+def end(started: Sequence[subprocess.Popen[str]], seconds: float = 1500.0) -> list[Ended]:
+    """Waits for all; one that still goes on after so many seconds is killed, and its status is −9."""
     until, found = time.monotonic() + seconds, []
     for process in started:
         try:
@@ -65,3 +89,11 @@ def end(started: Sequence[subprocess.Popen[str]], seconds: float = 400.0) -> lis
             said = process.communicate()
         found.append(Ended(process.returncode, *said))
     return found
+
+
+def each(ended: Sequence[Ended]) -> list[list[Ended]]:
+    """What every process says of every command that `SCRIPT` has run."""
+    return [
+        [Ended(*json.loads(line.removeprefix("ENDED "))) for line in one.out.splitlines() if line.startswith("ENDED ")]
+        for one in ended
+    ]

@@ -65,3 +65,8 @@ def flip(path: Path, place: int | None = None) -> None:
 def files(directory: Path) -> dict[str, bytes]:
     """All that lies below a directory."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def by_letters(texts: list[str], rows: list[dict]) -> list[float]:
+    """A reward that a model without any skill gets now and then."""
+    return [float(sum(map(ord, text)) % 3) for text in texts]
