@@ -12,7 +12,6 @@ import contextlib
 import os
 import pathlib
 import pickle
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -209,25 +208,25 @@ def require_same(described: dict[str, Any]) -> None:
             raise UserError(f"the processes disagree: {field}; start all with the same arguments and the same files")
 
 
-def require_shared(directory: pathlib.Path) -> None:
-    """Refuses a directory that is not the same for all; it must be there for process 0.
+def require_shared(path: pathlib.Path) -> None:
+    """Refuses a directory that is not the same for all.
+
+    Args:
+        path: a file in it that process 0 alone has written, with content that no other has.
 
     Raises:
-        UserError: naming the processes that do not see what process 0 writes.
+        UserError: naming the processes that do not see what process 0 has written.
     """
     if count() == 1:
         return
-    name = f".shared.{secrets.token_hex(8)}"
-    name = from_first(lambda: _touched(directory / name))
-    until = time.monotonic() + SEEING
-    while not (seen := (directory / name).exists()) and time.monotonic() < until:
+    written, until = from_first(lambda: _text(path)), time.monotonic() + SEEING
+    while not (seen := _text(path) == written) and time.monotonic() < until:
         time.sleep(0.2)
     blind = [str(index) for index, sees in enumerate(exchanged(seen)) if not sees]
-    from_first(lambda: (directory / name).unlink(missing_ok=True))
     if blind:
         raise UserError(
-            f"{directory}: process {', '.join(blind)} does not see what process 0 writes there; choose a directory that"
-            " all processes share"
+            f"{path.parent}: process {', '.join(blind)} does not see what process 0 writes there; choose a directory"
+            " that all processes share"
         )
 
 
@@ -303,9 +302,11 @@ def _number(variable: str) -> int | None:
         raise UserError(f"{variable}={value}: a number is needed") from None
 
 
-def _touched(path: pathlib.Path) -> str:
-    path.touch()
-    return path.name
+def _text(path: pathlib.Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _whole(leaf: Any) -> Any:

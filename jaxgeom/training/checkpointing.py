@@ -109,9 +109,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and processes.count() > 1:
+            # Orbax would wait for the other processes, of which one may be lost; where all stop, all have waited.
+            self._beside.shutdown(wait=False)
+            return
         try:
-            # What ends one process is not the others' end yet: none waits for them then.
-            self._settle(alone=kind is not None)
+            self.wait()
         except UserError as error:
             if kind is None:
                 raise
@@ -169,10 +172,6 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written; the line says which step is the last that was.
         """
-        self._settle()
-
-    def _settle(self, *, alone: bool = False) -> None:
-        """See `wait`; `alone`: without asking how the others have fared."""
         if self._writing is None:
             return
         path, written = self._writing
@@ -184,7 +183,7 @@ class Checkpoints:
                 raise self._refusal(path, error) from error
 
         try:
-            result() if alone else processes.together(result)
+            processes.together(result)
         finally:  # a signal may end the waiting, not the writing
             if written.done():
                 self._writing = None

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxgeom import processes
+from jaxgeom import lock, processes
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
@@ -92,7 +92,7 @@ def _carry_out(
 ) -> None:  # fmt: skip
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = settings.objective
-    processes.require_shared(out)
+    processes.require_shared(out / lock.NAME)
     found, resume = processes.from_first(run.claim)
     for fault in resume.faults:
         reporter.say(f"{out}: {fault}")

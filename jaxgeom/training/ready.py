@@ -107,7 +107,7 @@ def make_ready(
 
     found, resume = processes.from_first(claim)
     goes_on(from_where(found, resume), out)
-    if found.goes_on and _is_finished(out, settings, resume):
+    if processes.from_first(lambda: found.goes_on and _is_finished(out, settings, resume)):
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
         return None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from jaxgeom.processes import placed
@@ -92,7 +93,8 @@ def initial_state(params: PyTree, optimizer: optax.GradientTransformation) -> Tr
     # Stated, not left to the compiler: zeros depend on no input, and would all lie on the first device.
     shardings = parameter_shardings(jax.eval_shape(optimizer.init, params), sharding.mesh)
     step = placed(np.int32(0), _everywhere(sharding.mesh))
-    return TrainState(step=step, params=params, opt_state=jax.jit(optimizer.init, out_shardings=shardings)(params))
+    init, held = _without_constants(optimizer.init, params)
+    return TrainState(step=step, params=params, opt_state=jax.jit(init, out_shardings=shardings)(held, params))
 
 
 def abstract_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
@@ -118,6 +120,19 @@ def on_mesh(arrays: Any, mesh: jax.sharding.Mesh | None) -> Any:
     if mesh is None:
         return jax.tree.map(jnp.asarray, arrays)
     return jax.tree.map(lambda rows: placed(rows, batch_sharding(mesh)), arrays)
+
+
+def _without_constants(function: Any, argument: PyTree) -> tuple[Any, list[Any]]:
+    """A function with what it holds (a confined optimizer its bases) as a first argument, and what that is: a program
+    cannot have arrays of other processes' devices as its constants.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(argument)
+
+    def called(held: list[Any], argument: PyTree) -> PyTree:
+        found = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, held))(*jax.tree.leaves(argument))
+        return jax.tree.unflatten(jax.tree.structure(shape), found)
+
+    return called, closed.consts
 
 
 def _everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
