@@ -38,6 +38,8 @@ _SUBSCRIPT = re.compile(r"([A-Za-z])_(?:\{\w+\}|\w)")
 _DOUBLE_FACTORIAL = re.compile(r"(?<![\d.!}^_])(?:(\d{1,3})|\((\d{1,3})\))!!(?!!)")
 # The real root of a negative number: sympy's is complex.
 _ODD_ROOT = re.compile(r"\\sqrt ?\[(\d*[13579])\] ?\{-(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\}")
+# An exponent T is a variable, as any other: the grammar would transpose.
+_EXPONENT_T = re.compile(r"\^\s*(?:\{\s*T\s*\}|T(?![A-Za-z_]))")
 _FUNCTIONS = re.compile(r"\\[a-zA-Z]+")
 _LARGEST_BITS = 100_000
 _SAMPLES = tuple(sympy.Rational(*pair) for pair in ((7, 5), (22, 9), (13, 17)))
@@ -106,6 +108,7 @@ def _parsed(text: str) -> Any:
     text = _DOUBLE_FACTORIAL.sub(lambda m: str(prod(range(int(m[1] or m[2]), 0, -2))), text)
     if "!!" in text:
         return None
+    text = _EXPONENT_T.sub("^{1T}", text)
     text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", text)
     text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{1{'0' * len(m[2])}}}", text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", _PLAIN_MIXED.sub(r"(\1+\\frac{\2}{\3})", text))

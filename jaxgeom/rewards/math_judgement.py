@@ -53,10 +53,12 @@ def _is_right(answer: str, truth: str, algebra: Equal | None) -> bool:
         return False
     if ours == theirs:
         return True
-    letter = choice(theirs)
-    if letter is not None and choice(ours) == letter:
+    letter, other = choice(theirs), choice(ours)
+    if letter is not None and other is not None and letter[0] == other[0]:
+        if letter[1] and other[1]:  # `(B) 12` is not `(B) 13`
+            return _is_right(other[1], letter[1], algebra)
         # `a` is `A` among choices; of variables, `N` is not `n`.
-        return letter <= "H" or ours.strip('"()') == theirs.strip('"()')
+        return letter[0] <= "H" or ours.strip('"()') == theirs.strip('"()')
     name = words(theirs)
     if name is not None and name == words(ours):
         return True

@@ -30,8 +30,8 @@ _SHORT = frozenset(
 )
 
 
-def choice(s: str) -> str | None:
-    """The letter of a multiple-choice answer (`B`, `(b)`, `B) 12`), or None where that is not what it is."""
+def choice(s: str) -> tuple[str, str] | None:
+    """The letter of a multiple-choice answer (`B`, `(b)`, `B) 12`) and what follows it; None where it is none."""
     found = _CHOICE.fullmatch(s)
     if found is None:
         return None
@@ -41,7 +41,7 @@ def choice(s: str) -> str | None:
     # "(B) and (C)" or "A. B": more than one is named.
     if re.search(r"\([A-Za-z]\)|(?<![A-Za-z\\])[A-Z](?![A-Za-z])", rest) or re.match(r"\s*[-+*/^_=,]", rest):
         return None
-    return letter.upper()
+    return letter.upper(), rest.strip()
 
 
 def words(s: str) -> str | None:

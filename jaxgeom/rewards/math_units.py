@@ -20,6 +20,7 @@ _SYMBOL = re.compile(r"([$€£¥₹])(.+)|(.+?)([$€£¥₹]|\\?%|\^\\circ ?(?
 _DECIMAL = re.compile(r"-?\d+(?:\.\d+)?|-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _FACTOR = re.compile(r"(?:(square|sq|cubic|cu)(?:\. ?| ))?([^\W\d_]+(?: [^\W\d_]+)?)\.?(?:\^\{?(-?\d)\}?)?")
 _ADJECTIVES = re.compile(r"^(?:different|distinct|possible|total)(?= )")
+_PRODUCTS = {("N", "m"), ("kg", "m"), ("kW", "h")}
 # Of letters alone no other quotient is taken for a unit: `2g/h` has variables.
 _SECONDS = {"m/s", "m/s^2"}
 
@@ -45,7 +46,7 @@ def split_unit(s: str) -> tuple[str, str]:
         if not (mark.startswith("°") and re.search(r"\\(?!frac|pi|sqrt|cdot|times)[a-zA-Z]+", value)):
             inner, unit = split_unit(value)
             mark = SPELLINGS.get(mark, mark)
-            if not unit or unit == mark:
+            if not unit or (before and unit == mark):
                 return inner, mark
             return inner, unit if unit.startswith(UNKNOWN) else f"{UNKNOWN}{mark} {unit}"
     if found := re.fullmatch(r'(.*[^"])"\s*\(?(mod\s+\d+)\)?\s*"', s):
@@ -145,10 +146,13 @@ def _factors(group: str) -> list[tuple[str, int]] | None:
         return [one]
     parts = re.split(r" ?\\cdot | ", group)
     # Words do not multiply: `5 apples boxes` is no unit.
-    if len(parts) > 4 or any(len(re.sub(r"[^a-zA-Z].*", "", part)) > 3 for part in parts):
+    if len(parts) > 4 or not ("^" in group or tuple(parts) in _PRODUCTS):
+        return None
+    if any(len(re.sub(r"[^a-zA-Z].*", "", part)) > 3 for part in parts):
         return None
     factors = [_factor(part) for part in parts]
-    return None if None in factors else [factor for factor in factors if factor is not None]
+    known = dict(factor for factor in factors if factor is not None)
+    return list(known.items()) if len(known) == len(parts) else None
 
 
 def _factor(text: str) -> tuple[str, int] | None:

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from jaxgeom.rewards import close_checkers, extract_answer, math_reward, normalize_answer, verify_batch
 from jaxgeom.rewards import math_checker as checker_module
+from jaxgeom.rewards.math_exact import equal
+from jaxgeom.rewards.math_judgement import is_right
 from jaxgeom.rewards.workers import Worker
+from tests.rewards import answer_traps
 from tests.rewards.answer_pairs import RESPONSES, RIGHT, WRONG
 
 ALGEBRA = [(r"\sqrt{8}", r"2\sqrt{2}", 1.0), (r"x^2 + 2x + 1", r"(x+1)^2", 1.0), (r"\sqrt{8}", "3", 0.0)]
@@ -22,6 +25,17 @@ ALGEBRA = [(r"\sqrt{8}", r"2\sqrt{2}", 1.0), (r"x^2 + 2x + 1", r"(x+1)^2", 1.0),
 )
 def test_pairs_are_judged_as_a_grader_would(answer, truth, reward):
     assert math_reward(rf"thus \boxed{{{answer}}}.", truth) == reward
+
+
+@pytest.mark.parametrize("kind", ["WORDS", "LETTERS", "COMMAS", "DATES_AND_BASES", "VALUES"])
+def test_what_looks_alike_is_told_apart(kind):
+    found, expected = {}, {}
+    for truth, (wrong, right) in getattr(answer_traps, kind).items():
+        for answers, verdict in ((wrong, False), (right, True)):
+            for answer in filter(None, answers.split("|")):
+                found[answer, truth] = is_right(answer, (truth,), equal)
+                expected[answer, truth] = verdict
+    assert {pair: verdict for pair, verdict in found.items() if verdict is not expected[pair]} == {}
 
 
 @pytest.mark.parametrize(("text", "truth", "reward"), RESPONSES)
