@@ -58,7 +58,7 @@ def shuffled(*expressions: str) -> bool:
 
 def _alone(expression: str) -> str | None:
     """Without quotes and spaces, where it is nothing but letters, two at least."""
-    letters = _joined(expression.replace('"', "").strip())
+    letters = re.sub(r"_\{(\w)\}", r"_\1", _joined(expression.replace('"', "").strip()))
     return letters if _LETTERS.fullmatch(letters) else None
 
 
