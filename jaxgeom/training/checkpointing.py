@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgeom.checkpoints import checksums
 from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
-from jaxgeom.checkpoints.plain_files import read_json
-from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.checkpoints.run_models import held_model, run_model
+from jaxgeom.checkpoints.runs import named_run, step_names
 from jaxgeom.checkpoints.verl import verl_step
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import is_full
@@ -53,7 +53,7 @@ def find_resume(run: Path, *, contents: bool = True) -> Resume:
         contents: whether the checkpoint's files are read, or their sizes alone looked at.
     """
     faults: list[str] = []
-    for step in reversed(_steps(run / "checkpoints")):
+    for step in reversed(step_names(run / "checkpoints")):
         folder = run / "checkpoints" / str(step)
         fault = checksums.fault_of(folder, contents=contents)
         if fault is not None:
@@ -82,6 +82,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, say: Callable[[str], None] = lambda _: None):
         self._folder = (directory / "checkpoints").absolute()
+        self._model = held_model(directory)
         self._say = say
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
         self._remove_partial()
@@ -121,14 +122,14 @@ class Checkpoints:
             self._store(partial, items)
             if pending:
                 np.savez(partial / _PENDING, **_flat(pending))
-            checksums.write_checksums(partial, logs=positions or {})
+            checksums.write_checksums(partial, logs=positions or {}, model=self._model)
             if path.exists():
                 self._clear(path)
             partial.rename(path)
         except OSError as error:
             self._remove_partial()
             why = "the disk is full" if is_full(error) else error.strerror or str(error)
-            held = [step for step in _steps(self._folder) if (self._folder / str(step) / checksums.NAME).exists()]
+            held = [step for step in step_names(self._folder) if (self._folder / str(step) / checksums.NAME).exists()]
             kept = f"step {held[-1]} is the last one saved" if held else "no step was saved before"
             raise UserError(f"{path}: cannot be saved: {why}; {kept}, the same command goes on from there") from error
 
@@ -229,10 +230,7 @@ def load_start(
     if found is None:
         return load_model(source, dtype=dtype, mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say)
     run, step = found.run, found.saved_step()
-    config = read_json(run / "config.json")
-    if not isinstance(config.get("model"), dict):
-        raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
-    architecture = Qwen3Config.from_hf(config["model"])
+    architecture = Qwen3Config.from_hf(run_model(run, step))
     place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     model = Qwen3(
         architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, platform=platform_of(place), mesh=mesh
@@ -259,11 +257,6 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
     if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
         return tokenizer_directory(base_of(directory, base))
     return verl_step(directory)[0] if directory.is_dir() else directory
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps that a folder of checkpoints names, whole or not, ascending."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 def _names(state: Any) -> list[str]:
