@@ -73,14 +73,14 @@ def open_adapter(
     settings = AdapterConfig(directory, config)
     stored, identity = read_tensors(_adapter_files(directory))
     checkpoint = open_base(base)
-    keys = by_key(checkpoint, checkpoint.name)
+    keys = by_key(checkpoint, checkpoint.name) | {name: name for name in checkpoint}
     pairs: dict[str, dict[str, Tensor]] = {}
     tensors = dict(checkpoint)
     replaced = []
     for one, tensor in stored.items():
         found = _PART.match(one)
         if found is None:
-            target = keys.get(_bare(one))
+            target = _target(one, keys)
             if target is None or checkpoint[target].shape != tensor.shape:
                 raise UserError(f"{directory}: tensor {one!r} {_why_none(one, checkpoint)}")
             tensors[target] = dataclasses.replace(tensor, name=target, tower=checkpoint[target].tower)
@@ -91,7 +91,7 @@ def open_adapter(
         raise UserError(f"{directory}: its adapter has no lora_A and lora_B")
     ranks, scales, targets = set(), set(), set()
     for module, parts in pairs.items():
-        target = next((keys[key] for key in (_bare(module) + ".weight", _bare(module)) if key in keys), None)
+        target = _target(f"{module}.weight", keys) or _target(module, keys)
         if target is None:
             raise UserError(f"{directory}: adapts {module!r}, which {checkpoint.name} does not have")
         rank, merged = _merged(directory, settings, module, parts, checkpoint[target], checkpoint.config or {})
@@ -128,8 +128,19 @@ def _range(values: set[Any]) -> str:
 
 
 def _bare(name: str) -> str:
-    """The key of the parameter that an adapter's tensor stands for."""
-    return re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.|$)", "", key_of(name))
+    """The name in the model of the parameter that an adapter's tensor stands for."""
+    return re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.|$)", "", _in_model(name))
+
+
+def _target(name: str, keys: Mapping[str, str]) -> str | None:
+    """The base's name of that parameter: the same one, or what the base has without either's wrappers.
+
+    Args:
+        name: of the adapter's tensor.
+        keys: the base's names by their key, and each by itself.
+    """
+    bare = _bare(name)
+    return keys.get(bare) or keys.get(key_of(bare))
 
 
 def _adapter_files(directory: pathlib.Path) -> WeightFiles:
