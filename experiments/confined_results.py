@@ -11,15 +11,14 @@ import json
 import re
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.lines import Line2D
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
-from jaxgeom.diagnostics import subspace_leakage, top_subspace
 from jaxgeom.report.reading import interval
 from jaxgeom.report.style import INK, MUTED, Drawing, house_style, key_below, panels, save, scale_y
 
@@ -84,14 +83,27 @@ def over_seeds(values: dict[int, float]) -> dict[str, Any]:
 
 def outside(study: Path, arm: str, method: str, seed: int) -> float:
     """Share of the energy of a run's update outside the early subspace of its method and seed, mean over matrices."""
-    early, run = study / "runs" / f"{method}_early" / f"seed{seed}", study / "runs" / arm / f"seed{seed}"
-    ends = [f"{early}@0", f"{early}@{saved_steps(early)[-1]}", f"{run}@0", f"{run}@{saved_steps(run)[-1]}"]
-    before, after, start, end = map(open_checkpoint, ends)
     shares = []
-    for name in filter(_MATRIX.search, start):
-        basis = top_subspace(jnp.asarray(after[name].read() - before[name].read()), k=RANK)
-        shares.append(float(subspace_leakage(jnp.asarray(end[name].read() - start[name].read()), basis)))
+    for name, update in _update(study / "runs" / arm / f"seed{seed}").items():
+        basis = early_bases(study, method, seed)[name]
+        rest = update - update @ basis @ basis.T
+        shares.append(float((rest**2).sum() / (update**2).sum()))
     return float(np.mean(shares))
+
+
+@cache
+def early_bases(study: Path, method: str, seed: int) -> dict[str, np.ndarray]:
+    """By matrix the leading right directions of an early run's update, `[in, RANK]` float64."""
+    updates = _update(study / "runs" / f"{method}_early" / f"seed{seed}")
+    return {name: np.linalg.svd(update, full_matrices=False)[2][:RANK].T for name, update in updates.items()}
+
+
+def _update(run: Path) -> dict[str, np.ndarray]:
+    start, end = open_checkpoint(f"{run}@0"), open_checkpoint(f"{run}@{saved_steps(run)[-1]}")
+    return {
+        name: end[name].read().astype(np.float64) - start[name].read().astype(np.float64)
+        for name in filter(_MATRIX.search, start)
+    }
 
 
 def _shapes(study: Path) -> list[tuple[int, int]]:

@@ -20,7 +20,8 @@ class Cell(NamedTuple):
         low, high: ends of the 95 % interval over seeds, where there are three or more; of two the lower and the higher.
         count: matrices (or parameter tensors) of the population.
         of: how many there are.
-        z: mean z over the population, where the null has a deviation.
+        z: mean z over those of the population that have one.
+        z_count: how many those are.
         seeds: how many seeds `low` and `high` come from.
     """
 
@@ -33,6 +34,7 @@ class Cell(NamedTuple):
     of: int | None = None
     z: float | None = None
     seeds: int | None = None
+    z_count: int | None = None
 
 
 def number(value: Any) -> float | None:
@@ -81,7 +83,7 @@ def cell(summary: Any, key: str, kind: str = "") -> Cell:
         low, high = min(seeds), max(seeds)
     count, of = beside("count"), nested.get("of", summary.get(f"{key}_of"))
     z, several = number(beside("z")), None if low is None else len(seeds) or None
-    return Cell(value, null, excess, low, high, _whole(count), _whole(of), z, several)
+    return Cell(value, null, excess, low, high, _whole(count), _whole(of), z, several, _whole(beside("z_count")))
 
 
 def _whole(value: Any) -> int | None:

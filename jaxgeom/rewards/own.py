@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from jaxgeom.errors import UserError
 
+# The module is the user's own program: whatever it raises, or `exit()`, is theirs to read.
+_RAISED = (Exception, SystemExit)
+
 
 class GivenRow(NamedTuple):
     """A row as its file has it.
@@ -54,7 +57,7 @@ class OwnReward:
         """
         try:
             found = self._called(texts, rows)
-        except Exception as error:
+        except _RAISED as error:
             raise UserError(f"{self._culprit(texts, rows)}: reward {self.name} raised {_said(error)}") from error
         try:
             values = list(found)
@@ -74,7 +77,7 @@ class OwnReward:
         for text, row in zip(texts, rows, strict=True):
             try:
                 self._called([text], [row])
-            except Exception:
+            except _RAISED:
                 return row.place
         return _places(rows)
 
@@ -99,8 +102,7 @@ def own_reward(name: str) -> OwnReward:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    # The module is the user's own program: whatever it raises, or `exit()`, is theirs to read.
-    except (Exception, SystemExit) as error:
+    except _RAISED as error:
         raise UserError(f"reward={name}: {module_name} cannot be imported: {_said(error)}") from error
     digest = _digest(found)
     for part in path.split("."):

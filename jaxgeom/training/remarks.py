@@ -71,8 +71,10 @@ def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> li
         )
     skipped = sum(1 for row in rows if row.get("skipped"))
     if skipped and learned_nothing(rows, settings) is None:
+        whole = " with an answer that was not cut (overlong=mask)" if _masks(settings) else ""
         said.append(
-            f"{skipped} of {settings.steps} steps had nothing to learn from: no group of answers had differing rewards"
+            f"{skipped} of {settings.steps} steps had nothing to learn from: no group of answers{whole} had differing"
+            " rewards"
         )
     return said
 
@@ -100,12 +102,19 @@ def _is_idle(row: dict[str, Any]) -> bool:
     return bool(row.get("skipped")) or row.get("grad_norm") == 0.0 or row.get("update_norm") == 0.0
 
 
+def _masks(settings: RunSettings) -> bool:
+    return isinstance(settings, RLVRSettings) and settings.overlong == "mask"
+
+
 def _what_happened(steps: Sequence[dict[str, Any]], settings: RunSettings) -> tuple[str, str]:
     """What kept every step from learning, and what to change."""
+    sampled = [row["truncated"] for row in steps if "truncated" in row]
     if not any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps):
         return "the update was exactly zero at a learning rate of 0", "the learning rate, or a shorter warm-up"
     if isinstance(settings, OPDSettings) and all(row.get("gap") == 0.0 for row in steps):
         return "teacher and student gave every answer the same probability", "another --teacher"
+    if _masks(settings) and sampled and min(sampled) >= 1.0:
+        return "every answer was cut, and overlong=mask leaves those out", "a larger --max-new-tokens"
     if isinstance(settings, RLVRSettings) and not any(row.get("informative_groups") for row in steps):
         rewards = [row["reward"] for row in steps if "reward" in row]  # of the first step of each rollout
         reward = sum(rewards) / max(1, len(rewards))

@@ -45,9 +45,14 @@ def raising(texts, rows):
     return [1.0 / (row["length"] - 2) for row in rows]
 
 
+def exiting(texts, rows):
+    raise SystemExit(1)
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
+        (exiting, r"row 0: reward own:f raised SystemExit: 1 \(.*test_own_rewards.py, line \d+"),
         (
             raising,
             r"row 2: reward own:f raised ZeroDivisionError: .*division by zero \(.*test_own_rewards.py, line \d+",

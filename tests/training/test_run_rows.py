@@ -16,7 +16,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
 from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, SFTSettings
-from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
+from jaxgeom.training.remarks import closing_remarks, learned_nothing, truncated_evaluation
 from jaxgeom.training.rollouts import Answers, truncated
 from jaxgeom.training.rows import read_run_rows, write_tokenizer
 from tests.tiny import write_tiny_model
@@ -151,6 +151,9 @@ def test_a_run_whose_answers_are_all_truncated_says_so():
         {"step": 2, "truncated": 1.0, "skipped": 1.0},
         {"step": 2, "accuracy": 0.0},
     ]
+    masked = dataclasses.replace(settings, overlong="mask", steps=2)
+    idle = [row | {"skipped": 1.0} for row in rows[:2]]
+    assert "every answer was cut, and overlong=mask" in (learned_nothing(idle, masked) or "")
     cut, skipped = closing_remarks(rows, settings)
     assert "in all 2 steps" in cut and "8 tokens" in cut and "1 of 4 steps had nothing" in skipped
     assert closing_remarks([{"step": 1, "truncated": 0.5, "loss": 0.1}], settings) == []
