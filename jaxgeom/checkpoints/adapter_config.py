@@ -62,7 +62,7 @@ class AdapterConfig:
         except OverflowError:
             value = math.inf
         if not math.isfinite(value):
-            raise UserError(f"{self._where}: lora_alpha={str(alpha)[:40] if value else alpha!r} is no number")
+            raise UserError(f"{self._where}: lora_alpha={repr(alpha)[:40]} is no number")
         return value / math.sqrt(rank) if self._fields.get("use_rslora") else value / rank
 
     def is_flipped(self, module: str, model: Mapping[str, Any]) -> bool:
