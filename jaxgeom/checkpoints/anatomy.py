@@ -14,7 +14,7 @@ from jaxgeom.checkpoints.names import key_of, without_inner_wrappers
 from jaxgeom.errors import UserError
 
 _LAYERS = ("layers", "layer", "h", "blocks", "block")
-_STACK = re.compile(r"^((?:[^.]+\.)*?)([^.]*[^.\d][^.]*)\.\d+\.")
+_STACK = re.compile(r"^((?:[^.]+\.)*?)(?!\d+\.)([^.]+)\.\d+\.")
 _EMBEDDING = re.compile(
     r"^((?:[^.]+\.)*?)((?:\w*embeddings?\.)?"
     r"(?:embed_tokens|tok_embeddings|token_embeddings?|word_embeddings|embed_in|wte|shared|embeddings?))\.weight$"
