@@ -14,8 +14,8 @@ GroundTruth = str | tuple[str, ...]
 
 _LONGEST_LIST = 100_000
 _BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}")
-_HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|[\s{}$]|^\s*\[\s*\]\s*$")
-"""What a text may have around an answer; one that is nothing but that holds none."""
+_HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|[\s{}$]")
+"""What a text may have around an answer; one that is nothing but that, or an empty list, holds none."""
 
 
 def read_truth(value: Any, name: str = "ground_truth") -> GroundTruth:
@@ -67,7 +67,7 @@ def _one(value: Any, name: str) -> str:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError(f"{name} is empty: no answer can be right")
-        if not _HOLLOW.sub("", value) or (_BOXED.search(value) and extract_answer(value) is None):
+        if _HOLLOW.sub("", value) in ("", "[]") or (_BOXED.search(value) and extract_answer(value) is None):
             raise ValueError(f"{name} is {value.strip()[:40]!r}, which holds no answer: none can be right")
         return value
     if isinstance(value, bool) or value is None or not isinstance(value, int | float | Decimal):

@@ -168,7 +168,6 @@ def test_what_is_no_prompt_says_why(row, words):
         ('["a", "b"]', ("a", "b")),
         ("[1, 2]", "[1, 2]"),
         ("[1, 2)", "[1, 2)"),
-        ("[]", "[]"),
     ],
 )
 def test_truths(value, truth):
