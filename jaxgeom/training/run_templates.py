@@ -32,6 +32,7 @@ def list_templates(tokenizer: Path, names: Collection[str]) -> None:
         tokenizer: the run's.
         names: of the files.
     """
+    _remove_if_empty(tokenizer / TEMPLATES)
     if names or (tokenizer / _LIST).exists():
         digests = {f"{TEMPLATES}/{name}": sha256_of(tokenizer / TEMPLATES / name) for name in sorted(names)}
         write_atomically(tokenizer / _LIST, json.dumps(digests, indent=1) + "\n")
@@ -41,8 +42,12 @@ def remove_templates(tokenizer: Path) -> None:
     """Takes away the templates that the run wrote; a folder that is empty then goes too."""
     for name in own_templates(tokenizer):
         (tokenizer / name).unlink()
+    _remove_if_empty(tokenizer / TEMPLATES)
+
+
+def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        (tokenizer / TEMPLATES).rmdir()
+        folder.rmdir()
 
 
 def _is(tokenizer: Path, name: str, digest: object) -> bool:
