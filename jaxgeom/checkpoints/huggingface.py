@@ -116,7 +116,7 @@ def refuse_quantized(name: str, tensors: Mapping[str, Tensor], config: dict[str,
     narrow = [one for one, tensor in tensors.items() if tensor.dtype in _PACKED]
     if not (said or scales or narrow):
         return
-    example = (scales + narrow or [""])[0]
+    example = next((f"{one} ({tensors[one].dtype})" for one in scales + narrow), "")
     raise UserError(
         f"{name}: quantized weights{said}{', such as ' + example if example else ''}:"
         " weights of float32, bfloat16 or float16 are needed; dequantize the model and save it again"

@@ -239,7 +239,7 @@ def renamed(change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda name: f"llm.{name}", "names with llm.model. and llm. are matched"),
+        (lambda name: f"llm.{name}", "names with llm.model. are matched"),
         (
             lambda name: f"policy.transformer.{name}".replace("transformer.model.", "transformer."),
             "policy.transformer.",
