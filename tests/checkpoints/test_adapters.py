@@ -170,11 +170,12 @@ def test_adapters_that_do_not_fit_are_one_line(base, tmp_path, change, words):
         open_checkpoint(write_adapter(tmp_path / "adapter", tensors))
 
 
-def test_a_pattern_that_never_ends_is_ended(base, tmp_path, monkeypatch):
+def test_a_pattern_that_never_ends_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(adapter_config, "_SECONDS", 0.1)
-    adapter = write_adapter(tmp_path / "adapter", pairs(), CONFIG | {"alpha_pattern": {"(.|..|...)+x": 3}})
+    config = adapter_config.AdapterConfig(tmp_path, CONFIG | {"alpha_pattern": {"(a|aa)+x": 3}})
     with pytest.raises(UserError, match=r"alpha_pattern has the key .* is not matched against .* within 0.1 s"):
-        open_checkpoint(adapter)
+        config.scale("a" * 100, RANK)
+    assert adapter_config.AdapterConfig(tmp_path, CONFIG | {"alpha_pattern": {"(.*)*x": 3}}).scale("q_proj", 3) == 2
 
 
 def test_a_configuration_that_fits_its_file(base, tmp_path):
