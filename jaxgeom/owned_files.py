@@ -30,7 +30,7 @@ _LOCK = r"\.lock"
 _TOKENIZER = (
     r"tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config|chat_template)"
     r"\.json|tokenizer/(?:merges\.txt|chat_template\.jinja|tokenizer\.model)"
-    r"|tokenizer/additional_chat_templates/[\w.-]+\.jinja"
+    r"|tokenizer/" + _written("templates.json")
 )
 # What Orbax names the files of a step; `.N.partial…` is a step that was being written.
 _STORE = r"(?:manifest\.ocdbt|d/[0-9a-f]{16,})"

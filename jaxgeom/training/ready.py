@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgeom.checkpoints.run_models import model_fault
 from jaxgeom.errors import UserError
 from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
@@ -104,7 +105,8 @@ def make_ready(
 
     found, resume = claim()
     goes_on(from_where(found, resume), out)
-    if found.goes_on and _is_finished(out, settings, resume):
+    changed = model_fault(out, resume.step) if found.goes_on and resume.step is not None else None
+    if found.goes_on and _is_finished(out, settings, resume) and changed is None:
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
         return None
@@ -126,6 +128,8 @@ def make_ready(
             _require_finite(actor.params, path)
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
+    if changed is not None:
+        reporter.say(f"{out}: {changed}: written anew")
     if rows.rewards.own:
         config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
     files = tokenizer_directory(inputs.model, inputs.base)
@@ -168,7 +172,8 @@ def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
         return False
     resume = find_resume(out, contents=False)
     same = not differences(held, run_config(settings, inputs), resume.step or 0)
-    return same and not resume.faults and _is_finished(out, settings, resume)
+    whole = same and not resume.faults and _is_finished(out, settings, resume)
+    return whole and model_fault(out, settings.steps) is None
 
 
 def refuse_several_processes() -> None:

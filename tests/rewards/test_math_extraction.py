@@ -63,6 +63,8 @@ def test_extraction(text, answer):
         ("['unclosed", ("['unclosed",)),
         ("worked\n#### 18", ("18",)),
         ([r"so \boxed{3}"], ("3",)),
+        (10**400, ("1" + "0" * 400,)),
+        (r"\{\}", (r"\{\}",)),
     ],
 )
 def test_allowed_answers(truth, answers):
@@ -79,6 +81,12 @@ def test_allowed_answers(truth, answers):
         ([], "empty list"),
         (["1", ""], "empty"),
         ('["1", ""]', "empty"),
+        ("[]", "no answer"),
+        (" [ ] ", "no answer"),
+        (r"\boxed{}", "no answer"),
+        (r"so it is $\boxed{ }$", "no answer"),
+        ([r"$\text{}$"], "no answer"),
+        pytest.param(10**5000, "too many digits", id="digits"),
         (["1", None], "null"),
         ([["1"]], "list"),
         ({"target": 1}, "dict"),

@@ -51,6 +51,8 @@ def replaced(folder: pathlib.Path) -> list[str]:
 
 
 def _json(path: pathlib.Path) -> dict:
+    if not path.is_file():
+        return {}
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
