@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
+from jaxgeom.report import write_report
 from jaxgeom.report.reading import interval
 from jaxgeom.report.style import INK, MUTED, Drawing, house_style, key_below, panels, save, scale_y
 
@@ -30,9 +32,13 @@ _ARM = re.compile(r"(opd|rlvr|sft)_(early|free|gradients|coordinates|random)(?:_
 _MATRIX = re.compile(r"\.(?:[qkvo]|gate|up|down)_proj\.weight$")
 
 
-def summary(study: Path) -> dict[str, Any]:
-    """Everything that the figure and the documentation say, arm by arm."""
-    report = json.loads((study / "report.json").read_text(encoding="utf-8"))
+def summary(study: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the figure and the documentation say, arm by arm.
+
+    Args:
+        study: the directory, for its checkpoints.
+        report: its `report.json`.
+    """
     arms = {}
     for name, method in report["methods"].items():
         found = _ARM.fullmatch(name)
@@ -167,6 +173,13 @@ def figure(found: dict[str, Any]) -> Drawing:
     )
 
 
+def portable(study: Path) -> str:
+    """The study's `report.json` with places of this machine as a clone of the repository has them."""
+    text = (study / "report.json").read_text(encoding="utf-8")
+    clone = json.loads(text)["settings"]["base"].removesuffix("jaxgeom/data/embedded_models/base")
+    return text.replace(clone, "").replace(str(study), "runs/confined")
+
+
 def main(study: str, to: str) -> None:
     """Writes `confined.json`, `confined.svg`, `confined.png` and `report.html`.
 
@@ -176,11 +189,15 @@ def main(study: str, to: str) -> None:
     """
     source, target = Path(study), Path(to)
     target.mkdir(parents=True, exist_ok=True)
-    found = summary(source)
+    text = portable(source)
+    found = summary(source, json.loads(text))
     (target / "confined.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     with house_style():
         save(figure(found), target)
-    shutil.copyfile(source / "report.html", target / "report.html")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "report.json").write_text(text, encoding="utf-8")
+        shutil.copyfile(source / "matrices.csv", Path(folder) / "matrices.csv")
+        shutil.copyfile(write_report(Path(folder)), target / "report.html")
     size = sum(path.stat().st_size for path in target.iterdir())
     for name, own in found["arms"].items():
         less = own.get("accuracy_less_free")
