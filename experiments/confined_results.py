@@ -65,7 +65,7 @@ def summary(study: Path, report: dict[str, Any]) -> dict[str, Any]:
             mine, its = own["accuracy"]["seeds"], free["accuracy"]["seeds"]
             differences = {seed: mine[seed] - its[seed] for seed in mine if seed in its}
             own["accuracy_less_free"] = over_seeds(differences) if differences else None
-    shapes = _shapes(study)
+    columns = _columns(study)
     return {
         "experiment": "experiments/confined.py",
         "command": report["command"],
@@ -73,8 +73,8 @@ def summary(study: Path, report: dict[str, Any]) -> dict[str, Any]:
         "machine": report["machine"],
         "version": report["version"],
         "seconds": round(sum(stage["seconds"] for stage in report["stages"])),
-        "columns": sorted({columns for _, columns in shapes}),
-        "outside_by_chance": float(np.mean([1 - RANK / columns for _, columns in shapes])),
+        "columns": sorted(set(columns)),
+        "outside_by_chance": float(np.mean([1 - RANK / count for count in columns])),
         "arms": arms,
         "findings": report["findings"],
     }
@@ -112,10 +112,11 @@ def _update(run: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _shapes(study: Path) -> list[tuple[int, int]]:
+def _columns(study: Path) -> list[int]:
+    """The columns of every matrix."""
     run = next((study / "runs" / "sft_early").iterdir())
     checkpoint = open_checkpoint(f"{run}@0")
-    return [checkpoint[name].shape for name in filter(_MATRIX.search, checkpoint)]
+    return [checkpoint[name].shape[-1] for name in filter(_MATRIX.search, checkpoint)]
 
 
 def _leakage(seeds: dict[int, dict[str, Any]], which: str) -> dict[str, Any] | None:
