@@ -57,7 +57,8 @@ SMALLER, RANKS = ("coordinates", "random"), (4, 1)
 def arm(method: str, way: str, rank: int = RANK, seeds: tuple[int, ...] | None = None) -> Arm:
     """A method's second part: from its early run on, in one of the ways."""
     label, settings = METHODS[method]
-    confine = ConfineSettings(**(WAYS[way] if way == "free" else WAYS[way] | {"basis_rank": rank}))
+    told: dict[str, Any] = {} if way == "free" else {"basis_rank": rank}
+    confine = ConfineSettings(**WAYS[way], **told)
     early = At(f"{method}_early")
     return Arm(
         f"{method}_{way}" + (f"_{rank}" if rank != RANK else ""),
