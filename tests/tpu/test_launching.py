@@ -134,7 +134,9 @@ def test_the_pool_has_the_hosts_of_the_slice(cloud: Cloud) -> None:
     assert status == 0, err
     [create] = printed(out)
     assert {"--num-nodes=8", "--machine-type=ct6e-standard-4t", "--tpu-topology=4x8", "--spot"} <= set(create)
-    assert {word[2:].split("=")[0] for word in create if word.startswith("--")} <= set(FLAGS["node-pools create"].split())
+    assert {word[2:].split("=")[0] for word in create if word.startswith("--")} <= set(
+        FLAGS["node-pools create"].split()
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ def test_a_machine_that_is_taken_away_saves_and_another_goes_on(cloud: Cloud) ->
     (cloud.store / "work/data.jsonl").write_text("{}\n")
     saves = cloud.program(
         "job",
-        'if [ -e saved ]; then exit 0; fi; mkdir -p run/.7.partial; touch run/.7.partial/x .lock; test -e data.jsonl || exit 2\n'
+        "if [ -e saved ]; then exit 0; fi; test -e data.jsonl || exit 2\n"
+        "mkdir -p run/.7.partial; touch run/.7.partial/x .lock\n"
         "trap 'cp data.jsonl saved; exit 143' TERM; touch ready; while :; do sleep 0.05; done",
     )
     first = cloud.folder / "first"
