@@ -49,7 +49,7 @@ class Cloud:
     def run(self, script: str, *arguments: object, **environment: str) -> tuple[int, str, str]:
         """Runs a script of `tpu/`; exit status, stdout, stderr."""
         process = self.start(script, *arguments, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def calls(self) -> list[Sequence[str]]:
