@@ -30,7 +30,7 @@ from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_js
 
 FREE = frozenset(
     {"save_every", "eval_every", "eval_limit", "eval_samples", "eval_temperature", "mesh", "micro_batches", "remat"}
-    | {"allow_unisolated_code", "geometry"}
+    | {"allow_unisolated_code", "geometry", "keeping"}
 )
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 

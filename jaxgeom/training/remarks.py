@@ -1,11 +1,21 @@
 """What the log of a run says about the run as a whole, where its numbers would mislead."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from jaxgeom.training.evaluation import is_evaluation
 from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunSettings
 
+_EXPLODED = 10.0
+_MUST_BE_FINITE = {
+    "loss": "the loss is",
+    "grad_norm": "the gradient is",
+    "update_norm": "the update is",
+    "param_norm": "the weights are",
+}
 _SHOWN = ("loss", "reward", "gap", "grad_norm", "response_length", "truncated")
 
 
@@ -23,6 +33,27 @@ def truncated_evaluation(share: float, settings: RunSettings, stops: Sequence[in
         f"every held-out answer was cut at {settings.max_new_tokens} tokens (--max-new-tokens), none ended with a stop"
         f" token ({', '.join(map(str, stops)) or 'there is none'}): the accuracy is that of unfinished answers"
     )
+
+
+def cannot_go_on(row: Mapping[str, float], vocabulary: int) -> str | None:
+    """What is wrong with a step from which nothing can be learned any more; None where nothing is.
+
+    A loss of more than ten times what a guess among all tokens costs, and an update larger than the weights themselves,
+    are as lost as NaN: both say so steps before that comes.
+
+    Args:
+        row: the numbers of the step.
+        vocabulary: tokens that the model tells apart.
+    """
+    for name, said in _MUST_BE_FINITE.items():
+        if not np.isfinite(row.get(name, 0.0)):
+            return f"{said} {'NaN' if np.isnan(row[name]) else 'infinite'}"
+    limit = _EXPLODED * math.log(vocabulary)
+    if abs(row.get("loss", 0.0)) > limit:
+        return f"the loss is {row['loss']:.3g}, beyond {limit:.3g}, ten times that of guessing"
+    if row.get("update_norm", 0.0) > row.get("param_norm", math.inf) > 0.0:
+        return f"the update's norm is {row['update_norm']:.3g}, larger than the weights' {row['param_norm']:.3g}"
+    return None
 
 
 def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -76,8 +76,12 @@ def sample_answers(
     seeds: Sequence[int],
     settings: SamplingSettings,
     rewards: Rewards | Judge | None = None,
+    before: Callable[[Answers], None] | None = None,
 ) -> Answers:
-    """One sampled and verified answer to each prompt; `Rewards.of(rewards)` judges where it is not `Rewards`."""
+    """One sampled and verified answer to each prompt; `Rewards.of(rewards)` judges where it is not `Rewards`.
+
+    `before` is called with the answers before they are judged: what it asks of the devices is done meanwhile.
+    """
     pad = pad_token(tokenizer, actor.model.config.vocab_size)
     rollout = sample(actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad)
     tokens, valid, response, log_probs = (
@@ -86,6 +90,9 @@ def sample_answers(
     texts = tokenizer.batch_decode(
         [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
     )
+    if before is not None:
+        unjudged = np.full(len(texts), np.nan, np.float32)
+        before(Answers(tokens, valid, response, log_probs, unjudged, texts, list(prompts)))
     # A template may open the thought in the prompt; a response without its end is all thought then.
     judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
     judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
@@ -123,6 +130,7 @@ def sample_groups(
     *,
     rounds: int = 1,
     keep: Callable[[Answers], bool] | None = None,
+    before: Callable[[Answers], None] | None = None,
 ) -> tuple[Answers, dict[str, float]]:
     """`prompts_per_rollout` groups of answers; those that are not kept are replaced by further rounds of sampling.
 
@@ -135,6 +143,7 @@ def sample_groups(
         number: of the rollout; with the run's seed it fixes every sample.
         rounds: at most so many.
         keep: whether a group is one to learn from; None keeps all.
+        before: called with the answers of a round before they are judged.
 
     Returns:
         The answers, those of groups that are kept first, and the metrics `reward`, `informative_groups` and
@@ -149,7 +158,7 @@ def sample_groups(
     for turn in range(rounds):
         repeated = [prompt for prompt in next(rows) for _ in range(size)]
         seeds = np.random.default_rng([settings.seed, number, turn]).integers(0, 2**31, len(repeated)).tolist()
-        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, rewards)
+        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, rewards, before)
         sampled.append(answers)
         for group in (answers.take(slice(at, at + size)) for at in range(0, len(answers.texts), size)):
             (kept if keep is None or keep(group) else spare).append(group)

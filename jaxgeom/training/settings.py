@@ -15,6 +15,7 @@ from jaxgeom.training.confine_settings import ConfineSettings
 from jaxgeom.training.distillation_checks import check_controls, check_signal, check_support
 from jaxgeom.training.geometry_settings import GeometrySettings
 from jaxgeom.training.inputs import RunInputs as RunInputs
+from jaxgeom.training.keep_settings import KeepSettings
 from jaxgeom.training.reward_settings import rewards_of
 
 
@@ -67,6 +68,7 @@ class RunSettings:
         rows: How rows become tokens.
         confine: Where the update may go.
         geometry: What is measured while the run goes on.
+        keeping: Which checkpoints stay.
     """
 
     objective: ClassVar[str]
@@ -95,6 +97,7 @@ class RunSettings:
     rows: RowSettings = field(default_factory=RowSettings)
     confine: ConfineSettings = field(default_factory=ConfineSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    keeping: KeepSettings = field(default_factory=KeepSettings)
 
     def __post_init__(self):
         check_types(self)
@@ -108,6 +111,11 @@ class RunSettings:
         reference = self.geometry.geometry_step
         if reference is not None and (reference % self.save_every or reference > self.steps):
             raise UserError(f"geometry_step={reference}: no step that is saved, with save_every={self.save_every}")
+        if (self.keeping.keep_every or 0) % self.save_every:
+            raise UserError(f"keep_every={self.keeping.keep_every}: must be a multiple of save_every={self.save_every}")
+        for step in self.keeping.keep_steps:
+            if step > self.steps or (step % self.save_every and step != self.steps):
+                raise UserError(f"keep_steps={step}: no step that is saved, with save_every={self.save_every}")
         if self.batch_size % self.micro_batches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
 

@@ -38,8 +38,9 @@ def train_step(
 
     Returns:
         A pure function. `frozen` holds what the loss reads of teachers and reference (`objective.step_inputs`).
-        Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the loss: `tokens` of
-        the whole batch, the others means over all of them, whatever the number of parts.
+        Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, `batch_tokens` (all that are no
+        padding), and those of the loss: `tokens` of the whole batch, the others means over all of them, whatever the
+        number of parts.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Frozen = Frozen()) -> tuple[TrainState, Metrics]:  # noqa: B008
@@ -61,6 +62,7 @@ def train_step(
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
+            "batch_tokens": jnp.sum(batch.valid).astype(jnp.float32),
         }
         if confinement is not None:
             metrics |= confinement.leakage(params, frozen.start, opt_state)

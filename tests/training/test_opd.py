@@ -140,7 +140,16 @@ def test_loss_and_gradient_equal_pytorch(world, form):
         found = metrics["loss"]
         norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(expected)))
         np.testing.assert_allclose(float(metrics["grad_norm"]), norm, rtol=1e-4)
-        assert set(metrics) == {"tokens", "divergence", "gap", "loss", "grad_norm", "update_norm", "param_norm"}
+        assert set(metrics) == {
+            "tokens",
+            "divergence",
+            "gap",
+            "loss",
+            "grad_norm",
+            "update_norm",
+            "param_norm",
+            "batch_tokens",
+        }
         assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
     np.testing.assert_allclose(float(found), loss, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(float(metrics["divergence"]), divergence, rtol=2e-5)

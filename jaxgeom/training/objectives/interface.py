@@ -1,6 +1,7 @@
 """What the loop asks of an objective: where a step's data comes from, what is prepared of it, and the loss."""
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.state import Batch, Frozen
 
 
+@contextlib.contextmanager
+def _unmeasured() -> Iterator[Callable[[Any], Any]]:
+    yield lambda _: None
+
+
 class Tools(NamedTuple):
     """What the host brings to a rollout.
 
@@ -24,11 +30,13 @@ class Tools(NamedTuple):
         rows: Batches of the run's rows, endless: what `RunRows.batches` iterates over.
         tokenizer: Of the student.
         rewards: Judge answers.
+        scoring: What scoring is done within, for who measures it: its value is called with the scores.
     """
 
     rows: Iterator[Any]
     tokenizer: Any = None
     rewards: Rewards | Judge | None = None
+    scoring: Callable[[], contextlib.AbstractContextManager[Callable[[Any], Any]]] = _unmeasured
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,20 +28,32 @@ class Rollout(NamedTuple):
         answers: On the host.
         metrics: Of how they were sampled.
         truncated: bool `[batch]`, which of them the limit on their length ended.
+        ahead: The same answers on the device, with the scores that were asked for before they were verified; None where
+            nothing was.
     """
 
     answers: Answers
     metrics: dict[str, Any]
     truncated: np.ndarray
+    ahead: "Placed | None" = None
 
 
 class Placed(NamedTuple):
-    """Answers on the device, `[batch, time]` each."""
+    """Answers on the device, `[batch, time]` each.
+
+    Attributes:
+        tokens: int32 ids.
+        valid: True on real tokens.
+        response: True on sampled ones.
+        sampled_log_probs: As the sampler computed them.
+        scores: Log-probabilities by the name of the scorer; one that is missing has not been asked yet.
+    """
 
     tokens: Array
     valid: Array
     response: Array
     sampled_log_probs: Array
+    scores: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -93,12 +106,33 @@ class OnPolicy(Objective):
             rounds: of sampling, at most.
             keep: whether a group is one to learn from.
         """
-        sampler = self.sampler(params, frozen)
+        sampler, ahead = self.sampler(params, frozen), []
+
+        def score_ahead(drawn: Answers) -> None:
+            with tools.scoring() as until:
+                ahead.append(self.scored_ahead(params, frozen, drawn))
+                until(ahead[0].scores)
+
+        # Which answers are learned from together must not hang on their rewards.
+        is_settled = keep is None and self.settings.updates_per_rollout == 1 and len(self.teachers) < 2
         answers, metrics = sample_groups(
-            self.settings, sampler, tools.rows, tools.tokenizer, tools.rewards, number, rounds=rounds, keep=keep
-        )
+            self.settings, sampler, tools.rows, tools.tokenizer, tools.rewards, number, rounds=rounds, keep=keep,
+            before=score_ahead if is_settled else None,
+        )  # fmt: skip
         stops = sampling_settings(self.settings, tools.tokenizer, sampler).stop_tokens
-        return Rollout(answers, metrics, truncated(answers, stops))
+        return Rollout(answers, metrics, truncated(answers, stops), ahead[0] if ahead else None)
+
+    def scored_ahead(self, params: PyTree, frozen: Frozen, answers: Answers) -> Placed:
+        """Answers on the device and their scores, which it works on while the host judges the answers."""
+        placed = self.placed(Rollout(answers, {}, np.zeros(0, bool)))
+        scorers = self.scorers(params, frozen)
+        return placed._replace(scores={name: self.score_of(name, actor, placed) for name, actor in scorers.items()})
+
+    def score_of(self, name: str, actor: Actor, placed: Placed) -> Array:
+        """Log-probabilities of answers under a scorer."""
+        if name in placed.scores:
+            return placed.scores[name]
+        return score(actor.model, actor.params, placed.tokens, placed.valid, temperature=self.settings.temperature)
 
     def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
         updates = self.settings.updates_per_rollout
@@ -131,33 +165,41 @@ class OnPolicy(Objective):
             the host or the device.
         """
 
-    def placed(self, answers: Answers) -> Placed:
+    def placed(self, rollout: Rollout) -> Placed:
         """Answers on the device."""
+        if rollout.ahead is not None:
+            return rollout.ahead
+        answers = rollout.answers
         return Placed(*on_mesh((answers.tokens, answers.valid, answers.response, answers.log_probs), self.mesh))
 
     def reference_scores(self, frozen: Frozen, placed: Placed) -> Array | None:
         """Log-probabilities under the run's start; None where no KL to it is taken."""
-        for actor in self.referred(frozen).values():
-            return score(actor.model, actor.params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+        for name, actor in self.referred(frozen).items():
+            return self.score_of(name, actor, placed)
         return None
 
     def scored(self, params: PyTree, placed: Placed) -> tuple[Array, dict[str, Any]]:
-        """Log-probabilities under the policy as it is now, and the metric of how the sampler's differ by rounding."""
-        old = score(self.student, params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+        """Log-probabilities under the policy as it is now, and how the sampler's differ by rounding: at most and on
+        average over the answers' tokens.
+        """
+        old = self.score_of("score", Actor(self.student, params), placed)
         if not self.is_by_student:
             return old, {}
-        return old, {"sampler_mismatch": _largest_gap(old, placed.sampled_log_probs, placed.response)}
+        largest, mean = _gaps(old, placed.sampled_log_probs, placed.response)
+        return old, {"sampler_mismatch": largest, "sampler_mismatch_mean": mean}
 
     def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
-        return self.policy_loss(self.log_probs(params, batch), batch, denominator)
+        log_probs, entropy = self.log_probs(params, batch, return_entropy=True)
+        return self.policy_loss(log_probs, batch, denominator, entropy)
 
-    def log_probs(self, params: PyTree, batch: Batch) -> Array:
-        """Of a batch's tokens under the policy, differentiable."""
-        return sequence_log_probs(
-            self.student, params, batch.tokens, batch.valid, temperature=self.settings.temperature, mesh=self.mesh
-        )
+    def log_probs(self, params: PyTree, batch: Batch, *, return_entropy: bool = False) -> Any:
+        """Of a batch's tokens under the policy, differentiable; with the entropy where that is asked for."""
+        of_step = {"temperature": self.settings.temperature, "mesh": self.mesh, "return_entropy": return_entropy}
+        return sequence_log_probs(self.student, params, batch.tokens, batch.valid, **of_step)
 
-    def policy_loss(self, log_probs: Array, batch: Batch, denominator: Array) -> tuple[Array, dict[str, Array]]:
+    def policy_loss(
+        self, log_probs: Array, batch: Batch, denominator: Array, entropy: Array | None = None
+    ) -> tuple[Array, dict[str, Array]]:
         """The clipped policy gradient of a batch whose tokens have these log-probabilities."""
         clip_low, clip_high = self.clip_range
         return policy_gradient_loss(
@@ -169,6 +211,7 @@ class OnPolicy(Objective):
             clip_high=clip_high,
             aggregate=self.settings.aggregate,
             denominator=denominator,
+            entropy=entropy,
             reference_log_probs=batch.reference_log_probs,
             kl_coefficient=self.settings.kl_coefficient or 0.0,
         )
@@ -200,5 +243,6 @@ def _joined(found: Sequence[dict[str, Any]], tokens: Sequence[float]) -> dict[st
 
 
 @jax.jit
-def _largest_gap(one: Array, other: Array, mask: Array) -> Array:
-    return jnp.max(jnp.where(mask, jnp.abs(one - other), 0.0))
+def _gaps(one: Array, other: Array, mask: Array) -> tuple[Array, Array]:
+    gaps = jnp.where(mask, jnp.abs(one - other), 0.0)
+    return jnp.max(gaps), jnp.sum(gaps) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)

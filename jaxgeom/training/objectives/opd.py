@@ -115,7 +115,7 @@ class OPD(OnPolicy):
         self, params: PyTree, frozen: Frozen, rollout: Rollout, key: Array
     ) -> tuple[Batch | None, dict[str, Any]]:
         settings, answers = self.settings, rollout.answers
-        placed = self.placed(answers)
+        placed = self.placed(rollout)
         scorers = self.scorers(params, frozen)
         old = teacher = None
         metrics: dict[str, Any] = {}
@@ -148,9 +148,9 @@ class OPD(OnPolicy):
 
     def _taught(self, frozen: Frozen, placed: Placed, answers: Answers, which: np.ndarray | None) -> Array:
         """Log-probabilities of the answers' tokens, each row's under its own teacher."""
-        options = {"temperature": self.settings.temperature}
         if which is None:
-            return score(self.teachers[0], frozen.teachers[0], placed.tokens, placed.valid, **options)
+            return self.score_of("score.teacher0", Actor(self.teachers[0], frozen.teachers[0]), placed)
+        options = {"temperature": self.settings.temperature}
         found = np.zeros(answers.tokens.shape, np.float32)
         for place, (model, params) in enumerate(zip(self.teachers, frozen.teachers, strict=True)):
             mine = np.flatnonzero(which == place)

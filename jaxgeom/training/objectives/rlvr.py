@@ -33,7 +33,7 @@ class RLVR(OnPolicy):
         self, params: PyTree, frozen: Frozen, rollout: Rollout, key: Array
     ) -> tuple[Batch | None, dict[str, Any]]:
         settings, answers = self.settings, rollout.answers
-        placed = self.placed(answers)
+        placed = self.placed(rollout)
         old, metrics = self.scored(params, placed)
         rewards, teaches = answers.rewards.astype(np.float64), np.ones(len(answers.rewards), bool)
         if settings.dynamic_filter:
