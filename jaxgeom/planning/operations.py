@@ -87,8 +87,7 @@ def _positions(size: int, outputs: int, taps: int, window: dict[str, int]) -> in
     for tap in range(taps):
         offset = tap * window["rhs"] - window["pad"]
         if window["lhs"] == 1:
-            first = max(-(offset // window["stride"]) if offset % window["stride"] == 0 else
-                        -(-(-offset) // window["stride"]), 0)  # fmt: skip
+            first = max(-(offset // window["stride"]), 0)
             last = min((reach - 1 - offset) // window["stride"], outputs - 1)
             count += max(last - first + 1, 0)
         else:

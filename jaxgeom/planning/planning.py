@@ -126,8 +126,8 @@ def _advice(
         devices = -(-resident * len(topology.devices) // memory)
         said.append(
             f"parameters, optimizer and teachers alone are {resident / 2**30:.1f} GiB a device: more than {devices}"
-            " devices are needed, or more of them in --mesh-fsdp, --mesh-tensor or --mesh-expert and fewer in --mesh-data"
-        )  # fmt: skip
+            " devices are needed, or fewer of them in --mesh-data"
+        )
     train = next((one for one in short if one.name == "train"), None)
     if train is not None and not settings.remat and settings.search:
         again = compile_at("train", batch, remat=True)

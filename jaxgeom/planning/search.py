@@ -19,8 +19,13 @@ class Largest(NamedTuple):
 
 
 def largest_batch(
-    planned: Sequence[Planned], batch: int, unit: int, memory: int, compile_at: Callable[[str, int], Planned], tries: int
-) -> Largest:  # fmt: skip
+    planned: Sequence[Planned],
+    batch: int,
+    unit: int,
+    memory: int,
+    compile_at: Callable[[str, int], Planned],
+    tries: int,
+) -> Largest:
     """The largest batch whose programs all fit.
 
     What a program needs beyond its arguments is taken to grow with the batch, first from zero on (which errs to small
@@ -40,7 +45,10 @@ def largest_batch(
     bad = None if good else batch
     for _ in range(tries):
         name, guess = _guess(known, fixed, unit, memory)
-        guess = max(guess, unit) if bad is None else min(max(guess, unit), bad - unit)
+        if bad is not None:
+            guess = min(max(guess, unit), bad - unit)
+        elif len(known[name]) == 1:
+            guess = max(guess, 2 * good)  # a second point, from which on the line is known
         if guess <= good or guess < unit:
             break
         found = compile_at(name, guess)
@@ -61,9 +69,7 @@ def _unchanging(one: Planned) -> int:
     return 0 if one.name == "rollout.decode" else one.arguments
 
 
-def _guess(
-    known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int
-) -> tuple[str, int]:  # fmt: skip
+def _guess(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int) -> tuple[str, int]:
     """The program that binds first, and the largest batch at which it should fit."""
     limits = {}
     for name, points in known.items():

@@ -52,10 +52,10 @@ class PlanSettings:
         search: At most so many programs more are compiled to find the largest batch; 0: it is estimated.
     """
 
-    model: str
-    topology: str
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
+    topology: Annotated[str, tyro.conf.arg(metavar="TOPOLOGY")]
     objective: Literal["sft", "rlvr", "opd"]
-    teacher: str | None = None
+    teacher: Annotated[str | None, tyro.conf.arg(metavar="MODEL")] = None
     batch_size: int | None = None
     max_length: int = 4096
     max_prompt_length: int = 1024
@@ -64,7 +64,7 @@ class PlanSettings:
     micro_batches: int = 1
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
-    remat: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    remat: bool = False
     divergence: Divergence = "reverse"
     support: Support = "sampled"
     top_k: int | None = None

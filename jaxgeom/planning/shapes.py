@@ -11,8 +11,15 @@ from jaxgeom.models.load import read_config
 
 
 def _published(
-    dim: int, inner: int, layers: int, heads: int, kv: int, *, tied: bool = False, experts: Mapping[str, Any] | None = None
-) -> dict[str, Any]:  # fmt: skip
+    dim: int,
+    inner: int,
+    layers: int,
+    heads: int,
+    kv: int,
+    *,
+    tied: bool = False,
+    experts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     return {
         "model_type": "qwen3" if experts is None else "qwen3_moe", "hidden_size": dim, "intermediate_size": inner,
         "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": 128,

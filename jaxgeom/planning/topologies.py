@@ -84,7 +84,8 @@ def _described(name: str, kind: str, sizes: tuple[int, ...]) -> list[Any]:
     except (RuntimeError, ValueError) as refused:
         if "libtpu" in str(refused) or "not installed" in str(refused) or "tpu_library_path" in str(refused):
             raise UserError(
-                f"--topology {name}: the compiler for TPUs is not to be had: pip install 'jaxgeom[tpu]' ({refused})"
+                f"--topology {name}: the compiler for TPUs is not installed; in a clone of jaxgeom:"
+                " python -m pip install -e '.[tpu]'"
             ) from None
         raise UserError(f"--topology {name}: {str(refused).splitlines()[0]}") from None
 

@@ -136,17 +136,17 @@ def _verdict(plan: Plan) -> str:
     return f"{'fits' if plan.fits else 'does not fit'}; largest batch that fits: {largest.batch}{how}"
 
 
-def _bytes(count: float | None) -> str:
+def _bytes(count: float | int | None) -> str:
     """Of 2¹⁰, 2²⁰, … bytes, with the letter of the unit."""
     return _scaled(count, 1024)
 
 
-def _operations(count: float) -> str:
+def _operations(count: float | int) -> str:
     """Of 10³, 10⁶, … operations."""
     return _scaled(count, 1000)
 
 
-def _scaled(count: float | None, base: int) -> str:
+def _scaled(count: float | int | None, base: int) -> str:
     if count is None:
         return "–"
     place = 0
@@ -158,7 +158,7 @@ def _scaled(count: float | None, base: int) -> str:
 def _memory_table(plan: Plan) -> Table:
     memory = plan.topology.memory
     of = "" if memory is None else f" of {memory / 2**30:.2f} GiB"
-    table = _table(f"Memory of a device{of}, in bytes; held: what stays there beside what the program reads")
+    table = _table(f"Memory of a device{of}, in bytes; held: what stays there and is not read")
     for label in ("arguments", "temporary", "results", "held", "needed", "fits"):
         table.add_column(label, justify="right")
     for one in plan.programs:
@@ -169,9 +169,7 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _work_table(plan: Plan) -> Table:
-    table = _table(
-        "Work of a device; rule: 6·N operations a token of a step, 2·N of a forward pass; seconds at least by each rate"
-    )
+    table = _table("Work of a device (rule: 6·N operations a token of a step, 2·N forward) and its least seconds")
     for label in ("FLOPs", "of rule", "HBM", "sent", "s: FLOPs", "HBM", "links", "binds"):
         table.add_column(label, justify="right")
     for one in plan.programs:
@@ -189,7 +187,7 @@ def _work_table(plan: Plan) -> Table:
 
 
 def _collective_table(plan: Plan) -> Table:
-    table = _table("Collectives of a device, by kind and axes of the mesh, in bytes, as often as they run")
+    table = _table("Collectives of a device by kind and axes of the mesh, in bytes, as often as they run")
     for label in ("kind", "axes"):
         table.add_column(label)
     for label in ("arrays", "sent"):
