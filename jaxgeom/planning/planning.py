@@ -73,7 +73,8 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     for name in planned_run.programs:
         say(f"{name}: compiling for {len(topology.devices)} devices ({topology.kind})")
         planned.append(compile_program(planned_run, name, topology))
-        say(f"{name}: compiled in {planned[-1].compile_seconds:.0f} s")
+        needed = f"needs {planned[-1].needed / 2**30:.2f} GiB a device"
+        say(f"{name}: compiled in {planned[-1].compile_seconds:.0f} s, {needed}")
 
     def compile_at(name: str, batch: int, **changes: Any) -> Planned:
         other = dataclasses.replace(settings, **changes)

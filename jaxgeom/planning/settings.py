@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -110,7 +110,7 @@ class PlanSettings:
         kind = _KINDS[self.objective]
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)} | {"batch_size": batch_size}
         known = {one.name for one in dataclasses.fields(kind)}
-        given = {name: value for name, value in own.items() if name in known}
+        given: dict[str, Any] = {name: value for name, value in own.items() if name in known}
         geometry = GeometrySettings(geometry_every=self.geometry_every)
         # The rate and the number of steps decide no shape.
         return kind(steps=1, save_every=1, optimizer=AdamWSettings(learning_rate=1e-6), geometry=geometry, **given)
