@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from jaxgeom.planning.collectives import Collective, collective
 from jaxgeom.planning.hlo import Computation, Instruction, Module, Shape, read_module
 from jaxgeom.planning.loops import trip_count
-from jaxgeom.planning.operations import flops, traffic
+from jaxgeom.planning.operations import Shapes, flops, traffic
 
 
 @dataclass
@@ -90,12 +90,14 @@ class _Counter:
                 name = instruction.called("to_apply") or instruction.called("calls") or ""
                 if name in self.module.computations:
                     add(self.visit(self.module.computations[name], times, fused=fused))
-            self._count(instruction, shapes, times, total)
+            self._count(instruction, shapes, times, total, scatters=fused and _is_scattered(computation, instruction))
             if not fused and opcode not in ("call", "async-start"):
                 total.bytes += times * traffic(self.module, computation, instruction)
         return total
 
-    def _count(self, instruction: Instruction, shapes, times: int, total: Counts) -> None:
+    def _count(
+        self, instruction: Instruction, shapes: Shapes, times: int, total: Counts, *, scatters: bool
+    ) -> None:  # fmt: skip
         products = flops(instruction, shapes)
         if products is None:
             total.notes.append(f"operations of the kernel {instruction.name.split('.')[0]} are not counted")
@@ -104,6 +106,8 @@ class _Counter:
         moved = collective(instruction, operands, self.mesh)
         if moved is None:
             return
+        if scatters:
+            moved = moved._replace(kind="reduce-scatter", sent=moved.sent / 2)
         moved = moved._replace(payload=times * moved.payload, sent=times * moved.sent)
         channel = re.search(r"channel_id=(\d+)", instruction.attributes)
         if channel is None:
@@ -112,6 +116,17 @@ class _Counter:
         before = self.by_channel.get((moved.kind, int(channel[1])))
         if before is None or before.sent < moved.sent:
             self.by_channel[moved.kind, int(channel[1])] = moved
+
+
+def _is_scattered(computation: Computation, instruction: Instruction) -> bool:
+    """Whether a fusion sums over devices and keeps a slice: how the compiler of TPUs writes a reduce-scatter."""
+    if instruction.opcode != "all-reduce":
+        return False
+    users = computation.users()
+    after = users[instruction.name]
+    while len(after) == 1 and after[0].opcode in ("bitcast", "reshape", "copy"):
+        after = users[after[0].name]
+    return bool(after) and all(user.opcode == "dynamic-slice" for user in after)
 
 
 def _where(instruction: Instruction) -> str:

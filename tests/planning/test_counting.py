@@ -156,6 +156,27 @@ ENTRY %main (x: f32[8,8]) -> (f32[32,8], f32[32,8]) {
     assert found.bytes == 2 * 1024  # what lies in the scratchpad is not read from memory
 
 
+def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    """As the compiler of TPUs writes it: one fusion, which moves half of what an all-reduce does."""
+    text = """HloModule m, num_partitions=4
+
+%all-reduce-scatter.1 (p: f32[32,8]) -> f32[8,8] {
+  %p = f32[32,8]{1,0} parameter(0)
+  %sum = f32[32,8]{1,0} all-reduce(%p), channel_id=3, replica_groups=[1,4]<=[4], to_apply=%add
+  %first = s32[] constant(8)
+  %zero = s32[] constant(0)
+  ROOT %kept = f32[8,8]{1,0} dynamic-slice(%sum, %first, %zero), dynamic_slice_sizes={8,8}
+}
+
+ENTRY %main (x: f32[32,8]) -> f32[8,8] {
+  %x = f32[32,8]{1,0} parameter(0)
+  ROOT %one = f32[8,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    (found,) = count_program(text, {"fsdp": 4}).collectives
+    assert (found.kind, found.payload, found.sent) == ("reduce-scatter", 1024.0, 768.0)
+
+
 def test_bytes_of_a_product_and_of_a_slice():
     assert counted(lambda x, w: x @ w, (64, 128), (128, 32)).bytes == 4 * (64 * 128 + 128 * 32 + 64 * 32)
     # Of a stack that a scan walks over, each turn reads its layer alone.
