@@ -28,7 +28,7 @@ class Counts:
     @property
     def sent(self) -> float:
         """Bytes that the device sends to others."""
-        return sum(one.sent for one in self.collectives)
+        return sum((one.sent for one in self.collectives), start=0.0)
 
 
 def count_program(text: str, mesh: dict[str, int]) -> Counts:

@@ -99,6 +99,8 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
 
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
     """Tokens that a program puts through its model."""
+    if name == "rollout.turned_weights":
+        return 0
     if name == "rollout.decode":
         return batch * (settings.max_new_tokens - 1)
     columns = settings.prompt_length + (0 if settings.objective == "sft" else settings.max_new_tokens)
