@@ -84,7 +84,7 @@ class Task:
         if self._bar is not None:
             self._bar.stop()
         elif kind is None:
-            self._say(f"{self._label}: done in {_duration(time.monotonic() - self._entered)}")
+            self._say(f"{self._label}: done in {duration(time.monotonic() - self._entered)}")
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False)  # the brackets of `experts.down_proj[3]` are part of a name
@@ -93,7 +93,7 @@ class Task:
         worked = self._done - self._first
         if not worked or self._start is None:
             return "unknown time"
-        return _duration((time.monotonic() - self._start) / worked * (self._total - self._done))
+        return duration((time.monotonic() - self._start) / worked * (self._total - self._done))
 
 
 class Reporter:
@@ -115,7 +115,7 @@ class Reporter:
         return Task(self.console, label, total, done=done)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(int(round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -9,10 +9,12 @@ import sys
 import warnings
 from typing import Any
 
+_REPEATED = ("_SignalingThread.run() raised", "Commit callback in background save thread")
+
 
 def hush() -> None:
     """From here on such repetitions are not printed; to be called once in a process."""
-    logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in str(record.msg))
+    logging.getLogger("absl").addFilter(lambda record: not any(said in str(record.msg) for said in _REPEATED))
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in str(record.msg))
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     hook = sys.unraisablehook

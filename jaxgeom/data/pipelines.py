@@ -10,17 +10,26 @@ from grain.experimental import FirstFitPackIterDataset
 from jaxgeom.data.buckets import bucket_length
 from jaxgeom.data.prepared import Prepared
 from jaxgeom.errors import UserError
-from jaxgeom.rewards import Truth
+from jaxgeom.rewards import GivenRow, Truth
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt to answer: its row number in the file, token ids, what answers are judged by, and who teaches it."""
+    """One prompt to answer.
+
+    Attributes:
+        row: Its number in the file.
+        tokens: Ids.
+        ground_truth: What answers are judged by; None without.
+        teacher: Who teaches it.
+        given: The row as the file has it, where something reads it.
+    """
 
     row: int
     tokens: tuple[int, ...]
     ground_truth: Truth | None
     teacher: str | int | None = None
+    given: GivenRow | None = None
 
 
 def demonstration_batches(prepared: Prepared, *, batch_size: int, seed: int) -> grain.DatasetIterator:
@@ -111,7 +120,8 @@ def all_prompts(prepared: Prepared) -> list[Prompt]:
     prompts = []
     for place, truth in enumerate(prepared.truths):
         tokens = prepared.row(place).tokens.tolist()
-        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), truth, prepared.teachers[place]))
+        given = None if prepared.given is None else prepared.given[place]
+        prompts.append(Prompt(int(prepared.numbers[place]), tuple(tokens), truth, prepared.teachers[place], given))
     return prompts
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgeom.data.chat import Demonstration
 from jaxgeom.owned_files import MARK
-from jaxgeom.rewards import Truth, restored, stored
+from jaxgeom.rewards import GivenRow, Truth, restored, stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class Prepared:
         truths: Of prompts.
         teachers: Of prompts, who teaches each, as its row says.
         notes: Sentences for the user: what was left out, cut, or is odd.
+        given: The rows as the file has them, where something reads them; None else.
     """
 
     key: str
@@ -61,6 +62,7 @@ class Prepared:
     truths: list[Truth | None]
     teachers: list[str | int | None]
     notes: list[str] = field(default_factory=list)
+    given: list[GivenRow] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -54,11 +54,11 @@ def z_score(value: Any, null: NullMoments) -> Any:
       null: its moments, same shape.
 
     Returns:
-      Array of that shape. Where the null is a point (its deviation 0, or what rounding leaves of 0) it is 0 at that
-      point and NaN elsewhere; NaN where the deviation is not known.
+      Array of that shape, NaN where the deviation is not known and where the null is a point: its deviation 0, or what
+      rounding leaves of 0. Nothing is so many deviations off then, not the point itself either.
 
     >>> z_score(np.array([0.7, 0.5, 0.7]), NullMoments(np.array([0.5, 0.5, 0.5]), np.array([0.1, 0.0, 0.0]))).round(9)
-    array([ 2.,  0., nan])
+    array([ 2., nan, nan])
     """
     xp = namespace(value, null)
     beyond, std = excess(value, null), xp.asarray(null.std)
@@ -66,9 +66,7 @@ def z_score(value: Any, null: NullMoments) -> Any:
     rounding = 8 * float(xp.finfo(beyond.dtype).eps) * xp.maximum(xp.abs(xp.asarray(null.mean)), xp.abs(value))
     # A deviation is told to fewer digits than the mean: one of a few roundings is none.
     wide = std > rounding
-    point = (std <= rounding) & (xp.abs(beyond) <= rounding)
-    at_point = xp.where(point, xp.zeros_like(beyond), xp.full_like(beyond, np.nan))
-    return xp.where(wide & (std < np.inf), beyond / xp.where(wide, std, xp.ones_like(std)), at_point)
+    return xp.where(wide & (std < np.inf), beyond / xp.where(wide, std, xp.ones_like(std)), np.nan)
 
 
 def triple(key: str, value: Any, null: NullMoments, kind: str = "") -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Log-probabilities in, advantages and losses out. Imports jax and nothing of jaxgeom."""
 
+from .advantages import constant_advantages as constant_advantages
 from .advantages import grpo_advantages as grpo_advantages
 from .advantages import informative_groups as informative_groups
 from .advantages import matched_mix_weights as matched_mix_weights
 from .advantages import mix_advantages as mix_advantages
 from .advantages import opd_advantages as opd_advantages
+from .advantages import soft_overlong_penalty as soft_overlong_penalty
 from .advantages import sparsify_tokens as sparsify_tokens
 from .distillation import Distilled as Distilled
 from .distillation import distillation as distillation

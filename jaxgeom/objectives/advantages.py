@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Num
 
@@ -61,6 +62,28 @@ def informative_groups(rewards: Float[Array, "groups samples"]) -> Bool[Array, "
     return jnp.max(rewards, axis=1) > jnp.min(rewards, axis=1)
 
 
+def soft_overlong_penalty(lengths: np.ndarray, *, limit: int, buffer: int) -> np.ndarray:
+    """DAPO's soft penalty of long answers, added to their reward.
+
+        R(y) = 0 for |y| ≤ L − B,  ((L − B) − |y|) / B above it,  −1 for |y| ≥ L
+
+    Args:
+        lengths: `[batch]`, tokens of each answer.
+        limit: L, tokens that an answer may have.
+        buffer: B, tokens below the limit over which the penalty grows.
+
+    Returns:
+        float64 `[batch]`, in [−1, 0].
+
+    Reference: DAPO: An Open-Source LLM Reinforcement Learning System at Scale (arXiv 2503.14476).
+
+    >>> import numpy as np
+    >>> soft_overlong_penalty(np.array([6, 8, 10]), limit=10, buffer=4).tolist()
+    [0.0, -0.5, -1.0]
+    """
+    return np.clip((limit - buffer - lengths) / buffer, -1.0, 0.0)
+
+
 def opd_advantages(
     student_log_probs: Float[Array, "batch time"], teacher_log_probs: Float[Array, "batch time"], mask: Mask
 ) -> Float[Array, "batch time"]:
@@ -82,6 +105,24 @@ def opd_advantages(
     """
     gap = teacher_log_probs.astype(jnp.float32) - student_log_probs.astype(jnp.float32)
     return jax.lax.stop_gradient(jnp.where(mask.astype(bool), gap, 0.0))
+
+
+def constant_advantages(mask: Mask, constant: float | Float[Array, ""]) -> Float[Array, "batch time"]:
+    """The null of a teacher's signal: `A_t = -c` on every token of a response, whatever it is.
+
+    What a sampled token is credited with then depends on nothing, so that the expected gradient is 0: what training
+    with it does is what pressure on all sampled tokens alike does.
+
+    Args:
+        mask: `[batch, time]`, true or 1 on response tokens.
+        constant: c, nats; to match the scale of distillation the mean of `|r_t|`.
+
+    Returns:
+        float32 `[batch, time]`, 0 outside the mask.
+
+    Reference: arXiv 2608.31046.
+    """
+    return jax.lax.stop_gradient(jnp.where(mask.astype(bool), -jnp.asarray(constant, jnp.float32), 0.0))
 
 
 def mix_advantages(
@@ -156,7 +197,7 @@ def sparsify_tokens(
     mask: Mask,
     *,
     fraction: float,
-    method: Literal["largest", "random"] = "largest",
+    method: Literal["largest", "random", "first"] = "largest",
     key: Array | None = None,
 ) -> Float[Array, "batch time"]:
     """Weights that keep a fraction of each sample's response tokens and rescale them to the sample's full weight.
@@ -171,7 +212,8 @@ def sparsify_tokens(
             magnitude: kept are the tokens to which the student gives more than the teacher. Detached.
         mask: `[batch, time]`, true or 1 on response tokens.
         fraction: ρ in (0, 1]; 1 keeps all.
-        method: "largest" by gap (ties to the earlier token), or "random" uniformly without replacement.
+        method: "largest" by gap (ties to the earlier token), "random" uniformly without replacement, or "first": the
+            beginning of the response (prefix-only, arXiv 2606.22600).
         key: random key, for "random" only.
 
     Returns:
@@ -190,8 +232,10 @@ def sparsify_tokens(
         score = jax.random.uniform(key, gap.shape)
     elif method == "largest":
         score = jax.lax.stop_gradient(gap.astype(jnp.float32))
+    elif method == "first":
+        score = jnp.zeros(gap.shape)  # ties go to the earlier token
     else:
-        raise ValueError(f"sparsify_tokens: method is {method!r}; 'largest' or 'random' is needed")
+        raise ValueError(f"sparsify_tokens: method is {method!r}; 'largest', 'random' or 'first' is needed")
     response = mask.astype(bool)
     score = jnp.where(response, score, -jnp.inf)
     # Stable sort of the negated score: among equals, and among -inf, the earlier token ranks first.

@@ -11,7 +11,15 @@ from ..diagnostics.statistics import FURTHER, KIND_LABELS
 from .formatting import format_value, headline_of, population_words, statistic
 from .learned import seeds_note
 from .reading import Cell, cell, compared_cell, label_of, methods_of, number
-from .tables import accuracy_cells, early_similarity, early_words, shared_population, statistics_of, written
+from .tables import (
+    accuracy_cells,
+    early_similarity,
+    early_words,
+    partial_words,
+    shared_population,
+    statistics_of,
+    written,
+)
 
 
 def print_table(report: dict[str, Any], console: Console) -> None:
@@ -100,6 +108,8 @@ def _comparison(report: dict[str, Any]) -> Table:
     table.add_column("statistic")
     for label in ("value", "null", "excess", "n"):
         table.add_column(label, justify="right")
+    if partial := partial_words(report):
+        table.caption, table.caption_justify = " ".join(partial), "left"
     summary = report.get("summary")
     for key in statistics_of(summary):
         own = cell(summary, key)

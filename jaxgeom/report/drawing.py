@@ -9,9 +9,10 @@ from matplotlib.lines import Line2D
 
 from ..diagnostics.statistics import SOURCES
 from .formatting import format_value, population_noun, population_words, statistic
+from .looks import looks_of
 from .published import CONTROLLED
 from .reading import Cell, by_layer, label_of, numbers, population_range, seeds_of, track, track_cells
-from .style import FAINT, INK, MUTED, Look, label_ends, last_point, look, plot_track, scale_x, scale_y
+from .style import FAINT, INK, MUTED, Look, label_ends, last_point, plot_track, scale_x, scale_y
 from .verdict import Verdict, beside_words, verdict
 
 Methods = dict[str, dict[str, Any]]
@@ -209,11 +210,11 @@ def draw_tracks(
     progress: bool = True,
 ) -> bool:
     """Fill one panel per (key, title, axis label) with each method along its steps; False if all are empty."""
-    any_drawn, ends = False, []
+    any_drawn, ends, looks = False, [], looks_of(methods)
     for position, (axes, (key, title, axis_label)) in enumerate(zip(axes_list, tracks, strict=True)):
         every, labels, held = [], [], []
-        for index, (name, method) in enumerate(methods.items()):
-            style = look(name, index)
+        for name, method in methods.items():
+            style = looks[name]
             held += track_cells(method.get("trajectory"), key)
             for seed in seeds_of(method) if len(seeds_of(method)) > 1 else []:
                 x, y = _along(seed.get("trajectory"), key, progress=progress)

@@ -391,6 +391,8 @@ def draw_grid(
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    # Powers of ten are wide: more than two of them would run into each other.
+    ticks = 1 if "×" in plain_number(high) and not share else 2
     bar = figure.colorbar(
         image,
         ax=axes,
@@ -398,7 +400,7 @@ def draw_grid(
         fraction=0.06,
         pad=0.03,
         aspect=18,
-        ticks=[known[0]] if single else MaxNLocator(2, steps=[1, 2, 2.5, 5, 10]),
+        ticks=[known[0]] if single else MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]),
     )
     cast(Patch, bar.outline).set_visible(False)
     bar.ax.tick_params(labelsize=6, color=MUTED)

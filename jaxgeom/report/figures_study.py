@@ -32,6 +32,7 @@ from .drawing import (
     with_population,
 )
 from .formatting import format_value, statistic
+from .looks import looks_of
 from .published import METHOD_FAMILY, published_sources, references
 from .reading import (
     compared_cell,
@@ -53,7 +54,6 @@ from .style import (
     key_below,
     label_ends,
     last_point,
-    look,
     panels,
     plot_track,
     scale_y,
@@ -73,9 +73,9 @@ def study_drawings(report: dict[str, Any]) -> list[Drawing]:
 def accuracy(methods: Methods) -> Drawing | None:
     """Held-out accuracy along training."""
     figure, (axes,) = panels(1, 1, 2.6)
-    labels, every, seeds_drawn = [], [], False
-    for index, (name, method) in enumerate(methods.items()):
-        style = look(name, index)
+    labels, every, seeds_drawn, looks = [], [], False, looks_of(methods)
+    for name, method in methods.items():
+        style = looks[name]
         for seed in seeds_of(method) if len(seeds_of(method)) > 1 else []:
             x, y = _curve(seed)
             seeds_drawn |= plot_track(axes, x, y, style, kind="seed")
@@ -128,10 +128,11 @@ def sparsity(report: dict[str, Any]) -> Drawing | None:
     if not shown:
         return None
     figure, axes_list = panels(1, len(shown), 0.55 + 0.42 * len(methods) + 0.6, sharey=True)
+    looks = looks_of(methods)
     told = []
     for axes, (key, metric) in zip(axes_list, shown, strict=True):
         for row, (name, method) in enumerate(methods.items()):
-            style = look(name, row)
+            style = looks[name]
             own = cells[key][name]
             for mark in references(metric):
                 if mark.family == METHOD_FAMILY.get(name) and name != "sft_continued":
@@ -191,8 +192,9 @@ def _against(report: dict[str, Any], keys: Sequence[str], *, at: str = "end") ->
 
 def _name_rows(axes: Axes, methods: Methods) -> None:
     axes.set_yticks(range(len(methods)), [label_of(name, method) for name, method in methods.items()])
-    for tick, (index, name) in zip(axes.get_yticklabels(), enumerate(methods), strict=True):
-        tick.set_color(look(name, index).text)
+    looks = looks_of(methods)
+    for tick, name in zip(axes.get_yticklabels(), methods, strict=True):
+        tick.set_color(looks[name].text)
         tick.set_fontweight("bold")
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -210,13 +212,14 @@ def rotation(report: dict[str, Any]) -> Drawing | None:
     methods = methods_of(report)
     figure, axes_list = panels(1, 3, 2.75)
     layers = ((report.get("matched") or {}).get("end") or {}).get("layers") or {}
+    looks = looks_of(methods)
     groups = {
         name: (
-            look(name, i),
+            looks[name],
             {"layer": layers[name]} if name in layers else method.get("groups"),
             label_of(name, method),
         )
-        for i, (name, method) in enumerate(methods.items())
+        for name, method in methods.items()
     }
     drawn = draw_by_layer(figure, axes_list, _ROTATION, groups)
     if not drawn:
@@ -244,9 +247,10 @@ def rotation(report: dict[str, Any]) -> Drawing | None:
 def overlaps(report: dict[str, Any]) -> Drawing | None:
     """Overlap of the changed entries with two reference masks, beside the rounding null."""
     methods = methods_of(report)
+    looks = looks_of(methods)
     rows = {
-        label_of(name, method): (look(name, i), {key: compared_cell(report, name, key) for key, _ in OVERLAPS})
-        for i, (name, method) in enumerate(methods.items())
+        label_of(name, method): (looks[name], {key: compared_cell(report, name, key) for key, _ in OVERLAPS})
+        for name, method in methods.items()
     }
     if all(c.value is None for _, cells in rows.values() for c in cells.values()):
         return None
@@ -342,10 +346,11 @@ def matched(report: dict[str, Any]) -> Drawing | None:
     if not keys:
         return None
     figure, axes_list = panels(1, len(keys), 2.6)
+    looks = looks_of(methods)
     for position, (axes, key) in enumerate(zip(axes_list, keys, strict=True)):
         labels, every = [], []
         for index, (name, method) in enumerate(methods.items()):
-            style, offset = look(name, index), 0.07 * (index - (len(methods) - 1) / 2)
+            style, offset = looks[name], 0.07 * (index - (len(methods) - 1) / 2)
             cells = held[key][name]
             xs = [x + offset for x in range(len(sides))]
             for x, own in zip(xs, cells, strict=True):

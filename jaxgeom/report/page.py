@@ -1,6 +1,7 @@
 """Writing the page: figures to files, everything into one HTML file that asks for nothing from outside."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from .findings import findings, trajectory_findings
 from .formatting import MODULES, format_count, format_value, further_nulls_say, headline_of, statistic
 from .learned import nothing_learned
 from .loading import Contents, load
-from .reading import cell, label_of, methods_of, number, seeds_of
+from .looks import looks_of, own_variables, variable_of, variables_css
+from .reading import cell, from_words, label_of, methods_of, number, seeds_of
 from .steady import steady_trajectory
 from .study_findings import listed, study_findings
 from .style import Drawing, house_style, remove_others, save
@@ -27,6 +29,7 @@ from .tables import (
     flat_settings,
     further_nulls,
     matrix_data,
+    partial_words,
     reading_notes,
     statistics_of,
     study_headline,
@@ -62,7 +65,8 @@ def write_report(directory: Path) -> Path:
     contents = load(directory)
     with house_style():
         drawings = _drawings(contents)
-        figures = [_placed(d, directory / "figures") for d in drawings]
+        variables = own_variables(looks_of(methods_of(contents.report)))
+        figures = [_placed(d, directory / "figures", variables) for d in drawings]
     remove_others(directory / "figures", {d.name for d in drawings})
     if contents.report.get("matrices") and contents.kind in ("compare", "between"):
         write_atomically(directory / "matrices.csv", to_csv_text(contents.rows))
@@ -84,7 +88,7 @@ def _drawings(contents: Contents) -> list[Drawing]:
     return trajectory_drawings(steady_trajectory(contents.report))
 
 
-def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
+def _placed(drawing: Drawing, directory: Path, variables: Mapping[str, str]) -> dict[str, Any]:
     """A figure as the page has it, its files written."""
     texts: dict[str, Any] = {
         "name": drawing.name,
@@ -92,13 +96,14 @@ def _placed(drawing: Drawing, directory: Path) -> dict[str, Any]:
         "text": drawing.how_to_read,
         "found": drawing.found,
     }
-    return texts | {"svg": Markup(save(drawing, directory))}
+    return texts | {"svg": Markup(save(drawing, directory, variables))}
 
 
 def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
     report = contents.report
     rows = _rows_that_count(contents)
     data = matrix_data(rows)
+    looks = looks_of(methods_of(report))
     values: dict[str, Any] = {
         "kind": contents.kind,
         "version": str(report.get("version") or ""),
@@ -115,7 +120,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "between": [],
         "sparsity": _sparsity_groups(report),
         "coverage": coverage_rows(report.get("coverage")),
-        "notes": reading_notes(report.get("coverage")),
+        "notes": [*reading_notes(report.get("coverage")), *partial_words(report)],
         "settings": flat_settings(report.get("settings")),
         "inputs": _inputs(report.get("inputs")),
         "machine": flat_settings(report.get("machine")),
@@ -126,13 +131,14 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "chosen": {"study": "Method", "trajectory": "Step"}.get(contents.kind, ""),
         "matrices": len(rows),
         "modules": _embed(list(MODULES)),
-        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        "style": Markup((_HERE / "page.css").read_text(encoding="utf-8") + variables_css(own_variables(looks))),
+        "colors": {name: variable_of(one) for name, one in looks.items()},
         "script": Markup((_HERE / "page.js").read_text(encoding="utf-8")),
     }
     if contents.kind == "study":
         columns, rows = study_headline(report)
         values |= {"columns": columns, "rows": rows, "between": _between(report)}
-        values |= {"title": "What three ways of training did to the weights", "lead": _study_lead(report)}
+        values |= {"title": _study_title(report), "lead": _study_lead(report)}
         found = [str(f) for f in report.get("findings") or study_findings(report)]
         values["findings"] = [sentence for sentence in found if sentence not in values["warnings"]]
         values["coverage"] = values["coverage"] or _study_coverage(report)
@@ -247,6 +253,12 @@ def _study_coverage(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return next((rows for m in methods_of(report).values() if (rows := coverage_rows(m.get("coverage")))), [])
 
 
+def _study_title(report: dict[str, Any]) -> str:
+    if {"sft_anchor", "opd", "rlvr"} <= methods_of(report).keys():
+        return "What three ways of training did to the weights"
+    return f"What training did to the weights: {report.get('name') or 'a study'}"
+
+
 def _study_lead(report: dict[str, Any]) -> list[str]:
     methods = methods_of(report)
     labels = [label_of(n, m) for n, m in methods.items()]
@@ -274,8 +286,8 @@ def _origins(methods: dict[str, dict[str, Any]]) -> str:
     found: dict[str, list[str]] = {}
     for name, method in methods.items():
         if method.get("origin"):
-            found.setdefault(str(method["origin"]), []).append(label_of(name, method))
-    return "; ".join(f"{listed(labels)} from the {origin}" for origin, labels in found.items())
+            found.setdefault(from_words(method), []).append(label_of(name, method))
+    return "; ".join(f"{listed(labels)} from {origin}" for origin, labels in found.items())
 
 
 def _compare_lead(report: dict[str, Any]) -> list[str]:

@@ -20,7 +20,8 @@ class Cell(NamedTuple):
         low, high: ends of the 95 % interval over seeds, where there are three or more; of two the lower and the higher.
         count: matrices (or parameter tensors) of the population.
         of: how many there are.
-        z: mean z over the population, where the null has a deviation.
+        z: mean z over those of the population that have one.
+        z_count: how many those are.
         seeds: how many seeds `low` and `high` come from.
     """
 
@@ -33,6 +34,7 @@ class Cell(NamedTuple):
     of: int | None = None
     z: float | None = None
     seeds: int | None = None
+    z_count: int | None = None
 
 
 def number(value: Any) -> float | None:
@@ -81,7 +83,7 @@ def cell(summary: Any, key: str, kind: str = "") -> Cell:
         low, high = min(seeds), max(seeds)
     count, of = beside("count"), nested.get("of", summary.get(f"{key}_of"))
     z, several = number(beside("z")), None if low is None else len(seeds) or None
-    return Cell(value, null, excess, low, high, _whole(count), _whole(of), z, several)
+    return Cell(value, null, excess, low, high, _whole(count), _whole(of), z, several, _whole(beside("z_count")))
 
 
 def _whole(value: Any) -> int | None:
@@ -198,10 +200,24 @@ def seeds_of(method: dict[str, Any], *, learned: bool = True) -> list[dict[str, 
 
 
 def methods_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The methods of a study: SFT, OPD, RLVR, SFT continued first, then whatever else there is, as written."""
-    methods = report.get("methods") or {}
-    order = [m for m in METHOD_LABELS if m in methods] + [m for m in methods if m not in METHOD_LABELS]
-    return {m: methods[m] for m in order if isinstance(methods[m], dict)}
+    """The methods of a study, its arms, in the order in which the file has them."""
+    return {name: method for name, method in (report.get("methods") or {}).items() if isinstance(method, dict)}
+
+
+def from_words(method: dict[str, Any]) -> str:
+    """Where a method began: `the anchor`, `OPD at step 16`; "" where the report does not say."""
+    origin = str(method.get("origin") or "")
+    return f"the {origin}" if origin in ("base", "anchor") else origin
+
+
+def confined_words(method: dict[str, Any]) -> str:
+    """What a method is confined to, `by coordinates, delta basis, K = 16`; "" of one that is not."""
+    confined = method.get("confined")
+    if not isinstance(confined, dict):
+        return ""
+    if "mask" in confined:
+        return f"by a mask ({confined['mask']})"
+    return f"by {confined.get('by')}, {confined.get('basis')} basis, K = {confined.get('rank')}"
 
 
 def label_of(name: str, method: dict[str, Any] | None = None) -> str:

@@ -7,6 +7,7 @@ matrices that are defined in all of them.
 from typing import Any, NamedTuple
 
 from ..diagnostics.statistics import SOURCES
+from .confined_findings import confined_sentences
 from .findings import early_sentence, over_words, path_word, rank_path
 from .formatting import format_count, format_number, format_value, statistic
 from .learned import nothing_learned, undefined_numbers, without_seeds
@@ -77,10 +78,10 @@ def study_findings(report: dict[str, Any]) -> list[str]:
         own = early_similarity(report, name)
         said.append(early_sentence(method.get("trajectory"), label_of(name, method), own))
     said += [_locking(report), undefined_numbers(report)]
-    said.append(
+    said += confined_sentences(report) or [
         "The published claims on functional sufficiency (training inside the early subspace) and its controls (token "
         "sparsification, teacher rollouts, mixed objectives) are not tested by this study."
-    )
+    ]
     return [sentence for sentence in said if sentence]
 
 
@@ -198,6 +199,8 @@ def _orderings(report: dict[str, Any]) -> str:
     tested = [(c, v) for c in _CLAIMS if (v := _three(report, c.key)) is not None]
     if not tested:
         missing = [m for m in _THREE if m not in methods]
+        if {"opd", "rlvr"} <= {*missing}:
+            return ""  # a study of other arms
         idle = [m for m in _THREE if m in methods and label_of(m, methods[m]) in without_seeds(report)]
         why = [f"{', '.join(missing)} was not run"] if missing else []
         why += [f"{listed([label_of(m, methods[m]) for m in idle])} learned nothing"] if idle else []

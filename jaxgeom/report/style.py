@@ -4,9 +4,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
@@ -41,12 +42,12 @@ LOOKS = {
 }
 FAMILY_LOOKS = {"sft": LOOKS["sft_anchor"], "opd": LOOKS["opd"], "rlvr": LOOKS["rlvr"]}
 SINGLE = LOOKS["opd"]
-_EXTRA = (Look("#8c6d1f", "v", "#6b5214"), Look("#6a51a3", "P", "#55408a"), Look("#3f6f78", "X", "#2f565e"))
+EXTRA = (Look("#8c6d1f", "v", "#6b5214"), Look("#6a51a3", "P", "#55408a"), Look("#3f6f78", "X", "#2f565e"))
 
 # In the page, the same colours follow the reader's light or dark theme.
-_VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", PAPER: "--paper"} | {
+VARIABLES = {INK: "--ink", MUTED: "--muted", FAINT: "--faint", PAPER: "--paper"} | {
     color: f"--{name}{suffix}"
-    for name, look in (LOOKS | {f"extra{i}": look for i, look in enumerate(_EXTRA)}).items()
+    for name, look in (LOOKS | {f"extra{i}": look for i, look in enumerate(EXTRA)}).items()
     for color, suffix in ((look.color, ""), (look.text, "-text"))
 }
 
@@ -114,11 +115,6 @@ class Drawing(NamedTuple):
     alt: str
     figure: Figure
     found: tuple[str, ...] = ()
-
-
-def look(method: str, index: int = 0) -> Look:
-    """The look of a method; an unknown one takes a spare look by its `index`."""
-    return LOOKS.get(method) or _EXTRA[index % len(_EXTRA)]
 
 
 @contextmanager
@@ -277,8 +273,13 @@ def key_below(figure: Figure, entries: Sequence[str], extra: Sequence[Line2D] = 
     )
 
 
-def save(drawing: Drawing, directory: Path) -> str:
+def save(drawing: Drawing, directory: Path, variables: Mapping[str, str] = MappingProxyType({})) -> str:
     """Write NAME.svg and NAME.png under `directory`, and return the SVG that goes into the page.
+
+    Args:
+        drawing: the figure.
+        directory: where to.
+        variables: by colour the page's variable for it, of colours that are not the house's.
 
     Raises:
         UserError: a file of that name is there which bears no mark of this program's.
@@ -296,7 +297,7 @@ def save(drawing: Drawing, directory: Path) -> str:
     figure.set_layout_engine("none")  # laid out once: both files show the same places
     figure.dpi = PNG_DPI
     FigureCanvasAgg(figure).print_png(str(directory / f"{drawing.name}.png"), metadata={"Software": MARK})
-    return inline(svg, drawing.name, drawing.alt)
+    return inline(svg, drawing.name, drawing.alt, variables)
 
 
 FIGURES = (
@@ -327,7 +328,7 @@ def remove_others(directory: Path, drawn: Collection[str]) -> None:
                     path.unlink(missing_ok=True)
 
 
-def inline(svg: str, name: str, alt: str) -> str:
+def inline(svg: str, name: str, alt: str, variables: Mapping[str, str] = MappingProxyType({})) -> str:
     """The SVG as a part of the page: its own ids, the page's theme colours, a text for who cannot see it."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -336,7 +337,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     body = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', body)
     body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
     body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-    for color, variable in _VARIABLES.items():
+    for color, variable in (VARIABLES | dict(variables)).items():
         body = body.replace(color, f"var({variable})")
     body = body.replace("fill: #ffffff", "fill: none", 1)  # the sheet itself
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")

@@ -5,7 +5,7 @@ import statistics as stats
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from ..diagnostics.statistics import EARLY, FURTHER, KIND_LABELS, STATISTICS, early_place, split_key
+from ..diagnostics.statistics import EARLY, FURTHER, KIND_LABELS, STATISTICS, early_place, is_counted, split_key
 from .formatting import (
     column_label,
     format_count,
@@ -22,6 +22,8 @@ from .reading import (
     Cell,
     cell,
     compared_cell,
+    confined_words,
+    from_words,
     label_of,
     matched_rows,
     methods_of,
@@ -46,13 +48,14 @@ class Written(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the headline: which method it is, its label, what it started from, its cells, which seeds it lacks."""
+    """A row of the headline: method, label, what it started from, cells, which seeds it lacks, what confines it."""
 
     name: str
     label: str
     origin: str
     cells: list[Written]
     note: str = ""
+    confined: str = ""
 
 
 class Column(NamedTuple):
@@ -105,7 +108,8 @@ def study_headline(report: dict[str, Any]) -> tuple[list[Column], list[Row]]:
                 where = f"at {percent(shares[name])}"
                 text = text._replace(population=f"{where}, {text.population}" if text.population else where)
             texts.append(text)
-        rows.append(Row(name, label_of(name, method), str(method.get("origin") or ""), texts, seeds_note(method)))
+        said = seeds_note(method), confined_words(method)
+        rows.append(Row(name, label_of(name, method), from_words(method), texts, *said))
     return columns, rows
 
 
@@ -285,6 +289,22 @@ def reading_notes(coverage: Any) -> list[str]:
     """What was left out of the checkpoints, or read otherwise than it may seem; a sentence each."""
     notes = coverage.get("notes") if isinstance(coverage, dict) else None
     return [str(note) for note in notes] if isinstance(notes, list) else []
+
+
+def partial_words(report: dict[str, Any]) -> list[str]:
+    """Which statistics that every tensor counts in are over less than half of the parameters, a sentence each."""
+    summary, coverage, found = report.get("summary"), report.get("coverage"), []
+    for key in statistics_of(summary):
+        covered = coverage.get(key) if isinstance(coverage, dict) else None
+        share = number(covered.get("parameters")) if isinstance(covered, dict) else None
+        own = cell(summary, key)
+        if is_counted(key) and share is not None and share < 0.5 and own.null is not None and own.of != own.count:
+            label, over = statistic(key).label, population_words(own.count, own.of, noun="tensors").removeprefix("n = ")
+            found.append(
+                f"{label[0].upper()}{label[1:]}, value and null, is over {over} with "
+                f"{format_value('sparsity_bf16', share)} of the parameters: the others have no null."
+            )
+    return found
 
 
 def flat_settings(settings: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
 """The one rule by which a value is called above, below or about its null, in captions, sentences and figures alike.
 
 A value is told apart from its null where the mean z over its matrices is beyond ±2 and, of three or more seeds, the
-95 % interval over them does not hold the null. Where the null has no deviation and there is no such interval, it has to
-be off by two percentage points (shares) or by a tenth (everything else).
+95 % interval over them does not hold the null. Where fewer than half of them have a z and there is no such interval, it
+has to be off by two percentage points (shares) or by a tenth (everything else).
 """
 
 from enum import Enum
@@ -15,8 +15,8 @@ BEYOND = 2.0
 
 RULE = (
     "“More” and “less than chance” are said where the mean z over the matrices is beyond ±2 and, of three or more "
-    "seeds, the 95 % interval does not hold the null; where the null has no z, from two percentage points (shares) or "
-    "a tenth (other numbers) on. Anything nearer is called about its null."
+    "seeds, the 95 % interval does not hold the null; where fewer than half of them have a z, from two percentage "
+    "points (shares) or a tenth (other numbers) on. Anything nearer is called about its null."
 )
 """The rule in words, for the page."""
 
@@ -40,12 +40,14 @@ def verdict(key: str, own: Cell) -> Verdict | None:
         return None
     apart = abs(own.excess) > 1e-9 * max(abs(own.value), abs(own.null))  # else a difference of rounding
     several = own.low is not None and own.high is not None and (own.seeds or 0) > 2
-    if own.z is not None:
-        apart &= abs(own.z) >= BEYOND
+    few = own.count is not None and own.z_count is not None and 2 * own.z_count < own.count
+    z = None if few else own.z
+    if z is not None:
+        apart &= abs(z) >= BEYOND
     if several:
         assert own.low is not None and own.high is not None
         apart &= not own.low <= own.null <= own.high
-    if own.z is None and not several:
+    if z is None and not several:
         apart &= abs(own.excess) >= (0.02 if statistic(key).unit == "share" else 0.1 * abs(own.null))
     if not apart:
         return Verdict.ALIKE
@@ -66,7 +68,8 @@ def beside_words(key: str, own: Cell, *, null: str = "null") -> str:
     if own.excess is not None:
         parts.append(f"excess {format_value(key, own.excess, signed=True)}")
     if own.z is not None:
-        parts.append(f"z {z_text(own.z)}")
+        some = own.z_count is not None and own.count is not None and own.z_count < own.count
+        parts.append(f"z {z_text(own.z)}" + (f" of {own.z_count}" if some else ""))
     return ", ".join(parts)
 
 

@@ -1,8 +1,10 @@
 """Experiments: the stages in order, resumable; methods compared where they are comparable; statistics over seeds."""
 
-from .experiment import DataFiles as DataFiles
+from .arms import Arm as Arm
+from .arms import At as At
+from .data import DataFiles as DataFiles
+from .data import SyntheticData as SyntheticData
 from .experiment import Experiment as Experiment
-from .experiment import SyntheticData as SyntheticData
 from .experiment import load_experiment as load_experiment
 from .matched import Measured as Measured
 from .matched import along as along

@@ -1,4 +1,4 @@
-"""What an experiment is: a base, a teacher, data, and the settings of every stage; read from a Python file."""
+"""What an experiment is: arms, data, and what is measured; read from a Python file."""
 
 import dataclasses
 import re
@@ -6,109 +6,106 @@ import runpy
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jaxgeom.comparison import CompareSettings
-from jaxgeom.data import ArithmeticTask
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
+from jaxgeom.study.arms import Arm, At, check_arms, check_seeds
+from jaxgeom.study.data import DataFiles, SyntheticData, as_paths
 from jaxgeom.training import OPDSettings, RLVRSettings, RunSettings, SFTSettings
 
+FOUR = {
+    "sft_anchor": ("anchor", "sft"),
+    "opd": ("opd", "opd"),
+    "rlvr": ("rlvr", "rlvr"),
+    "sft_continued": ("sft_continued", "sft"),
+}
+"""The arms that an experiment has fields for: by name the field and the objective."""
 
-@dataclass(frozen=True, kw_only=True)
-class SyntheticData:
-    """Data made on the spot from the synthetic task.
-
-    Attributes:
-        task: Its difficulty.
-        demonstrations: Rows for SFT.
-        prompts: Rows for RLVR and OPD.
-        heldout: Rows for evaluation, none of them in the others.
-        uneven: Whether the anchor's demonstrations are uneven (see `arithmetic.demonstrations`), so that it is left
-            with something to improve on; those of SFT continued are always worked out.
-        seed: Of all of them.
-    """
-
-    task: ArithmeticTask = field(default_factory=ArithmeticTask)
-    demonstrations: int = 20_000
-    prompts: int = 5_000
-    heldout: int = 400
-    uneven: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        check_types(self)
-        for name in ("demonstrations", "prompts", "heldout"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataFiles:
-    """Data on disk.
-
-    Attributes:
-        demonstrations: Rows with `messages`, for the anchor.
-        demonstrations_continued: The same for SFT continued; the anchor's where none are given.
-        prompts: Rows with `prompt` and `reward_model.ground_truth`.
-        heldout: The same, for evaluation.
-    """
-
-    demonstrations: Path
-    prompts: Path
-    heldout: Path
-    demonstrations_continued: Path | None = None
-
-    def __post_init__(self):
-        _as_paths(self, "demonstrations", "prompts", "heldout", "demonstrations_continued")
-        check_types(self)
+_LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Base → SFT anchor → {OPD, RLVR, SFT continued}, each measured against its origin.
+    """Arms, each measured against where it starts.
+
+    Four arms have fields of their own, base → SFT anchor → {OPD, RLVR, SFT continued}: `sft_anchor`, `opd`, `rlvr`,
+    `sft_continued`. They come before `arms`, which may start from them by name: `At("opd", share=0.2)`.
 
     Attributes:
         name: Shown in the report; the default output directory is `runs/NAME`.
-        base: Hugging Face directory (or `RUN@STEP`) of the base model.
-        teacher: The stronger model that OPD learns from.
+        base: Hugging Face directory (or `RUN@STEP`) of the base model that `anchor` starts from.
+        teacher: The stronger model that OPD learns from, where an arm has none of its own.
         data: Made on the spot, or files.
-        anchor: SFT from the base to the shared start of the others.
+        anchor: SFT from the base to the shared start of the three others, run once with its own seed.
         opd: On-policy distillation from the anchor.
         rlvr: GRPO with verified rewards from the anchor.
         sft_continued: SFT on from the anchor: the control for OPD and RLVR.
+        arms: Any others, in the order of the page.
         measure: What is measured, and how.
-        seeds: Seeds of the three methods, one run each; the anchor is shared and uses its own.
+        seeds: Of every arm that is not shared and has none of its own, one run each.
     """
 
     name: str
-    base: Path
-    teacher: Path
+    base: Path | None = None
+    teacher: Path | None = None
     data: SyntheticData | DataFiles
-    anchor: SFTSettings
-    opd: OPDSettings
-    rlvr: RLVRSettings
-    sft_continued: SFTSettings
+    anchor: SFTSettings | None = None
+    opd: OPDSettings | None = None
+    rlvr: RLVRSettings | None = None
+    sft_continued: SFTSettings | None = None
+    arms: tuple[Arm, ...] = ()
     measure: CompareSettings = field(default_factory=CompareSettings)
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self):
-        _as_paths(self, "base", "teacher")
+        as_paths(self, "base", "teacher")
+        if isinstance(self.arms, list):
+            object.__setattr__(self, "arms", tuple(self.arms))
         check_types(self)
         # The default output directory is made of it.
         if not re.fullmatch(r"[^/\\\x00-\x1f]{1,100}", self.name) or self.name.strip(". ") == "":
             raise UserError(f"name={self.name!r}: the name of a directory, without slashes, is needed")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"seeds={self.seeds}: at least one, and no seed twice")
-        if any(not 0 <= seed < 2**31 for seed in self.seeds):
-            raise UserError(f"seeds={self.seeds}: each must be between 0 and {2**31 - 1}")
+        check_seeds(self.seeds)
+        if self.anchor is not None and self.base is None:
+            raise UserError("base=None: anchor is given, which starts from it")
+        later = [name for name in ("opd", "rlvr", "sft_continued") if getattr(self, name) is not None]
+        if later and self.anchor is None:
+            raise UserError(f"anchor=None: {later[0]} is given, which starts from it; arms may start anywhere")
+        arms = self.every_arm()
+        if not arms:
+            raise UserError("arms=(): there is nothing to train")
+        for arm in arms:
+            if arm.settings.is_taught and not self.teachers_of(arm):
+                raise UserError(
+                    f"{arm.name}: teacher=None: {arm.settings.objective} needs one, its own or the experiment's"
+                )
+        check_arms(arms, self.seeds)
+
+    def every_arm(self) -> tuple[Arm, ...]:
+        """Those with fields of their own first, then the others."""
+        found = []
+        for name, (field_, _) in FOUR.items():
+            settings = getattr(self, field_)
+            if settings is not None:
+                is_anchor = name == "sft_anchor"
+                start = self.base if is_anchor else At("sft_anchor")
+                assert start is not None
+                found.append(Arm(name, start, settings, shared=is_anchor, label=_LABELS[name]))
+        return (*found, *self.arms)
 
     def methods(self) -> dict[str, RunSettings]:
-        """The runs from the anchor, by name, in the order in which they are made."""
-        return {"opd": self.opd, "rlvr": self.rlvr, "sft_continued": self.sft_continued}
+        """The settings of every arm that is run once a seed, by name, in order."""
+        return {arm.name: arm.settings for arm in self.every_arm() if not arm.shared}
+
+    def teachers_of(self, arm: Arm) -> tuple[Path, ...]:
+        """The teachers of an arm, none of one that is not taught."""
+        if not arm.settings.is_taught:
+            return ()
+        return arm.teachers or (() if self.teacher is None else (self.teacher,))
 
     def with_seeds(self, count: int) -> "Experiment":
-        """The same experiment over the seeds 0 … count−1."""
+        """The same experiment over the seeds 0 … count−1; arms with seeds of their own keep them."""
         if count < 1:
             raise UserError(f"seeds: {count} asked for; at least 1 is needed")
         return dataclasses.replace(self, seeds=tuple(range(count)))
@@ -143,13 +140,6 @@ def load_experiment(path: str | Path) -> Experiment:
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: defines no variable 'experiment' that is an Experiment")
     return experiment
-
-
-def _as_paths(settings: Any, *names: str) -> None:
-    """Paths that were written as text."""
-    for name in names:
-        if isinstance(getattr(settings, name), str):
-            object.__setattr__(settings, name, Path(getattr(settings, name)))
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import NamedTuple
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison.algebra.devices import choose_algebra
@@ -9,10 +10,16 @@ from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.data.chat import chat_format, load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, qwen3_tensors
+from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
-from jaxgeom.study.experiment import DataFiles, Experiment
+from jaxgeom.study.arms import root, with_inherited_template
+from jaxgeom.study.data import DataFiles
+from jaxgeom.study.experiment import Experiment
+from jaxgeom.study.plan import rows_of
 from jaxgeom.training import RunInputs, RunSettings
 from jaxgeom.training.checkpointing import tokenizer_directory
+from jaxgeom.training.confine_settings import ConfineSettings
+from jaxgeom.training.geometry_settings import GeometrySettings
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.vocabulary import require_tokens_fit, shared_vocabulary
 
@@ -35,34 +42,60 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
             names it.
     """
     choose_algebra(experiment.measure.device)
-    base, teacher = (_check_model(path) for path in (experiment.base, experiment.teacher))
-    tokenizer = load_tokenizer(tokenizer_directory(experiment.base))
-    require_tokens_fit(base, tokenizer, experiment.base)
-    of_teacher = tokenizer_directory(experiment.teacher)
-    shared_vocabulary(tokenizer, base.vocab_size, of_teacher, teacher.vocab_size, experiment.teacher)
-    if not isinstance(experiment.data, DataFiles):
-        for settings in (experiment.anchor, *experiment.methods().values()):
-            rows = settings.rows
-            tokenizer = load_tokenizer(tokenizer_directory(experiment.base), chat_template=rows.chat_template)
-            chat_format(tokenizer, rows.template_argument)
-        return []
-    data = experiment.data
-    continued = data.demonstrations_continued or data.demonstrations
-    files = {"opd": data.prompts, "rlvr": data.prompts, "sft_continued": continued}
-    found = [_rows(experiment.anchor, experiment, data.demonstrations, data.heldout, reporter)]
-    for name, settings in experiment.methods().items():
-        # They start from the anchor, whose tokenizer has the template that the anchor was trained with.
-        template = settings.rows.chat_template or experiment.anchor.rows.chat_template
-        settings = dataclasses.replace(settings, rows=dataclasses.replace(settings.rows, chat_template=template))
-        found.append(_rows(settings, experiment, files[name], data.heldout, reporter))
-    return found
+    arms = {arm.name: arm for arm in experiment.every_arm()}
+    models: dict[Path, Qwen3Config] = {}
+    for arm in arms.values():
+        for path in (arm.start, *experiment.teachers_of(arm)):
+            if isinstance(path, Path) and path not in models:
+                models[path] = _check_model(path)
+        for path in (arm.basis_from, arm.mask_from):
+            if isinstance(path, Path):
+                open_checkpoint(path)
+    found: list[tuple[_What, RunRows | None]] = []
+    taught: set[tuple[Path, Path]] = set()
+    for arm in arms.values():
+        model, settings = root(arms, arm), with_inherited_template(arms, arm)
+        if model not in (one for one, _ in taught):
+            require_tokens_fit(models[model], load_tokenizer(tokenizer_directory(model)), model)
+        for teacher in experiment.teachers_of(arm):
+            if (model, teacher) not in taught:
+                tokenizer, of_teacher = load_tokenizer(tokenizer_directory(model)), tokenizer_directory(teacher)
+                shared_vocabulary(
+                    tokenizer, models[model].vocab_size, of_teacher, models[teacher].vocab_size, teacher
+                )  # fmt: skip
+                taught.add((model, teacher))
+        if isinstance(experiment.data, DataFiles):
+            what = _What(_rows_alone(settings), model, getattr(experiment.data, rows_of(arm, experiment.data)))
+        else:
+            what = _What(_rows_alone(settings), model, None)
+        if what not in (one for one, _ in found):
+            found.append((what, _rows(what, experiment, reporter)))
+    return [rows for _, rows in found if rows is not None]
 
 
-def _rows(
-    settings: RunSettings, experiment: Experiment, data: Path, heldout: Path, reporter: Reporter | None
-) -> RunRows:
-    inputs = RunInputs(model=experiment.base, data=data, eval_data=heldout)
-    return read_run_rows(settings, inputs, reporter=reporter)
+class _What(NamedTuple):
+    """What decides how rows are read: settings, the model with its tokenizer, the file (None: yet to be made)."""
+
+    settings: RunSettings
+    model: Path
+    data: Path | None
+
+
+def _rows_alone(settings: RunSettings) -> RunSettings:
+    """Settings with what does not touch the rows made alike, so that arms share what is read for one of them."""
+    plain = dict(steps=1, seed=0, save_every=1, eval_every=0, confine=ConfineSettings(), geometry=GeometrySettings())
+    return dataclasses.replace(settings, optimizer=AdamWSettings(learning_rate=1.0), **plain)
+
+
+def _rows(what: _What, experiment: Experiment, reporter: Reporter | None) -> RunRows | None:
+    if what.data is None:
+        rows = what.settings.rows
+        tokenizer = load_tokenizer(tokenizer_directory(what.model), chat_template=rows.chat_template)
+        chat_format(tokenizer, rows.template_argument)
+        return None
+    assert isinstance(experiment.data, DataFiles)
+    inputs = RunInputs(model=what.model, data=what.data, eval_data=experiment.data.heldout)
+    return read_run_rows(what.settings, inputs, reporter=reporter)
 
 
 def _check_model(path: Path) -> Qwen3Config:

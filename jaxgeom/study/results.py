@@ -17,6 +17,7 @@ from jaxgeom.training import RunSettings, wilson_interval
 from jaxgeom.training.logs import read_json_lines
 from jaxgeom.training.remarks import learned_nothing
 
+_LEAKAGE = ("leakage", "leakage_max")
 _KINDS = ("", "_null", "_excess", "_z")
 
 
@@ -87,6 +88,7 @@ def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -
             "loss": [row["loss"] for row in steps],
             "reward": [row.get("reward") for row in steps] if any("reward" in row for row in steps) else None,
             "gap": [row["gap"] for row in steps] if steps and "gap" in steps[0] else None,
+            **{key: [row.get(key) for row in steps] for key in _LEAKAGE if any(key in row for row in steps)},
         },
         "summary": comparison["summary"],
         "groups": comparison["groups"],
@@ -94,6 +96,9 @@ def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -
         "used": {key: by for one in (comparison, trajectory) for key, by in one["settings"].get("used", {}).items()},
         "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
     }
+    confined = [row for row in steps if "leakage" in row]
+    if confined:
+        said["leakage"] = {"mean": confined[-1]["leakage"], "largest": confined[-1]["leakage_max"]}
     along = [*trajectory["matrices"], *trajectory["parameters"]]
     end = [*comparison["matrices"], *comparison["parameters"]]
     nothing = learned_nothing(rows, settings)
@@ -153,28 +158,37 @@ def method_results(results: Sequence[Result]) -> dict[str, Any]:
 
 def _undefined(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A method no seed of which learned anything: what its runs did, and no statistic."""
-    told = ("steps", "learning_rate", "accuracy", "training")
-    kept = {key: over_seeds([seed[key] for seed in seeds]) for key in told}
+    told = ("steps", "learning_rate", "accuracy", "training", "leakage")
+    kept = {key: over_seeds([seed[key] for seed in seeds]) for key in told if key in seeds[0]}
     curves = {"steps": seeds[0]["trajectory"]["steps"], "coverage": {}, "summary": {}, "similarity": {}}
     empty = {"summary": {}, "groups": {}, "coverage": {}, "trajectory": curves}
     return kept | empty | {"learned_nothing": seeds[0]["learned_nothing"]}
 
 
-def matched_results(results: Mapping[str, Sequence[Result]], from_anchor: Sequence[str]) -> dict[str, Any]:
+def matched_results(
+    results: Mapping[str, Sequence[Result]], from_one_start: Sequence[Sequence[str]]
+) -> dict[str, Any]:  # fmt: skip
     """Every comparison between methods, see `jaxgeom.study.matched`, of the runs that learned something.
 
     Args:
         results: by method, one a seed.
-        from_anchor: the methods that started from one anchor, which are compared along training.
+        from_one_start: the methods that start from one place, group by group; those of a group are compared at one
+            step and at one size. `step` and `relative_norm` are of the largest group (the first of those), and where
+            there are several `groups` has all of them.
     """
     runs = {method: [run.measured for run in seeds if run.learned] for method, seeds in results.items()}
-    matched = {method: runs[method] for method in from_anchor}
+    groups = []
+    for names in from_one_start:
+        matched = {method: runs[method] for method in names}
+        groups.append({"methods": list(names), "step": at_step(matched), "relative_norm": at_relative_norm(matched)})
+    first = max(groups, key=lambda group: len(group["methods"]), default=None)
+    none = {"step": at_step({}), "relative_norm": at_relative_norm({})}
     return {
         "end": at_end(runs),
-        "step": at_step(matched),
-        "relative_norm": at_relative_norm(matched),
+        **{at: (first or none)[at] for at in none},
         "early": early(runs),
         "along": along(runs),
+        **({"groups": groups} if len(groups) > 1 else {}),
     }
 
 

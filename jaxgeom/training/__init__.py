@@ -7,6 +7,7 @@ from jaxgeom.lazy import import_when_asked
 if TYPE_CHECKING:
     from .checkpointing import Checkpoints as Checkpoints
     from .checkpointing import load_start as load_start
+    from .confine_settings import ConfineSettings as ConfineSettings
     from .evaluation import evaluate as evaluate
     from .evaluation import wilson_interval as wilson_interval
     from .functional_distance import functional_distance as functional_distance

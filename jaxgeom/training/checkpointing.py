@@ -1,10 +1,12 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
+import contextlib
 import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +23,11 @@ from jaxgeom.checkpoints.verl import verl_step
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import is_full
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
+from jaxgeom.optimizers.leaves import own_copy
 from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training import logs
+from jaxgeom.training.keep_settings import KeepSettings
 from jaxgeom.training.optimizer_state import by_name, from_names, leaf_names
 from jaxgeom.training.state import Batch, TrainState
 
@@ -38,11 +42,13 @@ class Resume(NamedTuple):
         step: the newest checkpoint that is whole, with logs that are what was written up to it; None where none is.
         logs: where the logs stood at it.
         faults: what is wrong with newer ones, sentences that name the file.
+        ends: steps at which the run was finished once, and gone on with later.
     """
 
     step: int | None
     logs: logs.Positions
     faults: list[str]
+    ends: tuple[int, ...] = ()
 
 
 def find_resume(run: Path, *, contents: bool = True) -> Resume:
@@ -59,10 +65,11 @@ def find_resume(run: Path, *, contents: bool = True) -> Resume:
         if fault is not None:
             faults.append(f"checkpoints/{step} is damaged: {fault}")
             continue
-        positions = (checksums.read_checksums(folder) or {}).get("logs", {})
+        listing = checksums.read_checksums(folder) or {}
+        positions = listing.get("logs", {})
         fault = logs.fault_of(run, positions)
         if fault is None:
-            return Resume(step, positions, faults)
+            return Resume(step, positions, faults, tuple(listing.get("ends", ())))
         if fault not in faults:
             faults.append(fault)
     return Resume(None, {}, faults)
@@ -75,62 +82,152 @@ class Checkpoints:
     iterator's state), `key` (the seed; the randomness of step n is derived from seed and n; the optimizer's names);
     where a rollout has batches for later steps `pending.npz`; beside them `checksums.json`, with the logs' positions.
 
+    A step's arrays are copied from the devices first; they are written while the next steps go on.
+
     Args:
         directory: the run directory.
-        say: told when a damaged checkpoint is replaced.
+        say: told when a damaged checkpoint is replaced, and what cannot be removed.
+        keep: which checkpoints stay once a newer one is whole.
+        always: steps that stay whatever `keep` says.
+        ends: steps at which the run is or was finished; they stay, and are remembered.
+        saved: told of every step whose checkpoint is whole, from a thread beside.
     """
 
-    def __init__(self, directory: Path, say: Callable[[str], None] = lambda _: None):
+    def __init__(
+        self, directory: Path, say: Callable[[str], None] = lambda _: None, *, keep: KeepSettings | None = None,
+        always: Collection[int] = (), ends: Collection[int] = (), saved: Callable[[int], None] = lambda _: None,
+    ):  # fmt: skip
         self._folder = (directory / "checkpoints").absolute()
-        self._say = say
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._say, self._keep, self._always, self._ends, self._saved = say, keep, always, sorted(set(ends)), saved
+        self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: tuple[Path, Future[None]] | None = None
         self._remove_partial()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except UserError as error:
+            if kind is None:
+                raise
+            self._say(str(error))  # what ends the run already is said last
+        finally:
+            self._beside.shutdown()
+            self._orbax.close()
 
     def save(
         self, state: TrainState, data_state: dict, seed: int, positions: logs.Positions | None = None,
         pending: Sequence[Batch] = (),
     ) -> None:  # fmt: skip
-        """Writes the checkpoint of `state.step`, in place of one that is there.
+        """Copies the checkpoint of `state.step` from the devices and begins to write it, in place of one that is there.
+
+        One is written at a time: it waits for the last one first.
 
         Args:
-            state: what is saved.
+            state: what is saved; its buffers may be given away afterwards.
             data_state: of the data iterator.
             seed: of the run.
             positions: where the logs stand.
             pending: what the last rollout has prepared for later steps.
 
         Raises:
-            UserError: the disk is full, or the folder cannot be written to.
+            UserError: the disk is full, or the folder cannot be written to, now or when the last one was written.
         """
+        self.wait()
         step = int(state.step)
         path, partial = self._folder / str(step), self._fresh(step)
+        if platform_of(state.params) == "cpu":
+            state = own_copy(state)  # of what lies in host memory already Orbax takes no copy
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(by_name(state.opt_state)),
             data=ocp.args.JsonSave(data_state),
             key=ocp.args.JsonSave({"seed": seed, "step": step, "optimizer": _names(state.opt_state)}),
         )
+        left = _flat(pending)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._store(partial, items)
-            if pending:
-                np.savez(partial / _PENDING, **_flat(pending))
-            checksums.write_checksums(partial, logs=positions or {})
-            if path.exists():
-                self._clear(path)
-            partial.rename(path)
+            with _as_os_error():
+                self._orbax.save(partial, args=items)
         except OSError as error:
-            self._remove_partial()
-            why = "the disk is full" if is_full(error) else error.strerror or str(error)
-            held = [step for step in _steps(self._folder) if (self._folder / str(step) / checksums.NAME).exists()]
-            kept = f"step {held[-1]} is the last one saved" if held else "no step was saved before"
-            raise UserError(f"{path}: cannot be saved: {why}; {kept}, the same command goes on from there") from error
+            raise self._refusal(path, error) from error
+        self._writing = path, self._beside.submit(self._finish, partial, path, left, positions or {})
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is whole.
+
+        Raises:
+            UserError: it cannot be written; the line says which step is the last that was.
+        """
+        if self._writing is None:
+            return
+        path, written = self._writing
+        try:
+            written.result()
+        except OSError as error:
+            raise self._refusal(path, error) from error
+        finally:  # a signal may end the waiting, not the writing
+            if written.done():
+                self._writing = None
+
+    def check(self) -> None:
+        """Raises what `wait` does where writing has failed already; waits for nothing."""
+        if self._writing is not None and self._writing[1].done():
+            self.wait()
+
+    def last(self) -> int | None:
+        """The newest step that is whole by the sizes of its files; None where none is."""
+        return max(self._whole(), default=None)
+
+    def _finish(self, partial: Path, path: Path, left: dict[str, Any], positions: logs.Positions) -> None:
+        """Makes what Orbax writes a checkpoint, under its name; then takes away what need not stay."""
+        with _as_os_error():
+            self._orbax.wait_until_finished()
+        if left:
+            np.savez(partial / _PENDING, **left)
+        step = int(path.name)
+        ends = [end for end in self._ends if end <= step]
+        checksums.write_checksums(partial, logs=positions, ends=ends)
+        if path.exists():
+            self._clear(path)
+        partial.rename(path)
+        self._saved(step)
+        if self._keep is not None:
+            for old in self._keep.removed(self._whole(), step, {*self._always, *self._ends}):
+                self._remove(self._folder / str(old))
+
+    def _refusal(self, path: Path, error: OSError) -> UserError:
+        """One line that says which step is the last that is there; what was written in part is taken away."""
+        self._remove_partial()
+        why = "the disk is full" if is_full(error) else error.strerror or str(error)
+        last = self.last()
+        kept = f"step {last} is the last one saved" if last is not None else "no step was saved before"
+        return UserError(f"{path}: cannot be saved: {why}; {kept}, the same command goes on from there")
+
+    def _whole(self) -> list[int]:
+        """Steps whose files are there, at their sizes."""
+        return [
+            step for step in _steps(self._folder) if not checksums.fault_of(self._folder / str(step), contents=False)
+        ]
+
+    def _remove(self, path: Path) -> None:
+        """Takes away a checkpoint that need not stay, unless something is in it that is not ours.
+
+        Renamed first: a kill leaves a part of a save, which the next command takes away, and no damaged checkpoint.
+        """
+        listing = (checksums.read_checksums(path) or {"files": {}})["files"]
+        foreign = contents_of(path, KINDS["step"], also=listing).foreign
+        try:
+            if foreign:
+                raise OSError(None, f"it holds {listed(foreign)}")
+            hidden = self._fresh(int(path.name))
+            path.rename(hidden)
+            shutil.rmtree(hidden)
+        except OSError as error:
+            self._say(f"{path}: is not needed and cannot be removed: {error.strerror or error}")
 
     def _remove_partial(self) -> None:
         """Takes away what a kill or a full disk left of a save, by its name and by what is in it."""
@@ -147,13 +244,6 @@ class Checkpoints:
         paths = (self._folder / f".{step}.partial{more}" for more in names)
         return next(path for path in paths if not os.path.lexists(path))
 
-    def _store(self, path: Path, items: Any) -> None:
-        try:
-            self._orbax.save(path, args=items)
-        # Orbax and TensorStore say in many ways that a file cannot be written; to a user it is one.
-        except Exception as error:
-            raise OSError(None, " ".join(str(error).split())[:300]) from error
-
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict, list[Batch]]:
         """The state at `step` with the shapes, dtypes and shardings of `like`, the data iterator's state, and the
         batches that its rollout has left for later steps, on the host.
@@ -161,6 +251,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint cannot be read, or is of another optimizer.
         """
+        self.wait()
         path = self._folder / str(step)
         with checksums.one_line(path):
             kept = self._orbax.restore(path, args=ocp.args.Composite(key=ocp.args.JsonRestore()))["key"]
@@ -259,6 +350,15 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
     if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
         return tokenizer_directory(base_of(directory, base))
     return verl_step(directory)[0] if directory.is_dir() else directory
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Orbax and TensorStore say in many ways that a file cannot be written; to a user it is one."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(None, " ".join(str(error).split())[:300]) from error
 
 
 def _steps(folder: Path) -> list[int]:

@@ -69,3 +69,40 @@ def check_signal(settings: Any) -> None:
             "signal=loss: the gradient through the sampled gap log π_θ(y) − log π_T(y) is that of log π_θ(y), whose"
             " mean over samples is zero: noise without the teacher in it; give --signal advantage, or --support full"
         )
+
+
+def check_controls(settings: Any) -> None:
+    """Refuses controls that the settings have no use for.
+
+    Args:
+        settings: `OPDSettings`.
+
+    Raises:
+        UserError: naming the field and its value.
+    """
+    if settings.keep_by != "gap" and settings.keep_tokens == 1.0:
+        raise UserError(f"keep_by={settings.keep_by}: all tokens are kept with keep_tokens=1.0")
+    if settings.mix == "matched" and settings.alpha == 1.0:
+        raise UserError("mix=matched: there is nothing to mix with alpha=1.0; give --alpha below 1")
+    if settings.mix == "matched" and settings.kl_coefficient:
+        raise UserError(
+            f"kl_coefficient={settings.kl_coefficient}: mix=matched weighs the gradients of distillation and reward"
+            " alone; 0 measures the KL"
+        )
+    if settings.advantage == "constant" and settings.is_differentiated:
+        raise UserError(
+            f"advantage=constant: support={settings.support} with divergence={settings.divergence} is a loss and has no"
+            " advantage"
+        )
+    constant = settings.advantage_constant
+    if constant is not None and settings.advantage != "constant":
+        raise UserError(f"advantage_constant={constant}: nothing reads it with advantage={settings.advantage}")
+    if constant is not None and not 0.0 < constant < float("inf"):
+        raise UserError(f"advantage_constant={constant}: must be positive and finite")
+    if settings.kl_coefficient is not None and settings.rollouts == "teacher":
+        raise UserError(
+            f"kl_coefficient={settings.kl_coefficient}: rollouts=teacher: answers of the teacher do not sample the"
+            " KL of the student"
+        )
+    if settings.rollout_lag and settings.rollouts == "teacher":
+        raise UserError(f"rollout_lag={settings.rollout_lag}: rollouts=teacher: a teacher's answers are never stale")

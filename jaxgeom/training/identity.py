@@ -28,8 +28,10 @@ from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_json
 
-FREE = frozenset({"save_every", "eval_every", "eval_limit", "mesh", "micro_batches", "remat", "allow_unisolated_code",
-                  "geometry"})  # fmt: skip
+FREE = frozenset(
+    {"save_every", "eval_every", "eval_limit", "eval_samples", "eval_temperature", "mesh", "micro_batches", "remat"}
+    | {"allow_unisolated_code", "geometry", "keeping"}
+)
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
 _UPDATES = ("basis_from", "mask_from")
@@ -61,12 +63,14 @@ def contents_of(inputs: RunInputs) -> dict[str, str]:
     found = {}
     for field in dataclasses.fields(inputs):
         path = getattr(inputs, field.name)
-        if path is None or field.name in ("base", "teacher"):  # a base is in what an adapter comes to
+        if path is None or field.name in ("base", "teacher", "eval_data"):  # a base is in what an adapter comes to
             continue
         if field.name == "model":
             found[field.name] = model_content(path, inputs.base)
         else:
             found[field.name] = update_content(path) if field.name in _UPDATES else file_content(path)
+    for name, path in inputs.evaluations.items():
+        found[f"eval_data/{name}" if name else "eval_data"] = file_content(path)
     for place, path in enumerate(inputs.teachers):
         found[f"teacher{place or ''}"] = model_content(path, inputs.base)
     found["tokenizer"] = _tokenizer_content(tokenizer_directory(inputs.model, inputs.base))
@@ -140,11 +144,14 @@ def _differences(held: dict[str, Any], wanted: dict[str, Any], taken: int) -> li
 
 
 def _path_of(name: str, inputs: dict[str, Any]) -> str | None:
-    """The path of an input by the name of its content; runs of one teacher have its path alone, or a list."""
+    """The path of an input by the name of its content; one of what may be several is a path alone, or a list."""
+    kind, _, label = name.partition("/")
+    held = inputs.get("teacher" if name.startswith("teacher") else kind) or []
+    several = [held] if isinstance(held, str) else held
+    if kind == "eval_data":
+        return next((path for path in several if path.startswith(f"{label}=" if label else "")), None)
     if not name.startswith("teacher"):
         return inputs.get(name)
-    held = inputs.get("teacher") or []
-    several = [held] if isinstance(held, str) else held
     place = int(name.removeprefix("teacher") or 0)
     return several[place] if place < len(several) else None
 

@@ -8,18 +8,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import learning_rate_schedule
 from jaxgeom.rewards import logged
+from jaxgeom.training.evaluation import is_evaluation
 from jaxgeom.training.rollouts import Answers
 from jaxgeom.training.settings import RunSettings
+from jaxgeom.training.timing import StepClock
 
 NAMES = ("metrics.jsonl", "samples.jsonl")
 
@@ -113,25 +116,29 @@ class Log:
         out: the run directory.
         done: the step that the run goes on from; None where it begins.
         positions: of the logs at that step.
+        clock: of the steps.
+        judge: raises where a run cannot go on from the numbers of a step, before they are written.
     """
 
-    def __init__(self, settings: RunSettings, out: Path, done: int | None, positions: Positions):
+    def __init__(
+        self, settings: RunSettings, out: Path, done: int | None, positions: Positions, *,
+        clock: StepClock | None = None, judge: Callable[[int, dict[str, float]], None] | None = None,
+    ):  # fmt: skip
         kept = {name: positions.get(name, {}).get("bytes", 0) for name in NAMES}
         self._files = {name: JsonLines(out / name, kept[name]) for name in NAMES}
         rows = read_json_lines(out / "metrics.jsonl")
-        self._evaluated = {row["step"] for row in rows if "accuracy" in row}
+        self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._events = _Events(out, 0 if done is None else done + 1)
-        self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
+        schedule = learning_rate_schedule(settings.optimizer, settings.steps)
+        self._rates = np.asarray(schedule(jnp.arange(settings.steps)))
+        self._clock, self._judge = clock, judge
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last: dict[str, float] = {}
 
-    def step(
-        self, step: int, metrics: dict[str, Any], host: dict[str, Any], answers: Answers | None, begun: float
-    ) -> None:
+    def step(self, step: int, metrics: dict[str, Any], host: dict[str, Any], answers: Answers | None) -> None:
         """Takes a step's metrics, its rollout's, on the host or the device, and its answers."""
         self.flush()
-        rate = float(self._schedule(jnp.int32(step - 1)))
-        self._pending = (step, metrics | host | {"learning_rate": rate, "seconds": time.monotonic() - begun})
+        self._pending = (step, metrics | host | {"learning_rate": self._rates[step - 1]})
         if answers is not None:
             first = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
             self._files["samples.jsonl"].write(
@@ -151,9 +158,12 @@ class Log:
             return
         step, metrics = self._pending
         self._pending = None
-        row = {key: float(value) for key, value in metrics.items()}
-        if not np.isfinite(row.get("loss", 0.0)):
-            raise UserError(f"step {step}: the loss is {row['loss']}; a lower learning rate may help")
+        row = {key: float(value) for key, value in jax.device_get(metrics).items()}
+        if self._judge is not None:
+            self._judge(step, row)
+        if self._clock is not None:
+            row |= self._clock.row(step)
+            row["tokens_per_second"] = row.pop("batch_tokens", 0.0) / row["seconds"]
         self.write(step, row)
         self._last = row
 
@@ -161,7 +171,7 @@ class Log:
         """Writes a row of numbers at a step."""
         self._files["metrics.jsonl"].write([{"step": step, **row}])
         self._events.write(step, row)
-        if "accuracy" in row:
+        if is_evaluation(row):
             self._evaluated.add(step)
 
     def is_evaluated(self, step: int) -> bool:
@@ -174,8 +184,9 @@ class Log:
 
     def status(self) -> str:
         """The last numbers, in a few words."""
-        shown = [key for key in ("loss", "reward", "gap") if key in self._last]
-        return " ".join(f"{key} {self._last[key]:.3g}" for key in shown)
+        shown = [f"{key} {self._last[key]:.3g}" for key in ("loss", "reward", "gap") if key in self._last]
+        speed = self._last.get("tokens_per_second")
+        return " ".join(shown if not speed else [*shown, f"{speed:,.0f} tokens/s"])
 
     def __enter__(self) -> "Log":
         return self

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
@@ -14,20 +15,22 @@ from jaxgeom.interruption import Interrupted, goes_on, held, said_within, saving
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
-from jaxgeom.training.evaluation import evaluate
+from jaxgeom.training.evaluation import evaluate, held_out_row
 from jaxgeom.training.logs import NAMES, Log, read_json_lines
 from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
 from jaxgeom.training.ready import Ready, from_where, make_ready, refuse_several_processes
-from jaxgeom.training.remarks import closing_remarks, last_numbers, learned_nothing, truncated_evaluation
-from jaxgeom.training.rollouts import Actor, truncated_share
+from jaxgeom.training.remarks import cannot_go_on, closing_remarks, last_numbers, learned_nothing, truncated_evaluation
+from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.rows import write_tokenizer
 from jaxgeom.training.run_directory import Claim, mark_done
 from jaxgeom.training.settings import RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Batch, TrainState, initial_state, on_mesh
 from jaxgeom.training.step import Step
+from jaxgeom.training.stock import Stock
+from jaxgeom.training.timing import StepClock, TimedRewards
 
 
 def train(
@@ -38,6 +41,7 @@ def train(
     reporter: Reporter | None = None,
     force: bool = False,
     kept_rows: Path | None = None,
+    save_steps: Collection[int] = (),
 ) -> Path:
     """Runs, or resumes, one training run.
 
@@ -51,6 +55,7 @@ def train(
         reporter: Where to say what is done.
         force: Delete another run that is in `out`, if nothing else is there.
         kept_rows: Where the tokens of the rows are kept, `out/rows` where None; several runs may share it.
+        save_steps: Steps that are saved whatever `save_every` says, and stay whatever `keep` says.
 
     Returns:
         The run directory: `config.json`, `metrics.jsonl`, `samples.jsonl`, `checkpoints/`, `tokenizer/`, TensorBoard
@@ -73,13 +78,15 @@ def train(
             return out
         with locked(out, reporter.say):
             try:
-                _carry_out(settings, ready, out, reporter)
+                _carry_out(settings, ready, out, reporter, save_steps)
             except OSError as error:
                 raise as_user_error(error, out) from error
     return out
 
 
-def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter) -> None:
+def _carry_out(
+    settings: RunSettings, run: Ready, out: Path, reporter: Reporter, save_steps: Collection[int]
+) -> None:  # fmt: skip
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = settings.objective
     found, resume = run.claim()
@@ -97,20 +104,36 @@ def _carry_out(settings: RunSettings, run: Ready, out: Path, reporter: Reporter)
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
     run.rows.keep(run.kept_rows)
     optimizer = make_optimizer(settings, run.params, run.confinement)
-    state, pending = initial_state(run.params, optimizer), []
+    state, stock = initial_state(run.params, optimizer), Stock()
     iterator = run.rows.batches(settings)
-    with Checkpoints(out, reporter.say) as checkpoints:
+    always = {0, settings.steps, settings.geometry.geometry_step or 0, *save_steps}
+
+    def saved(step: int) -> None:
+        goes_on(f"the same command goes on from step {step}", out)
+
+    with Checkpoints(
+        out, reporter.say, keep=settings.keeping, always=always, ends=(*resume.ends, settings.steps), saved=saved
+    ) as checkpoints:
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)
             iterator.set_state(data_state)
-            pending = [on_mesh(batch, run.mesh) for batch in pending]
-            _say_how(reporter, name, out, done, found, resume, settings)
-        with Log(settings, out, done, resume.logs if done is not None else {}) as log:
+            stock = Stock.unpacked(pending, lambda batch: on_mesh(batch, run.mesh))
+            _say_how(reporter, name, out, done, found, resume, settings, run.config)
+
+        def judge(number: int, row: dict[str, float]) -> None:
+            _stop_if_lost(number, row, run.model.config.vocab_size, out, checkpoints)
+
+        positions = resume.logs if done is not None else {}
+        with StepClock() as clock, Log(settings, out, done, positions, clock=clock, judge=judge) as log:
             step = make_train_step(run.objective, optimizer, state, run.confinement)
-            loop = _Loop(settings, run, out, step, state, pending, iterator, checkpoints, log, reporter, saved=done)
+            loop = _Loop(
+                settings, run, out, step, state, stock, iterator, checkpoints, log, clock, reporter, saved=done,
+                save_steps=save_steps,
+            )  # fmt: skip
             try:
                 with reporter.task(name, settings.steps, done=done or 0) as task:
                     loop.run(done or 0, task)
+                checkpoints.wait()
             except Interrupted as stop:
                 saving()
                 loop.rescue()
@@ -136,15 +159,19 @@ class _Loop:
     """
 
     def __init__(
-        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, pending: list[Batch],
-        iterator: Any, checkpoints: Checkpoints, log: Log, reporter: Reporter, *, saved: int | None,
+        self, settings: RunSettings, run: Ready, out: Path, step: Step, state: TrainState, stock: Stock,
+        iterator: Any, checkpoints: Checkpoints, log: Log, clock: StepClock, reporter: Reporter, *, saved: int | None,
+        save_steps: Collection[int],
     ):  # fmt: skip
         self._settings, self._run, self._out, self._iterator, self._reporter = settings, run, out, iterator, reporter
-        self._checkpoints, self._log, self._saved = checkpoints, log, saved
+        self._checkpoints, self._log, self._clock, self._saved = checkpoints, log, clock, saved
+        self._save_steps = {settings.steps, *save_steps}
         start = None if run.confinement is None else run.frozen.start
         self._take_step, self._inputs = step, dataclasses.replace(run.objective.step_inputs(run.frozen), start=start)
-        self._tools = Tools(iterator, run.rows.tokenizer, run.verifier)
-        self._state, self._pending, self._data_state, self._step = state, pending, iterator.get_state(), saved or 0
+        rewards = TimedRewards(**vars(run.rows.rewards), watch=lambda: clock.host("verifying", self._step + 1))
+        scoring = partial(clock.devices, "scoring")
+        self._tools = Tools(iterator, run.rows.tokenizer, rewards, lambda: scoring(self._step + 1))
+        self._state, self._stock, self._data_state, self._step = state, stock, iterator.get_state(), saved or 0
         self._prompts = run.rows.evaluated
         self._monitor = None
         if settings.geometry.geometry_every:
@@ -160,34 +187,38 @@ class _Loop:
         self._evaluate()
         if self._saved is None:
             # Evaluated before it is saved, here and below: a kill between the two repeats both and loses neither.
-            with held():
-                self._save()
+            self._save()
         for number in range(first, settings.steps):
-            begun = time.monotonic()
-            prepared = Prepared(self._pending) if self._pending else self._prepare(number)
+            stock, drawn = self._stock.for_step(number, self._run.objective.rollouts_ahead, self._prepare)
             with held():
-                metrics = self._learn(prepared.batches[:1])
-                self._step, self._pending = number + 1, prepared.batches[1:]
+                with self._clock.devices("update", number + 1) as until:
+                    metrics = self._learn(stock.batches[:1])
+                    until(metrics)
+                self._step, self._stock = number + 1, stock.after_step()
                 self._data_state = self._iterator.get_state()
-                self._log.step(self._step, metrics, prepared.metrics, prepared.answers, begun)
+                self._log.step(self._step, metrics, drawn.metrics, drawn.answers)
                 self._measure()
             self._evaluate()
-            if self._step % settings.save_every == 0 or self._step == settings.steps:
-                with held():
-                    self._save()
+            if self._step % settings.save_every == 0 or self._step in self._save_steps:
+                self._save()
+            self._checkpoints.check()
             task.advance(1, self._log.status())
 
     def rescue(self) -> None:
         """Saves what was reached, after a signal."""
         if self._saved != self._step:
-            with held():
-                self._save()
+            self._save()
+        self._checkpoints.wait()
 
     def _prepare(self, number: int) -> Prepared:
         """A rollout, and what the next steps learn from it."""
         objective, params, frozen = self._run.objective, self._state.params, self._run.frozen
-        drawn = objective.draw(params, frozen, self._tools, number)
-        return objective.prepare(params, frozen, drawn, number)
+        with self._clock.host("rollout", self._step + 1):
+            drawn = objective.draw(params, frozen, self._tools, number)
+        with self._clock.devices("scoring", self._step + 1) as until:
+            prepared = objective.prepare(params, frozen, drawn, number)
+            until(prepared.batches)
+        return prepared
 
     def _learn(self, batches: Sequence[Batch]) -> dict[str, Any]:
         """One step on the batch that there is; where there is none the step counts and changes nothing."""
@@ -201,47 +232,94 @@ class _Loop:
 
     def _measure(self) -> None:
         """The geometry into the log where it is due at this step."""
-        row = {} if self._monitor is None else self._monitor.after(self._step, self._state.params)
-        if row:
-            self._log.flush()
-            self._log.write(self._step, row)
+        if self._monitor is None:
+            return
+        with self._clock.host("geometry", self._step + 1):
+            row = self._monitor.after(self._step, self._state.params)
+            if row:
+                self._log.flush()
+                self._log.write(self._step, row)
 
     def _evaluate(self) -> None:
         """Held-out accuracy into the log where it is due at this step and not there yet."""
         settings, step = self._settings, self._step
         due = step in (0, settings.steps) or (settings.eval_every and step % settings.eval_every == 0)
-        if not (due and self._prompts) or self._log.is_evaluated(step):
-            return
-        accuracy, answers = evaluate(
-            Actor(self._run.model, self._state.params),
-            self._run.rows.tokenizer,
-            self._prompts,
-            max_new_tokens=settings.max_new_tokens,
-            verifier=self._run.verifier,
-        )
+        if due and self._prompts and not self._log.is_evaluated(step):
+            with self._clock.host("evaluation", step + 1):
+                self._answer_held_out(step)
+
+    def _answer_held_out(self, step: int) -> None:
+        settings = self._settings
+        row: dict[str, float] = {}
         stops = self._run.model.config.stop_tokens
-        truncated = truncated_share(answers, stops)
-        row = {"accuracy": accuracy, "accuracy_count": float(len(self._prompts)), "accuracy_truncated": truncated}
+        for name, prompts in self._prompts.items():
+            greedy = self._answers(prompts)
+            drawn = self._answers(prompts, samples=settings.eval_samples) if settings.eval_samples else []
+            found = held_out_row(greedy, drawn, samples=settings.eval_samples, stops=stops, name=name)
+            row |= found
+            remark = truncated_evaluation(found[f"accuracy_truncated/{name}".rstrip("/")], settings, stops)
+            if remark is not None:
+                self._reporter.say(f"step {step}: {f'{name}: ' if name else ''}{remark}")
         with held():
             self._log.flush()
             self._log.write(step, row)
-        remark = truncated_evaluation(truncated, settings, stops)
-        if remark is not None:
-            self._reporter.say(f"step {step}: {remark}")
+
+    def _answers(self, prompts: Sequence[Prompt], samples: int = 0) -> list[Answers]:
+        """Greedy answers to held-out prompts, or several drawn ones to each."""
+        settings, rows = self._settings, self._run.rows
+        return evaluate(
+            Actor(self._run.model, self._state.params),
+            rows.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            rewards=rows.rewards,
+            samples=samples,
+            temperature=settings.eval_temperature,
+            seed=settings.seed,
+        )[1]
 
     def _save(self) -> None:
-        self._log.flush()
-        positions = self._log.positions()
-        self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, self._pending)
-        self._saved = self._step
-        goes_on(f"the same command goes on from step {self._step}", self._out)
+        """Begins to write the step that was reached; a signal waits for its copy, not for the step before it."""
+        with self._clock.host("saving", self._step + 1):
+            self._checkpoints.wait()
+            self._write()
+
+    def _write(self) -> None:
+        with held():
+            self._log.flush()
+            positions, pending = self._log.positions(), self._stock.packed()
+            self._checkpoints.save(self._state, self._data_state, self._settings.seed, positions, pending)
+            self._saved = self._step
+
+
+def _stop_if_lost(step: int, row: dict[str, float], vocabulary: int, out: Path, checkpoints: Checkpoints) -> None:
+    """Stops a run whose numbers say that it is lost, before they are logged and its state is saved."""
+    why = cannot_go_on(row, vocabulary)
+    if why is None:
+        return
+    checkpoints.wait()
+    raise UserError(
+        f"step {step}: {why}; the last good checkpoint is {out}@{checkpoints.last()}: begin another run from it"
+        " (--model) with a lower --lr"
+    )
 
 
 def _say_how(
-    reporter: Reporter, name: str, out: Path, step: int, found: Claim, resume: Resume, settings: RunSettings
+    reporter: Reporter,
+    name: str,
+    out: Path,
+    step: int,
+    found: Claim,
+    resume: Resume,
+    settings: RunSettings,
+    config: dict[str, Any],
 ) -> None:
     """From where a run goes on, and with which other settings."""
     changed = unequal((found.held or {}).get("settings", {}), to_json(settings))
+    for reward, digest in config.get("verifiers", {}).items():
+        before = (found.held or {}).get("verifiers", {}).get(reward, digest)
+        if digest != before:
+            reporter.warn(f"{name}: reward {reward}: its module is not what it was when the run began")
     reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
     if any(fault.startswith(NAMES) for fault in resume.faults):
         reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")

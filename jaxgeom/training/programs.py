@@ -93,9 +93,8 @@ def run_programs(
         temperature=settings.temperature,
         stop_tokens=sampler.model.config.stop_tokens,
     )
-    drawn = sampler_programs(
-        sampler.model, sampler.params, sampling, rows=settings.batch_size, width=prompt_length, pad_id=pad_id
-    )
+    answers = settings.batch_size * settings.updates_per_rollout
+    drawn = sampler_programs(sampler.model, sampler.params, sampling, rows=answers, width=prompt_length, pad_id=pad_id)
     programs |= {f"rollout.{name}": Program(*program) for name, program in drawn.items()}
     for name, actor in objective.scorers(params, frozen).items():
         arguments = (actor.model, mesh, settings.temperature, actor.params, batch.tokens, batch.valid)

@@ -23,7 +23,7 @@ from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
-from jaxgeom.training.settings import OPDSettings, RunInputs, RunSettings
+from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings
 from jaxgeom.training.state import Frozen
 from jaxgeom.training.teachers import assigned, load_teachers
 from jaxgeom.training.vocabulary import require_tokens_fit
@@ -39,12 +39,11 @@ class Ready(NamedTuple):
         model: the module that is trained.
         params: its float32 parameters at the start.
         objective: of the run, with its modules.
-        frozen: parameters of its teachers, and of its start where it is confined.
+        frozen: parameters of its teachers, and of its start where something is counted from it.
         confinement: what its update is confined to.
         rows: tokenizer, rows, held-out prompts.
         kept_rows: where their tokens are kept.
         tokenizer_files: where the model's tokenizer lies.
-        verifier: judges answers.
         mesh: the devices.
     """
 
@@ -59,7 +58,6 @@ class Ready(NamedTuple):
     rows: RunRows
     kept_rows: Path
     tokenizer_files: Path
-    verifier: Verifier
     mesh: jax.sharding.Mesh
 
 
@@ -107,8 +105,7 @@ def make_ready(
         return None
     kept = out / "rows" if kept_rows is None else kept_rows
     rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter)
-    verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
-    verifier.require([truth for truth in rows.truths if truth is not None])
+    Verifier(settings.allow_unisolated_code, settings.code_timeout).require(rows.truths)
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
     for note in mesh_notes(model.config, mesh):
@@ -124,6 +121,8 @@ def make_ready(
             _require_finite(actor.params, path)
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
+    if rows.rewards.own:
+        config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
     files = tokenizer_directory(inputs.model, inputs.base)
     objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
     confinement = make_confinement(
@@ -134,9 +133,14 @@ def make_ready(
         reporter.say(f"{name}: {note}")
     # A copy: a step takes its state's own buffers.
     counted = confinement is not None or settings.geometry.geometry_every
-    start = None if not counted else own_copy(params)
-    frozen = Frozen(teachers=tuple(actor.params for actor in teachers), start=start)
-    return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, verifier, mesh)
+    referred = isinstance(settings, OnPolicySettings) and settings.kl_coefficient is not None
+    start = own_copy(params) if counted or referred else None
+    frozen = Frozen(
+        teachers=tuple(actor.params for actor in teachers),
+        reference=start if referred else None,
+        start=start if counted else None,
+    )
+    return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, mesh)
 
 
 def from_where(found: Claim, resume: Resume) -> str:

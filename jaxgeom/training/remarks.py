@@ -1,10 +1,21 @@
 """What the log of a run says about the run as a whole, where its numbers would mislead."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from jaxgeom.training.evaluation import is_evaluation
 from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunSettings
 
+_EXPLODED = 10.0
+_MUST_BE_FINITE = {
+    "loss": "the loss is",
+    "grad_norm": "the gradient is",
+    "update_norm": "the update is",
+    "param_norm": "the weights are",
+}
 _SHOWN = ("loss", "reward", "gap", "grad_norm", "response_length", "truncated")
 
 
@@ -24,6 +35,27 @@ def truncated_evaluation(share: float, settings: RunSettings, stops: Sequence[in
     )
 
 
+def cannot_go_on(row: Mapping[str, float], vocabulary: int) -> str | None:
+    """What is wrong with a step from which nothing can be learned any more; None where nothing is.
+
+    A loss of more than ten times what a guess among all tokens costs, and an update larger than the weights themselves,
+    are as lost as NaN: both say so steps before that comes.
+
+    Args:
+        row: the numbers of the step.
+        vocabulary: tokens that the model tells apart.
+    """
+    for name, said in _MUST_BE_FINITE.items():
+        if not np.isfinite(row.get(name, 0.0)):
+            return f"{said} {'NaN' if np.isnan(row[name]) else 'infinite'}"
+    limit = _EXPLODED * math.log(vocabulary)
+    if abs(row.get("loss", 0.0)) > limit:
+        return f"the loss is {row['loss']:.3g}, beyond {limit:.3g}, ten times that of guessing"
+    if row.get("update_norm", 0.0) > row.get("param_norm", math.inf) > 0.0:
+        return f"the update's norm is {row['update_norm']:.3g}, larger than the weights' {row['param_norm']:.3g}"
+    return None
+
+
 def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The last numbers of a finished run in one sentence, from the rows of its `metrics.jsonl`; none without rows.
 
@@ -31,17 +63,24 @@ def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:
     ['step 3: loss 1.5; held-out accuracy 0.25 over 8 prompts at step 0']
     """
     said = []
-    steps = [row for row in rows if "accuracy" not in row]
+    steps = [row for row in rows if not is_evaluation(row)]
     if steps:
         shown = [f"{key} {steps[-1][key]:.4g}" for key in _SHOWN if key in steps[-1]]
         said.append(f"step {steps[-1]['step']}: {', '.join(shown) or 'nothing to learn from'}")
-    evaluated = [row for row in rows if "accuracy" in row]
-    if evaluated:
-        last, first = evaluated[-1], evaluated[0]
-        before = "" if last is first else f" ({first['accuracy']:.4g} at step {first['step']})"
-        where = f"held-out accuracy {last['accuracy']:.4g} over {last.get('accuracy_count', 0):.0f} prompts"
-        said.append(f"{where} at step {last['step']}{before}")
+    evaluated = [row for row in rows if is_evaluation(row)]
+    for key in evaluated[-1] if evaluated else ():
+        if key.partition("/")[0] == "accuracy":
+            said.append(_accuracy([row for row in evaluated if key in row], key.partition("/")[2]))
     return ["; ".join(said)] if said else []
+
+
+def _accuracy(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """The last accuracy over a file of held-out prompts, and the first."""
+    key, count = (f"{word}/{name}" if name else word for word in ("accuracy", "accuracy_count"))
+    last, first = rows[-1], rows[0]
+    before = "" if last is first else f" ({first[key]:.4g} at step {first['step']})"
+    what = f"held-out accuracy{f' ({name})' if name else ''} {last[key]:.4g} over {last.get(count, 0):.0f} prompts"
+    return f"{what} at step {last['step']}{before}"
 
 
 def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> list[str]:
@@ -63,8 +102,10 @@ def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> li
         )
     skipped = sum(1 for row in rows if row.get("skipped"))
     if skipped and learned_nothing(rows, settings) is None:
+        whole = " with an answer that was not cut (overlong=mask)" if _masks(settings) else ""
         said.append(
-            f"{skipped} of {settings.steps} steps had nothing to learn from: no group of answers had differing rewards"
+            f"{skipped} of {settings.steps} steps had nothing to learn from: no group of answers{whole} had differing"
+            " rewards"
         )
     return said
 
@@ -92,12 +133,19 @@ def _is_idle(row: dict[str, Any]) -> bool:
     return bool(row.get("skipped")) or row.get("grad_norm") == 0.0 or row.get("update_norm") == 0.0
 
 
+def _masks(settings: RunSettings) -> bool:
+    return isinstance(settings, RLVRSettings) and settings.overlong == "mask"
+
+
 def _what_happened(steps: Sequence[dict[str, Any]], settings: RunSettings) -> tuple[str, str]:
     """What kept every step from learning, and what to change."""
+    sampled = [row["truncated"] for row in steps if "truncated" in row]
     if not any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps):
         return "the update was exactly zero at a learning rate of 0", "the learning rate, or a shorter warm-up"
     if isinstance(settings, OPDSettings) and all(row.get("gap") == 0.0 for row in steps):
         return "teacher and student gave every answer the same probability", "another --teacher"
+    if _masks(settings) and sampled and min(sampled) >= 1.0:
+        return "every answer was cut, and overlong=mask leaves those out", "a larger --max-new-tokens"
     if isinstance(settings, RLVRSettings) and not any(row.get("informative_groups") for row in steps):
         rewards = [row["reward"] for row in steps if "reward" in row]  # of the first step of each rollout
         reward = sum(rewards) / max(1, len(rewards))

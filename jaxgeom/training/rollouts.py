@@ -1,7 +1,7 @@
 """From prompts to answers: sampled, decoded, verified; groups of them refilled until enough can be learned from."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,9 @@ from jaxtyping import PyTree
 from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.models import Qwen3
-from jaxgeom.rewards import Truth, Verifier
+from jaxgeom.rewards import Judge, Rewards
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training.settings import OnPolicySettings
-
-Judge = Callable[[Sequence[str], Sequence[Truth]], Sequence[float]]
 
 _OPENED = "<think>"
 # Enough to hold the opening of a thought, in single characters too.
@@ -38,9 +36,11 @@ class Answers:
         valid: True on real tokens.
         response: True on sampled tokens, the stop token included.
         log_probs: float32, as the sampler computed them.
-        rewards: float32 `[batch]`; NaN for a prompt without a right answer.
+        rewards: float32 `[batch]`; NaN for a prompt that nothing judges an answer to.
         texts: The responses, decoded.
         prompts: The prompt of each row.
+        parts: float32 `[batch]` by verifier, see `Judged.parts`.
+        right: float32 `[batch]`, 1 where the row's own truth was met, NaN where it has none.
     """
 
     tokens: np.ndarray
@@ -50,6 +50,23 @@ class Answers:
     rewards: np.ndarray
     texts: list[str]
     prompts: list[Prompt]
+    parts: dict[str, np.ndarray] = field(default_factory=dict)
+    right: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray | slice) -> "Answers":
+        """Those at some places."""
+        places = np.arange(len(self.texts))[rows]
+        arrays = {name: getattr(self, name)[places] for name in _ARRAYS}
+        return Answers(
+            **arrays,
+            texts=[self.texts[at] for at in places],
+            prompts=[self.prompts[at] for at in places] if self.prompts else [],
+            parts={name: part[places] for name, part in self.parts.items()},
+            right=None if self.right is None else self.right[places],
+        )
+
+
+_ARRAYS = ("tokens", "valid", "response", "log_probs", "rewards")
 
 
 def sample_answers(
@@ -58,9 +75,13 @@ def sample_answers(
     prompts: Sequence[Prompt],
     seeds: Sequence[int],
     settings: SamplingSettings,
-    verifier: Judge | None = None,
+    rewards: Rewards | Judge | None = None,
+    before: Callable[[Answers], None] | None = None,
 ) -> Answers:
-    """One sampled and verified answer to each prompt."""
+    """One sampled and verified answer to each prompt; `Rewards.of(rewards)` judges where it is not `Rewards`.
+
+    `before` is called with the answers before they are judged: what it asks of the devices is done meanwhile.
+    """
     pad = pad_token(tokenizer, actor.model.config.vocab_size)
     rollout = sample(actor.model, actor.params, [p.tokens for p in prompts], seeds, settings, pad_id=pad)
     tokens, valid, response, log_probs = (
@@ -69,19 +90,14 @@ def sample_answers(
     texts = tokenizer.batch_decode(
         [row[mask].tolist() for row, mask in zip(tokens, response, strict=True)], skip_special_tokens=True
     )
+    if before is not None:
+        unjudged = np.full(len(texts), np.nan, np.float32)
+        before(Answers(tokens, valid, response, log_probs, unjudged, texts, list(prompts)))
     # A template may open the thought in the prompt; a response without its end is all thought then.
     judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
-    rewards = _rewards(judged, prompts, verifier or Verifier())
-    return Answers(tokens, valid, response, log_probs, rewards, texts, list(prompts))
-
-
-def _rewards(texts: Sequence[str], prompts: Sequence[Prompt], judge: Judge) -> np.ndarray:
-    """float32 `[batch]`, NaN where there is nothing to judge by."""
-    rewards = np.full(len(texts), np.nan, np.float32)
-    known = [(place, prompt.ground_truth) for place, prompt in enumerate(prompts) if prompt.ground_truth is not None]
-    if known:
-        rewards[[place for place, _ in known]] = judge([texts[p] for p, _ in known], [truth for _, truth in known])
-    return rewards
+    judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
+    total, parts, right = judge(judged, [prompt.ground_truth for prompt in prompts], [p.given for p in prompts])
+    return Answers(tokens, valid, response, log_probs, total, texts, list(prompts), parts, right)
 
 
 def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:
@@ -93,14 +109,11 @@ def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor
     )
 
 
-def truncated_share(batches: Sequence[Answers], stops: Sequence[int]) -> float:
-    """The share of answers that the limit on their length ended, and no stop token."""
-    ended = [
-        bool(np.isin(row[mask][-1:], stops).any())
-        for answers in batches
-        for row, mask in zip(answers.tokens, answers.response, strict=True)
-    ]
-    return 1.0 - float(np.mean(ended))
+def truncated(answers: Answers, stops: Sequence[int]) -> np.ndarray:
+    """bool `[batch]`: the answers that the limit on their length ended, and no stop token."""
+    return np.array(
+        [not np.isin(row[mask][-1:], stops).any() for row, mask in zip(answers.tokens, answers.response, strict=True)]
+    )
 
 
 def _opens_thought(tokenizer: Any, prompt: Prompt) -> bool:
@@ -112,68 +125,66 @@ def sample_groups(
     sampler: Actor,
     rows: Iterator[list[Prompt]],
     tokenizer: Any,
-    verifier: Judge | None,
+    rewards: Rewards | Judge | None,
     number: int,
     *,
     rounds: int = 1,
     keep: Callable[[Answers], bool] | None = None,
+    before: Callable[[Answers], None] | None = None,
 ) -> tuple[Answers, dict[str, float]]:
-    """`prompts_per_step` groups of answers; those that are not kept are replaced by further rounds of sampling.
+    """`prompts_per_rollout` groups of answers; those that are not kept are replaced by further rounds of sampling.
 
     Args:
         settings: of the run.
         sampler: who answers.
-        rows: batches of `settings.prompts_per_step` prompts.
+        rows: batches of `settings.prompts_per_rollout` prompts.
         tokenizer: of the sampler.
-        verifier: texts and truths to rewards; `Verifier()` where None.
-        number: of the step; with the run's seed it fixes every sample.
+        rewards: judge the answers; `Rewards.of(None)` where None.
+        number: of the rollout; with the run's seed it fixes every sample.
         rounds: at most so many.
         keep: whether a group is one to learn from; None keeps all.
+        before: called with the answers of a round before they are judged.
 
     Returns:
         The answers, those of groups that are kept first, and the metrics `reward`, `informative_groups` and
-        `sampling_rounds`, over all that were sampled.
+        `sampling_rounds`, over all that were sampled; by verifier `reward/NAME` where they are told apart or there
+        are several.
     """
     size = settings.samples_per_prompt
     kept: list[Answers] = []
     spare: list[Answers] = []
-    all_rewards: list[np.ndarray] = []
+    sampled: list[Answers] = []
     sampling = sampling_settings(settings, tokenizer, sampler)
     for turn in range(rounds):
         repeated = [prompt for prompt in next(rows) for _ in range(size)]
         seeds = np.random.default_rng([settings.seed, number, turn]).integers(0, 2**31, len(repeated)).tolist()
-        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, verifier)
-        all_rewards.append(answers.rewards)
-        for group in _split(answers, size):
+        answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, rewards, before)
+        sampled.append(answers)
+        for group in (answers.take(slice(at, at + size)) for at in range(0, len(answers.texts), size)):
             (kept if keep is None or keep(group) else spare).append(group)
-        if len(kept) >= settings.prompts_per_step:
+        if len(kept) >= settings.prompts_per_rollout:
             break
-    chosen = (kept + spare)[: settings.prompts_per_step]
-    rewards = np.concatenate(all_rewards)
-    metrics = {"sampling_rounds": float(len(all_rewards))}
+    chosen = (kept + spare)[: settings.prompts_per_rollout]
+    return _join(chosen), {"sampling_rounds": float(len(sampled))} | _reward_metrics(
+        sampled, size, told_apart=isinstance(rewards, Rewards) and rewards.is_told_apart
+    )
+
+
+def _reward_metrics(sampled: Sequence[Answers], size: int, *, told_apart: bool) -> dict[str, float]:
+    """Means over all answers of a rollout that were judged, whatever was learned from."""
+    metrics = {}
+    rewards = np.concatenate([answers.rewards for answers in sampled])
     judged = rewards[~np.isnan(rewards)]  # whole groups are
     if judged.size:
         metrics["reward"] = float(judged.mean())
         metrics["informative_groups"] = float(np.mean(np.ptp(judged.reshape(-1, size), axis=1) > 0))
     if judged.size < rewards.size:
         metrics["reward_count"] = float(judged.size)
-    return _join(chosen), metrics
-
-
-def _split(answers: Answers, size: int) -> list[Answers]:
-    def part(start: int) -> Answers:
-        rows = slice(start, start + size)
-        return Answers(
-            answers.tokens[rows],
-            answers.valid[rows],
-            answers.response[rows],
-            answers.log_probs[rows],
-            answers.rewards[rows],
-            answers.texts[rows],
-            answers.prompts[rows],
-        )
-
-    return [part(start) for start in range(0, len(answers.texts), size)]
+    names = dict.fromkeys(name for answers in sampled for name in answers.parts)
+    for name in names if told_apart or len(names) > 1 else ():
+        said = np.concatenate([answers.parts[name] for answers in sampled if name in answers.parts])
+        metrics[f"reward/{name}"] = float(np.nanmean(said))
+    return metrics
 
 
 def _join(groups: Sequence[Answers]) -> Answers:
@@ -183,6 +194,8 @@ def _join(groups: Sequence[Answers]) -> Answers:
     def stack(parts: Sequence[np.ndarray]) -> np.ndarray:
         return np.concatenate([np.pad(part, ((0, 0), (width - part.shape[1], 0))) for part in parts])
 
+    names = dict.fromkeys(name for group in groups for name in group.parts)
+    blank = np.full(groups[0].rewards.shape, np.nan, np.float32)
     return Answers(
         tokens=stack([group.tokens for group in groups]),
         valid=stack([group.valid for group in groups]),
@@ -191,4 +204,5 @@ def _join(groups: Sequence[Answers]) -> Answers:
         rewards=np.concatenate([group.rewards for group in groups]),
         texts=[text for group in groups for text in group.texts],
         prompts=[prompt for group in groups for prompt in group.prompts],
+        parts={name: np.concatenate([group.parts.get(name, blank) for group in groups]) for name in names},
     )

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 from jaxgeom.models import Qwen3Config, copy_tokenizer
 from jaxgeom.progress import Reporter
-from jaxgeom.rewards import Truth
+from jaxgeom.rewards import Rewards, Truth
 from jaxgeom.training.checkpointing import tokenizer_directory
+from jaxgeom.training.run_rewards import judged_by, run_rewards
 from jaxgeom.training.settings import OnPolicySettings, RunInputs, RunSettings, SFTSettings
 
 
@@ -31,26 +32,31 @@ class RunRows:
         tokenizer: Of the model.
         stops: Tokens that end an answer: of the tokenizer, `config.json` and `generation_config.json` together.
         data: What is trained on.
-        held_out: What is evaluated on; None without.
+        held_out: What is evaluated on, by name, "" for a file without one.
         context: Tokens that the model takes.
+        rewards: What answers are worth.
     """
 
     tokenizer: Any
     stops: tuple[int, ...]
     data: Prepared
-    held_out: Prepared | None
+    held_out: dict[str, Prepared]
     context: int = 1 << 30
+    rewards: Rewards = field(default_factory=Rewards.of)
 
     @property
-    def evaluated(self) -> list[pipelines.Prompt]:
-        """The held-out prompts that have a right answer."""
-        held_out = [] if self.held_out is None else pipelines.all_prompts(self.held_out)
-        return [prompt for prompt in held_out if prompt.ground_truth is not None]
+    def evaluated(self) -> dict[str, list[pipelines.Prompt]]:
+        """The held-out prompts to which an answer can be judged, by name of their file."""
+        return {
+            name: [one for one in pipelines.all_prompts(rows) if self.rewards.own or one.ground_truth is not None]
+            for name, rows in self.held_out.items()
+        }
 
     @property
-    def truths(self) -> list[Truth | None]:
+    def truths(self) -> list[Truth]:
         """All that answers are judged by, in training and evaluation."""
-        return self.data.truths + ([] if self.held_out is None else self.held_out.truths)
+        files = (self.data, *self.held_out.values())
+        return [truth for rows in files for truth in rows.truths if truth is not None]
 
     def batches(self, settings: RunSettings) -> grain.DatasetIterator:
         """The run's iterator over its rows."""
@@ -63,13 +69,12 @@ class RunRows:
                 )
             return pipelines.demonstration_batches(self.data, batch_size=settings.batch_size, seed=settings.seed)
         assert isinstance(settings, OnPolicySettings)
-        return pipelines.prompt_batches(self.data, batch_size=settings.prompts_per_step, seed=settings.seed)
+        return pipelines.prompt_batches(self.data, batch_size=settings.prompts_per_rollout, seed=settings.seed)
 
     def keep(self, directory: Path) -> None:
         """Puts the tokens where a run that goes on finds them."""
-        for prepared in (self.data, self.held_out):
-            if prepared is not None:
-                prepared.keep(directory)
+        for prepared in (self.data, *self.held_out.values()):
+            prepared.keep(directory)
 
 
 def read_run_rows(
@@ -84,14 +89,18 @@ def read_run_rows(
         reporter: where to say what was left out.
 
     Raises:
-        UserError: a tokenizer, template, file or row that cannot be used, or nothing to learn from.
+        UserError: a tokenizer, template, file or row that cannot be used, or nothing to learn from; a verifier of the
+            user's that cannot be imported.
     """
+    rewards = run_rewards(settings)
     directory = tokenizer_directory(inputs.model, inputs.base)
     rows = settings.rows
     config = _model_config(inputs)
     tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
     stops = chat.stop_tokens(tokenizer, {*chat.declared_stop_tokens(directory), *config.stop_tokens})
-    samples = settings.reads == "prompts" or inputs.eval_data is not None
+    if settings.eval_samples and not inputs.evaluations:
+        raise UserError(f"eval_samples={settings.eval_samples}: nothing is evaluated without eval_data")
+    samples = settings.reads == "prompts" or bool(inputs.evaluations)
     if samples and not any(stop < config.vocab_size for stop in stops):
         what = f"{', '.join(map(str, stops))} are" if stops else "no token is"
         raise UserError(
@@ -110,15 +119,19 @@ def read_run_rows(
         assert isinstance(settings, OnPolicySettings)
         answered = dataclasses.replace(answered, max_prompt=settings.max_prompt_length)
         data = prepare_prompts(inputs.data, tokenizer, limits=answered, truth=needed, **shared)
-        _say_unjudged(data, inputs.data, "learned from all the same, rewards are over the others", reporter)
-    held_out = None
-    if inputs.eval_data is not None:
-        some = dataclasses.replace(answered, rows=settings.eval_limit)
-        held_out = prepare_prompts(inputs.eval_data, tokenizer, limits=some, truth=needed, **shared)
-        if all(truth is None for truth in held_out.truths):
-            raise UserError(f"{inputs.eval_data}: no row has a right answer to evaluate by")
-        _say_unjudged(held_out, inputs.eval_data, "the accuracy is over the others", reporter)
-    return RunRows(tokenizer, stops, data, held_out, config.max_position_embeddings)
+        if not rewards.own:
+            _say_unjudged(data, inputs.data, "learned from all the same, rewards are over the others", reporter)
+        data = judged_by(rewards, data, inputs.data)
+    held_out = {}
+    some = dataclasses.replace(answered, rows=settings.eval_limit)
+    for name, path in inputs.evaluations.items():
+        found = prepare_prompts(path, tokenizer, limits=some, truth=needed, **shared)
+        if not rewards.own:
+            if all(truth is None for truth in found.truths):
+                raise UserError(f"{path}: no row has a right answer to evaluate by")
+            _say_unjudged(found, path, "the accuracy is over the others", reporter)
+        held_out[name] = judged_by(rewards.counting, found, path)
+    return RunRows(tokenizer, stops, data, held_out, config.max_position_embeddings, rewards)
 
 
 def _say_unjudged(rows: Prepared, path: Path, what: str, reporter: Reporter | None) -> None:

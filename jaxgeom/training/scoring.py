@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
@@ -29,7 +29,8 @@ def sequence_log_probs(
     temperature: float = 1.0,
     mesh: Mesh | None = None,
     segments: Int[Array, "batch time"] | None = None,
-) -> Float[Array, "batch time"]:
+    return_entropy: bool = False,
+) -> Any:
     """Log-probability of every token given those before it; pure and differentiable in `params`.
 
     Args:
@@ -40,18 +41,18 @@ def sequence_log_probs(
         temperature: The logits are divided by it.
         mesh: What the parameters and the batch are sharded over; None for one device.
         segments: The number of each token's sequence, in rows that hold several: no token sees another sequence's.
+        return_entropy: Also the entropy of the distribution that each token was drawn from, while its logits are there.
 
     Returns:
-        float32 nats, 0 at index 0. Entries at padding, and at the first token of a sequence behind another, mean
-        nothing and must be masked.
+        `[batch, time]`, or a pair of them with `return_entropy`: float32 nats, 0 at index 0. Entries at padding, and at
+        the first token of a sequence behind another, mean nothing and must be masked.
     """
     hidden = _hidden_states(model, params, tokens, valid, segments)
     chunk = _chunk(tokens.shape, model.config.vocab_size)
 
-    def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Array:
-        return token_log_probs(
-            arrays[0], weight, arrays[1], temperature=temperature, chunk=chunk, vocabulary=model.vocabulary
-        )
+    def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Any:
+        options: dict[str, Any] = {"temperature": temperature, "chunk": chunk, "vocabulary": model.vocabulary}
+        return token_log_probs(arrays[0], weight, arrays[1], return_entropy=return_entropy, **options)
 
     return _by_rows(head, (hidden, tokens), chunked_weight(unembedding(model.config, params), hidden.dtype), mesh)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
@@ -13,8 +12,11 @@ from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training.confine_settings import ConfineSettings
-from jaxgeom.training.distillation_checks import check_signal, check_support
+from jaxgeom.training.distillation_checks import check_controls, check_signal, check_support
 from jaxgeom.training.geometry_settings import GeometrySettings
+from jaxgeom.training.inputs import RunInputs as RunInputs
+from jaxgeom.training.keep_settings import KeepSettings
+from jaxgeom.training.reward_settings import rewards_of
 
 
 @dataclass(frozen=True)
@@ -40,54 +42,6 @@ class MeshSettings:
             raise UserError(f"mesh (data, fsdp, tensor, expert)={sizes}: sizes must be ≥ 1, and one may be -1")
 
 
-_Repeated: Any = tuple[Path, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunInputs:
-    """What a run reads.
-
-    Attributes:
-        model: The start: a Hugging Face directory, or `RUN@STEP`.
-        data: JSONL or parquet rows: demonstrations for SFT, prompts for RLVR and OPD.
-        eval_data: Held-out prompts; none, no evaluation.
-        teacher: For OPD: a Hugging Face directory or `RUN@STEP`, with the model's tokens; of several, each row's field
-            `teacher` names its own.
-        base: The model that a LoRA adapter (as model or teacher) belongs to, where its own configuration does not say.
-        basis_from: `RUN@STEP`: the run's update up to there gives the basis of a confined run.
-        mask_from: `RUN@STEP`: what the run changed up to there is the mask of a confined run.
-    """
-
-    model: Path
-    data: Path
-    eval_data: Path | None = None
-    teacher: Annotated[
-        Path | tuple[Path, ...] | None,
-        tyro.conf.arg(metavar="DIR", constructor=_Repeated, help_behavior_hint="(required) (repeatable)"),
-        tyro.conf.UseAppendAction,
-    ] = ()
-    base: Path | None = None
-    basis_from: Path | None = None
-    mask_from: Path | None = None
-
-    def __post_init__(self):
-        given = self.teacher
-        several = () if given is None else (given,) if isinstance(given, str | Path) else given
-        object.__setattr__(self, "teacher", tuple(map(Path, several)))
-
-    @property
-    def teachers(self) -> tuple[Path, ...]:
-        """All of them, in order."""
-        assert isinstance(self.teacher, tuple)
-        return self.teacher
-
-    @property
-    def paths(self) -> list[Path]:
-        """Whatever is read."""
-        values = [getattr(self, field_.name) for field_ in dataclasses.fields(self) if field_.name != "teacher"]
-        return [path for path in (*values, *self.teachers) if path is not None]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What every objective is told beyond its inputs.
@@ -98,7 +52,10 @@ class RunSettings:
         seed: Of data order and sampling.
         save_every: Steps between checkpoints; step 0 and the last are always saved.
         eval_every: Steps between evaluations; 0: at the start and the end only.
-        eval_limit: At most so many held-out prompts.
+        eval_limit: At most so many held-out prompts of each file.
+        eval_samples: Answers to each held-out prompt beside the greedy one, drawn at `eval_temperature`, for avg@k and
+            pass@k; 0: none.
+        eval_temperature: Of these.
         max_new_tokens: Of a sampled answer (in training and evaluation).
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
         allow_unisolated_code: Run programs of rows with tests even where bubblewrap is not to be had. They can then
@@ -111,6 +68,7 @@ class RunSettings:
         rows: How rows become tokens.
         confine: Where the update may go.
         geometry: What is measured while the run goes on.
+        keeping: Which checkpoints stay.
     """
 
     objective: ClassVar[str]
@@ -127,6 +85,8 @@ class RunSettings:
     save_every: int = 64
     eval_every: int = 0
     eval_limit: int = 512
+    eval_samples: int = 0
+    eval_temperature: float = 1.0
     max_new_tokens: int = 512
     micro_batches: int = 1
     allow_unisolated_code: bool = False
@@ -137,17 +97,25 @@ class RunSettings:
     rows: RowSettings = field(default_factory=RowSettings)
     confine: ConfineSettings = field(default_factory=ConfineSettings)
     geometry: GeometrySettings = field(default_factory=GeometrySettings)
+    keeping: KeepSettings = field(default_factory=KeepSettings)
 
     def __post_init__(self):
         check_types(self)
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
-        _positive(self, "code_timeout")
+        for name in ("code_timeout", "eval_temperature"):
+            _positive(self, name)
+        _within(self, "eval_samples", 0, 10_000)
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
         reference = self.geometry.geometry_step
         if reference is not None and (reference % self.save_every or reference > self.steps):
             raise UserError(f"geometry_step={reference}: no step that is saved, with save_every={self.save_every}")
+        if (self.keeping.keep_every or 0) % self.save_every:
+            raise UserError(f"keep_every={self.keeping.keep_every}: must be a multiple of save_every={self.save_every}")
+        for step in self.keeping.keep_steps:
+            if step > self.steps or (step % self.save_every and step != self.steps):
+                raise UserError(f"keep_steps={step}: no step that is saved, with save_every={self.save_every}")
         if self.batch_size % self.micro_batches:
             raise UserError(f"batch_size={self.batch_size} is not divisible by micro_batches={self.micro_batches}")
 
@@ -178,6 +146,10 @@ class SFTSettings(RunSettings):
         _positive(self, "max_length")
 
 
+_Repeated: Any = tuple[str, ...]
+_UNNORMALIZED = "GRPO's advantages are the rewards less their group's mean alone, as in Dr. GRPO."
+
+
 @dataclass(frozen=True, kw_only=True)
 class OnPolicySettings(RunSettings):
     """What RLVR and OPD share: sampling and the policy-gradient loss.
@@ -190,6 +162,16 @@ class OnPolicySettings(RunSettings):
         clip_low: Lower clip of the ratio, ε_low.
         clip_high: Upper clip of the ratio, ε_high.
         aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
+        updates_per_rollout: Optimizer steps that one rollout of so many times `batch_size` answers is split into. The
+            ratio is to the policy that answered, in all of them.
+        rollout_lag: Answers are those of the policy as it was so many rollouts ago (steps, with one update a rollout),
+            scored as it was then.
+        reward: What answers are worth, NAME or NAME=WEIGHT, several added up: `math` and `code` judge rows with an
+            answer and with tests, MODULE:FUNCTION takes a list of texts and a list of the rows and returns a number for
+            each; none: math and code.
+        normalize_by_std: Divide GRPO's advantages by the standard deviation of their group's rewards.
+        kl_coefficient: Of the KL to the run's start (k3) in the loss; 0 measures it alone; none: neither, and the
+            start's parameters are not kept.
     """
 
     reads = "prompts"
@@ -200,9 +182,25 @@ class OnPolicySettings(RunSettings):
     clip_low: float = 0.2
     clip_high: float = 0.28
     aggregate: Literal["token", "sequence", "constant"] = "token"
+    updates_per_rollout: int = 1
+    rollout_lag: int = 0
+    reward: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="NAME[=WEIGHT]", constructor=_Repeated, help_behavior_hint="(default: by row) (repeatable)"
+        ),
+        tyro.conf.UseAppendAction,
+    ] = ()
+    normalize_by_std: Annotated[bool, tyro.conf.arg(help=_UNNORMALIZED, help_behavior_hint="")] = True
+    kl_coefficient: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        rewards_of(self.reward)
+        _within(self, "updates_per_rollout", 1, 1000)
+        _within(self, "rollout_lag", 0, 1000)
+        if self.kl_coefficient is not None:
+            _within(self, "kl_coefficient", 0.0, float("inf"))
         for name in ("samples_per_prompt", "temperature"):
             _positive(self, name)
         if self.max_prompt_length is not None:
@@ -215,8 +213,13 @@ class OnPolicySettings(RunSettings):
             )
 
     @property
-    def prompts_per_step(self) -> int:
-        return self.batch_size // self.samples_per_prompt
+    def prompts_per_rollout(self) -> int:
+        """Of which each has `samples_per_prompt` answers."""
+        return self.updates_per_rollout * self.batch_size // self.samples_per_prompt
+
+    @property
+    def needs_truth(self) -> bool:
+        return any(reward.is_built_in for reward in rewards_of(self.reward))
 
 
 _UNFILTERED = (
@@ -226,21 +229,34 @@ _UNFILTERED = (
 
 @dataclass(frozen=True, kw_only=True)
 class RLVRSettings(OnPolicySettings):
-    """GRPO with verified 0/1 rewards.
+    """GRPO with verified rewards.
 
     Attributes:
         dynamic_filter: Skip groups whose rewards are all equal and sample others in their place.
-        refills: At most so many further rounds of sampling a step.
+        refills: At most so many further rounds of sampling a rollout.
+        overlong: Answers that `max_new_tokens` cut: judged as they stand, left out of the loss (their reward still
+            counts in their group's mean), or DAPO's soft penalty: a reward that falls to −1 over the last
+            `overlong_buffer` tokens, not seen by the dynamic filter.
+        overlong_buffer: Tokens over which that penalty grows.
     """
 
     objective = "rlvr"
 
     dynamic_filter: Annotated[bool, tyro.conf.arg(help=_UNFILTERED, help_behavior_hint="")] = True
     refills: int = 2
+    overlong: Literal["keep", "mask", "penalty"] = "keep"
+    overlong_buffer: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
         _within(self, "refills", 0, 100)
+        if (self.overlong == "penalty") != (self.overlong_buffer is not None):
+            raise UserError(
+                f"overlong_buffer={self.overlong_buffer}: overlong={self.overlong} "
+                + ("needs a number of tokens" if self.overlong == "penalty" else "has none")
+            )
+        if self.overlong_buffer is not None:
+            _within(self, "overlong_buffer", 1, self.max_new_tokens)
         if self.samples_per_prompt < 2:
             raise UserError(f"samples_per_prompt={self.samples_per_prompt}: GRPO compares at least 2 answers")
 
@@ -268,11 +284,16 @@ class OPDSettings(OnPolicySettings):
         signal: How the divergence teaches: as the advantage of the token that was drawn, or as a loss that is
             differentiated; none: the one that the support has, and the other is refused with the reason.
         keep_tokens: Fraction ρ of response tokens that keep their signal.
-        keep_by: The largest signed gaps, or at random.
+        keep_by: The largest signed gaps, at random, or each answer's first tokens.
         rollouts: Who generates; with `teacher` the ratio is not clipped (ε = 1).
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32, activations as the
             model's.
         alpha: Share of distillation in the mix with GRPO's advantage (or loss): α·(−r_t) + (1−α)·A_GRPO.
+        mix: The two as they are, or weighted so that their gradients have norms as α : 1−α, and the sum that of
+            distillation alone.
+        advantage: Of a sampled token: minus its gap, or a constant −c whatever the teacher says, the null of its
+            signal.
+        advantage_constant: That c; none: the mean of each rollout's own |gap|.
     """
 
     objective = "opd"
@@ -285,10 +306,13 @@ class OPDSettings(OnPolicySettings):
     jsd_beta: float | None = None
     signal: Literal["advantage", "loss"] | None = None
     keep_tokens: float = 1.0
-    keep_by: Literal["gap", "random"] = "gap"
+    keep_by: Literal["gap", "random", "first"] = "gap"
     rollouts: Literal["student", "teacher"] = "student"
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
     alpha: float = 1.0
+    mix: Literal["raw", "matched"] = "raw"
+    advantage: Literal["gap", "constant"] = "gap"
+    advantage_constant: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -297,10 +321,11 @@ class OPDSettings(OnPolicySettings):
             raise UserError(f"keep_tokens={self.keep_tokens}: must be in (0, 1]")
         check_support(self)
         check_signal(self)
+        check_controls(self)
 
     @property
     def needs_truth(self) -> bool:
-        return self.alpha < 1.0  # what a teacher alone teaches needs no right answer
+        return self.alpha < 1.0 and super().needs_truth  # what a teacher alone teaches needs no right answer
 
     @property
     def is_differentiated(self) -> bool:

@@ -38,6 +38,8 @@ class Batch:
         teacher_log_probs: float32, of the tokens under the teacher, for losses that read them; None for others.
         weights: float32, of the tokens in the loss; None weighs all alike.
         teacher: int32 `[batch]`, the place of each row's teacher; None where the loss has not several.
+        reference_log_probs: float32, of the tokens under the run's start; None where no KL to it is taken.
+        reward_advantages: float32, those of rewards where they are mixed in the step; None where they are mixed before.
         segments: int32, the number of each token's sequence in a row that holds several; None where none does.
     """
 
@@ -50,6 +52,8 @@ class Batch:
     teacher_log_probs: Any = None
     weights: Any = None
     teacher: Any = None
+    reference_log_probs: Any = None
+    reward_advantages: Any = None
     segments: Any = None
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,8 +38,9 @@ def train_step(
 
     Returns:
         A pure function. `frozen` holds what the loss reads of teachers and reference (`objective.step_inputs`).
-        Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, and those of the loss: `tokens` of
-        the whole batch, the others means over all of them, whatever the number of parts.
+        Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, `batch_tokens` (all that are no
+        padding), and those of the loss: `tokens` of the whole batch, the others means over all of them, whatever the
+        number of parts.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Frozen = Frozen()) -> tuple[TrainState, Metrics]:  # noqa: B008
@@ -49,6 +51,9 @@ def train_step(
         else:
             (value, metrics), grads = _accumulate(objective, confinement, *inputs)
             metrics = token_means(metrics)
+        if objective.is_matched:
+            weights, mixture = objective.matched(grads)
+            value, grads, metrics = jnp.sum(weights * value), _weighted(weights, grads), metrics | mixture
         extra = {} if confinement is None else {"start": frozen.start}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
@@ -57,6 +62,7 @@ def train_step(
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
+            "batch_tokens": jnp.sum(batch.valid).astype(jnp.float32),
         }
         if confinement is not None:
             metrics |= confinement.leakage(params, frozen.start, opt_state)
@@ -79,10 +85,19 @@ def _accumulate(
     def loss(params: PyTree, part: Batch) -> tuple[Array, Metrics]:
         return objective.loss(params, part, frozen, denominator)
 
+    def losses(params: PyTree, part: Batch) -> tuple[Array, Metrics]:
+        return objective.losses(params, part, frozen, denominator)
+
+    def confined(grads: PyTree) -> PyTree:
+        return grads if confinement is None else confinement.gradients(grads, opt_state)
+
     def sums(part: Batch) -> tuple[tuple[Array, Metrics], PyTree]:
+        if objective.is_matched:  # one forward pass, a backward pass for each
+            values, pull, metrics = jax.vjp(partial(losses, part=part), params, has_aux=True)
+            unit = jnp.eye(values.size, dtype=values.dtype)
+            return (values, token_sums(metrics)), tuple(confined(pull(one)[0]) for one in unit)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
-        grads = grads if confinement is None else confinement.gradients(grads, opt_state)
-        return (value, token_sums(metrics)), grads
+        return (value, token_sums(metrics)), confined(grads)
 
     parts = objective.settings.micro_batches
     if parts == 1:
@@ -96,6 +111,13 @@ def _accumulate(
         return jax.tree.map(jnp.add, total, sums(part)), None
 
     return jax.lax.scan(add, zero, split)[0]
+
+
+def _weighted(weights: Array, grads: tuple[PyTree, ...]) -> PyTree:
+    """`Σ w_i·g_i`."""
+    return jax.tree.map(
+        lambda *leaves: sum(w.astype(g.dtype) * g for w, g in zip(weights, leaves, strict=True)), *grads
+    )
 
 
 def _is_data_parallel(mesh: Mesh | None) -> bool:

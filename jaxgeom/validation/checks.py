@@ -92,6 +92,7 @@ def validate_model(
         raise UserError(f"validate: length={length} must be at least 4 and new_tokens={new_tokens} at least 1")
     say = progress or (lambda _: None)
     limits = TOLERANCES[dtype]
+    torch_side.require_torch()
     say("loading the model here")
     model, params = load_model(path, dtype=dtype)
     say("loading the model in PyTorch")

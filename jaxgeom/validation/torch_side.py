@@ -1,5 +1,6 @@
 """The PyTorch half of the comparison. Imports torch and transformers inside functions: they are an extra."""
 
+import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,17 @@ from jaxgeom.checkpoints.names import by_key, key_of
 from jaxgeom.errors import UserError, listed
 
 
+def require_torch() -> None:
+    """Raises the UserError that says what to install, where PyTorch or transformers is missing."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        needed = " ".join(missing)
+        raise UserError(
+            f"validate needs PyTorch and transformers; {listed(missing)} {verb} missing: python -m pip install {needed}"
+        )
+
+
 def load_torch(path: str | Path, dtype: str) -> Any:
     """The model by `transformers`, eager attention, evaluation mode, parameters in `dtype`.
 
@@ -23,13 +35,11 @@ def load_torch(path: str | Path, dtype: str) -> Any:
         UserError: PyTorch is not installed, a LoRA adapter, `transformers` refuses the directory, or a parameter is not
             in it, so that it would be drawn at random.
     """
-    try:
-        import torch
-        import transformers
+    require_torch()
+    import torch
+    import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-    except ImportError as error:
-        raise UserError(f"validate needs PyTorch and transformers ({error}): python -m pip install torch") from None
+    transformers.utils.logging.disable_progress_bar()
     if is_adapter_directory(Path(path)):
         raise UserError(f"{path}: a LoRA adapter; validate compares whole models: merge it, or validate its base")
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)

@@ -78,7 +78,8 @@ def test_distillation_holds_its_teacher_and_its_optimizer(jaxgeom, model, tmp_pa
     said = jaxgeom("plan", "--model", model, "--teacher", model, *options, "--json", tmp_path / "plan.json")
     assert said.status == 0, said
     found = json.loads((tmp_path / "plan.json").read_text())
-    assert list(found["programs"]) == ["train", "rollout", "score"] and found["batch_size"] == 8 and found["devices"] == 1
+    assert list(found["programs"]) == ["train", "rollout", "score"]
+    assert (found["batch_size"], found["devices"]) == (8, 1)
     student = found["programs"]["rollout"]["parts"]["rollout.prefill"]
     assert student["held_bytes"] > 2 * student["argument_bytes"]  # moments and teacher, beside the parameters
     assert found["programs"]["train"]["held_bytes"] > 0  # the teacher

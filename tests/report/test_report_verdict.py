@@ -30,6 +30,9 @@ from jaxgeom.report.verdict import Verdict, ratio_words, verdict
         ("overlap_low", Cell(0.31, 0.30, 0.01), Verdict.ALIKE),
         ("sim_to_final", Cell(1.0, 1.0 + 2e-16, -2e-16, z=-3.0), Verdict.ALIKE),
         ("nss", Cell(1.0), None),
+        # A z over fewer than half of the tensors decides nothing.
+        ("sparsity_bf16", Cell(0.459, 0.390, 0.069, count=24, z=0.0, z_count=9), Verdict.MORE),
+        ("sparsity_bf16", Cell(0.459, 0.390, 0.069, count=24, z=0.0, z_count=12), Verdict.ALIKE),
     ],
 )
 def test_the_rule(key, own, said):

@@ -10,8 +10,8 @@ from jaxgeom.progress import Reporter
 from jaxgeom.report.learned import nothing_learned, undefined_numbers
 from jaxgeom.report.study_findings import study_findings
 from jaxgeom.study import Measured
+from jaxgeom.study.measuring import pairs_of_runs
 from jaxgeom.study.results import Result, matched_results, method_results
-from jaxgeom.study.runner import pairs_of_runs
 from jaxgeom.training import OPDSettings, RLVRSettings, SFTSettings
 from jaxgeom.training.loop import _say_if_nothing_was_learned
 from jaxgeom.training.remarks import learned_nothing
@@ -48,7 +48,7 @@ def _study(**methods):
     labels = {"opd": "OPD", "rlvr": "RLVR", "sft_anchor": "SFT"}
     for name, method in told.items():
         method |= {"label": labels[name], "origin": "anchor"}
-    return {"methods": told, "matched": matched_results(methods, list(methods)), "seeds": [0, 1]}
+    return {"methods": told, "matched": matched_results(methods, [list(methods)]), "seeds": [0, 1]}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The quickstart's file: it loads, its methods are matched, and its models are what they are said to be."""
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import pytest
 
 from jaxgeom.data import arithmetic, embedded_model, load_tokenizer
 from jaxgeom.models import load_model
-from jaxgeom.study import load_experiment
+from jaxgeom.study import At, load_experiment
 from jaxgeom.study.preflight import check_inputs
-from jaxgeom.training import Actor, evaluate
+from jaxgeom.training import Actor, ConfineSettings, evaluate
 from tests.tiny import tiny_prompts
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,26 @@ def test_the_quickstart_is_matched_between_methods():
     fields = ("steps", "batch_size", "optimizer", "save_every", "max_new_tokens")
     told = [[getattr(settings, field) for field in fields] for settings in experiment.methods().values()]
     assert told[0] == told[1] == told[2]
+
+
+def test_the_confined_study_compares_like_with_like():
+    """Each method's second part: one start, one basis, one rate, one number of steps, whatever confines it."""
+    experiment = load_experiment(ROOT / "experiments" / "confined.py")
+    quick = load_experiment(ROOT / "experiments" / "quickstart.py")
+    assert dataclasses.replace(experiment.anchor, save_every=25, eval_every=50) == quick.anchor
+    arms = {arm.name: arm for arm in experiment.arms}
+    for method in ("opd", "rlvr", "sft"):
+        early = arms.pop(f"{method}_early")
+        later = [arms.pop(name) for name in list(arms) if name.startswith(f"{method}_")]
+        assert {arm.start for arm in later} == {At(early.name)} and early.settings.steps == 32
+        assert {arm.basis_from for arm in later} <= {None, At(early.name)}
+        plain = {dataclasses.replace(arm.settings, confine=ConfineSettings()) for arm in later}
+        assert plain == {dataclasses.replace(early.settings, steps=128)}
+        confined = {(arm.settings.confine.confine, arm.settings.confine.basis) for arm in later}
+        assert confined == {
+            (None, "delta"), ("gradients", "delta"), ("coordinates", "delta"), ("coordinates", "random")
+        }  # fmt: skip
+    assert not arms
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("base", 0.0, 0.02), ("teacher", 0.95, 1.0)])

@@ -12,7 +12,8 @@ from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.study import load_experiment
-from jaxgeom.study.stages import is_marked, mark, study_config, study_differences
+from jaxgeom.study.identity import study_config, study_differences
+from jaxgeom.study.marks import is_marked, mark
 from jaxgeom.training.run_directory import claim_directory
 from tests.study.conftest import EXPERIMENT
 from tests.tiny import write_tiny_model
@@ -112,7 +113,7 @@ def test_wrong_types_are_named(models):
         "demonstrations=100": ("demonstrations=1e2", "demonstrations=100.0: a whole number is needed"),
         "terms=3": ("terms='3'", "terms='3': a whole number is needed"),
         "mask_rank=4": ("mask_rank=4.0", "mask_rank=4.0: a whole number is needed"),
-        "base=models /": ("base=3 and 4 or", "base=4: a Path is needed"),
+        "base=models /": ("base=3 and 4 or", "base=4: a Path or None is needed"),
     }
     words = [word for old, (new, _) in changes.items() for word in (old, new)]
     line = [sys.executable, "-c", TYPES, str(EXPERIMENT), *words]

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxgeom.cli import main
 from jaxgeom.training import load_start
+from jaxgeom.training.timing import is_time
 from tests.tiny import write_tiny_model
 
 
@@ -51,7 +52,7 @@ def steps(run: Path) -> list[int]:
 def logged(run: Path) -> list[dict]:
     """The metrics without the time that they took."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if not is_time(key)} for row in rows]
 
 
 def flip(path: Path, place: int | None = None) -> None:

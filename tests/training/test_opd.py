@@ -121,7 +121,7 @@ def test_loss_and_gradient_equal_pytorch(world, form):
     expected = pulled_back(models[0], params[0], tokens, valid, jnp.asarray(cotangent, jnp.float32))
     frozen = Frozen(teachers=(params[1],))
     objective = objective_of(settings, models[0], models[1:])
-    (batch,) = objective.prepare(params[0], frozen, Rollout(answers, {}, 0.0), 0).batches
+    (batch,) = objective.prepare(params[0], frozen, Rollout(answers, {}, np.zeros(8, bool)), 0).batches
     inputs = objective.step_inputs(frozen)
     if form != IN_PARTS:
 
@@ -140,7 +140,16 @@ def test_loss_and_gradient_equal_pytorch(world, form):
         found = metrics["loss"]
         norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(expected)))
         np.testing.assert_allclose(float(metrics["grad_norm"]), norm, rtol=1e-4)
-        assert set(metrics) == {"tokens", "divergence", "gap", "loss", "grad_norm", "update_norm", "param_norm"}
+        assert set(metrics) == {
+            "tokens",
+            "divergence",
+            "gap",
+            "loss",
+            "grad_norm",
+            "update_norm",
+            "param_norm",
+            "batch_tokens",
+        }
         assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
     np.testing.assert_allclose(float(found), loss, rtol=2e-5, atol=1e-6)
     np.testing.assert_allclose(float(metrics["divergence"]), divergence, rtol=2e-5)

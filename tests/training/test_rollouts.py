@@ -1,5 +1,6 @@
 """From prompts to batches: the gap, the filter, the controls."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -179,3 +180,27 @@ def test_controls_of_distillation(world):
     np.testing.assert_allclose(np.asarray(mixed.advantages)[mask], wanted[mask], atol=1e-5)
     _, metrics, off_policy = run(rollouts="teacher")
     assert "sampler_mismatch" not in metrics and off_policy.texts != answers.texts
+
+
+def test_scores_are_asked_for_before_the_answers_are_judged_and_are_the_same(world):
+    student, teacher, tokenizer, encoded = world
+    objective = objective_of(OPDSettings(**COMMON), student.model, [teacher.model])
+    frozen, order = Frozen(teachers=(teacher.params,)), []
+
+    @contextlib.contextmanager
+    def scoring():
+        order.append("asked")
+        yield lambda scores: order.append(sorted(scores))
+
+    def judge(texts, truths):
+        order.append("judged")
+        return _parity(texts, truths)
+
+    drawn = objective.draw(student.params, frozen, Tools(_prompts(encoded), tokenizer, judge, scoring), 2)
+    assert order == ["asked", ["score", "score.teacher0"], "judged"]
+    batches = [
+        objective.prepare(student.params, frozen, rollout, 2).batches[0]
+        for rollout in (drawn, drawn._replace(ahead=None))
+    ]
+    for one, other in zip(*map(jax.tree.leaves, batches), strict=True):
+        np.testing.assert_array_equal(one, other)

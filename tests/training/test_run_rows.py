@@ -16,8 +16,8 @@ from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
 from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, SFTSettings
-from jaxgeom.training.remarks import closing_remarks, truncated_evaluation
-from jaxgeom.training.rollouts import Answers, truncated_share
+from jaxgeom.training.remarks import closing_remarks, learned_nothing, truncated_evaluation
+from jaxgeom.training.rollouts import Answers, truncated
 from jaxgeom.training.rows import read_run_rows, write_tokenizer
 from tests.tiny import write_tiny_model
 
@@ -110,7 +110,7 @@ def test_a_teacher_alone_needs_no_right_answer(model, tmp_path):
     inputs = RunInputs(model=model, data=tmp_path / "rows.jsonl", eval_data=tmp_path / "rows.jsonl", teacher=model)
     stream = io.StringIO()
     rows = read_run_rows(OPDSettings(**COMMON), inputs, reporter=Reporter(Console(file=stream, width=200)))
-    assert [prompt.row for prompt in rows.evaluated] == [1] and rows.data.truths == [None, "3", None]
+    assert [prompt.row for prompt in rows.evaluated[""]] == [1] and rows.data.truths == [None, "3", None]
     assert stream.getvalue().count("2 of 3 rows have no right answer") == 2
     rows.keep(tmp_path / "kept")
     assert read_run_rows(OPDSettings(**COMMON), inputs, kept=tmp_path / "kept").data.truths == rows.data.truths
@@ -138,8 +138,8 @@ def test_only_what_the_limit_ended_is_truncated():
     response = np.array([[False, True, True], [False, True, True], [False, True, False]])
     zeros = np.zeros(3, np.float32)
     answers = Answers(tokens, response, response, np.zeros((3, 3), np.float32), zeros, ["", "", ""], [])
-    assert truncated_share([answers], (2,)) == pytest.approx(1 / 3)
-    assert truncated_share([answers], ()) == 1.0
+    assert truncated(answers, (2,)).tolist() == [True, False, False]
+    assert truncated(answers, ()).all()
 
 
 def test_a_run_whose_answers_are_all_truncated_says_so():
@@ -151,6 +151,9 @@ def test_a_run_whose_answers_are_all_truncated_says_so():
         {"step": 2, "truncated": 1.0, "skipped": 1.0},
         {"step": 2, "accuracy": 0.0},
     ]
+    masked = dataclasses.replace(settings, overlong="mask", steps=2)
+    idle = [row | {"skipped": 1.0} for row in rows[:2]]
+    assert "every answer was cut, and overlong=mask" in (learned_nothing(idle, masked) or "")
     cut, skipped = closing_remarks(rows, settings)
     assert "in all 2 steps" in cut and "8 tokens" in cut and "1 of 4 steps had nothing" in skipped
     assert closing_remarks([{"step": 1, "truncated": 0.5, "loss": 0.1}], settings) == []

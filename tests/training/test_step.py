@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import AdamWSettings, adamw
@@ -124,6 +125,13 @@ def test_the_gradient_does_not_depend_on_the_number_of_parts(params, prepare, se
     np.testing.assert_allclose(*results, rtol=2e-5)
 
 
+def _entropies(model, params, batch):
+    """Of the distribution that each token was drawn from, float64 `[batch, time]`."""
+    logits = np.asarray(model.apply({"params": params}, batch.tokens, valid=batch.valid), np.float64) / RLVR.temperature
+    log_probs = log_softmax(logits, axis=-1)
+    return np.pad(-np.sum(np.exp(log_probs) * log_probs, axis=-1)[:, :-1], ((0, 0), (1, 0)))
+
+
 def test_metrics_are_those_of_all_tokens_whatever_the_number_of_parts(model, params, prepare):
     """Against float64 NumPy over the tokens of a ragged batch, of which one part has none at all."""
     batch = _batch(5, on_policy=True)
@@ -142,6 +150,7 @@ def test_metrics_are_those_of_all_tokens_whatever_the_number_of_parts(model, par
         "clip_fraction_high": high.mean(),
         "approx_kl": (ratio - 1 - np.log(ratio)).mean(),
         "advantage_mean": advantages.mean(),
+        "entropy": _entropies(model, params, batch)[mask].mean(),
     }
     assert 0 < wanted["clip_fraction_low"] and 0 < wanted["clip_fraction_high"]
     for parts in (1, 2, 4):
@@ -149,7 +158,7 @@ def test_metrics_are_those_of_all_tokens_whatever_the_number_of_parts(model, par
         _, metrics = step(state, batch)
         for name, value in wanted.items():
             np.testing.assert_allclose(float(metrics[name]), value, rtol=2e-5, atol=1e-6, err_msg=f"{name}, {parts}")
-        assert set(metrics) == {*wanted, "loss", "grad_norm", "update_norm", "param_norm"}
+        assert set(metrics) == {*wanted, "loss", "grad_norm", "update_norm", "param_norm", "batch_tokens"}
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "all"])

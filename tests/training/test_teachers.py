@@ -47,7 +47,8 @@ def batch_of(settings, world, teachers=(1, 2), answers=None):
     models, params, whole = world
     objective = objective_of(settings, models[0], [models[place] for place in teachers])
     frozen = Frozen(teachers=tuple(params[place] for place in teachers))
-    rollout = Rollout(whole if answers is None else answers, {}, 0.0)
+    answers = whole if answers is None else answers
+    rollout = Rollout(answers, {}, np.zeros(len(answers.texts), bool))
     return objective, frozen, objective.prepare(params[0], frozen, rollout, 0).batches[0]
 
 

@@ -111,10 +111,11 @@ class WeightChanges:
         return math.sqrt(self.totals.delta_squares)
 
     def _still(self, plain: bool) -> None:
-        """An update of norm zero, as under its null."""
+        """An update of norm zero: at its null, which is a point, so that there is no z."""
         self.row["angle_gap"] = float(spectral_gap(self.base.stored.values, k=self.k))
         for name in (*(SHIFTS[:1] if plain else SHIFTS), *ANGLES):
-            put_numbers(self.row, {f"{name}{kind}": 0.0 for kind in ("", "_null", "_excess", "_z")})
+            at_null = {f"{name}{kind}": 0.0 for kind in ("", "_null", "_excess")}
+            put_numbers(self.row, at_null | {f"{name}_z": math.nan})
 
     def _shifts(self, final: Spectrum, final_matrix: Matrix, plain: bool) -> None:
         initial, ended = self.base.stored, final

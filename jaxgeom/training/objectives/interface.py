@@ -1,6 +1,7 @@
 """What the loop asks of an objective: where a step's data comes from, what is prepared of it, and the loss."""
 
 import abc
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,8 +13,14 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import loss_denominator
-from jaxgeom.training.rollouts import Actor, Answers, Judge
+from jaxgeom.rewards import Judge, Rewards
+from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.state import Batch, Frozen
+
+
+@contextlib.contextmanager
+def _unmeasured() -> Iterator[Callable[[Any], Any]]:
+    yield lambda _: None
 
 
 class Tools(NamedTuple):
@@ -22,12 +29,14 @@ class Tools(NamedTuple):
     Attributes:
         rows: Batches of the run's rows, endless: what `RunRows.batches` iterates over.
         tokenizer: Of the student.
-        verifier: Judges answers.
+        rewards: Judge answers.
+        scoring: What scoring is done within, for who measures it: its value is called with the scores.
     """
 
     rows: Iterator[Any]
     tokenizer: Any = None
-    verifier: Judge | None = None
+    rewards: Rewards | Judge | None = None
+    scoring: Callable[[], contextlib.AbstractContextManager[Callable[[Any], Any]]] = _unmeasured
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,26 @@ class Objective(abc.ABC):
         Returns:
             The loss, and metrics as `token_sums` takes them: "tokens", and means over so many, or none at all.
         """
+
+    @property
+    def rollouts_ahead(self) -> int:
+        """Rollouts that are drawn before those that are learned from."""
+        return 0
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether the step differentiates `losses` one by one, and weighs their gradients by `matched`."""
+        return False
+
+    def losses(
+        self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Float[Array, ""]
+    ) -> tuple[Float[Array, " losses"], dict[str, Float[Array, ""]]]:
+        """The losses that a matched objective mixes, of a batch or a part of it; arguments and metrics as of `loss`."""
+        raise NotImplementedError(f"{type(self).__name__} has one loss")
+
+    def matched(self, grads: tuple[PyTree, ...]) -> tuple[Float[Array, " losses"], dict[str, Float[Array, ""]]]:
+        """The weights of the gradients of `losses`, and metrics of the mixture."""
+        raise NotImplementedError(f"{type(self).__name__} has one loss")
 
     def on_one_device(self) -> "Objective":
         """The same for one device's rows, where the program is split over the devices by hand."""

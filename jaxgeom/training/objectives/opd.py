@@ -5,6 +5,7 @@ teacher is read before the step alone, and what is kept of it are `[batch, time]
 loss that is differentiated in the step, which then reads the teacher too (see `scoring.sequence_divergences`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +14,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from jaxgeom.data.buckets import bucket_rows
 from jaxgeom.errors import UserError
-from jaxgeom.objectives import distillation_loss, grpo_advantages, mix_advantages, opd_advantages, sparsify_tokens
+from jaxgeom.objectives import (
+    constant_advantages,
+    distillation_loss,
+    grpo_advantages,
+    k3_kl,
+    matched_mix_weights,
+    mix_advantages,
+    opd_advantages,
+    sparsify_tokens,
+)
 from jaxgeom.sharding import batch_divisor
-from jaxgeom.training.objectives.interface import Prepared, Tools
+from jaxgeom.training.objectives.interface import Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Placed, Rollout
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor, Answers
-from jaxgeom.training.scoring import sequence_divergences, sequence_log_probs
+from jaxgeom.training.scoring import sequence_divergences
 from jaxgeom.training.settings import OPDSettings
 from jaxgeom.training.state import Batch, Frozen, on_mesh
 
@@ -76,7 +87,7 @@ class OPD(OnPolicy):
         if settings.support == "sampled" or self._ranks_gaps:
             actors = map(Actor, self.teachers, frozen.teachers)
             found |= {f"score.teacher{place}": actor for place, actor in enumerate(actors)}
-        return found
+        return found | self.referred(frozen)
 
     def step_inputs(self, frozen: Frozen) -> Frozen:
         return Frozen() if self.settings.support == "sampled" else Frozen(teachers=frozen.teachers)
@@ -84,11 +95,12 @@ class OPD(OnPolicy):
     def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
         numbers, plain = rows(jnp.float32), super().shape_of_batch(rows)
         if not self.settings.is_differentiated:
-            return plain
+            return dataclasses.replace(plain, reward_advantages=numbers if self.is_matched else None)
         return Batch(
             tokens=plain.tokens,
             valid=plain.valid,
             loss_mask=plain.loss_mask,
+            reference_log_probs=plain.reference_log_probs,
             old_log_probs=numbers if self._is_mixed else None,
             advantages=numbers if self._is_mixed else None,
             teacher_log_probs=numbers if self.settings.support == "sampled" else None,
@@ -99,25 +111,27 @@ class OPD(OnPolicy):
     def draw(self, params: PyTree, frozen: Frozen, tools: Tools, number: int) -> Rollout:
         return self.answered(params, frozen, tools, number)
 
-    def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
-        settings = self.settings
-        placed, metrics = self.placed(rollout)
+    def learned_from(
+        self, params: PyTree, frozen: Frozen, rollout: Rollout, key: Array
+    ) -> tuple[Batch | None, dict[str, Any]]:
+        settings, answers = self.settings, rollout.answers
+        placed = self.placed(rollout)
         scorers = self.scorers(params, frozen)
         old = teacher = None
+        metrics: dict[str, Any] = {}
         if "score" in scorers:
-            old, mismatch = self.scored(params, placed)
-            metrics |= mismatch
-        which = _teachers_of(rollout.answers) if self._has_several else None
+            old, metrics = self.scored(params, placed)
+        which = _teachers_of(answers) if self._has_several else None
         if "score.teacher0" in scorers:
-            teacher = self._taught(frozen, placed, rollout.answers, which)
-        key = jax.random.fold_in(jax.random.key(settings.seed), number)
-        rewards = rollout.answers.rewards
-        if settings.is_differentiated:
-            weights = _weights(settings, old, teacher, placed.response, key) if settings.keep_tokens < 1.0 else None
-            advantages = _of_answers(settings, rewards, placed.response, weights) if self._is_mixed else None
-        else:
-            weights = None
-            advantages, metrics["gap"] = _credit(settings, old, teacher, placed.response, rewards, key)
+            teacher = self._taught(frozen, placed, answers, which)
+        weights = _weights(settings, old, teacher, placed.response, key) if settings.keep_tokens < 1.0 else None
+        reinforced = _of_answers(settings, answers.rewards, placed.response, weights) if self._is_mixed else None
+        advantages = reinforced
+        if not settings.is_differentiated:
+            advantages, more = _credit(settings, old, teacher, placed.response, weights)
+            metrics |= more
+            if reinforced is not None and not self.is_matched:
+                advantages = mix_advantages(advantages, reinforced, settings.alpha)
         batch = Batch(
             tokens=placed.tokens,
             valid=placed.valid,
@@ -125,16 +139,18 @@ class OPD(OnPolicy):
             old_log_probs=None if advantages is None else old,
             advantages=advantages,
             teacher_log_probs=teacher if settings.is_differentiated and settings.support == "sampled" else None,
-            weights=weights,
+            weights=weights if settings.is_differentiated else None,
             teacher=None if which is None or settings.support == "sampled" else on_mesh(which, self.mesh),
+            reference_log_probs=self.reference_scores(frozen, placed),
+            reward_advantages=reinforced if self.is_matched and not settings.is_differentiated else None,
         )
-        return Prepared([batch], metrics, rollout.answers)
+        return batch, metrics
 
     def _taught(self, frozen: Frozen, placed: Placed, answers: Answers, which: np.ndarray | None) -> Array:
         """Log-probabilities of the answers' tokens, each row's under its own teacher."""
-        options = {"temperature": self.settings.temperature}
         if which is None:
-            return score(self.teachers[0], frozen.teachers[0], placed.tokens, placed.valid, **options)
+            return self.score_of("score.teacher0", Actor(self.teachers[0], frozen.teachers[0]), placed)
+        options = {"temperature": self.settings.temperature}
         found = np.zeros(answers.tokens.shape, np.float32)
         for place, (model, params) in enumerate(zip(self.teachers, frozen.teachers, strict=True)):
             mine = np.flatnonzero(which == place)
@@ -145,14 +161,61 @@ class OPD(OnPolicy):
                 found[mine] = np.asarray(score(model, params, tokens, valid, **options))[: mine.size]
         return on_mesh(found, self.mesh)
 
+    @property
+    def is_matched(self) -> bool:
+        return self._is_mixed and self.settings.mix == "matched"
+
     def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
-        settings = self.settings
-        if not settings.is_differentiated:
+        if not self.settings.is_differentiated:
             return super().loss(params, batch, frozen, denominator)
+        loss, metrics, log_probs = self._distilled(params, batch, frozen, denominator)
+        if self._is_mixed:
+            of_rewards = dataclasses.replace(batch, reference_log_probs=None)
+            reinforced, more = self.policy_loss(log_probs, of_rewards, denominator)
+            loss, metrics = self.settings.alpha * loss + (1.0 - self.settings.alpha) * reinforced, metrics | more
+        if batch.reference_log_probs is not None:
+            distance, mean = distillation_loss(
+                k3_kl(log_probs, batch.reference_log_probs),
+                jnp.zeros_like(log_probs),
+                batch.loss_mask,
+                aggregate=self.settings.aggregate,
+                denominator=denominator,
+            )
+            loss = loss + (self.settings.kl_coefficient or 0.0) * distance
+            metrics["reference_kl"] = mean["divergence"]
+        return loss, metrics
+
+    def losses(
+        self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if self.settings.is_differentiated:
+            taught, metrics, log_probs = self._distilled(params, batch, frozen, denominator)
+            reinforced, more = self.policy_loss(log_probs, batch, denominator)
+        else:
+            log_probs = self.log_probs(params, batch)
+            taught, more = self.policy_loss(log_probs, batch, denominator)
+            of_rewards = dataclasses.replace(batch, advantages=batch.reward_advantages, reference_log_probs=None)
+            reinforced, metrics = self.policy_loss(log_probs, of_rewards, denominator)
+        return jnp.stack([taught, reinforced]), metrics | more
+
+    def matched(self, grads: tuple[PyTree, ...]) -> tuple[Array, dict[str, Array]]:
+        taught, reinforced = grads
+        norms = [optax.tree.norm(grad) for grad in grads]
+        inner = jnp.asarray(optax.tree.vdot(taught, reinforced))
+        weights = jnp.stack(matched_mix_weights(norms[0], norms[1], self.settings.alpha, inner=inner))
+        names = "distillation", "reward"
+        of_each = {f"grad_norm/{name}": norm for name, norm in zip(names, norms, strict=True)}
+        return weights, of_each | {f"mix/{name}": weight for name, weight in zip(names, weights, strict=True)}
+
+    def _distilled(
+        self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array
+    ) -> tuple[Array, dict[str, Array], Array]:
+        """The divergence as a loss, its metrics, and the log-probabilities of the answers' tokens."""
+        settings = self.settings
         of_step = {"temperature": settings.temperature, "mesh": self.mesh}
         if settings.support == "sampled":
             # log π_T(y) − log π_θ(y) on the teacher's own answers: the forward KL, sampled.
-            log_probs = sequence_log_probs(self.student, params, batch.tokens, batch.valid, **of_step)
+            log_probs = self.log_probs(params, batch)
             teacher = batch.teacher_log_probs
             values = teacher - log_probs
         else:
@@ -180,10 +243,7 @@ class OPD(OnPolicy):
             aggregate=settings.aggregate,
             denominator=denominator,
         )
-        if not self._is_mixed:
-            return loss, metrics
-        reinforced, more = self.policy_loss(log_probs, batch, denominator)
-        return settings.alpha * loss + (1.0 - settings.alpha) * reinforced, metrics | more
+        return loss, metrics, log_probs
 
 
 def _teachers_of(answers: Answers) -> np.ndarray:
@@ -193,34 +253,30 @@ def _teachers_of(answers: Answers) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _credit(
-    settings: OPDSettings, student: Array, teacher: Array, response: Array, rewards: Array, key: Any
-) -> tuple[Array, Array]:
-    """Advantages, and the mean gap `log π_θ − log π_T` of the answers' tokens."""
+    settings: OPDSettings, student: Array, teacher: Array, response: Array, weights: Array | None
+) -> tuple[Array, dict[str, Array]]:
+    """Distillation's advantages, and means over the answers' tokens: the gap `log π_θ − log π_T`, and its magnitude."""
     advantages = opd_advantages(student, teacher, response)
     count = jnp.maximum(jnp.sum(response), 1).astype(jnp.float32)
-    gap = -jnp.sum(advantages) / count
-    if settings.alpha < 1.0:
-        advantages = mix_advantages(advantages, _of_groups(settings, rewards), settings.alpha)
-    if settings.keep_tokens < 1.0:
-        advantages = advantages * _weights(settings, student, teacher, response, key)
-    return advantages, gap
+    gaps = {"gap": -jnp.sum(advantages) / count, "gap_magnitude": jnp.sum(jnp.abs(advantages)) / count}
+    if settings.advantage == "constant":
+        constant = settings.advantage_constant
+        advantages = constant_advantages(response, gaps["gap_magnitude"] if constant is None else constant)
+    return advantages if weights is None else advantages * weights, gaps
 
 
 @partial(jax.jit, static_argnums=0)
 def _weights(settings: OPDSettings, student: Any, teacher: Any, response: Array, key: Any) -> Array:
-    """Weights of the tokens that keep their signal; at random where they are not scored."""
-    by_gap = settings.keep_by == "gap"
-    gap = student - teacher if by_gap else jnp.zeros(response.shape)
-    method = "largest" if by_gap else "random"
+    """Weights of the tokens that keep their signal; by rank of what is not scored where that is not asked for."""
+    gap = student - teacher if settings.keep_by == "gap" else jnp.zeros(response.shape)
+    method = "largest" if settings.keep_by == "gap" else settings.keep_by
     return sparsify_tokens(gap, response, fraction=settings.keep_tokens, method=method, key=key)
 
 
 @partial(jax.jit, static_argnums=0)
 def _of_answers(settings: OPDSettings, rewards: Array, response: Array, weights: Array | None) -> Array:
     """GRPO's advantages, shared by an answer's tokens, those that keep their signal."""
-    shared = jnp.broadcast_to(_of_groups(settings, rewards)[:, None], response.shape)
+    groups = rewards.reshape(-1, settings.samples_per_prompt)
+    advantages = grpo_advantages(groups, normalize=settings.normalize_by_std).reshape(-1, 1)
+    shared = jnp.broadcast_to(advantages, response.shape)
     return shared if weights is None else shared * weights
-
-
-def _of_groups(settings: OPDSettings, rewards: Array) -> Array:
-    return grpo_advantages(rewards.reshape(-1, settings.samples_per_prompt)).reshape(-1)

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from jaxgeom.objectives import grpo_advantages
-from jaxgeom.training.objectives.interface import Prepared, Tools
+from jaxgeom.objectives import grpo_advantages, soft_overlong_penalty
+from jaxgeom.training.objectives.interface import Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Rollout
 from jaxgeom.training.rollouts import Answers
 from jaxgeom.training.settings import RLVRSettings
@@ -28,33 +29,44 @@ class RLVR(OnPolicy):
         rounds = 1 + self.settings.refills
         return self.answered(params, frozen, tools, number, rounds=rounds, keep=_informs)
 
-    def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
-        placed, metrics = self.placed(rollout)
-        old, mismatch = self.scored(params, placed)
-        metrics |= mismatch
-        mask = rollout.answers.response
-        if self.settings.dynamic_filter:
-            informative = np.ptp(self._groups(rollout), axis=1) > 0
-            if not informative.any():
-                return Prepared([], metrics, rollout.answers)
-            mask = mask & np.repeat(informative, self.settings.samples_per_prompt)[:, None]
+    def learned_from(
+        self, params: PyTree, frozen: Frozen, rollout: Rollout, key: Array
+    ) -> tuple[Batch | None, dict[str, Any]]:
+        settings, answers = self.settings, rollout.answers
+        placed = self.placed(rollout)
+        old, metrics = self.scored(params, placed)
+        rewards, teaches = answers.rewards.astype(np.float64), np.ones(len(answers.rewards), bool)
+        if settings.dynamic_filter:
+            teaches = np.repeat(np.ptp(self._groups(answers.rewards), axis=1) > 0, settings.samples_per_prompt)
+        if settings.overlong == "mask":
+            teaches = teaches & ~rollout.truncated
+        if settings.overlong_buffer is not None:
+            lengths = answers.response.sum(axis=1)
+            penalty = soft_overlong_penalty(lengths, limit=settings.max_new_tokens, buffer=settings.overlong_buffer)
+            rewards = rewards + penalty
+            metrics |= {"overlong_penalty": float(penalty.mean())}
+        if not teaches.any():
+            return None, metrics
+        mask = answers.response & teaches[:, None]
+        groups = self._groups(rewards.astype(np.float32))
         batch = Batch(
             tokens=placed.tokens,
             valid=placed.valid,
             loss_mask=on_mesh(mask, self.mesh),
             old_log_probs=old,
-            advantages=on_mesh(group_advantages(self._groups(rollout), mask.shape[1]), self.mesh),
+            advantages=on_mesh(group_advantages(groups, mask.shape[1], settings.normalize_by_std), self.mesh),
+            reference_log_probs=self.reference_scores(frozen, placed),
         )
-        return Prepared([batch], metrics, rollout.answers)
+        return batch, metrics
 
-    def _groups(self, rollout: Rollout) -> np.ndarray:
-        return rollout.answers.rewards.reshape(-1, self.settings.samples_per_prompt)
+    def _groups(self, rewards: np.ndarray) -> np.ndarray:
+        return rewards.reshape(-1, self.settings.samples_per_prompt)
 
 
-@partial(jax.jit, static_argnums=1)
-def group_advantages(rewards: Array, time: int) -> Array:
+@partial(jax.jit, static_argnums=(1, 2))
+def group_advantages(rewards: Array, time: int, normalize: bool = True) -> Array:
     """GRPO's advantages of `[groups, samples]` rewards, shared by an answer's tokens: `[groups·samples, time]`."""
-    return jnp.broadcast_to(grpo_advantages(rewards).reshape(-1, 1), (rewards.size, time))
+    return jnp.broadcast_to(grpo_advantages(rewards, normalize=normalize).reshape(-1, 1), (rewards.size, time))
 
 
 def _informs(group: Answers) -> bool:

@@ -1,0 +1,134 @@
+"""Measuring what the runs of a study did: each against its start, and those of one start against one another."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxgeom import __version__
+from jaxgeom.checkpoints import open_checkpoint, saved_steps
+from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
+from jaxgeom.comparison.files.summary import flat_summary
+from jaxgeom.files import write_atomically
+from jaxgeom.progress import Reporter
+from jaxgeom.study.marks import is_marked, key_of, mark, run_key
+from jaxgeom.study.plan import Run
+from jaxgeom.study.results import add_along
+from jaxgeom.training import run_learning_rates
+from jaxgeom.training.identity import model_content
+
+
+def _written(run: Run) -> list[Path]:
+    return [run.measures / name for name in ("report.json", "trajectory.json", "matrices.csv")]
+
+
+def _key(run: Run, settings: CompareSettings) -> str:
+    return key_of(settings.to_json(), model_content(run.origin), run_key(run.directory), __version__)
+
+
+def is_measured(run: Run, settings: CompareSettings) -> bool:
+    """Whether a finished run has been measured, as it is and with these settings."""
+    return is_marked(run.measures / "done", _key(run, settings), _written(run))
+
+
+def measure(run: Run, settings: CompareSettings, reporter: Reporter) -> None:
+    """`report.json`, `matrices.csv` and `trajectory.json` of one run against its start.
+
+    Args:
+        run: finished.
+        settings: what is measured.
+        reporter: where to say how far it is.
+    """
+    key, directory = _key(run, settings), run.measures
+    if is_marked(directory / "done", key, _written(run)):
+        return
+    steps = [step for step in saved_steps(run.directory) if step > 0]
+    initial = open_checkpoint(run.origin)
+    directory.mkdir(parents=True, exist_ok=True)
+    cache = directory.parents[1] / "base_spectra"
+    checkpoints = [(step, open_checkpoint(f"{run.directory}@{step}")) for step in steps]
+    along = []
+    with reporter.task(f"measure {run.label}", len(steps) + 1) as task:
+        for step, checkpoint in checkpoints:
+            last = directory if step == steps[-1] else None
+            # Whatever is there is an earlier measurement of this study's, with other settings or of other steps.
+            report = compare_checkpoints(
+                initial, checkpoint, settings, out=last, cache=cache, command=run.label, force=True
+            )  # fmt: skip
+            along.append(report.to_json())
+            task.advance(1, f"step {step}")
+        rates = run_learning_rates(run.directory)
+        trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=rates)
+    add_along(trajectory, along, parameters_of(run.origin))
+    write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
+    mark(directory / "done", key, _written(run))
+
+
+def parameters_of(checkpoint: Path) -> int:
+    """Parameters of a checkpoint."""
+    tensors = open_checkpoint(checkpoint)
+    return sum(tensors[name].size for name in tensors)
+
+
+def pairs_of_runs(learned: Mapping[str, Sequence[int]]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+    """Which runs are compared with one another: each a method and a seed.
+
+    Args:
+        learned: by method the seeds that learned something, in order.
+
+    Returns:
+        Every pair of methods at the first seed that both have (else each at its own first), then every method against
+        itself at its next seed.
+    """
+    names, pairs = list(learned), []
+    for place, a in enumerate(names):
+        for b in names[place + 1 :]:
+            shared = [seed for seed in learned[a] if seed in learned[b]]
+            first = [shared or learned[name] for name in (a, b)]
+            pairs += [((a, first[0][0]), (b, first[1][0]))] if all(first) else []
+    return pairs + [((name, seeds[0]), (name, seeds[1])) for name, seeds in learned.items() if len(seeds) > 1]
+
+
+def compare_runs(
+    runs: Mapping[tuple[str, int], Run], learned: Mapping[str, Sequence[int]], settings: CompareSettings, out: Path
+) -> list[dict[str, Any]]:
+    """What runs of one start share, pair by pair, in `between.json`.
+
+    Args:
+        runs: of the study, by arm and seed.
+        learned: by arm the seeds that learned something.
+        settings: what is measured.
+        out: the study's directory.
+    """
+    pairs = []
+    for names in arms_of_one_start(list(runs.values())).values():
+        pairs += [
+            (one, other) for one, other in pairs_of_runs({name: learned[name] for name in names})
+            if runs[one].origin == runs[other].origin
+        ]  # fmt: skip
+    path = out / "measures" / "between.json"
+    ends = {key: f"{run.directory}@{saved_steps(run.directory)[-1]}" for key, run in runs.items()}
+    told = [[one, model_content(ends[one]), other, model_content(ends[other])] for one, other in pairs]
+    origins = [model_content(runs[one].origin) for one, _ in pairs]
+    key = key_of(settings.to_json(), origins, told, __version__)
+    if is_marked(path.with_suffix(".done"), key, [path]):
+        return json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for one, other in pairs:
+        origin, first, second = (open_checkpoint(place) for place in (runs[one].origin, ends[one], ends[other]))
+        row = {"a": one[0], "b": other[0], "seed_a": one[1], "seed_b": other[1]}
+        shared = between_runs(origin, first, second, settings)
+        rows.append(row | flat_summary(shared.pop("summary")) | shared)
+    write_atomically(path, json.dumps(rows, allow_nan=False) + "\n")
+    mark(path.with_suffix(".done"), key, [path])
+    return rows
+
+
+def arms_of_one_start(runs: Sequence[Run]) -> dict[Any, list[str]]:
+    """The arms by where they start, a model or another arm at a step; starts that one arm alone has are left out."""
+    found: dict[Any, list[str]] = {}
+    for run in runs:
+        names = found.setdefault(run.arm.start, [])
+        if run.arm.name not in names:
+            names.append(run.arm.name)
+    return {start: names for start, names in found.items() if len(names) > 1}

@@ -1,0 +1,129 @@
+"""Verifiers of a user's own: weighted beside the built-in ones, and every fault of theirs in one line with the row."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from jaxgeom.errors import UserError
+from jaxgeom.rewards import GivenRow, OwnReward, Rewards, own_reward
+from jaxgeom.rewards.code_tests import CodeTests
+from jaxgeom.training.reward_settings import RewardPart, rewards_of
+
+ROWS = [GivenRow(f"data.jsonl: row {number}", {"prompt": "?", "length": number}) for number in range(4)]
+TEXTS = ["a", "bb", "ccc", "dddd"]
+
+
+def test_a_sum_is_weighted_and_its_parts_are_not():
+    tests = CodeTests.of({"inputs": ["1"], "outputs": ["1"]})
+
+    def lengths(texts, rows):
+        return [len(text) + row["length"] for text, row in zip(texts, rows, strict=True)]
+
+    rewards = Rewards(
+        lambda texts, truths: [float(text == truth) for text, truth in zip(texts, truths, strict=True)],
+        {"math": 2.0},
+        ((OwnReward("own:length", lengths), -0.5),),
+    )
+    found = rewards(TEXTS, ["a", "x", None, tests], ROWS)
+    np.testing.assert_array_equal(found.parts["math"], np.array([1, 0, np.nan, np.nan], np.float32))
+    np.testing.assert_array_equal(found.parts["own:length"], [1, 3, 5, 7])
+    np.testing.assert_array_equal(found.total, [2 - 0.5, -1.5, -2.5, -3.5])
+    np.testing.assert_array_equal(found.right, np.array([1, 0, np.nan, np.nan], np.float32))
+    counted = rewards.counting(TEXTS, ["a", "x", None, tests], ROWS)
+    np.testing.assert_array_equal(counted.total, found.total)  # what is counted alone is worth nothing
+    np.testing.assert_array_equal(counted.right, np.array([1, 0, np.nan, 0], np.float32))
+
+
+def test_a_row_that_nothing_judges_is_named():
+    tests = CodeTests.of({"inputs": ["1"], "outputs": ["1"]})
+    with pytest.raises(UserError, match=r"f: row 1: judged by code, and reward=math does not; give --reward code"):
+        Rewards(lambda *_: [], {"math": 1.0}).require(["1", tests], lambda index: f"f: row {index}")
+
+
+def raising(texts, rows):
+    return [1.0 / (row["length"] - 2) for row in rows]
+
+
+def exiting(texts, rows):
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (exiting, r"row 0: reward own:f raised SystemExit: 1 \(.*test_own_rewards.py, line \d+"),
+        (
+            raising,
+            r"row 2: reward own:f raised ZeroDivisionError: .*division by zero \(.*test_own_rewards.py, line \d+",
+        ),
+        (lambda texts, rows: [0.0] * 3, "row 0 to data.jsonl: row 3: reward own:f returned 3 numbers for 4 answers"),
+        (lambda texts, rows: [0.0, 1.0, float("nan"), 1.0], "row 2: reward own:f returned nan: a finite number"),
+        (lambda texts, rows: [0.0, np.float32(np.inf), 1.0, 1.0], "row 1: reward own:f returned inf"),
+        (lambda texts, rows: [0.0, "1", 1.0, 1.0], "row 1: reward own:f returned '1'"),
+        (lambda texts, rows: [0.0, 1.0, 1.0, None], "row 3: reward own:f returned None"),
+        (lambda texts, rows: None, "reward own:f returned NoneType, not a list"),
+        (lambda texts, rows: 1.0, "reward own:f returned float, not a list"),
+    ],
+)
+def test_what_is_wrong_with_its_answer_is_said_with_the_row(function, says):
+    with pytest.raises(UserError, match=says) as caught:
+        OwnReward("own:f", function)(TEXTS, ROWS)
+    assert "\n" not in str(caught.value)
+
+
+def test_it_returns_numbers_of_any_kind():
+    for values in (np.array([0, 1, 2, 3]), np.float32([0, 1, 2, 3]), (False, True, 2, 3.0), iter([0, 1, 2, 3])):
+        assert OwnReward("own:f", lambda texts, rows, values=values: values)(TEXTS, ROWS) == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "says"),
+    [
+        (None, "own_none:f", "own_none cannot be imported: ModuleNotFoundError"),
+        (
+            "import own_gone",
+            "own_needs:f",
+            "own_needs cannot be imported: ModuleNotFoundError: No module named 'own_gone'",
+        ),
+        ("f = 1 +", "own_syntax:f", r"own_syntax cannot be imported: SyntaxError: .*own_syntax.py, line 1\)"),
+        ("1 / 0", "own_raises:f", r"ZeroDivisionError: division by zero \(.*own_raises.py, line 1\)"),
+        ("raise SystemExit(3)", "own_exits:f", "own_exits cannot be imported: SystemExit: 3"),
+        ("g = 1", "own_empty:f", "own_empty has no f"),
+        ("f = 1", "own_number:f", "f is int, not a function"),
+    ],
+)
+def test_one_that_cannot_be_imported_is_refused_in_one_line(tmp_path, monkeypatch, source, name, says):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if source is not None:
+        (tmp_path / f"{name.partition(':')[0]}.py").write_text(source)
+    with pytest.raises(UserError, match=f"reward={name}: .*{says}") as caught:
+        own_reward(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_in_the_working_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "own_here.py").write_text("class Of:\n    def f(texts, rows):\n        return [1] * len(texts)\n")
+    found = own_reward("own_here:Of.f")
+    assert found(TEXTS, ROWS) == [1.0] * 4 and len(found.digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["maths"], "'maths' is neither math, code nor MODULE:FUNCTION"),
+        (["a.b:"], "neither math"),
+        (["math=x"], "the weight 'x' is no finite number"),
+        (["math="], "the weight '' is no finite number"),
+        (["math=inf"], "no finite number"),
+        (["math", "math=2"], "math is given twice"),
+        (["math=0", "a:b=0.0"], "every weight is 0"),
+    ],
+)
+def test_names_and_weights_that_are_none(given, says):
+    with pytest.raises(UserError, match=says):
+        rewards_of(given)
+    assert rewards_of([]) == (RewardPart("math", 1.0), RewardPart("code", 1.0))
