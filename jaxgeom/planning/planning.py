@@ -101,10 +101,11 @@ def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
     """Tokens that a program puts through its model."""
     if name == "rollout.turned_weights":
         return 0
-    if name == "rollout.decode":
-        return batch * (settings.max_new_tokens - 1)
+    if name.startswith("rollout."):
+        answers = batch * settings.updates_per_rollout
+        return answers * (settings.prompt_length if name == "rollout.prefill" else settings.max_new_tokens - 1)
     columns = settings.prompt_length + (0 if settings.objective == "sft" else settings.max_new_tokens)
-    return batch * (settings.prompt_length if name == "rollout.prefill" else columns)
+    return batch * columns
 
 
 def _rule_of_thumb(config: Any, name: str, tokens: float) -> float:

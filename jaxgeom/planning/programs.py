@@ -89,22 +89,26 @@ def plan_run(
     """
     dtype = jnp.dtype(run.compute_dtype)
     model, params = _abstract_model(student, jnp.dtype("float32"), dtype, run.remat, mesh)
-    modules, frozen = [], Frozen()
+    modules, teachers = [], ()
     if teacher is not None:
         own = jnp.dtype("float32" if settings.teacher_dtype is None else settings.teacher_dtype)
         computed = dtype if settings.teacher_dtype is None else own
         module, teacher_params = _abstract_model(teacher, own, computed, run.remat, mesh)
-        modules, frozen = [module], Frozen(teachers=(teacher_params,))
+        modules, teachers = [module], (teacher_params,)
+    # A copy of the parameters, as the start's are: one, whatever it is for.
+    referred = settings.kl_coefficient is not None and settings.objective != "sft"
+    start = jax.tree.map(_like, params) if referred or run.geometry.geometry_every else None
+    frozen = Frozen(teachers=teachers, reference=start if referred else None, start=None if referred else start)
     objective = objective_of(run, model, modules, mesh)
     programs = run_programs(
         objective, make_optimizer(run, params), params, frozen, prompt_length=settings.prompt_length
     )
     resident = jax.tree.leaves((programs["train"].arguments[0], frozen))
-    if run.geometry.geometry_every:
-        # A copy of the parameters, as the start's are.
-        copies = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in jax.tree.leaves(params)]
-        resident += copies
     return PlannedRun(programs, resident, mesh)
+
+
+def _like(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _abstract_model(

@@ -40,6 +40,8 @@ class PlanSettings:
         max_prompt_length: Tokens of the longest prompt (RLVR, OPD).
         max_new_tokens: Of a sampled answer (RLVR, OPD).
         samples_per_prompt: Answers to one prompt (RLVR, OPD).
+        updates_per_rollout: Optimizer steps that the answers of one rollout are divided among (RLVR, OPD).
+        kl_coefficient: Of the KL to the start (RLVR, OPD): given, the start's parameters stay on the devices and score.
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
         compute_dtype: Of activations.
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32.
@@ -61,6 +63,8 @@ class PlanSettings:
     max_prompt_length: int = 1024
     max_new_tokens: int = 512
     samples_per_prompt: int = 8
+    updates_per_rollout: int = 1
+    kl_coefficient: float | None = None
     micro_batches: int = 1
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
@@ -77,7 +81,7 @@ class PlanSettings:
         if (self.teacher is None) == (self.objective == "opd"):
             needed = "opd needs --teacher" if self.teacher is None else f"{self.objective} has no teacher"
             raise UserError(f"--teacher {self.teacher}: {needed}" if self.teacher is not None else needed)
-        for name in ("batch_size", "micro_batches", "max_prompt_length"):
+        for name in ("batch_size", "micro_batches", "max_prompt_length", "samples_per_prompt"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be positive")
