@@ -74,8 +74,9 @@ def test_a_step_is_planned_to_the_last_operation(jaxgeom, model, tmp_path):
 def test_distillation_holds_its_teacher_and_its_optimizer(jaxgeom, model, tmp_path, monkeypatch):
     (first, *_) = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: [first])  # six programs: for one device they compile in seconds
-    options = "--topology local --objective opd --max-prompt-length 12 --max-new-tokens 4 --kl-coefficient 0".split()
-    said = jaxgeom("plan", "--model", model, "--teacher", model, *options, "--search", "0", "--json", tmp_path / "plan.json")
+    options = "--topology local --objective opd --max-prompt-length 12 --max-new-tokens 4".split()
+    options += "--kl-coefficient 0 --search 0".split()
+    said = jaxgeom("plan", "--model", model, "--teacher", model, *options, "--json", tmp_path / "plan.json")
     assert said.status == 0, said
     found = json.loads((tmp_path / "plan.json").read_text())
     assert list(found["programs"]) == ["train", "rollout", "score"]
