@@ -136,7 +136,8 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         jax.errors.JaxRuntimeError: the compiler does not take it, for another reason than the memory.
     """
     program = run.programs[name]
-    given = {id(leaf) for leaf in jax.tree.leaves(program.arguments) if hasattr(leaf, "shape")}
+    read = [leaf for leaf in jax.tree.leaves(program.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    given = set(map(id, read))
     held = sum(bytes_a_device(leaf) for leaf in run.resident if id(leaf) not in given)
     start = time.monotonic()
     try:
@@ -145,7 +146,7 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         asked = next((found for form in _TOO_LARGE if (found := form.search(str(refused)))), None)
         if asked is None:
             raise
-        arguments = sum(bytes_a_device(leaf) for leaf in jax.tree.leaves(program.arguments) if hasattr(leaf, "shape"))
+        arguments = sum(map(bytes_a_device, read))
         temporary = max(read_size(asked[1], asked[2]) - arguments, 0)
         return Planned(name, arguments, temporary, None, 0, held, None, None, time.monotonic() - start)
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
