@@ -3,14 +3,19 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.planning.chips import CHIPS, roofline
-from jaxgeom.planning.programs import Planned
+from jaxgeom.planning.programs import Planned, PlannedRun, compile_program
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.shapes import PUBLISHED, products
+from jaxgeom.planning.topologies import Topology
+from jaxgeom.sharding import make_mesh
+from jaxgeom.training.programs import Program
 from tests.tiny import tiny_config
 
 # Parameters of the published models, as the hub counts them (a tied head once).
@@ -158,3 +163,25 @@ def test_a_roofline_names_what_binds():
     chip = CHIPS["TPU v5 lite"]
     found = roofline(chip, flops=197e12, memory=819e9 / 2, sent=3 * 200e9)
     assert tuple(found) == (1.0, 0.5, 3.0) and found.binds == "interconnect" and found.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (25.50G) exceeds available HBM.",
+    ],
+)
+def test_a_compiler_that_runs_out_of_memory_says_how_much_was_asked(refusal):
+    class Refusing:
+        def lower(self, *_):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {refusal}")
+
+    (device, *_), gib = jax.devices(), 2**30
+    mesh = make_mesh(1, devices=[device])
+    place = NamedSharding(mesh, PartitionSpec())
+    read, kept = (jax.ShapeDtypeStruct((size, gib // 4), jnp.float32, sharding=place) for size in (5, 2))
+    run = PlannedRun({"score": Program(Refusing(), (mesh, read))}, [read, kept], mesh)
+    found = compile_program(run, "score", Topology("v5e:2x2", [device], 16 * gib, None))
+    assert (found.arguments, found.held, found.counts) == (5 * gib, 2 * gib, None)
+    assert found.needed == 25.5 * gib + 2 * gib

@@ -27,10 +27,10 @@ def test_a_step_is_planned_for_a_slice(tmp_path):
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(config.to_hf()))
     command = [sys.executable, "-m", "jaxgeom.cli", "plan", "--model", tmp_path, "--topology", "v5e:2x2"]
-    options = "--objective sft --max-length 256 --batch-size 8 --compute-dtype bfloat16 --remat --search 0 --json".split()
+    options = "--objective sft --max-length 256 --batch-size 8 --compute-dtype bfloat16 --remat --search 0".split()
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     ended = subprocess.run(
-        [*command, *options, tmp_path / "plan.json"], env=environment, capture_output=True, text=True
+        [*command, *options, "--json", tmp_path / "plan.json"], env=environment, capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     train = json.loads((tmp_path / "plan.json").read_text())["programs"]["train"]
