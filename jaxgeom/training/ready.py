@@ -16,11 +16,10 @@ from jaxgeom.models import Qwen3
 from jaxgeom.optimizers.leaves import own_copy
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
-from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
-from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, run_mesh
 from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
@@ -86,12 +85,8 @@ def make_ready(
     if inputs.teachers and not settings.is_taught:
         raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
     settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
-    mesh = _mesh(settings)
-    if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
-        raise UserError(
-            f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
-            f" times micro_batches={settings.micro_batches}"
-        )
+    mesh = run_mesh(settings.mesh)
+    require_batch_divides(settings, mesh)
     config = run_config(settings, inputs)
     template = settings.rows.chat_template
     given = [*inputs.paths, *([] if template is None else [template])]
@@ -201,10 +196,3 @@ def _require_finite(params: Any, source: Path) -> None:
     for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
         if not good:
             raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
-
-
-def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
-    try:
-        return make_mesh(*dataclasses.astuple(settings.mesh))
-    except ValueError as error:
-        raise UserError(str(error)) from error
