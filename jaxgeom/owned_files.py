@@ -78,8 +78,9 @@ _STUDY = _either(
     r"measures/base_spectra/(?:[0-9a-f]+\.npz|tmp\w{8}\.part)",
     _LOCK,
 )
+_RECIPE = _either(_written("config.json", "recipe.json"), _FIGURES, rf"ours/seed\d+/{_RUN}", _LOCK)
 
-KINDS = {"run": _RUN, "study": _STUDY, "report": _REPORT, "step": _STEP, "unfinished": _UNFINISHED}
+KINDS = {"run": _RUN, "study": _STUDY, "recipe": _RECIPE, "report": _REPORT, "step": _STEP, "unfinished": _UNFINISHED}
 """By the kind of an output directory, the files that it may hold: a regular expression of their paths in it."""
 
 

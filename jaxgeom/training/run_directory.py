@@ -1,4 +1,4 @@
-"""An output directory of `train` or `study`: whose it is, and how a run claims it, goes on, or replaces another."""
+"""An output directory of `train`, `study` or a recipe: whose it is, how a run claims it, goes on, replaces another."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ class Claim:
 
     Attributes:
         directory: the output directory.
-        kind: `run` or `study`.
+        kind: `run`, `study` or `recipe`.
         held: the configuration of the same kind that is there; None where there is none.
         goes_on: whether what is there is this very run.
         replaces: what `--force` deletes first, None where nothing is.
@@ -68,7 +68,7 @@ def claim_directory(
 
     Args:
         directory: new, empty, or holding this very run, which then goes on.
-        kind: `run` or `study`.
+        kind: `run`, `study` or `recipe`.
         difference: what tells the run that a configuration describes from this one; empty for the same.
         force: whether another run of the same kind that is there may be deleted.
         inputs: what the run reads.
@@ -139,7 +139,7 @@ def held_config(directory: Path, kind: str | None = None) -> dict[str, Any] | No
         return None
     if "schema" not in held:
         return None
-    return held if held.get("kind") in ((kind,) if kind else ("run", "study")) else None
+    return held if held.get("kind") in ((kind,) if kind else ("run", "study", "recipe")) else None
 
 
 def _contents(directory: Path, kind: str) -> Contents:

@@ -34,3 +34,18 @@ TOLERANCES: dict[str, dict[str, float]] = {
     },
 }
 """Largest error allowed, by dtype and by check: `TOLERANCES["float32"]["logits"]`."""
+
+RECIPE_TOLERANCES: dict[str, dict[str, float]] = {
+    "sft": {
+        # Largest relative difference of any step. Rounding grows along a run: a weight whose gradient is near 0 takes
+        # Adam's whole step to the one side or the other.
+        "loss": 1e-4,
+        "grad_norm": 1e-3,
+        # The schedule in float32 here, in float64 there.
+        "learning_rate": 1e-6,
+        "target_tokens": 0.0,
+        # ‖W − W'‖ / ‖W' − W0‖ over all parameters.
+        "weights": 2e-3,
+    },
+}
+"""Largest error allowed over a whole recipe in float32, by recipe and by what is compared."""
