@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from jaxgeom.progress import Reporter
     from jaxgeom.validation import Check
 
+_LENGTH = 24  # of the longest row, tokens
+
 
 def validate(
     model: Annotated[Positional[Path], arg(metavar="MODEL")],
@@ -66,8 +68,8 @@ def validate(
         from jaxgeom.validation import validate_model
 
         reporter = Reporter()
-        rows = {} if length is None else {"length": length}
-        return _show(validate_model(model, dtype=dtype, seed=seed, progress=reporter.say, **rows), reporter)
+        rows = _LENGTH if length is None else length
+        return _show(validate_model(model, dtype=dtype, seed=seed, length=rows, progress=reporter.say), reporter)
 
     return run
 

@@ -68,10 +68,12 @@ def validate_recipe(
 
 def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What tells two recipes apart: settings, and inputs by their content."""
-    plain = [{key: value for key, value in one.get("settings", {}).items() if key != "data"} for one in (held, wanted)]
-    found = unequal(*plain)
-    before, names = held.get("contents", {}), held.get("inputs", {})
+    before, asked = (
+        {key: value for key, value in one.get("settings", {}).items() if key != "data"} for one in (held, wanted)
+    )
+    found = unequal(before, asked)
+    contents, names = held.get("contents", {}), held.get("inputs", {})
     for name, digest in wanted["contents"].items():
-        if before.get(name) != digest:
+        if contents.get(name) != digest:
             found.append(other_content(name, names.get(name), wanted["inputs"].get(name)))
     return found

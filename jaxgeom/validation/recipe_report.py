@@ -6,16 +6,17 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.lines import Line2D
 
 from jaxgeom import __version__
 from jaxgeom.files import write_atomically
 from jaxgeom.report.style import (
-    INK,
     LOOKS,
     MUTED,
     Drawing,
     house_style,
+    key_below,
     label_ends,
     panels,
     plot_track,
@@ -25,8 +26,8 @@ from jaxgeom.report.style import (
 )
 from jaxgeom.validation.checks import Check
 from jaxgeom.validation.recipe_settings import RecipeSettings
-from jaxgeom.validation.recipe_sft import SeedResult, relative
-from jaxgeom.validation.tolerances import RECIPE_TOLERANCES
+from jaxgeom.validation.recipe_sft import SeedResult, errors_of, limits_of
+from jaxgeom.validation.tolerances import RECIPE_TOLERANCES, ROUNDINGS
 
 _COMPARED = {"loss": ("loss", LOOKS["opd"]), "grad_norm": ("gradient norm", LOOKS["sft_anchor"])}
 
@@ -75,6 +76,7 @@ def _report(
         "settings": settings.to_json(),
         "versions": {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "machine": {"ours": jax.devices()[0].device_kind, "torch": "cpu", "processor": platform.machine()},
+        "tolerances": RECIPE_TOLERANCES["sft"] | {"roundings": ROUNDINGS},
         "holds": all(check.ok for check in checks),
         "checks": [dataclasses.asdict(check) | {"holds": check.ok} for check in checks],
         "seeds": [
@@ -93,7 +95,7 @@ def _report(
 
 def _draw(results: list[SeedResult]) -> Drawing:
     """Losses of both sides over each other, then each step's relative difference beside its tolerance."""
-    figure, (left, right) = panels(1, 2, 2.7)
+    figure, (left, right) = panels(1, 2, 2.9)
     steps = list(range(1, len(results[0].torch) + 1))
     losses: list[float | None] = []
     for one in results:
@@ -113,19 +115,21 @@ def _draw(results: list[SeedResult]) -> Drawing:
     labels, drawn = [], []
     for key, (label, look) in _COMPARED.items():
         errors, nulls = (_worst(results, key, side) for side in ("ours", "again"))
-        limit = RECIPE_TOLERANCES["sft"][key]
+        limits = np.min([limits_of(one, key) for one in results], axis=0).tolist()
         plot_track(right, steps, errors, look)
         plot_track(right, steps, nulls, look, kind="null")
-        right.axhline(limit, color=INK, linewidth=0.6, linestyle=":")
-        labels += [(limit, f"tolerance, {label}", INK)]
+        right.plot(steps, limits, color=look.color, linewidth=0.8, linestyle=":")
+        labels += [(limits[-1], f"tolerance, {label}", look.text)]
         ends = [value for value in errors if value is not None]
         labels += [(ends[-1], label, look.text)] if ends else []
-        drawn += [limit, *errors, *nulls]
+        drawn += [*limits, *errors, *nulls]
     right.set_title("Relative difference from PyTorch")
     scale_y(right, drawn, log=True)
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
         scale_x(axes, steps)
+    rounding = Line2D([], [], color=MUTED, linestyle=(0, (3, 2)), linewidth=1.0, label="rounding alone: PyTorch twice")
+    key_below(figure, ["measured"], [rounding])
     label_ends(figure, right, labels)
     alt = f"Loss of jaxgeom and of PyTorch over {len(steps)} steps, and their relative difference by step."
     return Drawing(
@@ -140,8 +144,5 @@ def _draw(results: list[SeedResult]) -> Drawing:
 
 def _worst(results: list[SeedResult], key: str, side: str) -> list[float | None]:
     """The largest relative difference of a step over the seeds; None where both sides are equal, off a log axis."""
-    found = []
-    for step in range(len(results[0].torch)):
-        error = max(relative(getattr(one, side)[step][key], one.torch[step][key]) for one in results)
-        found.append(error if error > 0 else None)
-    return found
+    errors = np.max([errors_of(getattr(one, side), one.torch, key) for one in results], axis=0)
+    return [error if error > 0 else None for error in errors.tolist()]

@@ -21,7 +21,7 @@ from jaxgeom.training.rows import read_run_rows
 from jaxgeom.validation import torch_recipe, torch_side
 from jaxgeom.validation.checks import Check, by_name, worst_tensor
 from jaxgeom.validation.recipe_settings import RecipeSettings
-from jaxgeom.validation.tolerances import RECIPE_TOLERANCES
+from jaxgeom.validation.tolerances import RECIPE_TOLERANCES, ROUNDINGS
 
 CURVES = {"loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate", "target_tokens": "targets"}
 """What is compared step by step: names in the logs, and what they are called."""
@@ -89,13 +89,16 @@ def run_sft(
         ours, names, first = _ours(run, inputs, out / "ours" / f"seed{seed}", reporter)
         rows = read_run_rows(run, inputs).batches(run)
         batches = list(itertools.islice(rows, run.steps))
-        sides = []
-        for label, taken in (("PyTorch", batches), ("PyTorch, other rounding", [_turned(one) for one in batches])):
+
+        def theirs(label: str, taken: list[dict[str, np.ndarray]], seed: int = seed, names: list[str] = names) -> Side:
             reference.load_state_dict(start)
-            with reporter.task(f"{label}, seed {seed}", run.steps) as task:
+            with reporter.task(f"{label}, seed {seed}", len(taken)) as task:
                 curves = torch_recipe.train_sft(reference, taken, settings.optimizer, task=task)
-            sides.append(Side(curves, torch_side.torch_weights(reference, names)))
-        found.append(_result(seed, ours, *sides, first))
+            return Side(curves, torch_side.torch_weights(reference, names))
+
+        torch = theirs("PyTorch", batches)
+        again = theirs("PyTorch, other rounding", [_turned(one) for one in batches])
+        found.append(_result(seed, ours, torch, again, first))
     return found
 
 
@@ -108,19 +111,50 @@ def compare_sft(results: list[SeedResult]) -> list[Check]:
     Returns:
         A `Check` a row, its `null` from PyTorch against itself.
     """
-    limits, checks = RECIPE_TOLERANCES["sft"], []
+    checks = []
     for key, label in CURVES.items():
-        places = [(seed, step) for seed in results for step in range(len(seed.torch))]
-        errors = [relative(seed.ours[step][key], seed.torch[step][key]) for seed, step in places]
-        nulls = [relative(seed.again[step][key], seed.torch[step][key]) for seed, step in places]
-        worst = int(np.argmax(errors))  # of NaN the first
-        seed, step = places[worst]
-        where = f"seed {seed.seed}, step {step + 1}"
-        checks.append(Check(f"{label}, worst step", errors[worst], limits[key], where, float(np.max(nulls))))
-    last = max(results, key=lambda one: np.inf if np.isnan(one.weights[0]) else one.weights[0])
-    null = max(one.weights[1] for one in results)
+        rows = []
+        for one in results:
+            errors = errors_of(one.ours, one.torch, key).tolist()
+            nulls, limits = errors_of(one.again, one.torch, key).tolist(), limits_of(one, key).tolist()
+            rows += [
+                (_excess(errors[step], limits[step]), one.seed, step, errors[step], limits[step], nulls[step])
+                for step in range(len(errors))
+            ]
+        _, seed, step, error, limit, _ = max(rows, key=_nan_first)
+        null = float(np.max([row[-1] for row in rows]))
+        checks.append(Check(f"{label}, worst step", error, limit, f"seed {seed}, step {step + 1}", null))
+    floor = RECIPE_TOLERANCES["sft"]["weights"]
+    held = [(_excess(one.weights[0], max(floor, ROUNDINGS * one.weights[1])), one) for one in results]
+    last = max(held, key=_nan_first)[1]
     where = f"seed {last.seed}; worst {last.worst[1]}: {last.worst[0]:.3g}"
-    return [*checks, Check("final weights", last.weights[0], limits["weights"], where, null)]
+    limit = max(floor, ROUNDINGS * last.weights[1])
+    return [*checks, Check("final weights", last.weights[0], limit, where, last.weights[1])]
+
+
+def errors_of(ours: Rows, theirs: Rows, key: str) -> np.ndarray:
+    """The relative difference of every step, float64 `[steps]`."""
+    return np.array([relative(a[key], b[key]) for a, b in zip(ours, theirs, strict=True)], np.float64)
+
+
+def limits_of(result: SeedResult, key: str) -> np.ndarray:
+    """The tolerance of every step, float64 `[steps]`: the stated one, or `ROUNDINGS` times rounding alone up to there.
+
+    Args:
+        result: of one seed.
+        key: of `CURVES`.
+    """
+    grown = np.maximum.accumulate(errors_of(result.again, result.torch, key))
+    return np.maximum(RECIPE_TOLERANCES["sft"][key], ROUNDINGS * grown)
+
+
+def _excess(error: float, limit: float) -> float:
+    """Error over tolerance; of a tolerance of 0, 0 or infinite."""
+    return error / limit if limit != 0 else (0.0 if error == 0 else np.inf)
+
+
+def _nan_first(row: tuple[Any, ...]) -> float:
+    return np.inf if np.isnan(row[0]) else row[0]
 
 
 def relative(ours: float, theirs: float) -> float:

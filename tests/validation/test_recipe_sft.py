@@ -111,3 +111,13 @@ def test_nan_on_either_side_never_passes():
     one = SeedResult(0, [row | {"loss": math.nan}], [row], [row], (math.nan, 0.0), (math.nan, "norm"))
     held = {check.name: check.ok for check in compare_sft([one])}
     assert not held["loss, worst step"] and not held["final weights"] and held["gradient norm, worst step"]
+
+
+def test_what_rounding_alone_does_widens_later_steps_alone():
+    row = {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 1.0, "target_tokens": 4.0}
+    off = row | {"loss": 1.0 + 1e-3}
+    again = [row, row | {"loss": 1.0 + 2e-4}, row]
+    for place, holds in ((0, False), (1, True), (2, True)):
+        ours = [off if step == place else row for step in range(3)]
+        one = SeedResult(0, ours, [row] * 3, again, (0.0, 0.0), (0.0, "norm"))
+        assert compare_sft([one])[0].ok is holds
