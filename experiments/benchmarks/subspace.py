@@ -3,7 +3,7 @@
     python experiments/benchmarks/subspace.py --out runs/subspace
     python experiments/benchmarks/subspace.py --out runs/subspace --steps 64 --json subspace.json
 
-From the quickstart's anchor, by SFT at the rate of `experiments/confined.py`: seed s trains `--early` steps freely and
+From the quickstart's anchor, by SFT as in `experiments/confined.py`: seed s trains `--early` steps freely and
 goes on from there in every form for `--steps` steps on the same rows in the same order, moments empty. Bases are the
 leading right directions of the seed's own early update, the mask is what that update changed visibly in bf16; confined
 runs and GaLore leave embeddings and norms as they are, full AdamW does not. GaLore is Optax's
@@ -260,14 +260,20 @@ def run_seed(
     return accuracy_of(ready, ready.params), running, accuracy
 
 
-def sft_of(experiment: Experiment) -> SFTSettings:
-    """The settings of SFT's early run."""
+def early_run(out: Path, seed: int) -> Path:
+    """Where a seed's early run is."""
+    return out / f"early_{seed}"
+
+
+def sft_of(experiment: Experiment, rate: float) -> SFTSettings:
+    """The settings of SFT's early run, at another rate."""
     found = next(arm.settings for arm in experiment.every_arm() if arm.name == "sft_early")
     assert isinstance(found, SFTSettings)
-    return dataclasses.replace(found, eval_every=0)
+    optimizer = dataclasses.replace(found.optimizer, learning_rate=rate)
+    return dataclasses.replace(found, eval_every=0, optimizer=optimizer)
 
 
-def trained(experiment: Experiment, out: Path, early: int, seeds: range) -> RunInputs:
+def trained(experiment: Experiment, settings: SFTSettings, early: int, seeds: range, out: Path) -> RunInputs:
     """Trains the anchor and every seed's early run where they are not there; what goes on from them reads this."""
     assert experiment.anchor is not None and experiment.base is not None
     out.mkdir(parents=True, exist_ok=True)
@@ -280,8 +286,8 @@ def trained(experiment: Experiment, out: Path, early: int, seeds: range) -> RunI
     anchor = out / f"anchor@{experiment.anchor.steps}"
     inputs = RunInputs(model=anchor, data=files.demonstrations_continued)
     for seed in seeds:
-        settings = dataclasses.replace(sft_of(experiment), steps=early, save_every=early, seed=seed)
-        train(settings, inputs, out / f"early_{early}_{seed}", kept_rows=rows, reporter=reporter)
+        own = dataclasses.replace(settings, steps=early, save_every=early, seed=seed)
+        train(own, inputs, early_run(out, seed), kept_rows=rows, reporter=reporter)
     return dataclasses.replace(inputs, eval_data=files.heldout)
 
 
@@ -345,6 +351,7 @@ def main() -> None:
     parser.add_argument("--early", type=int, default=32, help="steps before the forms part")
     parser.add_argument("--steps", type=int, default=32, help="of every form")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=2.5e-6, help="learning rate")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--refresh", type=int, default=8, help="steps between GaLore's bases")
     parser.add_argument("--json", type=Path)
@@ -354,16 +361,16 @@ def main() -> None:
         parser.error(f"--steps {given.steps}: the first {WARM} are not timed")
     told, seeds = Told(given.rank, given.refresh), range(given.seeds)
     experiment = load_experiment(Path(__file__).parents[1] / "confined.py")
-    settings = dataclasses.replace(sft_of(experiment), steps=given.steps)
+    settings = dataclasses.replace(sft_of(experiment, given.rate), steps=given.steps)
     # A process of its own: this one's steps are timed on one device, and none while that one compiles.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         counted = pool.submit(summed_bytes, settings, embedded_model("base"), told)
-        inputs = trained(experiment, given.out, given.early, seeds)
+        inputs = trained(experiment, settings, given.early, seeds, given.out)
         summed = counted.result()
     steps: dict[str, Any] = {}
     start, ended, accuracy = [], [], []
     for seed in seeds:
-        own = dataclasses.replace(inputs, model=given.out / f"early_{given.early}_{seed}@{given.early}")
+        own = dataclasses.replace(inputs, model=Path(f"{early_run(given.out, seed)}@{given.early}"))
         begun, running, reached = run_seed(dataclasses.replace(settings, seed=seed), own, told, steps, given.out)
         start.append(begun)
         ended.append(running)
@@ -375,7 +382,7 @@ def main() -> None:
         row["summed_bytes"] = summed[name].get("all-reduce", 0.0)
     where = {
         "device": jax.devices()[0].device_kind, "jax": jax.__version__, "optax": optax.__version__,
-        "early": given.early, "steps": given.steps, "rank": given.rank, "refresh": given.refresh,
+        "early": given.early, "steps": given.steps, "rate": given.rate, "rank": given.rank, "refresh": given.refresh,
     }  # fmt: skip
     print("\n" + ", ".join(f"{key} {value}" for key, value in where.items()) + "\n")
     print_table(found, start)
