@@ -16,7 +16,7 @@ runs and GaLore leave embeddings and norms as they are, full AdamW does not. GaL
   what else the machine does falls on all; in brackets processor seconds.
 - accuracy: greedy, on the held-out problems; mean over the seeds with its 95 % interval.
 
-The early runs are kept in `--out` and not trained again.
+Anchor and early runs are kept in `--out` and not trained again; other early steps or another rate need another one.
 """
 
 import argparse
@@ -372,6 +372,7 @@ def main() -> None:
     for seed in seeds:
         own = dataclasses.replace(inputs, model=Path(f"{early_run(given.out, seed)}@{given.early}"))
         begun, running, reached = run_seed(dataclasses.replace(settings, seed=seed), own, told, steps, given.out)
+        print(f"seed {seed}: {', '.join(f'{name} {100 * one:.1f}' for name, one in reached.items())} %", flush=True)
         start.append(begun)
         ended.append(running)
         accuracy.append(reached)
