@@ -62,11 +62,20 @@ def matched(sides: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def _left_out(place: int, keys: Sequence[Mapping[str, str]], tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
-    """Keys of one side that are not compared, with the sentence that says so."""
+    """Keys of one side that are not compared, with the sentence that says so.
+
+    A tower that only some have is no fault of theirs, unless parameters of the text model are missing too: it may be
+    those under another name, and all is refused together.
+    """
     absent = [key for key in keys[place] if not all(key in held for held in keys)]
     found = {}
     if HEAD in absent and is_embedding_again(tensors[place]):
         found[HEAD] = f"{keys[place][HEAD]} is the embedding again, and not every checkpoint stores it: counted once"
+    for held, own in zip(keys, tensors, strict=True):
+        for key, stored in held.items():
+            missing = own[stored].tower is None and not all(key in other for other in keys)
+            if missing and not (key == HEAD and is_embedding_again(own)):
+                return found
     towers = [{tensor.tower for tensor in held.values()} for held in tensors]
     for key in absent:
         tower = tensors[place][keys[place][key]].tower

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-CLOUD = Path(os.environ["FAKE_CLOUD"])
+CLOUD = Path(os.environ.get("FAKE_CLOUD", "."))
 
 
 def place(name: str) -> Path:
@@ -65,12 +65,16 @@ def queued_resources(verb: str, *_: str) -> None:
         print(first)
 
 
-arguments = sys.argv[1:]
-with (CLOUD / "calls").open("a") as calls:
-    calls.write(json.dumps(arguments) + "\n")
-if arguments[0] == "storage":
-    storage(*arguments[1:])
-elif arguments[:3] == ["compute", "tpus", "queued-resources"]:
-    queued_resources(*arguments[3:])
-else:
-    fail("no such command: " + " ".join(arguments))
+def main(arguments: list[str]) -> None:
+    with (CLOUD / "calls").open("a") as calls:
+        calls.write(json.dumps(arguments) + "\n")
+    if arguments[0] == "storage":
+        storage(*arguments[1:])
+    elif arguments[:3] == ["compute", "tpus", "queued-resources"]:
+        queued_resources(*arguments[3:])
+    else:
+        fail("no such command: " + " ".join(arguments))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
