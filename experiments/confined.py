@@ -24,12 +24,12 @@ The rate is 2.5e-6 where the quickstart has 5e-5: there everything is learned in
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 from jaxgeom.comparison import CompareSettings
-from jaxgeom.data import ArithmeticTask, embedded_model
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.study import Arm, At, Experiment, SyntheticData
+from jaxgeom.study import Arm, At, Experiment, load_experiment
 from jaxgeom.training import ConfineSettings, OPDSettings, RLVRSettings, SFTSettings
 
 STEPS, EARLY = 160, 32
@@ -71,33 +71,14 @@ def arm(method: str, way: str, rank: int = RANK, seeds: tuple[int, ...] | None =
     )
 
 
+quickstart = load_experiment(Path(__file__).with_name("quickstart.py"))
+assert quickstart.anchor is not None
 experiment = Experiment(
     name="confined",
-    base=embedded_model("base"),
-    teacher=embedded_model("teacher"),
-    data=SyntheticData(
-        task=ArithmeticTask(terms=3, digits=2), demonstrations=20_000, prompts=5_000, heldout=400, uneven=True, seed=0
-    ),
-    # The quickstart's.
-    anchor=SFTSettings(
-        steps=250,
-        batch_size=64,
-        optimizer=AdamWSettings(
-            learning_rate=1e-3,
-            schedule="cosine",
-            learning_rate_end=1e-4,
-            warmup_fraction=0.1,
-            b1=0.9,
-            b2=0.95,
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),
-        save_every=250,
-        eval_every=0,
-        max_new_tokens=32,
-        max_length=64,
-        seed=0,
-    ),
+    base=quickstart.base,
+    teacher=quickstart.teacher,
+    data=quickstart.data,
+    anchor=dataclasses.replace(quickstart.anchor, save_every=250, eval_every=0),
     arms=(
         *(
             Arm(f"{name}_early", At("sft_anchor"), told, label=f"{label} early")
