@@ -82,6 +82,9 @@ def _run(arguments: list[str]) -> int:
         # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         _keep_compiled_programs()
+        from jaxgeom.checkpoints import late_errors
+
+        late_errors.hush_process()
         return call(shlex.join(["jaxgeom", *arguments])) or 0
 
 

@@ -18,7 +18,7 @@ from jaxgeom.files import sha256_of, write_atomically
 
 NAME = "checksums.json"
 
-late_errors.hush()
+late_errors.hush_orbax()
 
 
 def write_checksums(folder: pathlib.Path, **more: Any) -> None:
