@@ -24,13 +24,13 @@ The rate is 2.5e-6 where the quickstart has 5e-5: there everything is learned in
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any
 
 from jaxgeom.comparison import CompareSettings
-from jaxgeom.data import ArithmeticTask, embedded_model
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.study import Arm, At, Experiment, SyntheticData
-from jaxgeom.training import ConfineSettings, OPDSettings, RLVRSettings, RunSettings, SFTSettings
+from jaxgeom.study import Arm, At, Experiment, load_experiment
+from jaxgeom.training import ConfineSettings, OPDSettings, RLVRSettings, SFTSettings
 
 STEPS, EARLY = 160, 32
 RANK = 16
@@ -39,7 +39,7 @@ rate = AdamWSettings(
     learning_rate=2.5e-6, schedule="constant", b1=0.9, b2=0.98, eps=1e-8, weight_decay=0.1, clip_norm=1.0
 )
 common: dict[str, Any] = dict(batch_size=64, optimizer=rate, save_every=EARLY, eval_every=2 * EARLY, max_new_tokens=32)
-METHODS: dict[str, tuple[str, RunSettings]] = {
+METHODS: dict[str, tuple[str, SFTSettings | RLVRSettings | OPDSettings]] = {
     "opd": ("OPD", OPDSettings(steps=EARLY, **common, samples_per_prompt=8)),
     "rlvr": ("RLVR", RLVRSettings(steps=EARLY, **common, samples_per_prompt=8, dynamic_filter=True, refills=1)),
     "sft": ("SFT", SFTSettings(steps=EARLY, **common, max_length=64)),
@@ -57,7 +57,8 @@ SMALLER, RANKS = ("coordinates", "random"), (4, 1)
 def arm(method: str, way: str, rank: int = RANK, seeds: tuple[int, ...] | None = None) -> Arm:
     """A method's second part: from its early run on, in one of the ways."""
     label, settings = METHODS[method]
-    confine = ConfineSettings(**WAYS[way], **({"basis_rank": rank} if way != "free" else {}))
+    told: dict[str, Any] = {} if way == "free" else {"basis_rank": rank}
+    confine = ConfineSettings(**WAYS[way], **told)
     early = At(f"{method}_early")
     return Arm(
         f"{method}_{way}" + (f"_{rank}" if rank != RANK else ""),
@@ -70,33 +71,14 @@ def arm(method: str, way: str, rank: int = RANK, seeds: tuple[int, ...] | None =
     )
 
 
+quickstart = load_experiment(Path(__file__).with_name("quickstart.py"))
+assert quickstart.anchor is not None
 experiment = Experiment(
     name="confined",
-    base=embedded_model("base"),
-    teacher=embedded_model("teacher"),
-    data=SyntheticData(
-        task=ArithmeticTask(terms=3, digits=2), demonstrations=20_000, prompts=5_000, heldout=400, uneven=True, seed=0
-    ),
-    # The quickstart's.
-    anchor=SFTSettings(
-        steps=250,
-        batch_size=64,
-        optimizer=AdamWSettings(
-            learning_rate=1e-3,
-            schedule="cosine",
-            learning_rate_end=1e-4,
-            warmup_fraction=0.1,
-            b1=0.9,
-            b2=0.95,
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),
-        save_every=250,
-        eval_every=0,
-        max_new_tokens=32,
-        max_length=64,
-        seed=0,
-    ),
+    base=quickstart.base,
+    teacher=quickstart.teacher,
+    data=quickstart.data,
+    anchor=dataclasses.replace(quickstart.anchor, save_every=250, eval_every=0),
     arms=(
         *(
             Arm(f"{name}_early", At("sft_anchor"), told, label=f"{label} early")

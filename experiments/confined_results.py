@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
+from jaxgeom.report import write_report
 from jaxgeom.report.reading import interval
 from jaxgeom.report.style import INK, MUTED, Drawing, house_style, key_below, panels, save, scale_y
 
@@ -30,9 +32,13 @@ _ARM = re.compile(r"(opd|rlvr|sft)_(early|free|gradients|coordinates|random)(?:_
 _MATRIX = re.compile(r"\.(?:[qkvo]|gate|up|down)_proj\.weight$")
 
 
-def summary(study: Path) -> dict[str, Any]:
-    """Everything that the figure and the documentation say, arm by arm."""
-    report = json.loads((study / "report.json").read_text(encoding="utf-8"))
+def summary(study: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the figure and the documentation say, arm by arm.
+
+    Args:
+        study: the directory, for its checkpoints.
+        report: its `report.json`.
+    """
     arms = {}
     for name, method in report["methods"].items():
         found = _ARM.fullmatch(name)
@@ -59,7 +65,7 @@ def summary(study: Path) -> dict[str, Any]:
             mine, its = own["accuracy"]["seeds"], free["accuracy"]["seeds"]
             differences = {seed: mine[seed] - its[seed] for seed in mine if seed in its}
             own["accuracy_less_free"] = over_seeds(differences) if differences else None
-    shapes = _shapes(study)
+    columns = _columns(study)
     return {
         "experiment": "experiments/confined.py",
         "command": report["command"],
@@ -67,8 +73,8 @@ def summary(study: Path) -> dict[str, Any]:
         "machine": report["machine"],
         "version": report["version"],
         "seconds": round(sum(stage["seconds"] for stage in report["stages"])),
-        "columns": sorted({columns for _, columns in shapes}),
-        "outside_by_chance": float(np.mean([1 - RANK / columns for _, columns in shapes])),
+        "columns": sorted(set(columns)),
+        "outside_by_chance": float(np.mean([1 - RANK / count for count in columns])),
         "arms": arms,
         "findings": report["findings"],
     }
@@ -106,10 +112,11 @@ def _update(run: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _shapes(study: Path) -> list[tuple[int, int]]:
+def _columns(study: Path) -> list[int]:
+    """The columns of every matrix."""
     run = next((study / "runs" / "sft_early").iterdir())
     checkpoint = open_checkpoint(f"{run}@0")
-    return [checkpoint[name].shape for name in filter(_MATRIX.search, checkpoint)]
+    return [checkpoint[name].shape[-1] for name in filter(_MATRIX.search, checkpoint)]
 
 
 def _leakage(seeds: dict[int, dict[str, Any]], which: str) -> dict[str, Any] | None:
@@ -167,6 +174,13 @@ def figure(found: dict[str, Any]) -> Drawing:
     )
 
 
+def portable(study: Path) -> str:
+    """The study's `report.json` with places of this machine as a clone of the repository has them."""
+    text = (study / "report.json").read_text(encoding="utf-8")
+    clone = json.loads(text)["settings"]["base"].removesuffix("jaxgeom/data/embedded_models/base")
+    return text.replace(clone, "").replace(str(study), "runs/confined")
+
+
 def main(study: str, to: str) -> None:
     """Writes `confined.json`, `confined.svg`, `confined.png` and `report.html`.
 
@@ -176,11 +190,15 @@ def main(study: str, to: str) -> None:
     """
     source, target = Path(study), Path(to)
     target.mkdir(parents=True, exist_ok=True)
-    found = summary(source)
+    text = portable(source)
+    found = summary(source, json.loads(text))
     (target / "confined.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     with house_style():
         save(figure(found), target)
-    shutil.copyfile(source / "report.html", target / "report.html")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "report.json").write_text(text, encoding="utf-8")
+        shutil.copyfile(source / "matrices.csv", Path(folder) / "matrices.csv")
+        shutil.copyfile(write_report(Path(folder)), target / "report.html")
     size = sum(path.stat().st_size for path in target.iterdir())
     for name, own in found["arms"].items():
         less = own.get("accuracy_less_free")

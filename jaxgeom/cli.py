@@ -26,6 +26,7 @@ COMMANDS = {
     "train opd": ("train", "one run of on-policy distillation"),
     "report": ("report", "write tables, figures and page from what a directory holds"),
     "validate": ("validate", "a model in PyTorch and here: a table of errors against tolerances"),
+    "plan": ("plan", "compile a run ahead of time for devices that are not there: does it fit, what binds it"),
     "export": ("export", "write a step of a run as a Hugging Face directory"),
 }
 
@@ -89,6 +90,9 @@ def _run(arguments: list[str]) -> int:
         # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         _keep_compiled_programs()
+        from jaxgeom.checkpoints import late_errors
+
+        late_errors.hush_process()
         return call(shlex.join(["jaxgeom", *arguments])) or 0
 
 

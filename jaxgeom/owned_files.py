@@ -30,7 +30,7 @@ _LOCK = r"\.lock"
 _TOKENIZER = (
     r"tokenizer/(?:tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config|chat_template)"
     r"\.json|tokenizer/(?:merges\.txt|chat_template\.jinja|tokenizer\.model)"
-    r"|tokenizer/additional_chat_templates/[\w.-]+\.jinja"
+    r"|tokenizer/" + _written("templates.json")
 )
 # What Orbax names the files of a step; `.N.partial…` is a step that was being written.
 _STORE = r"(?:manifest\.ocdbt|d/[0-9a-f]{16,})"
@@ -74,12 +74,14 @@ _STUDY = _either(
     _ROWS,
     rf"runs/\w+(?:/seed\d+)?/{_RUN}",
     rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'))}",
+    rf"measures/(?:\w+/seed\d+/shared|between)/\w+/{_REPORT}",  # while several processes measure
     "measures/" + _written("between.json", "between.done"),
     r"measures/base_spectra/(?:[0-9a-f]+\.npz|tmp\w{8}\.part)",
     _LOCK,
 )
+_RECIPE = _either(_written("config.json", "recipe.json"), _FIGURES, rf"ours/seed\d+/{_RUN}", _LOCK)
 
-KINDS = {"run": _RUN, "study": _STUDY, "report": _REPORT, "step": _STEP, "unfinished": _UNFINISHED}
+KINDS = {"run": _RUN, "study": _STUDY, "recipe": _RECIPE, "report": _REPORT, "step": _STEP, "unfinished": _UNFINISHED}
 """By the kind of an output directory, the files that it may hold: a regular expression of their paths in it."""
 
 

@@ -13,15 +13,25 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 
 # One command after the other in one process, which loads its packages once. Waiting is short, but for a busy machine.
+# A process may be one that falls: it kills itself as soon as a path is there. The others then do not wait for it.
 SCRIPT = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, pathlib, signal, sys, threading, time
 from jaxgeom import cli, processes
 processes.JOINING, processes.SIGN_OF_LIFE, processes.SEEING = json.loads(sys.argv[2])
+path, others_fall = json.loads(sys.argv[3])
+def fall():
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGKILL)
+if path:
+    threading.Thread(target=fall, daemon=True).start()
 for words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = cli.main(words)
     print("ENDED", json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+if status and others_fall:
+    os._exit(status)
 """
 
 ALONE = """
@@ -45,6 +55,7 @@ class Ended(NamedTuple):
 def start(
     commands: Sequence[Sequence[Sequence[str]]], *, devices: int = 2, count: int | None = None, script: str = SCRIPT,
     patience: tuple[float, float, float] = (300, 100, 2.0), directories: Mapping[int, pathlib.Path] | None = None,
+    falls: Mapping[int, pathlib.Path] | None = None,
 ) -> list[subprocess.Popen[str]]:  # fmt: skip
     """One process for each list of commands.
 
@@ -55,6 +66,7 @@ def start(
         script: what runs the commands.
         patience: seconds to join, without a sign of life, and until a file is seen.
         directories: where a process works, by its number.
+        falls: by its number a path, as soon as which is there a process kills itself.
     """
     count = count or len(commands)
     with socket.socket() as probe:
@@ -67,10 +79,11 @@ def start(
     started = []
     for index, words in enumerate(commands):
         own = {"JAX_NUM_PROCESSES": str(count), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
-        more = ["--distributed"] if count > 1 else []
+        more, path = ["--distributed"] if count > 1 else [], (falls or {}).get(index)
+        said = [[[*one, *more] for one in words], patience, [os.fspath(path) if path else "", bool(falls)]]
         started.append(
             subprocess.Popen(
-                [sys.executable, "-c", script, json.dumps([[*one, *more] for one in words]), json.dumps(patience)],
+                [sys.executable, "-c", script, *map(json.dumps, said)],
                 env={**shared, **(own if count > 1 else {}), "JAX_PROCESS_ID": str(index)}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=(directories or {}).get(index, ROOT),
             )

@@ -1,7 +1,7 @@
 """LoRA adapters as checkpoints: `W = W0 + scale·BA` for each adapted matrix, everything else the base's."""
 
+import dataclasses
 import hashlib
-import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.checkpoints.adapter_config import AdapterConfig
+from jaxgeom.checkpoints.anatomy import by_key
 from jaxgeom.checkpoints.huggingface import read_tensors
-from jaxgeom.checkpoints.names import by_key, key_of
+from jaxgeom.checkpoints.names import HEAD, key_of
 from jaxgeom.checkpoints.plain_files import is_there, read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.checkpoints.weight_files import WeightFiles, has_adapter, has_weights
@@ -18,6 +20,7 @@ from jaxgeom.errors import UserError, listed
 
 _BLOCK_ENTRIES = 1 << 22
 _PART = re.compile(r"^(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.default)?(?:\.weight)?$")
+_NAMED_PART = re.compile(r"\.lora_(?:embedding_)?[AB]\.([^.]+)(?:\.weight)?$")
 
 
 def is_adapter_directory(directory: pathlib.Path) -> bool:
@@ -67,40 +70,45 @@ def open_adapter(
             do not fit it, halves of pairs.
     """
     config = read_json(directory / "adapter_config.json")
-    _refuse_other_kinds(directory, config)
-    _by_pattern(directory, config, "rank_pattern", "")  # the stored shapes say the ranks
+    settings = AdapterConfig(directory, config)
     stored, identity = read_tensors(_adapter_files(directory))
     checkpoint = open_base(base)
-    keys = by_key(checkpoint, checkpoint.name)
+    keys = by_key(checkpoint, checkpoint.name) | {name: name for name in checkpoint}
     pairs: dict[str, dict[str, Tensor]] = {}
     tensors = dict(checkpoint)
     replaced = []
     for one, tensor in stored.items():
         found = _PART.match(one)
         if found is None:
-            target = keys.get(_bare(one))
+            target = _target(one, keys)
             if target is None or checkpoint[target].shape != tensor.shape:
-                raise UserError(f"{directory}: tensor {one!r} is none of a LoRA adapter, and the base has no such")
-            tensors[target] = tensor
+                raise UserError(f"{directory}: tensor {one!r} {_why_none(one, checkpoint)}")
+            tensors[target] = dataclasses.replace(tensor, name=target, tower=checkpoint[target].tower)
             replaced.append(target)
         else:
             pairs.setdefault(found.group(1), {})[found.group(2)] = tensor
     if not pairs:
         raise UserError(f"{directory}: its adapter has no lora_A and lora_B")
-    ranks, scales = set(), set()
+    ranks, scales, targets = set(), set(), set()
     for module, parts in pairs.items():
-        target = next((keys[key] for key in (_bare(module) + ".weight", _bare(module)) if key in keys), None)
+        target = _target(f"{module}.weight", keys) or _target(module, keys)
         if target is None:
             raise UserError(f"{directory}: adapts {module!r}, which {checkpoint.name} does not have")
-        rank, merged = _merged(directory, config, module, parts, checkpoint[target])
+        rank, merged = _merged(directory, settings, module, parts, checkpoint[target], checkpoint.config or {})
         ranks.add(rank)
-        scales.add(_scale(directory, config, module, rank))
+        scales.add(settings.scale(_in_model(module), rank))
         tensors[target] = merged
+        targets.add(target)
+    modules = {name.removesuffix(".weight") for name, tensor in checkpoint.items()
+               if len(tensor.shape) == 2 and name not in targets}  # fmt: skip
+    whole = [_in_model(one) for one in stored if _PART.match(one) is None]
+    stale = settings.require_fits([_in_model(module) for module in pairs], whole, modules)
     said = _range(ranks), _range(scales)
     notes = [
         f"a LoRA adapter on {checkpoint.name}: the update of its {len(pairs)} matrices is scale·BA, of rank {said[0]}"
         f" at most (scale {said[1]}), merged in float32"
     ]
+    notes += [*settings.notes(), *stale]
     if replaced:
         notes.append(f"the adapter stores {len(replaced)} tensors whole: {listed(sorted(replaced), 3)}")
     fingerprint = hashlib.sha256(f"{checkpoint.fingerprint}{identity}{sorted(config.items(), key=str)}".encode())
@@ -120,8 +128,19 @@ def _range(values: set[Any]) -> str:
 
 
 def _bare(name: str) -> str:
-    """The key of the parameter that an adapter's tensor stands for."""
-    return re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.|$)", "", key_of(name))
+    """The name in the model of the parameter that an adapter's tensor stands for."""
+    return re.sub(r"\.(?:modules_to_save(?:\.default)?|base_layer)(?=\.|$)", "", _in_model(name))
+
+
+def _target(name: str, keys: Mapping[str, str]) -> str | None:
+    """The base's name of that parameter: the same one, or what the base has without either's wrappers.
+
+    Args:
+        name: of the adapter's tensor.
+        keys: the base's names by their key, and each by itself.
+    """
+    bare = _bare(name)
+    return keys.get(bare) or keys.get(key_of(bare))
 
 
 def _adapter_files(directory: pathlib.Path) -> WeightFiles:
@@ -132,56 +151,33 @@ def _adapter_files(directory: pathlib.Path) -> WeightFiles:
     raise UserError(f"{directory}: a LoRA adapter's configuration, but no adapter_model.safetensors")
 
 
-def _refuse_other_kinds(directory: pathlib.Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise UserError(
-            f"{directory}: an adapter of type {kind!r}; LoRA adapters alone are read, merge it into its base"
+def _in_model(name: str) -> str:
+    """A name as the model has it, by which PEFT's patterns go: without the wrapper that adapters are stored under."""
+    return name.removeprefix("base_model.model.")
+
+
+def _why_none(name: str, base: Checkpoint) -> str:
+    """Why a tensor of an adapter's file cannot be used."""
+    if found := _NAMED_PART.search(name):
+        return (
+            f"has the adapter's name {found.group(1)!r} in it: it was saved from a state dict;"
+            " save_pretrained, or the names without that word, can be read"
         )
-    start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "corda", "loftq")):
-        raise UserError(f"{directory}: a LoRA adapter begun by {start!r}, which changes its base too; merge it first")
-    for field in ("use_dora", "use_bdlora", "use_qalora", "alora_invocation_tokens", "arrow_config"):
-        if config.get(field):
-            raise UserError(
-                f"{directory}: a LoRA adapter with {field}, which is not W0 + scale*BA; merge it into its base"
-            )
-
-
-def _scale(directory: pathlib.Path, config: Mapping[str, Any], module: str, rank: int) -> float:
-    """`alpha / r`, or `alpha / √r` for rank-stabilised LoRA, with the module's own alpha where a pattern has it."""
-    # PEFT matches its own names: those of the model, without the wrapper that adapters are stored under.
-    alpha = _by_pattern(directory, config, "alpha_pattern", module.removeprefix("base_model.model."))
-    alpha = config.get("lora_alpha") if alpha is None else alpha
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise UserError(f"{directory / 'adapter_config.json'}: lora_alpha={alpha!r} is no number")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _by_pattern(directory: pathlib.Path, config: Mapping[str, Any], field: str, module: str) -> Any:
-    """The value of the first of a field's patterns that a module's name has; None where it has none.
-
-    Raises:
-        UserError: the field is no mapping, or one of its keys is no regular expression.
-
-    Source: PEFT, `peft.utils.other.get_pattern_key`.
-    """
-    patterns = config.get(field) or {}
-    where = f"{directory / 'adapter_config.json'}: {field}"
-    if not isinstance(patterns, dict):
-        raise UserError(f"{where}={patterns!r} is no mapping of modules to numbers")
-    found = []
-    for key, value in patterns.items():
-        try:
-            if re.match(rf"(?:.*\.)?({key})$", module):
-                found.append(value)
-        except re.error as error:
-            raise UserError(f"{where} has the key {key!r}, which is no regular expression: {error}") from error
-    return found[0] if found else None
+    if key_of(_bare(name)) == HEAD and (base.config or {}).get("tie_word_embeddings") is True:
+        return (
+            f"is a head of its own, but the head of {base.name} is its embedding (tie_word_embeddings=true):"
+            " merge the adapter and save the model untied"
+        )
+    return "is none of a LoRA adapter, and the base has no such"
 
 
 def _merged(
-    directory: pathlib.Path, config: Mapping[str, Any], module: str, parts: Mapping[str, Tensor], weight: Tensor
+    directory: pathlib.Path,
+    settings: AdapterConfig,
+    module: str,
+    parts: Mapping[str, Tensor],
+    weight: Tensor,
+    model: Mapping[str, Any],
 ) -> tuple[int, Tensor]:
     """The rank of the update and the merged matrix."""
     embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
@@ -189,7 +185,7 @@ def _merged(
     if set(parts) != set(names):
         raise UserError(f"{directory}: {module!r} has {' and '.join(sorted(parts))}, {' and '.join(names)} are needed")
     a, b = (parts[name] for name in names)
-    flipped = embedding or bool(config.get("fan_in_fan_out"))
+    flipped = embedding or settings.is_flipped(module, model)
     fits = len(a.shape) == len(b.shape) == len(weight.shape) == 2 and a.shape[0] == b.shape[1] > 0
     want = (b.shape[0], a.shape[-1]) if fits else ()
     if not fits or weight.shape != (want[::-1] if flipped else want):
@@ -200,8 +196,8 @@ def _merged(
     for part in (a, b, weight):
         if not part.is_float:
             raise UserError(f"{directory}: {part.name} is stored as {part.dtype}; float weights are needed")
-    reader = _Merged(weight, a, b, _scale(directory, config, module, a.shape[0]), flipped)
-    return a.shape[0], Tensor(weight.name, weight.shape, "float32", reader)
+    reader = _Merged(weight, a, b, settings.scale(_in_model(module), a.shape[0]), flipped)
+    return a.shape[0], Tensor(weight.name, weight.shape, "float32", reader, weight.tower)
 
 
 class _Merged:

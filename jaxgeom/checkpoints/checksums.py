@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jaxgeom.checkpoints import late_errors
+from jaxgeom.checkpoints.plain_files import read_json
+from jaxgeom.checkpoints.runs import step_names
 from jaxgeom.cores import usable_cores
 from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of, write_atomically
 
 NAME = "checksums.json"
 
-late_errors.hush()
+late_errors.hush_orbax()
 
 
 def write_checksums(folder: pathlib.Path, **more: Any) -> None:
@@ -38,11 +40,11 @@ def write_checksums(folder: pathlib.Path, **more: Any) -> None:
 def read_checksums(step: pathlib.Path) -> dict[str, Any] | None:
     """What `write_checksums` wrote; None where there is nothing or nothing that can be read."""
     try:
-        held = json.loads((step / NAME).read_text(encoding="utf-8"))
+        held = read_json(step / NAME)
         sound = isinstance(held["files"], dict) and all(
             isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in held["files"].values()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, KeyError, TypeError, AttributeError):
         return None
     return held if sound and held["files"] else None
 
@@ -76,7 +78,19 @@ def fault_of(step: pathlib.Path, *, under: str = "", contents: bool = True) -> s
         for (name, entry), digest in zip(files.items(), digests, strict=True):
             if digest != entry["sha256"]:
                 return f"{name} is not what was written"
+    held_step = step_within(step)
+    if held_step is not None and step.name.isdecimal() and held_step != int(step.name):
+        return f"it holds step {held_step}"
     return None
+
+
+def step_within(step: pathlib.Path) -> int | None:
+    """The step that a checkpoint of a run says it is of, whatever its folder is called; None where it does not say."""
+    try:
+        found = read_json(step / "key" / "metadata").get("step")
+    except UserError:
+        return None
+    return found if type(found) is int else None
 
 
 def require_whole(step: pathlib.Path, *, under: str = "", contents: bool = True) -> None:
@@ -127,8 +141,8 @@ def one_line(where: str | os.PathLike[str]) -> Iterator[None]:
 
 def _whole_beside(step: pathlib.Path) -> list[int]:
     """The steps of the same run whose files are there at their sizes."""
-    found = (path for path in step.parent.iterdir() if path.name.isdigit() and path != step)
-    return sorted(int(path.name) for path in found if fault_of(path, contents=False) is None)
+    others = [number for number in step_names(step.parent) if str(number) != step.name]
+    return [number for number in others if fault_of(step.parent / str(number), contents=False) is None]
 
 
 def _digests(paths: list[pathlib.Path]) -> list[str]:

@@ -116,7 +116,7 @@ def unstacked(tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> dict[st
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if stacked_kind(name, tensor.shape) is None:
+        if stacked_kind(name, tensor.shape) is None or tensor.tower is not None:
             found[name] = tensor
             continue
         stem = name.removesuffix(".weight").rpartition(".")[0]
@@ -124,5 +124,5 @@ def unstacked(tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> dict[st
             single = f"{stem}.{one.expert}.{one.module}_proj.weight"
             if single in found or single in tensors:
                 raise UserError(f"tensors {name!r} and {single!r} hold the same expert")
-            found[single] = Tensor(single, one.shape, tensor.dtype, _Single(tensor, one))
+            found[single] = Tensor(single, one.shape, tensor.dtype, _Single(tensor, one), tensor.tower)
     return found

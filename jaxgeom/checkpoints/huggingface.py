@@ -1,5 +1,6 @@
 """A Hugging Face directory as a checkpoint: its weights, each once, without what is no parameter."""
 
+import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxgeom.checkpoints.names import EMBEDDING, HEAD, is_adapter, is_buffer, is_scale, key_of
+from jaxgeom.checkpoints.anatomy import places_of
+from jaxgeom.checkpoints.names import EMBEDDING, HEAD, is_adapter, is_buffer, is_scale
 from jaxgeom.checkpoints.plain_files import is_there, read_json
 from jaxgeom.checkpoints.safetensors_files import tensors_of
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
@@ -16,7 +18,8 @@ from jaxgeom.checkpoints.weight_files import WeightFiles, no_weights, side_files
 from jaxgeom.errors import UserError, listed
 
 _BLOCK_ENTRIES = 1 << 24
-_PACKED = ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int32", "uint32")
+_QUANTIZED = ("quantization_config", "quantization", "compression_config")
+_PACKED = ("float8_e4m3fn", "float8_e5m2", "int8", "uint8", "int16", "uint16", "int32", "uint32")
 
 
 def open_directory(directory: pathlib.Path, name: str) -> Checkpoint:
@@ -79,11 +82,13 @@ def from_tensors(
             f"{name}: holds a LoRA adapter beside the weights that it was not merged into ({adapted[0]}, …):"
             " save the merged model (merge_and_unload), or the adapter alone with its adapter_config.json"
         )
-    refuse_quantized(name, tensors, config)
-    buffers = [one for one, tensor in tensors.items() if is_buffer(one, tensor.shape)]
-    kept = {one: tensor for one, tensor in tensors.items() if one not in set(buffers)}
+    places = places_of({one: tensor.size for one, tensor in tensors.items()})
+    tensors = {one: dataclasses.replace(tensor, tower=places[one].tower) for one, tensor in tensors.items()}
+    buffers = {one for one, tensor in tensors.items() if is_buffer(one, tensor.shape, tensor.dtype)}
+    kept = {one: tensor for one, tensor in tensors.items() if one not in buffers}
+    refuse_quantized(name, kept, config)
     if buffers:
-        notes += (f"stored buffers, which are no parameters, are left out: {listed(buffers, 3)}",)
+        notes += (f"stored buffers, which are no parameters, are left out: {listed(sorted(buffers), 3)}",)
     head = stored_head(kept)
     if head is not None and _says_tied(config):
         if is_embedding_again(kept):
@@ -100,29 +105,27 @@ def refuse_quantized(name: str, tensors: Mapping[str, Tensor], config: dict[str,
     """Refuses quantised weights, which are no numbers of the model without their scales.
 
     Raises:
-        UserError: the configuration says so, scales stand beside the weights, or a matrix holds integers or eight bits.
+        UserError: the configuration says so, scales stand beside the weights, or a tensor that is no buffer holds
+            integers or eight bits.
     """
-    said_by = (config or {}).get
-    method = said_by("quantization_config") or said_by("quantization")
-    said = f" (config.json: {_method(method)})" if method else ""
+    levels = [config or {}, text_config(config)]
+    field = next((one for one in _QUANTIZED for level in levels if level.get(one) not in (None, False)), None)
+    method = next((level[field] for level in levels if field in level), None) if field else None
+    said = f" (config.json: {_method(field, method)})" if field else ""
     scales = [one for one in tensors if is_scale(one)]
-    narrow = [
-        one for one, tensor in tensors.items()
-        if not one.endswith("position_ids") and len(tensor.shape) >= 2
-        and tensor.dtype in _PACKED
-    ]  # fmt: skip
+    narrow = [one for one, tensor in tensors.items() if tensor.dtype in _PACKED]
     if not (said or scales or narrow):
         return
-    example = (scales + narrow or [""])[0]
+    example = next((f"{one} ({tensors[one].dtype})" for one in scales + narrow), "")
     raise UserError(
         f"{name}: quantized weights{said}{', such as ' + example if example else ''}:"
         " weights of float32, bfloat16 or float16 are needed; dequantize the model and save it again"
     )
 
 
-def _method(value: Any) -> str:
+def _method(field: str, value: Any) -> str:
     method = value.get("quant_method") if isinstance(value, dict) else None
-    return f"quant_method {method}" if isinstance(method, str) else "it has a quantization_config"
+    return f"quant_method {method}" if isinstance(method, str) else f"it has a {field}"
 
 
 def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -137,14 +140,18 @@ def _says_tied(config: Mapping[str, Any] | None) -> bool:
 
 def stored_head(tensors: Mapping[str, Tensor]) -> str | None:
     """The stored name of the head, None where none is stored."""
-    return next((one for one in tensors if key_of(one) == HEAD), None)
+    return _stored(tensors, HEAD)
 
 
 def is_embedding_again(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the head holds the same numbers as the embedding; both are read, where their shapes are the same."""
-    head = stored_head(tensors)
-    embedding = next((one for one in tensors if key_of(one) == EMBEDDING), None)
+    head, embedding = stored_head(tensors), _stored(tensors, EMBEDDING)
     if head is None or embedding is None or tensors[head].shape != tensors[embedding].shape:
         return False
     blocks = (tensors[one].row_blocks(_BLOCK_ENTRIES) for one in (head, embedding))
     return all(np.array_equal(a.astype(np.float32), b.astype(np.float32)) for a, b in zip(*blocks, strict=True))
+
+
+def _stored(tensors: Mapping[str, Tensor], key: str) -> str | None:
+    places = places_of({one: tensor.size for one, tensor in tensors.items()})
+    return next((one for one, place in places.items() if place.key == key), None)

@@ -4,6 +4,7 @@ One error of the disk comes to each of them. The first is raised and told to the
 traceback, some after the command has said its last line.
 """
 
+import functools
 import logging
 import sys
 import warnings
@@ -12,9 +13,14 @@ from typing import Any
 _REPEATED = ("_SignalingThread.run() raised", "Commit callback in background save thread")
 
 
-def hush() -> None:
-    """From here on such repetitions are not printed; to be called once in a process."""
+def hush_orbax() -> None:
+    """From here on Orbax does not log its repetitions; to be called once in a process."""
     logging.getLogger("absl").addFilter(lambda record: not any(said in str(record.msg) for said in _REPEATED))
+
+
+@functools.cache
+def hush_process() -> None:
+    """From here on nothing of them is printed. For a process of our own: others' tasks are silenced with them."""
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in str(record.msg))
     warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
     hook = sys.unraisablehook

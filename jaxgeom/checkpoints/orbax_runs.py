@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxgeom.checkpoints.checksums import one_line, require_whole
 from jaxgeom.checkpoints.plain_files import read_json
+from jaxgeom.checkpoints.run_models import run_model
 from jaxgeom.checkpoints.runs import RunCheckpoint
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.errors import UserError
@@ -72,10 +73,7 @@ def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
     from jaxgeom.models.names import hf_tensors, leaf_slice
 
     run, step = found.run, found.saved_step()
-    run_config = read_json(run / "config.json")
-    model = run_config.get("model")
-    if not isinstance(model, dict):
-        raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
+    model = run_model(run, step)
     config = Qwen3Config.from_hf(model)
     folder = run / "checkpoints" / str(step)
     params = folder / "params"

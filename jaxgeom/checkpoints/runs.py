@@ -8,7 +8,10 @@ import re
 from jaxgeom.checkpoints.weight_files import has_adapter, has_weights
 from jaxgeom.errors import UserError
 
-_STEP = re.compile(r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d+)(?![\d.])", re.IGNORECASE)
+_STEP = re.compile(
+    r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d{1,18})(?![\d.])", re.IGNORECASE | re.ASCII
+)
+_IS_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,13 @@ def saved_steps(run: str | os.PathLike[str]) -> list[int]:
     folder = pathlib.Path(run) / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and (entry / "params").is_dir())
+    return [step for step in step_names(folder) if (folder / str(step) / "params").is_dir()]
+
+
+def step_names(folder: pathlib.Path) -> list[int]:
+    """Steps that the entries of a run's `checkpoints` are named by, whole or not, ascending: decimal digits alone."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if _IS_STEP.fullmatch(name))
 
 
 def split_step(text: str) -> tuple[str, int | None]:
@@ -60,7 +69,7 @@ def split_step(text: str) -> tuple[str, int | None]:
     (('run', 63), ('out/checkpoint-127', None), ('you@home/run', None))
     """
     head, at, step = text.rpartition("@")
-    return (head, int(step)) if at and step.isdigit() else (text, None)
+    return (head, int(step)) if at and re.fullmatch("[0-9]{1,18}", step) else (text, None)
 
 
 def step_of_path(path: str) -> int | None:
@@ -74,7 +83,7 @@ def step_of_path(path: str) -> int | None:
     (None, None, None, None)
     """
     names = pathlib.PurePath(path).parts[::-1]
-    if names and re.fullmatch("[0-9]+", names[0]):
+    if names and re.fullmatch("[0-9]{1,18}", names[0]):
         return int(names[0])
     return next((int(found.group(1)) for name in names if (found := _STEP.search(name))), None)
 
@@ -114,7 +123,11 @@ def named_run(source: str | os.PathLike[str]) -> RunCheckpoint | None:
         # A trainer may keep its checkpoints in a folder of that name below its final model.
         if (directory / "checkpoints").is_dir() and not (has_weights(directory) or has_adapter(directory)):
             return RunCheckpoint(directory)
-        if directory.name.isdigit() and (directory / "params").is_dir() and directory.parent.name == "checkpoints":
+        if (
+            _IS_STEP.fullmatch(directory.name)
+            and (directory / "params").is_dir()
+            and directory.parent.name == "checkpoints"
+        ):
             return RunCheckpoint(directory.parent.parent, int(directory.name))
         return None
     if directory.exists() or "@" not in text:

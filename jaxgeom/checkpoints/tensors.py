@@ -22,12 +22,14 @@ class Tensor:
         shape: shape on disk; `[out, in]` for matrices.
         dtype: stored dtype by its NumPy name (`float32`, `float16`, `bfloat16`, …).
         reader: reads rows `start:stop` of the leading axis, or everything for `(None, None)`.
+        tower: the part beside the text model that it belongs to (`anatomy`), None for the text model.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     reader: Callable[[int | None, int | None], np.ndarray] = dataclasses.field(repr=False, compare=False)
+    tower: str | None = None
 
     @property
     def size(self) -> int:

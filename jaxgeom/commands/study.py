@@ -14,6 +14,7 @@ def study(
     out: SomeDirectory = None,
     seeds: SomeCount = None,
     force: bool = False,
+    distributed: bool = False,
 ) -> Callable[[str], None]:
     """Runs the experiment that FILE defines: trains every stage, measures, compares, writes the report.
 
@@ -24,18 +25,30 @@ def study(
         out: Output directory; runs/NAME of the experiment where not given.
         seeds: Run every method with the seeds 0 … N−1 in place of the file's.
         force: Delete another study that is in the output directory.
+        distributed: Every training and measurement over all devices of the processes that were started with this
+            command (TPU pod, SLURM, MPI, Kubernetes, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID);
+            all must see `out`.
     """
 
     def run(command: str) -> None:
+        from jaxgeom import processes
         from jaxgeom.cpu_memory import keep_freed_memory
         from jaxgeom.progress import Reporter
         from jaxgeom.study import load_experiment, run_study
 
+        if distributed:
+            processes.join()
         keep_freed_memory()
         experiment = load_experiment(file)
         if seeds is not None:
             experiment = experiment.with_seeds(seeds)
         where = out or Path("runs") / experiment.name
-        run_study(experiment, where, reporter=Reporter(), command=command, force=force)
+        run_study(
+            experiment,
+            where,
+            reporter=Reporter(quiet=distributed and not processes.is_first()),
+            command=command,
+            force=force,
+        )
 
     return run

@@ -1,6 +1,5 @@
 """`jaxgeom trajectory INITIAL CKPT… --out DIR`."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from tyro.conf import Positional, arg
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.learning_rates import LearningRates
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import named_run, split_step, step_folders, step_of_path
 from jaxgeom.commands.options import INITIAL, Directory, SomeCount, SomeDirectory, SomeNumber, offered
 from jaxgeom.comparison import CompareSettings
@@ -169,7 +169,7 @@ def _run_of(path: str) -> Path | None:
 def _began_at(run: Path, initial: str) -> bool:
     """Whether a run's configuration names `initial` as its start."""
     try:
-        start = str(json.loads((run / "config.json").read_text(encoding="utf-8"))["inputs"]["model"])
-    except (OSError, ValueError, KeyError, TypeError):
+        start = str(read_json(run / "config.json")["inputs"]["model"])
+    except (UserError, KeyError, TypeError):
         return False
     return Path(start).resolve() == Path(initial).resolve()

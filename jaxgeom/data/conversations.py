@@ -26,6 +26,13 @@ Need = Literal["needed", "optional", "unread"]
 
 _QUESTIONS = ("prompt", "problem", "question", "question_content")
 _ANSWERS = ("ground_truth", "answer", "solution")
+_BESIDE_TEXT = (
+    "instruction", "instructions", "input", "query", "questions", "answers", "response", "output", "target", "code",
+    "program", "canonical_solution", "solutions", "chosen", "rejected", "tests", "test", "test_cases", "test_list",
+    "input_output", "reward_model",
+)  # fmt: skip
+"""Columns beside a `text` by which it may be the question of an answer that stands elsewhere."""
+
 _DEEPEST = 64
 _LEFT_OUT = ("weight", "train", "loss", "trainable")
 """Fields by which other trainers leave a message out of the loss, where they are 0 or false."""
@@ -70,6 +77,12 @@ def read_demonstration(row: Mapping[str, Any]) -> Conversation:
         raise RowError(f"has {' and '.join(map(repr, forms))}: which is meant cannot be told; keep one of them")
     form = forms[0]
     if form == "text":
+        beside = [name for name in (*_QUESTIONS, *_ANSWERS, *_BESIDE_TEXT) if row.get(name) is not None]
+        if beside:
+            raise RowError(
+                f"has 'text' beside {' and '.join(map(repr, beside))}: whether 'text' is learned as it is, or is a"
+                " prompt, cannot be told; 'prompt' and 'completion' say so, or keep 'text' alone"
+            )
         return Conversation([], text=_text(row["text"], "'text'"))
     if form == "completion":
         if row.get("prompt") is None:
@@ -87,6 +100,14 @@ def read_demonstration(row: Mapping[str, Any]) -> Conversation:
         if message["role"] == "assistant" and empty:
             raise RowError(f"{form!r}: the assistant's message {place} is empty")
     return Conversation(messages, _tools(row))
+
+
+def unread_columns(row: Mapping[str, Any]) -> list[str]:
+    """Columns with a value that `read_demonstration` does not look at, of a row that it takes."""
+    form = next((name for name in ("messages", "conversations", "completion", "text") if row.get(name) is not None), "")
+    read = {form} if form == "text" else {form, "tools"}
+    read |= {"prompt"} if form == "completion" else {"system"} if form == "conversations" else set()
+    return [str(name) for name, value in row.items() if name not in read and value is not None]
 
 
 def read_prompt(row: Mapping[str, Any], *, truth: Need = "needed") -> Conversation:

@@ -14,16 +14,16 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
-from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt
+from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.prepared import Limits, Prepared, recall
 from jaxgeom.data.rendering import EndlessTemplateError, render_rows
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.progress import Reporter
 
-_FORMAT = 2  # of the rules by which rows become tokens
+_FORMAT = 3  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
@@ -66,6 +66,8 @@ def prepare_demonstrations(
             ended += conversation.text is not None or bool(np.isin(tokens[:limit][mask[:limit]], stops).any())
         if cut:
             work.note(f"{cut:,} rows are cut at {limit:,} tokens and lose {lost:,} tokens of their answers")
+        if work.unread:
+            work.note(f"columns that are not read: {listed([name[:40] for name in work.unread], 8)}")
         if stops and not ended:
             work.note("no answer has a token that ends it: the model is not taught to stop")
         found = work.done()
@@ -143,6 +145,7 @@ class _Work:
         self.bad_rows: list[tuple[Row, str]] = []
         self.last_only = 0
         self.notes: list[str] = []
+        self.unread: dict[str, None] = {}
 
     def encoded(self) -> Iterator[tuple[Row, Conversation, Demonstration]]:
         """Row, conversation and tokens of every row that can be read and rendered; the others are counted."""
@@ -238,6 +241,7 @@ class _Work:
             raise row.content
         if self.kind == "demonstrations":
             found = read_demonstration(row.content)
+            self.unread |= dict.fromkeys(unread_columns(row.content))
         else:
             found = read_prompt(row.content, truth=self.kind)
         for place, message in enumerate(found.messages):

@@ -14,7 +14,7 @@ from jaxgeom.cores import usable_cores
 from jaxgeom.data.templates import Rendered, RowError, Template
 from jaxgeom.errors import UserError
 
-SECONDS_A_ROW = 10.0  # of processor time; a long conversation takes milliseconds
+SECONDS_A_ROW = 3.0  # of processor time; a long conversation takes milliseconds
 _CHUNK = 256
 _ROWS_A_PROCESS = 4_000  # below, starting another process takes longer than it saves
 _PROGRAM = Path(__file__).with_name("templates.py")

@@ -16,7 +16,8 @@ from typing import Any
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_MEMORY = 4 << 30  # bytes that a template may take
+_MEMORY = 512 << 20  # bytes that a template may take
+_LONGEST_TEXT = 32 << 20  # characters that it may make
 
 
 class RowError(ValueError):
@@ -205,6 +206,8 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.2)
             try:
                 done = work(template, messages, tools)
+                if len(done.text) > _LONGEST_TEXT:
+                    raise MemoryError
                 reply = {"text": done.text, "spans": done.spans, "last_only": done.last_only}
             except RowError as error:
                 reply = {"bad": str(error)}
@@ -227,7 +230,10 @@ def _limit_memory() -> None:
     import resource
 
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+        # Beyond what the interpreter and its packages have mapped by now.
+        with open("/proc/self/statm", encoding="ascii") as file:
+            limit = int(file.read().split()[0]) * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     except (ValueError, OSError):  # where the system knows no such limit, time alone bounds it
         return
 

@@ -47,7 +47,11 @@ def population_means(
       Under the keys of `columns` the means `[*groups]`, NaN over no matrices; `count`; and `z_count` where there is
       a z.
     """
-    over = population_mask(columns, further=further, members=members)
+    return means_over(columns, weights, population_mask(columns, further=further, members=members))
+
+
+def means_over(columns: Mapping[str, Any], weights: Any, over: Any) -> dict[str, Any]:
+    """What `population_means` gives, over matrices `[*groups, matrices]` that `population_mask` has chosen."""
     xp = namespace(over)
     found = {what: weighted_mean(numbers, weights, over) for what, numbers in columns.items() if what != "z"}
     if {"value", "null", "excess"} <= found.keys():

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgeom.checkpoints.anatomy import by_key
 from jaxgeom.checkpoints.experts import stacked_kind, unstacked
-from jaxgeom.checkpoints.names import HEAD, by_key, key_of
+from jaxgeom.checkpoints.names import HEAD, key_of
 from jaxgeom.checkpoints.opening import open_checkpoint
 from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor

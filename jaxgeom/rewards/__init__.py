@@ -10,7 +10,6 @@ from .combined import Rewards as Rewards
 from .math_answers import math_reward as math_reward
 from .math_answers import normalize_answer as normalize_answer
 from .math_answers import verify_batch as verify_batch
-from .math_checker import close_checkers as close_checkers
 from .math_extraction import extract_answer as extract_answer
 from .own import GivenRow as GivenRow
 from .own import OwnReward as OwnReward
@@ -23,3 +22,4 @@ from .verifier import Verifier as Verifier
 from .verifier import logged as logged
 from .verifier import restored as restored
 from .verifier import stored as stored
+from .workers import close_checkers as close_checkers

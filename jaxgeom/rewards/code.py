@@ -5,20 +5,23 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from jaxgeom.cores import usable_cores
 from jaxgeom.errors import UserError
 
-from . import code_values
-from .code_asserts import holds
 from .code_sandbox import Limits, converse, isolation_problem
 from .code_tests import CodeTests, FunctionCase
+from .workers import Pool
 
 _FENCE = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _ALL_TESTS = 6
-_LONGEST_LINE = 4 * 2**20
+# Digits of ASCII, no zeros before others: what stands in an output as `0010` is a text.
+_NUMBER = re.compile(r"([+-]?)(0|[1-9][0-9]*)(?:\.([0-9]+))?")
+_VALUE = b'["value", '
+# Seconds to judge a result that came at the end of its test's time.
+_LEAST_TO_JUDGE = 0.5
+_judges = Pool("code_judgement", usable_cores(), 2**30)
 WHAT_IS_OPEN = (
     "without it they can read and change whatever this user can, use the network, stop this run, leave files and "
     "processes"
@@ -129,64 +132,50 @@ def _right_output(program: str, case: tuple[str, str], limits: Limits, isolated:
 
 
 def same_output(ours: str, theirs: str) -> bool:
-    """Whether two outputs have the same words line by line; numbers may be written otherwise (`1.0` for `1`).
+    """Whether two outputs have the same words line by line; a number may have more zeros at its end (`1.0` for `1`).
 
+    A number is digits, with a point or without. `0010`, `1e2`, `1_0` are words: right only where they are written so.
     Blank lines at the end and spaces are no matter. No tolerance: 0.33 is not 0.333.
     """
-    a, b = ([line.split() for line in text.rstrip().split("\n")] for text in (ours, theirs))
-    if a == b:
-        return True
-    if [len(line) for line in a] != [len(line) for line in b]:
-        return False
-    words = zip((word for line in a for word in line), (word for line in b for word in line), strict=True)
-    return all(x == y or _same_number(x, y) for x, y in words)
+    a, b = (text.rstrip().split("\n") for text in (ours, theirs))
+    return len(a) == len(b) and all(x == y or _same_words(x.split(), y.split()) for x, y in zip(a, b, strict=True))
+
+
+def _same_words(ours: list[str], theirs: list[str]) -> bool:
+    return len(ours) == len(theirs) and all(x == y or _same_number(x, y) for x, y in zip(ours, theirs, strict=True))
 
 
 def _same_number(ours: str, theirs: str) -> bool:
-    if len(ours) > 400 or len(theirs) > 400:
-        return False
-    try:
-        a, b = Decimal(ours), Decimal(theirs)
-        return a.is_finite() and b.is_finite() and a == b
-    except InvalidOperation:
-        return False
+    a, b = _NUMBER.fullmatch(ours), _NUMBER.fullmatch(theirs)
+    return a is not None and b is not None and _digits(a) == _digits(b)
+
+
+def _digits(number: re.Match[str]) -> tuple[bool, str, str]:
+    """Sign, digits before the point and after it, in one spelling."""
+    sign, before, after = number.groups()
+    after = (after or "").rstrip("0")
+    return sign == "-" and (before, after) != ("0", ""), before, after
 
 
 def _right_results(program: str, cases: tuple[FunctionCase, ...], limits: Limits, isolated: bool) -> bool:
     calls = [[call.function, *json.loads(call.arguments)] for case in cases for call in case.calls]
-    waiting, results = list(reversed(cases)), []
+    waiting, lines = list(reversed(cases)), []
     deadline = time.monotonic() + _ALL_TESTS * limits.seconds
+    with _judges.lent() as judge:
 
-    def goes_on(line: bytes) -> bool:
-        """Judges a case as soon as the results of its calls are there."""
-        value = _result(line)
-        if value is None or time.monotonic() > deadline:
-            return False
-        results.append(value[0])
-        if len(results) == len(waiting[-1].calls):
-            if not _right_case(waiting[-1], results):
+        def goes_on(line: bytes, left: float) -> bool:
+            """Has a case judged as soon as the results of its calls are there, in the time that its test has left."""
+            left = min(left, deadline - time.monotonic())
+            if left < 0 or not line.startswith(_VALUE):
                 return False
-            waiting.pop()
-            results.clear()
-        return bool(waiting)
+            lines.append(line.decode("utf-8", "replace"))
+            case = waiting[-1]
+            if len(lines) == len(case.calls):
+                if not judge.ask([lines, case.check, case.allowed], max(left, _LEAST_TO_JUDGE)):
+                    return False
+                waiting.pop()
+                lines.clear()
+            return bool(waiting)
 
-    converse({"program": program, "calls": calls}, limits, isolated=isolated, goes_on=goes_on)
+        converse({"program": program, "calls": calls}, limits, isolated=isolated, goes_on=goes_on)
     return not waiting
-
-
-def _right_case(case: FunctionCase, results: list[Any]) -> bool:
-    if case.check is not None:
-        return holds(case.check, results)
-    allowed = (code_values.decode(json.loads(text)) for text in case.allowed)
-    return any(code_values.equal(results[0], value, lists_are_tuples=True) for value in allowed)
-
-
-def _result(line: bytes) -> tuple[Any] | None:
-    """A call's result, in a tuple of one; None where there is none."""
-    if len(line) > _LONGEST_LINE:
-        return None
-    try:
-        kind, content = json.loads(line)
-        return (code_values.decode(content),) if kind == "value" else None
-    except (ValueError, TypeError, RecursionError):
-        return None

@@ -36,9 +36,10 @@ _UNARY: dict[type, Callable[[Any], Any]] = {
     **{ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_, ast.Invert: operator.invert}
 }
 _COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
-    **{ast.Eq: code_values.equal, ast.NotEq: lambda a, b: not code_values.equal(a, b), ast.Lt: operator.lt},
-    **{ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.In: lambda a, b: a in b},
-    **{ast.NotIn: lambda a, b: a not in b, ast.Is: lambda a, b: type(a) is type(b) and a == b},
+    **{ast.Eq: code_values.equal, ast.NotEq: lambda a, b: not code_values.equal(a, b) and a != b},
+    **{ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge},
+    **{ast.In: code_values.among, ast.NotIn: lambda a, b: not code_values.among(a, b) and a not in b},
+    **{ast.Is: lambda a, b: type(a) is type(b) and code_values.equal(a, b)},
     ast.IsNot: lambda a, b: not (type(a) is type(b) and a == b),
 }
 

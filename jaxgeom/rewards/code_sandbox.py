@@ -65,7 +65,7 @@ def isolation_problem() -> str | None:
 
 
 def converse(
-    request: dict[str, Any], limits: Limits, *, isolated: bool, goes_on: Callable[[bytes], bool] | None = None
+    request: dict[str, Any], limits: Limits, *, isolated: bool, goes_on: Callable[[bytes, float], bool] | None = None
 ) -> tuple[bytes, int | None]:
     """Runs `code_runner` on a request.
 
@@ -73,7 +73,7 @@ def converse(
         request: `program` and `input` or `calls`.
         limits: seconds are those of the run, or from one line of output to the next where `goes_on` is given.
         isolated: under bubblewrap.
-        goes_on: told each line of output; False ends the program.
+        goes_on: told each line of output and the seconds that are left; False ends the program.
 
     Returns:
         The output, and the exit status; None where the program was ended: by `goes_on`, or a limit of time, of memory
@@ -91,7 +91,7 @@ def _converse(
     request: dict[str, Any],
     limits: Limits,
     directory: str | None,
-    goes_on: Callable[[bytes], bool] | None = None,
+    goes_on: Callable[[bytes, float], bool] | None = None,
 ) -> tuple[bytes, int | None]:
     settings = {
         "isolated": way is not None,
@@ -130,7 +130,7 @@ def _converse(
                 if len(output) > _LONGEST_OUTPUT:
                     return bytes(output), None
                 while goes_on is not None and (end := output.find(b"\n", told)) >= 0:
-                    if not goes_on(bytes(output[told:end])):
+                    if not goes_on(bytes(output[told:end]), deadline - time.monotonic()):
                         return bytes(output), None
                     told = end + 1
                     deadline = time.monotonic() + limits.seconds

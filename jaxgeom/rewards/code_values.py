@@ -58,9 +58,26 @@ def equal(ours: Any, theirs: Any, *, lists_are_tuples: bool = False, depth: int 
     if sequences and (lists_are_tuples or type(ours) is type(theirs)):
         return len(ours) == len(theirs) and all(equal(a, b, **deeper) for a, b in zip(ours, theirs, strict=True))
     if isinstance(ours, set | frozenset) and isinstance(theirs, set | frozenset):
-        return ours == theirs and {(type(x) is bool, x) for x in ours} == {(type(x) is bool, x) for x in theirs}
+        return {_typed(x) for x in ours} == {_typed(x) for x in theirs}
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(equal(ours[key], theirs[key], **deeper) for key in ours)
+        a, b = ({_typed(key): value for key, value in d.items()} for d in (ours, theirs))
+        return a.keys() == b.keys() and all(equal(a[key], b[key], **deeper) for key in a)
     return ours == theirs
+
+
+def among(value: Any, several: Any) -> bool:
+    """`value in several`, where True is not 1; a text is looked for in a text."""
+    if isinstance(several, str | bytes | bytearray):
+        return value in several
+    return any(equal(value, other) for other in several)
+
+
+def _typed(key: Any) -> Any:
+    """What is hashed in place of a set's element or a dict's key, so that True is not 1 in it, however deep."""
+    if type(key) is bool:
+        return (bool, key)
+    if isinstance(key, tuple):
+        return (tuple, tuple(map(_typed, key)))
+    return (frozenset, frozenset(map(_typed, key))) if isinstance(key, frozenset) else key

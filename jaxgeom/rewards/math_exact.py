@@ -7,12 +7,15 @@ differ; that they are equal is shown by algebra.
 
 import re
 from itertools import product
-from math import log2
+from math import log2, prod
 from typing import Any
 
 import sympy
 from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig
+
+from .math_letters import shuffled
+from .math_plain import RECURRING, no_arithmetic, recurring
 
 _AS_IS = NormalizationConfig(
     basic_latex=False, units=False, malformed_operators=False, nits=False, boxed="none", equations=False
@@ -32,6 +35,11 @@ _UNREADABLE = re.compile(
     r"""\d\ \d | [}]\d | [A-Za-z]\d | \d_ | ['"&] | [A-Za-z]{4,} | \d\.\d+\.| \.\. | ,""", re.VERBOSE
 )
 _SUBSCRIPT = re.compile(r"([A-Za-z])_(?:\{\w+\}|\w)")
+_DOUBLE_FACTORIAL = re.compile(r"(?<![\d.!}^_])(?:(\d{1,3})|\((\d{1,3})\))!!(?!!)")
+# The real root of a negative number: sympy's is complex.
+_ODD_ROOT = re.compile(r"\\sqrt ?\[(\d*[13579])\] ?\{-(\d+(?:\.\d+)?|\\frac\{\d+\}\{\d+\})\}")
+# An exponent T is a variable, as any other: the grammar would transpose.
+_EXPONENT_T = re.compile(r"\^\s*(?:\{\s*T\s*\}|T(?![A-Za-z_]))")
 _FUNCTIONS = re.compile(r"\\[a-zA-Z]+")
 _LARGEST_BITS = 100_000
 _SAMPLES = tuple(sympy.Rational(*pair) for pair in ((7, 5), (22, 9), (13, 17)))
@@ -62,6 +70,8 @@ def equal(ours: str, theirs: str) -> bool:
 
 
 def _equal(ours: str, theirs: str) -> bool:
+    if shuffled(ours, theirs):
+        return False
     a = _evaluated(theirs if ours.startswith("\x00") else ours)
     if a is None or not _is_number(a):
         return False
@@ -92,6 +102,14 @@ def _evaluated(text: str) -> Any:
 
 
 def _parsed(text: str) -> Any:
+    if no_arithmetic(text):
+        return None
+    text = RECURRING.sub(lambda m: "\\frac{{{}}}{{{}}}".format(*recurring(m).as_integer_ratio()), text)
+    text = _DOUBLE_FACTORIAL.sub(lambda m: str(prod(range(int(m[1] or m[2]), 0, -2))), text)
+    if "!!" in text:
+        return None
+    text = _EXPONENT_T.sub("^{1T}", text)
+    text = _ODD_ROOT.sub(r"(-\\sqrt[\1]{\2})", text)
     text = _DECIMAL.sub(lambda m: f"\\frac{{{int(m[1] + m[2])}}}{{1{'0' * len(m[2])}}}", text)
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", _PLAIN_MIXED.sub(r"(\1+\\frac{\2}{\3})", text))
     text = re.sub(r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}", text)

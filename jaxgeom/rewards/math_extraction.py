@@ -12,6 +12,7 @@ _BARE = re.compile(r"-?(?:\d[\d,.]*\d|\d|[A-Za-z](?![A-Za-z]))")
 _JOINT = re.compile(r"[\s,;$&]*(?:\\text\s*\{\s*)?(?:and|or)?(?:\s*\})?[\s,;$&]*")
 _MARKER = re.compile(r"(?:answer(?:\s+is)?|答案)\s*[:：]|####", re.IGNORECASE)
 _PHRASE = re.compile(r"answer\s+is\b|答案[是为]", re.IGNORECASE)
+_REASON = re.compile(r"(?<=[^\s,])(?:,\s?|\s)(?:because|since)\s", re.IGNORECASE)
 _TOKEN = re.compile(r"<\|[a-z_]{1,40}\|>|</s>|<eos>|<end_of_turn>")
 _EDGE = " \t\r*_`"
 
@@ -22,8 +23,8 @@ def extract_answer(text: str) -> str | None:
     Looked for after the last `</think>`, and nowhere in a response whose last `<think>` is not closed: a thought is no
     answer. Found is the content of the last complete `\boxed{…}`, `\fbox{…}`, `\framebox{…}` (braces may nest) or
     `\boxed 5`; of several boxes with nothing but commas or "and" between them all, joined by commas. Without a box:
-    what follows the last `Answer:` or `####` (or, without these, the last `answer is`) on its line, or, where that line
-    ends there, on the next line that is not empty.
+    what follows the last `Answer:` or `####` (or, without these, the last `answer is`) on its line, up to a "because"
+    or "since", or, where that line ends there, on the next line that is not empty.
 
     Args:
         text: a response; one of more than a million characters states nothing.
@@ -49,7 +50,7 @@ def extract_answer(text: str) -> str | None:
     if not markers:
         return None
     rest = text[markers[-1].end() :].split("\n")
-    lines = (_TOKEN.sub("", line).strip(_EDGE) for line in rest)
+    lines = (_REASON.split(_TOKEN.sub("", line), maxsplit=1)[0].strip(_EDGE) for line in rest)
     return next((line for line in lines if line), None)
 
 

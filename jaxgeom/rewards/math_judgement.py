@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
-from .math_plain import choice, number, words
+from .math_letters import judged as letters_judged
+from .math_plain import base_of, choice, number, words
 from .math_structure import Answer, Equal, read, same
 from .math_text import clean
 
@@ -52,10 +53,12 @@ def _is_right(answer: str, truth: str, algebra: Equal | None) -> bool:
         return False
     if ours == theirs:
         return True
-    letter = choice(theirs)
-    if letter is not None and choice(ours) == letter:
+    letter, other = choice(theirs), choice(ours)
+    if letter is not None and other is not None and letter[0] == other[0]:
+        if letter[1] and other[1]:  # `(B) 12` is not `(B) 13`
+            return _is_right(other[1], letter[1], algebra)
         # `a` is `A` among choices; of variables, `N` is not `n`.
-        return letter <= "H" or ours.strip('"()') == theirs.strip('"()')
+        return letter[0] <= "H" or ours.strip('"()') == theirs.strip('"()')
     name = words(theirs)
     if name is not None and name == words(ours):
         return True
@@ -65,7 +68,10 @@ def _is_right(answer: str, truth: str, algebra: Equal | None) -> bool:
             return not _meaningless(a)
         x, y = number(a), number(b)
         if x is not None and y is not None:
-            return x == y
+            # 12 in base 8 and in base 9 are written for two things, and so are 7 and 7.
+            return x == y and (base_of(a) == base_of(b) or None in (base_of(a), base_of(b)))
+        if not a.startswith("\x00") and (verdict := letters_judged(a, b)) is not None:
+            return verdict
         if algebra is None:
             raise AlgebraNeededError
         return algebra(a, b)

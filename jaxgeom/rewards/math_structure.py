@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from .math_entries import UNREADABLE, End, determinant, end, entries, merged, split
+from .math_letters import reordered
 from .math_text import closing
 from .math_units import same_unit, split_unit
 
@@ -23,10 +25,11 @@ _NAME = re.compile(
         (?:_(?:\{[^{}]*\}|\w))?(?:\^\\circ)?\s*\}?'*(?:\([A-Za-z0-9,+\-\\ ]*\))?""",
     re.VERBOSE,
 )
+_NEGATIVE = re.compile(r'^"?\s*(?:negative|minus)\s*"?\s*(?=[\d.\\$])', re.IGNORECASE)
 _SENTENCE = re.compile(
     r'^"?\s*(?:so,?\s*)?the\s+(?:final\s+)?(?:answer|value|result|solution)s?\s*(?:is|are)?:?\s*"?', re.I
 )
-_MATRIX = re.compile(r"\\begin\{([pbB]?)matrix\}(.*)\\end\{[pbB]?matrix\}", re.DOTALL)
+_MATRIX = re.compile(r"\\begin\{([pbBv]?)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 _AND_OR = re.compile(r'"[ ,]*(?:and|or)[ ,]*"|(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])', re.IGNORECASE)
 
 
@@ -50,13 +53,15 @@ class Answer:
 def read(s: str) -> Answer:
     """The tree of an answer in the spelling of `clean`."""
     s = _SENTENCE.sub("", s, count=1) if not _SENTENCE.fullmatch(s) else s
-    s = _bare(s)
+    s = _NEGATIVE.sub("-", _bare(s), count=1)
     if found := _MATRIX.fullmatch(s):
-        return _matrix(found.group(2))
-    parts = _split(_AND_OR.sub(lambda m: ";" if _outside(s, m.start()) else m.group(), s), ",;")
-    if len(parts) > 1 and not _grouped(s):
-        return _listed([read(part) for part in parts])
-    parts = _split(s, ("\\cup",))
+        return _matrix(found.group(1), found.group(2))
+    if not _grouped(s):
+        parts = entries(_AND_OR.sub(lambda m: ";" if _outside(s, m.start()) else m.group(), s))
+        if len(parts) > 1:
+            return _listed([read(part) for part in parts])
+        s = parts[0]
+    parts = split(s, ("\\cup",))
     if len(parts) > 1:
         return Answer("union", parts=tuple(read(part) for part in parts))
     sides, signs = _sides(s)
@@ -67,9 +72,9 @@ def read(s: str) -> Answer:
     if s in ("\\emptyset", "\\{\\}"):
         return Answer("set")
     if s.startswith("\\{") and s.endswith("\\}") and closing(s, 1) == len(s) - 1:
-        return Answer("set", parts=tuple(read(p) for p in _split(s[2:-2], ",;")))
+        return Answer("set", parts=tuple(read(p) for p in entries(s[2:-2])))
     if s[:1] in ("(", "[") and closing(s, 0) == len(s) - 1:
-        inner = _split(s[1:-1], ",;")
+        inner = entries(s[1:-1])
         if len(inner) > 1 or s[0] == "[":
             return Answer("tuple", s[0] + s[-1], tuple(read(p) for p in inner))
     for sign in ("\\pm", "±"):
@@ -100,6 +105,10 @@ def same(ours: Answer, theirs: Answer, equal: Equal) -> bool:
     if ours.kind == theirs.kind == "scalar":
         return same_unit(ours.text, ours.unit, theirs.text, theirs.unit, equal)
     kinds = {ours.kind, theirs.kind}
+    if "union" in kinds:
+        a, b = _numerical(ours), _numerical(theirs)
+        if a is not None and b is not None:
+            return a == b
     if kinds == {"list", "tuple"}:
         pair = ours if ours.kind == "tuple" else theirs
         return pair.text == "()" and _in_order(ours, theirs, equal)
@@ -125,6 +134,8 @@ def _same_relation(ours: Answer, theirs: Answer, equal: Equal) -> bool:
     if _FLIPPED.get(ours.text) == theirs.text:
         ours = replace(ours, text=theirs.text, parts=ours.parts[::-1])
     if ours.text != theirs.text or any(part.kind != "scalar" or part.unit for part in ours.parts + theirs.parts):
+        return False
+    if any(reordered(a.text, b.text) for a in ours.parts for b in theirs.parts):
         return False
     if ours.text in "=≠" and equal("\x00ratio", _quotient(ours, theirs)):
         return True
@@ -210,6 +221,9 @@ def _listed(parts: list[Answer]) -> Answer:
             return Answer("tuple", "()", tuple(value for _, value in ordered))
     elif assigned[0] and all(part.kind in ("scalar", "tuple") for part in parts[1:]):
         return Answer("list", parts=(parts[0].parts[1], *parts[1:]))
+    if any(part.kind == "list" for part in parts):  # `\\pm 1, \\pm 2`
+        flat = (part.parts if part.kind == "list" else (part,) for part in parts)
+        return Answer("list", parts=tuple(one for several in flat for one in several))
     intervals = [_interval(part) if part.kind == "relation" else None for part in parts]
     if all(intervals) and len({interval[0] for interval in intervals if interval}) == 1:
         return Answer("union", parts=tuple(interval[1] for interval in intervals if interval))
@@ -220,10 +234,24 @@ def _relation(sides: list[str], signs: str) -> Answer:
     return Answer("relation", signs, tuple(read(side) for side in sides))
 
 
-def _matrix(body: str) -> Answer:
-    rows = [row.split("&") for row in body.rstrip("\\ ").split("\\\\")]
-    cells = tuple(read(cell.strip()) for row in rows for cell in row)
-    return Answer("matrix", "x".join(str(len(row)) for row in rows), cells)
+def _matrix(bracket: str, body: str) -> Answer:
+    rows = [[cell.strip() for cell in row.split("&")] for row in body.rstrip("\\ ").split("\\\\")]
+    if bracket == "v":
+        return Answer("scalar", determinant(rows) or f"\\begin{{vmatrix}}{body}")
+    return Answer("matrix", "x".join(str(len(row)) for row in rows), tuple(read(cell) for row in rows for cell in row))
+
+
+def _numerical(union: Answer) -> list[tuple[End, End]] | None:
+    """An interval, or a union of them, between numbers, without overlaps; None for any other answer."""
+    intervals = []
+    for part in union.parts if union.kind == "union" else (union,):
+        if part.kind != "tuple" or len(part.parts) != 2 or any(x.kind != "scalar" or x.unit for x in part.parts):
+            return None
+        low, high = (end(x.text, bracket in "[]") for x, bracket in zip(part.parts, part.text, strict=True))
+        if low is None or high is None:
+            return None
+        intervals.append((low, high))
+    return merged(intervals)
 
 
 def _in_order(ours: Answer, theirs: Answer, equal: Equal) -> bool:
@@ -252,7 +280,8 @@ def _bare(s: str) -> str:
     """Without brackets or quotes around the whole that say nothing."""
     s = s.strip()
     while len(s) > 1:
-        if s[0] + s[-1] in ("{}", "()") and closing(s, 0) == len(s) - 1 and len(_split(s[1:-1], ",;")) == 1:
+        inside = entries(s[1:-1]) if s[0] + s[-1] in ("{}", "()") and closing(s, 0) == len(s) - 1 else []
+        if len(inside) == 1 and not inside[0].startswith(UNREADABLE):
             s = s[1:-1].strip()
         elif s[0] == s[-1] == '"' and s.count('"') == 2:
             s = s[1:-1].strip()
@@ -262,24 +291,7 @@ def _bare(s: str) -> str:
 
 
 def _grouped(s: str) -> bool:
-    return re.fullmatch(r"[-+$€£]*\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:[^,;]*)", s) is not None
-
-
-def _split(s: str, separators: str | tuple[str, ...]) -> list[str]:
-    """Parts between separators that stand outside all brackets."""
-    parts, depth, start, at = [], 0, 0, 0
-    while at < len(s):
-        if depth == 0:
-            mark = next((mark for mark in separators if s.startswith(mark, at)), None)
-            if mark is not None and not (len(mark) > 1 and s[at + len(mark) :][:1].isalpha()):
-                parts.append(s[start:at].strip())
-                at += len(mark)
-                start = at
-                continue
-        depth += (s[at] in _OPEN) - (s[at] in _CLOSE)
-        at += 1
-    parts.append(s[start:].strip())
-    return parts
+    return re.fullmatch(r"[-+$€£]*[1-9]\d{0,2}(?:,\d{3})+(?:\.\d*)?(?:[^,;]*)", s) is not None
 
 
 def _outside(s: str, position: int) -> bool:
@@ -288,7 +300,7 @@ def _outside(s: str, position: int) -> bool:
 
 
 def _sides(s: str) -> tuple[list[str], str]:
-    sides = _split(s, tuple(_RELATIONS))
+    sides = split(s, tuple(_RELATIONS))
     if len(sides) == 1:
         return sides, ""
     signs, depth = "", 0

@@ -58,7 +58,7 @@ def clean(answer: str) -> str:
     """
     s = re.sub(f"[{_SUPERSCRIPTS}]+", lambda m: "^{" + m.group().translate(_RAISED) + "}", answer)
     s = re.sub(f"[{_SUBSCRIPTS}]+", lambda m: "_{" + m.group().translate(_LOWERED) + "}", s)
-    s = s.translate(_CHARACTERS)
+    s = re.sub(r"[∛∜]\s*(\d+|[A-Za-z]|\(\d+\)|\{[^{}]*\})", _higher_root, s.translate(_CHARACTERS))
     s = _DOUBLED.sub(r"\\", s)
     s = _ENVIRONMENT.sub(" ", s)
     s = _BOX.sub("", s).replace("\\!", "")
@@ -99,6 +99,11 @@ def _quoted(match: re.Match[str]) -> str:
     if re.fullmatch(r"[A-Z]{2,4}'?", words) or re.fullmatch(r"\(?[A-Z]\)?[).:]?", words):
         return content
     return f' "{content}" '
+
+
+def _higher_root(match: re.Match[str]) -> str:
+    index = 3 if match.group().startswith("∛") else 4
+    return f"\\sqrt[{index}]{{{match.group(1).strip('(){}')}}}"
 
 
 def _roots(s: str) -> str:

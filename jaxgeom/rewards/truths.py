@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +13,9 @@ GroundTruth = str | tuple[str, ...]
 """The right answer, or several of which any is right."""
 
 _LONGEST_LIST = 100_000
+_BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}")
+_HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|[\s{}$]")
+"""What a text may have around an answer; one that is nothing but that, or an empty list, holds none."""
 
 
 def read_truth(value: Any, name: str = "ground_truth") -> GroundTruth:
@@ -63,11 +67,13 @@ def _one(value: Any, name: str) -> str:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError(f"{name} is empty: no answer can be right")
+        if _HOLLOW.sub("", value) in ("", "[]") or (_BOXED.search(value) and extract_answer(value) is None):
+            raise ValueError(f"{name} is {value.strip()[:40]!r}, which holds no answer: none can be right")
         return value
     if isinstance(value, bool) or value is None or not isinstance(value, int | float | Decimal):
         kind = "null" if value is None else type(value).__name__
         raise ValueError(f"{name} is {kind}: it must be text, a number, or a list of these")
-    if not math.isfinite(value):
+    if not isinstance(value, int) and not math.isfinite(value):
         raise ValueError(f"{name} is {value}: no answer can be right")
     try:
         # Digits as they are written by hand: 0.0000001, not 1e-07.

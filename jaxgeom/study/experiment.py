@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+import signal
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from jaxgeom.comparison import CompareSettings
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
+from jaxgeom.interruption import Interrupted
 from jaxgeom.study.arms import Arm, At, check_arms, check_seeds
 from jaxgeom.study.data import DataFiles, SyntheticData, as_paths
 from jaxgeom.training import OPDSettings, RLVRSettings, RunSettings, SFTSettings
@@ -133,7 +135,10 @@ def load_experiment(path: str | Path) -> Experiment:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     # The file is the user's own program: what it raises, or `exit()`, is theirs to read, in one line with its place.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if isinstance(error, Interrupted) or stopped:  # that is the user's, no fault of the file's
+            raise
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
         raise UserError(f"{path}: line {line}: {type(error).__name__}: {error}") from error
     experiment = namespace.get("experiment")

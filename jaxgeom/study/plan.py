@@ -140,14 +140,14 @@ class Clock:
     What is left is judged by the stages that were done: those of the same arm, else of the same kind of work.
 
     Args:
-        path: the file.
+        path: the file; None where another process keeps it.
         reporter: where the plan and each stage are said.
     """
 
-    def __init__(self, path: Path, reporter: Reporter):
+    def __init__(self, path: Path | None, reporter: Reporter):
         self._path, self._reporter = path, reporter
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
             self._seconds: dict[str, float] = {str(name): float(seconds) for name, seconds in held.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             self._seconds = {}  # none yet, or damaged: times are said, and nothing depends on them
@@ -177,7 +177,8 @@ class Clock:
             self._learn(planned, took)
             del self._left[name]
         self._seconds[name] = self._seconds.get(name, 0.0) + took
-        write_atomically(self._path, json.dumps(self._seconds, indent=1) + "\n")
+        if self._path is not None:
+            write_atomically(self._path, json.dumps(self._seconds, indent=1) + "\n")
         return result
 
     def rows(self) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from jaxgeom import __version__
+from jaxgeom import __version__, lock, processes
+from jaxgeom.comparison.run.processes import Team
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 from jaxgeom.interruption import goes_on, stoppable
@@ -26,6 +27,7 @@ from jaxgeom.study.plan import Clock, Run, Stage, planned_runs, require_steps, s
 from jaxgeom.study.preflight import check_inputs
 from jaxgeom.study.results import Result, matched_results, method_results, read_result, write_matrices
 from jaxgeom.training import is_finished, train
+from jaxgeom.training.rows import RunRows
 from jaxgeom.training.run_directory import Claim, claim_directory, mark_done
 
 # What between.json has of a pair of runs and the report leaves out.
@@ -42,6 +44,9 @@ def run_study(
 ) -> Path:
     """Trains every arm, measures, compares, and writes the report; stopped anywhere, it goes on where it was.
 
+    Several processes that were joined (`jaxgeom.processes.join`) call it together, with the same arguments: all train
+    and measure, process 0 alone writes what is not a checkpoint.
+
     Args:
         experiment: What to do.
         out: The output directory: `data/`, `runs/`, `measures/`, `report.json`, `matrices.csv`, `figures/`,
@@ -57,10 +62,14 @@ def run_study(
         UserError: inputs that cannot be used, or `out` holds another run.
     """
     reporter = reporter or Reporter(quiet=True)
-    refuse_if_held(out)
-    with stoppable():
+    processes.refuse_unjoined()
+    if not processes.is_first():
+        reporter = Reporter(quiet=True)
+    processes.from_first(lambda: refuse_if_held(out))
+    with stoppable(), processes.told(out):
         goes_on("the same command goes on from what is kept", out)
-        config = study_config(experiment, __version__)
+        config = processes.together(lambda: study_config(experiment, __version__))
+        processes.require_same(config | {"out": os.fspath(out), "force": force, "jax": jax.__version__})
         runs = planned_runs(experiment, out)
         read = _read(experiment)
 
@@ -69,17 +78,26 @@ def run_study(
                 out, "study", lambda held: study_differences(held, config), force=force, inputs=read
             )  # fmt: skip
 
-        # Before anything is written: a wrong input must leave no trace.
-        held = claim()
-        known = held.goes_on and held.held is not None and not has_new_arms(held.held, config)
-        ready = [] if known else check_inputs(experiment, reporter)
-        if held.goes_on:
-            require_steps(runs)
-        with locked(out, reporter.say):
+        ready: list[RunRows] = []
+
+        def look() -> None:
+            held = claim()
+            if not (held.goes_on and held.held is not None and not has_new_arms(held.held, config)):
+                ready.extend(check_inputs(experiment, reporter))
+            if held.goes_on:
+                require_steps(runs)
+
+        def begin() -> None:
             claim().carry_out(config, reporter.say)
             for rows in ready:
                 rows.keep(out / "rows")
             (out / "done").unlink(missing_ok=True)
+
+        # Before anything is written: a wrong input must leave no trace.
+        processes.from_first(look)
+        with processes.held_by_first(lambda: locked(out, reporter.say)):
+            processes.require_shared(out / lock.NAME)
+            processes.from_first(begin)
             return _stages(experiment, runs, out, reporter, command)
 
 
@@ -96,23 +114,42 @@ def _read(experiment: Experiment) -> list[Path]:
 
 def _stages(experiment: Experiment, runs: Sequence[Run], out: Path, reporter: Reporter, command: str) -> Path:
     """Every stage in order, with the directory held."""
-    clock = Clock(out / "stages.json", reporter)
-    clock.stage("data", lambda: make_data(experiment.data, out))
+    team = Team.here() if processes.count() > 1 else None
+    is_first = processes.is_first()
+    clock = Clock(out / "stages.json" if is_first else None, reporter)
+    clock.stage("data", lambda: processes.from_first(lambda: make_data(experiment.data, out)))
     say_plan(experiment, runs, reporter)
-    clock.plan([*(_training(run) for run in runs), *(_measuring(run, experiment) for run in runs)])
+    if is_first:
+        clock.plan([*(_training(run) for run in runs), *(_measuring(run, experiment) for run in runs)])
     for run in runs:
         clock.stage(f"train {run.label}", _bind(_train, run, out, reporter))
     results: dict[str, list[Result]] = {arm.name: [] for arm in experiment.every_arm()}
     for run in runs:
-        clock.stage(f"measure {run.label}", _bind(measure, run, experiment.measure, reporter))
-        size = parameters_of(run.origin)
-        results[run.arm.name].append(read_result(run.measures, run.directory, run.settings, size))
-    learned = {name: [r.said["seed"] for r in seeds if r.learned] for name, seeds in results.items()}
+        clock.stage(f"measure {run.label}", _bind(measure, run, experiment.measure, reporter, team))
+
+    def read() -> dict[str, list[int]]:
+        for run in runs:
+            size = parameters_of(run.origin)
+            results[run.arm.name].append(read_result(run.measures, run.directory, run.settings, size))
+        return {name: [r.said["seed"] for r in seeds if r.learned] for name, seeds in results.items()}
+
+    learned = processes.from_first(read)
     by_key = {(run.arm.name, run.seed): run for run in runs}
-    between = clock.stage("compare runs", lambda: compare_runs(by_key, learned, experiment.measure, out))
-    report = _report(experiment, runs, results, between, clock, command)
+    between = clock.stage("compare runs", lambda: compare_runs(by_key, learned, experiment.measure, out, team))
+
+    def finish() -> Path:
+        report = _report(experiment, runs, results, between, clock, command)
+        return _write(report, runs, list(results), out, reporter)
+
+    return processes.from_first(finish)
+
+
+def _write(
+    report: dict[str, Any], runs: Sequence[Run], arms: Sequence[str], out: Path, reporter: Reporter
+) -> Path:  # fmt: skip
+    """The report's files, and what is said last."""
     write_atomically(out / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
-    by_arm = sorted(runs, key=lambda run: list(results).index(run.arm.name))
+    by_arm = sorted(runs, key=lambda run: arms.index(run.arm.name))
     write_matrices(out / "matrices.csv", [(r.arm.name, r.seed, r.measures / "matrices.csv") for r in by_arm])
     reporter.say("report: figures and page")
     page = write_report(out)
@@ -147,7 +184,7 @@ def _bind(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 
 
 def _train(run: Run, out: Path, reporter: Reporter) -> None:
-    if not is_finished(run.settings, run.inputs, run.directory):
+    if not processes.from_first(lambda: is_finished(run.settings, run.inputs, run.directory)):
         train(
             run.settings, run.inputs, run.directory, reporter=reporter, kept_rows=out / "rows", save_steps=run.needed
         )  # fmt: skip

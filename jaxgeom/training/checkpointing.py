@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxgeom import processes
 from jaxgeom.checkpoints import checksums
 from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
-from jaxgeom.checkpoints.plain_files import read_json
-from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.checkpoints.run_models import held_model, run_model
+from jaxgeom.checkpoints.runs import named_run, step_names
 from jaxgeom.checkpoints.verl import verl_step
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import is_full
@@ -60,7 +60,7 @@ def find_resume(run: Path, *, contents: bool = True) -> Resume:
         contents: whether the checkpoint's files are read, or their sizes alone looked at.
     """
     faults: list[str] = []
-    for step in reversed(_steps(run / "checkpoints")):
+    for step in reversed(step_names(run / "checkpoints")):
         folder = run / "checkpoints" / str(step)
         fault = checksums.fault_of(folder, contents=contents)
         if fault is not None:
@@ -99,6 +99,7 @@ class Checkpoints:
         always: Collection[int] = (), ends: Collection[int] = (), saved: Callable[[int], None] = lambda _: None,
     ):  # fmt: skip
         self._folder = (directory / "checkpoints").absolute()
+        self._model = held_model(directory)
         self._say, self._keep, self._always, self._ends, self._saved = say, keep, always, sorted(set(ends)), saved
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -212,7 +213,7 @@ class Checkpoints:
             np.savez(partial / _PENDING, **left)
         step = int(path.name)
         ends = [end for end in self._ends if end <= step]
-        checksums.write_checksums(partial, logs=positions, ends=ends)
+        checksums.write_checksums(partial, logs=positions, ends=ends, model=self._model)
         if path.exists():
             self._clear(path)
         partial.rename(path)
@@ -233,7 +234,9 @@ class Checkpoints:
     def _whole(self) -> list[int]:
         """Steps whose files are there, at their sizes."""
         return [
-            step for step in _steps(self._folder) if not checksums.fault_of(self._folder / str(step), contents=False)
+            step
+            for step in step_names(self._folder)
+            if not checksums.fault_of(self._folder / str(step), contents=False)
         ]
 
     def _remove(self, path: Path) -> None:
@@ -343,10 +346,7 @@ def load_start(
     if found is None:
         return load_model(source, dtype=dtype, mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say)
     run, step = found.run, found.saved_step()
-    config = read_json(run / "config.json")
-    if not isinstance(config.get("model"), dict):
-        raise UserError(f"{run / 'config.json'}: has no model configuration under 'model'")
-    architecture = Qwen3Config.from_hf(config["model"])
+    architecture = Qwen3Config.from_hf(run_model(run, step))
     place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
     model = Qwen3(
         architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, platform=platform_of(place), mesh=mesh
@@ -382,11 +382,6 @@ def _as_os_error() -> Iterator[None]:
         yield
     except Exception as error:
         raise OSError(None, " ".join(str(error).split())[:300]) from error
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps that a folder of checkpoints names, whole or not, ascending."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 def _names(state: Any) -> list[str]:

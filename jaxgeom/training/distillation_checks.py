@@ -80,6 +80,14 @@ def check_controls(settings: Any) -> None:
     Raises:
         UserError: naming the field and its value.
     """
+    if settings.teacher_devices is not None:
+        if settings.teacher_devices < 1:
+            raise UserError(f"teacher_devices={settings.teacher_devices}: must be positive")
+        if settings.support != "sampled":
+            raise UserError(
+                f"teacher_devices={settings.teacher_devices}: with support={settings.support} the student's step reads"
+                " the teacher itself, which must lie beside it; give --support sampled"
+            )
     if settings.keep_by != "gap" and settings.keep_tokens == 1.0:
         raise UserError(f"keep_by={settings.keep_by}: all tokens are kept with keep_tokens=1.0")
     if settings.mix == "matched" and settings.alpha == 1.0:

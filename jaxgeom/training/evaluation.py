@@ -60,7 +60,7 @@ def evaluate(
         batches.append(sample_answers(actor, tokenizer, asked[part], seeds[part], settings, judge))
     right = _right(batches)
     known = right[~np.isnan(right)]
-    return float(known.mean()) if known.size else math.nan, batches
+    return float(known.mean(dtype=np.float64)) if known.size else math.nan, batches
 
 
 def held_out_row(
@@ -87,11 +87,11 @@ def held_out_row(
     row = {"accuracy_truncated": float(cut.mean())}
     if known.any():
         count = int(known.sum())
-        row |= {"accuracy": float(right[known].mean()), "accuracy_count": float(count)}
+        row |= {"accuracy": float(right[known].mean(dtype=np.float64)), "accuracy_count": float(count)}
         row |= _ends("accuracy", wilson_interval(float(right[known].sum()), count))
     if drawn and known.any():
         each = _right(drawn).reshape(-1, samples)[known]
-        row |= _over_prompts(f"avg@{samples}", each.mean(axis=1))
+        row |= _over_prompts(f"avg@{samples}", each.mean(axis=1, dtype=np.float64))
         for k in _counts(samples):
             row |= _over_prompts(f"pass@{k}", pass_at_k(each.sum(axis=1), samples, k))
     names = {part for answers in greedy for part in answers.parts} - {"math", "code"}
@@ -176,7 +176,7 @@ def _right(batches: Sequence[Answers]) -> np.ndarray:
 
 
 def _mean(values: Sequence[np.ndarray]) -> float:
-    return float(np.nanmean(np.concatenate(values)))
+    return float(np.nanmean(np.concatenate(values), dtype=np.float64))
 
 
 def _counts(samples: int) -> list[int]:

@@ -19,6 +19,7 @@ from jaxgeom import __version__
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.checksums import identity_of
 from jaxgeom.checkpoints.runs import named_run
+from jaxgeom.data.rows import read_row_file
 from jaxgeom.differences import other_content, unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of
@@ -30,7 +31,7 @@ from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_js
 
 FREE = frozenset(
     {"save_every", "eval_every", "eval_limit", "eval_samples", "eval_temperature", "mesh", "micro_batches", "remat"}
-    | {"allow_unisolated_code", "geometry", "keeping"}
+    | {"allow_unisolated_code", "geometry", "keeping", "teacher_devices"}
 )
 """Settings that change neither what is learned nor from what: rounding aside, the parameters are the same."""
 
@@ -138,9 +139,34 @@ def _differences(held: dict[str, Any], wanted: dict[str, Any], taken: int) -> li
     if not found and old["steps"] != new["steps"]:
         found += _steps(AdamWSettings(**new["optimizer"]), old["steps"], new["steps"], taken)
     for name in dict.fromkeys([*wanted["contents"], *held["contents"]]):
-        if held["contents"].get(name) != wanted["contents"].get(name):
-            found.append(other_content(name, _path_of(name, held["inputs"]), _path_of(name, wanted["inputs"])))
+        digest = held["contents"].get(name)
+        if digest != wanted["contents"].get(name):
+            before, now = _path_of(name, held["inputs"]), _path_of(name, wanted["inputs"])
+            if not _same_rows(name, before, digest, now):
+                found.append(other_content(name, before, now))
     return found
+
+
+def _same_rows(name: str, before: str | None, digest: str | None, now: str | None) -> bool:
+    """Whether two files hold the same rows in the same order, as lines or an array, compressed or not.
+
+    Args:
+        name: of the content.
+        before: the path that the run began with, which counts only while its bytes are those.
+        digest: of those bytes.
+        now: the path that is given.
+    """
+    if name.partition("/")[0] not in ("data", "eval_data") or before is None or now is None:
+        return False
+    label = name.partition("/")[2]
+    files = [Path(path.removeprefix(f"{label}=") if label else path) for path in (before, now)]
+    try:
+        if file_content(files[0]) != digest:
+            return False
+        rows = [[row.content for row in read_row_file(path)] for path in files]
+    except UserError:
+        return False
+    return rows[0] == rows[1]
 
 
 def _path_of(name: str, inputs: dict[str, Any]) -> str | None:

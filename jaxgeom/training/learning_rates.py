@@ -1,12 +1,12 @@
 """The learning rates that a run of ours took, read from its directory."""
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom.checkpoints.learning_rates import LearningRates
+from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.logs import read_json_lines
@@ -37,9 +37,9 @@ def run_learning_rates(run: Path, *, initial_step: int = 0) -> LearningRates:
         return LearningRates(rates, f"{run / 'metrics.jsonl'}: the rate of every step", initial_step)
     path = run / "config.json"
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        settings = read_json(path)["settings"]
         optimizer, steps = AdamWSettings(**settings["optimizer"]), int(settings["steps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: tells no learning rate ({error})") from error
     rates = np.asarray(learning_rate_schedule(optimizer, steps)(jnp.arange(steps)), np.float64)
     source = f"{path}: its {optimizer.schedule} schedule, steps that were skipped counted"

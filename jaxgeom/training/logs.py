@@ -78,6 +78,8 @@ def read_json_lines(path: Path) -> list[dict]:
         UserError: the file is missing, or a row is not one that was written.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is no regular file")
         *lines, _ = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -96,10 +98,12 @@ def read_json_lines(path: Path) -> list[dict]:
 def fault_of(run: Path, positions: Positions) -> str | None:
     """What is wrong with a run's logs up to a checkpoint; None where they are what was written.
 
-    A log that is gone is no fault: it begins anew.
+    A log that is gone is no fault (`gone`): it begins anew.
     """
     for name, position in positions.items():
         path = run / name
+        if path.exists() and not path.is_file():
+            return f"{name} is no regular file"
         if path.exists():
             with path.open("rb") as file:
                 kept = file.read(position["bytes"])
@@ -107,6 +111,11 @@ def fault_of(run: Path, positions: Positions) -> str | None:
                 line = _first_bad_line(kept)
                 return f"{name} is not what was written" + (f" (line {line})" if line else "")
     return None
+
+
+def gone(run: Path, positions: Positions) -> list[str]:
+    """The logs that had rows at a checkpoint and are not there."""
+    return [name for name, position in positions.items() if position["bytes"] and not (run / name).exists()]
 
 
 class Log:

@@ -17,7 +17,7 @@ from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate, held_out_row
-from jaxgeom.training.logs import NAMES, Log, read_json_lines
+from jaxgeom.training.logs import NAMES, Log, gone, read_json_lines
 from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
@@ -76,8 +76,10 @@ def train(
         ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
         if ready is None:
             reporter.say(f"{settings.objective}: finished already in {out}")
-            with contextlib.suppress(UserError):  # a finished run stays finished without its log
+            try:
                 _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
+            except UserError as error:  # a finished run stays finished without its log
+                reporter.say(str(error))
             return out
         with processes.held_by_first(lambda: locked(out, reporter.say)):
             try:
@@ -339,5 +341,7 @@ def _say_how(
         if digest != before:
             reporter.warn(f"{name}: reward {reward}: its module is not what it was when the run began")
     reporter.say(f"{name}: goes on from step {step}" + (f" ({'; '.join(changed)})" if changed else ""))
+    for log in gone(out, resume.logs):
+        reporter.warn(f"{out}: {log} is gone: it begins anew, without the rows of the first {step} steps")
     if any(fault.startswith(NAMES) for fault in resume.faults):
         reporter.say(f"{out}: to go on from a later step without its log, stop this and remove the damaged log")

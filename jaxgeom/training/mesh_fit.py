@@ -1,9 +1,76 @@
 """Whether a mesh divides a model: what it cannot split is whole on every device, which is said before a run begins."""
 
+import dataclasses
+from typing import Any
+
+import jax
 from jax.sharding import Mesh
 
+from jaxgeom import processes
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config
+from jaxgeom.sharding import batch_divisor, make_mesh
+from jaxgeom.training.settings import MeshSettings, RunSettings
+
+
+def run_mesh(settings: MeshSettings, devices: Any = None) -> Mesh:
+    """The mesh that a run asks for.
+
+    Args:
+        settings: sizes of its axes.
+        devices: what it is laid over; all of this process's where None.
+
+    Raises:
+        UserError: sizes that do not multiply to the number of devices.
+    """
+    try:
+        return make_mesh(*dataclasses.astuple(settings), devices=devices)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def split_devices(settings: RunSettings) -> tuple[Mesh, Mesh]:
+    """The mesh of the student, and that of the teachers: the same unless they have devices of their own.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        UserError: sizes that do not multiply to the student's devices, a batch that the teachers' devices do not
+            divide, no device left for the student, devices of several processes.
+    """
+    own = getattr(settings, "teacher_devices", None)
+    if own is None:
+        mesh = run_mesh(settings.mesh)
+        return mesh, mesh
+    devices = jax.devices()
+    if processes.count() > 1:
+        raise UserError(
+            f"--teacher-devices {own}: answers would go from the student's devices to others, which JAX does within one"
+            " process alone; leave it out (teachers then lie on all devices, sharded)"
+        )
+    if own >= len(devices):
+        raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices, and the student needs one or more")
+    if settings.batch_size % own:
+        raise UserError(f"batch_size={settings.batch_size} is not divisible by the {own} devices of --teacher-devices")
+    return run_mesh(settings.mesh, devices[:-own]), run_mesh(MeshSettings(), devices[-own:])
+
+
+def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:
+    """Refuses a batch of which the mesh's devices would not have equal parts.
+
+    Args:
+        settings: of the run.
+        mesh: its devices.
+
+    Raises:
+        UserError: naming the batch and what it must be a multiple of.
+    """
+    if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
+        raise UserError(
+            f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
+            f" times micro_batches={settings.micro_batches}"
+        )
 
 
 def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxgeom import processes
+from jaxgeom.checkpoints.run_models import model_fault
 from jaxgeom.errors import UserError
 from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers.leaves import own_copy
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
-from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
-from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
 from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
@@ -86,12 +86,8 @@ def make_ready(
     if inputs.teachers and not settings.is_taught:
         raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
     settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
-    mesh = _mesh(settings)
-    if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
-        raise UserError(
-            f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"
-            f" times micro_batches={settings.micro_batches}"
-        )
+    mesh, taught_on = split_devices(settings)
+    require_batch_divides(settings, mesh)
     config = processes.together(lambda: run_config(settings, inputs))
     asked = {"out": os.fspath(out), "force": force, "jax": jax.__version__}
     processes.require_same(config | asked | {"kept_rows": None if kept_rows is None else os.fspath(kept_rows)})
@@ -107,7 +103,12 @@ def make_ready(
 
     found, resume = processes.from_first(claim)
     goes_on(from_where(found, resume), out)
-    if processes.from_first(lambda: found.goes_on and _is_finished(out, settings, resume)):
+
+    def changed_model() -> str | None:
+        return model_fault(out, resume.step) if found.goes_on and resume.step is not None else None
+
+    changed = processes.from_first(changed_model)
+    if changed is None and processes.from_first(lambda: found.goes_on and _is_finished(out, settings, resume)):
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
         return None
@@ -125,11 +126,15 @@ def make_ready(
     _require_finite(params, inputs.model)
     teachers: list[Actor] = []
     if isinstance(settings, OPDSettings):
-        model, teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load)
+        model, teachers = load_teachers(
+            settings, inputs.teachers, model, rows.tokenizer, **load | {"mesh": taught_on}
+        )  # fmt: skip
         for path, actor in zip(inputs.teachers, teachers, strict=True):
             _require_finite(actor.params, path)
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
+    if changed is not None:
+        reporter.say(f"{out}: {changed}: written anew")
     if rows.rewards.own:
         config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
     files = tokenizer_directory(inputs.model, inputs.base)
@@ -172,7 +177,8 @@ def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
         return False
     resume = find_resume(out, contents=False)
     same = not differences(held, run_config(settings, inputs), resume.step or 0)
-    return same and not resume.faults and _is_finished(out, settings, resume)
+    whole = same and not resume.faults and _is_finished(out, settings, resume)
+    return whole and model_fault(out, settings.steps) is None
 
 
 def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
@@ -184,10 +190,3 @@ def _require_finite(params: Any, source: Path) -> None:
     for path, good in jax.tree_util.tree_leaves_with_path(processes.whole(finite)):
         if not good:
             raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
-
-
-def _mesh(settings: RunSettings) -> jax.sharding.Mesh:
-    try:
-        return make_mesh(*dataclasses.astuple(settings.mesh))
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Rewards, Truth
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.run_rewards import judged_by, run_rewards
+from jaxgeom.training.run_templates import TEMPLATES, list_templates, remove_templates
 from jaxgeom.training.settings import OnPolicySettings, RunInputs, RunSettings, SFTSettings
 
 
@@ -151,14 +151,21 @@ def write_tokenizer(source: Path, directory: Path, rows: RunRows, settings: RunS
         rows: of the run; its stop tokens become those of `generation_config.json`.
         settings: of the run; its chat template becomes the tokenizer's, and the arguments of that the template's own.
     """
+    remove_templates(directory)
+    there = {path.name for path in (directory / TEMPLATES).glob("*.jinja")}
     copy_tokenizer(source, directory)
+    written = {path.name for path in (source / TEMPLATES).glob("*.jinja")}
     arguments = chat.template_arguments(settings.rows.template_argument)
     templates = rows.tokenizer.chat_template
     if templates and (arguments or settings.rows.chat_template is not None):
-        shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
-        for name, template in ({"default": templates} if isinstance(templates, str) else templates).items():
-            place = "chat_template.jinja" if name == "default" else f"additional_chat_templates/{name}.jinja"
+        for name in written - there:
+            (directory / TEMPLATES / name).unlink()
+        named = {"default": templates} if isinstance(templates, str) else templates
+        written = {f"{name}.jinja" for name in named if name != "default"}
+        for name, template in named.items():
+            place = "chat_template.jinja" if name == "default" else f"{TEMPLATES}/{name}.jinja"
             write_atomically(directory / place, chat.with_defaults(template, arguments))
+    list_templates(directory, written)
     path = directory / "generation_config.json"
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_atomically(path, json.dumps(held | {"eos_token_id": list(rows.stops)}, indent=2) + "\n")

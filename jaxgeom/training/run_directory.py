@@ -1,4 +1,4 @@
-"""An output directory of `train` or `study`: whose it is, and how a run claims it, goes on, or replaces another."""
+"""An output directory of `train`, `study` or a recipe: whose it is, how a run claims it, goes on, replaces another."""
 
 import dataclasses
 import json
@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxgeom import lock
-from jaxgeom.checkpoints.checksums import read_checksums
+from jaxgeom.checkpoints.checksums import read_checksums, step_within
+from jaxgeom.checkpoints.plain_files import is_there, read_json
 from jaxgeom.differences import shown
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import as_user_error, write_atomically
 from jaxgeom.owned_files import KINDS, Contents, contents_of, empty, refuse_inputs
+from jaxgeom.training.run_templates import own_templates
 
 _CONFIG = "config.json"
 
@@ -24,7 +26,7 @@ class Claim:
 
     Attributes:
         directory: the output directory.
-        kind: `run` or `study`.
+        kind: `run`, `study` or `recipe`.
         held: the configuration of the same kind that is there; None where there is none.
         goes_on: whether what is there is this very run.
         replaces: what `--force` deletes first, None where nothing is.
@@ -66,7 +68,7 @@ def claim_directory(
 
     Args:
         directory: new, empty, or holding this very run, which then goes on.
-        kind: `run` or `study`.
+        kind: `run`, `study` or `recipe`.
         difference: what tells the run that a configuration describes from this one; empty for the same.
         force: whether another run of the same kind that is there may be deleted.
         inputs: what the run reads.
@@ -82,6 +84,8 @@ def claim_directory(
         refuse_inputs(directory, inputs)
         return Claim(directory, kind, None, False, None, inputs)
     held = held_config(directory)
+    if held is None and _was_run(directory, kind):
+        return _over_damaged(directory, kind, force, inputs)
     if held is None or held.get("kind") != kind:
         what = "files that are no " + kind if held is None else f"a {held.get('kind')}, no {kind}"
         more = ", and --force deletes only what jaxgeom wrote" if force else ""
@@ -98,6 +102,30 @@ def claim_directory(
     return Claim(directory, kind, held, False, contents, inputs)
 
 
+def _was_run(directory: Path, kind: str) -> bool:
+    """Whether a directory without a readable `config.json` is a run's all the same: by a checkpoint's own list."""
+    folders = directory.glob("checkpoints/*") if kind == "run" else ()
+    return any(step_within(folder) is not None and read_checksums(folder) is not None for folder in folders)
+
+
+def _over_damaged(directory: Path, kind: str, force: bool, inputs: tuple[str | os.PathLike[str], ...]) -> Claim:
+    """What `--force` may do with a run of which nobody knows any more what it was; `UserError` without it."""
+    path = directory / _CONFIG
+    try:
+        read_json(path)
+        why = "says not what run it is of"
+    except UserError as error:
+        why = str(error).removeprefix(f"{path}: ") if is_there(path) else "is gone"
+    if not force:
+        raise UserError(
+            f"{path}: damaged: {why}; the {kind} cannot be gone on with unless that file is put back;"
+            f" choose another directory, or --force deletes the {kind} and begins anew"
+        )
+    contents = _contents(directory, kind)
+    empty(directory, "", dataclasses.replace(contents, own=[]), inputs=inputs)
+    return Claim(directory, kind, None, False, contents, inputs)
+
+
 def mark_done(directory: Path, text: str = "") -> None:
     """The last thing that a finished run, or stage, writes."""
     write_atomically(directory / "done", text)
@@ -106,12 +134,12 @@ def mark_done(directory: Path, text: str = "") -> None:
 def held_config(directory: Path, kind: str | None = None) -> dict[str, Any] | None:
     """The configuration that we wrote in a directory, of a kind or of any; None where there is none."""
     try:
-        held = json.loads((directory / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        held = read_json(directory / _CONFIG)
+    except UserError:
         return None
-    if not isinstance(held, dict) or "schema" not in held:
+    if "schema" not in held:
         return None
-    return held if held.get("kind") in ((kind,) if kind else ("run", "study")) else None
+    return held if held.get("kind") in ((kind,) if kind else ("run", "study", "recipe")) else None
 
 
 def _contents(directory: Path, kind: str) -> Contents:
@@ -123,7 +151,12 @@ def _contents(directory: Path, kind: str) -> Contents:
     for sums in directory.rglob("checkpoints/*/checksums.json"):
         listing = read_checksums(sums.parent) or {"files": {}}
         ours |= {(sums.parent / name).relative_to(directory).as_posix() for name in listing["files"]}
-    found = contents_of(directory, KINDS[kind], also=ours)
+    templates = {
+        (listing.parent / name).relative_to(directory).as_posix()
+        for listing in directory.rglob("tokenizer/templates.json")
+        for name in own_templates(listing.parent)
+    }
+    found = contents_of(directory, KINDS[kind], also=ours | templates)
     unlisted = [name for name in found.own if name not in ours and _is_unlisted(directory, name)]
     return Contents(sorted(set(found.own) - set(unlisted)), sorted([*found.foreign, *unlisted]))
 

@@ -288,6 +288,8 @@ class OPDSettings(OnPolicySettings):
         rollouts: Who generates; with `teacher` the ratio is not clipped (ε = 1).
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32, activations as the
             model's.
+        teacher_devices: So many devices, the last ones, are the teachers' alone, sharded over them; the student has the
+            others. None: every teacher lies beside the student, on all of them.
         alpha: Share of distillation in the mix with GRPO's advantage (or loss): α·(−r_t) + (1−α)·A_GRPO.
         mix: The two as they are, or weighted so that their gradients have norms as α : 1−α, and the sum that of
             distillation alone.
@@ -309,6 +311,7 @@ class OPDSettings(OnPolicySettings):
     keep_by: Literal["gap", "random", "first"] = "gap"
     rollouts: Literal["student", "teacher"] = "student"
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
+    teacher_devices: int | None = None
     alpha: float = 1.0
     mix: Literal["raw", "matched"] = "raw"
     advantage: Literal["gap", "constant"] = "gap"

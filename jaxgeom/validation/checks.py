@@ -34,12 +34,14 @@ class Check:
         error: how far apart the two sides are, in the unit of the tolerance (see `tolerances`).
         tolerance: how far they may be.
         detail: where the error was largest.
+        null: the error that rounding alone makes; None where it was not measured.
     """
 
     name: str
     error: float
     tolerance: float
     detail: str = ""
+    null: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -182,9 +184,9 @@ def _check_training(
     (our_loss, our_log_probs), our_gradients = _loss_and_gradients(model, params, tokens, valid)
     mask = valid[:, 1:] & valid[:, :-1]
     log_prob_errors = np.abs(np.asarray(our_log_probs)[:, 1:] - picked)[mask]
-    ours = _by_name(model, our_gradients)
+    ours = by_name(model, our_gradients)
     scale = math.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in gradients.values()))
-    worst, where = _worst_tensor(ours, gradients, floor=1e-6 * scale)
+    worst, where = worst_tensor(ours, gradients, floor=1e-6 * scale)
     checks = [
         _largest("log-probs", "", log_prob_errors, limits["log_probs"]),
         Check("loss", abs(float(our_loss) - loss) / abs(loss), limits["loss"]),
@@ -196,14 +198,19 @@ def _check_training(
     after = torch_side.torch_adamw(before, gradients, ADAMW)
     stepped = _adamw(before, gradients)
     updates = {name: after[name] - before[name] for name in names}
-    worst, where = _worst_tensor({name: stepped[name] - before[name] for name in names}, updates, floor=1e-12)
+    worst, where = worst_tensor({name: stepped[name] - before[name] for name in names}, updates, floor=1e-12)
     checks.append(Check("AdamW step, worst tensor", worst, limits["adamw"], where))
     say("diagnostics")
     return checks + _check_diagnostics(before, after, limits["diagnostics"])
 
 
-def _by_name(model: Qwen3, tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a parameter-shaped tree under Hugging Face names, float32."""
+def by_name(model: Qwen3, tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a parameter-shaped tree under Hugging Face names, float32, in the shapes of the files.
+
+    Args:
+        model: whose parameters they are like.
+        tree: parameters, gradients.
+    """
     host = jax.device_get(tree)
     named = {}
     for tensor in hf_tensors(model.config):
@@ -214,8 +221,14 @@ def _by_name(model: Qwen3, tree: Any) -> dict[str, np.ndarray]:
     return named
 
 
-def _worst_tensor(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], floor: float) -> tuple[float, str]:
-    """The largest `‖a − b‖ / max(‖b‖, floor)` and the tensor that has it; NaN counts as largest."""
+def worst_tensor(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], floor: float) -> tuple[float, str]:
+    """The largest `‖a − b‖ / max(‖b‖, floor)` and the tensor that has it; NaN counts as largest.
+
+    Args:
+        ours: a, by name.
+        theirs: b, by the same names.
+        floor: of what is divided by.
+    """
 
     def error(name: str) -> float:
         difference = np.linalg.norm((ours[name].astype(np.float64) - theirs[name]).ravel())

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.adapters import is_adapter_directory
-from jaxgeom.checkpoints.names import by_key, key_of
+from jaxgeom.checkpoints.anatomy import by_key
+from jaxgeom.checkpoints.names import key_of
 from jaxgeom.errors import UserError, listed
 
 

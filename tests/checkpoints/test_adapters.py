@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints import adapter_config, open_checkpoint
 from jaxgeom.comparison import CompareSettings, compare_checkpoints
 from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
@@ -120,6 +120,25 @@ def test_the_base_is_named_or_given(base, tmp_path):
         ({"alpha_pattern": {"q_proj": 3, "*.down_proj": 9}}, r"alpha_pattern has the key '\*.down_proj', which is no"),
         ({"rank_pattern": {"(q_proj": 3}}, r"rank_pattern has the key '\(q_proj', which is no regular expression"),
         ({"alpha_pattern": [3]}, r"alpha_pattern=\[3\] is no mapping"),
+        ({"lora_alpha": 10**400}, "lora_alpha=1000.* is no number"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "LoRA adapter with layer_replication"),
+        ({"target_parameters": ["experts.down_proj"]}, "LoRA adapter with target_parameters"),
+        (
+            {"target_modules": ["q_proj"]},
+            r"target_modules=\['q_proj'\] leaves out .*mlp.down_proj, which its file adapts",
+        ),
+        ({"target_modules": ".*q_proj"}, "leaves out .*down_proj"),
+        (
+            {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [0]},
+            "layers_to_transform.* leaves out .*1.mlp",
+        ),
+        (
+            {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": 1},
+            "leaves out .*layers.0.self_attn.q_proj",
+        ),
+        ({"target_modules": ["q_proj", "down_proj"], "exclude_modules": ["down_proj"]}, "leaves out .*down_proj"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save names lm_head, which its file does not store"),
+        ({"target_modules": 3}, "target_modules=3 is no list"),
     ],
 )
 def test_other_kinds_of_adapters_are_one_line(base, tmp_path, config, words):
@@ -138,6 +157,10 @@ def test_other_kinds_of_adapters_are_one_line(base, tmp_path, config, words):
         (lambda t: t.update({next(iter(t)): np.ones((RANK, 7), "f4")}), r"A \[3, 7\] and B .* do not fit the base's"),
         (lambda t: t.update({"other": np.ones(3, "f4")}), "tensor 'other' is none of a LoRA adapter"),
         (lambda t: t.clear(), "no lora_A"),
+        (
+            lambda t: [t.update({name.replace(".weight", ".sft.weight"): t.pop(name)}) for name in list(t)],
+            "has the adapter's name 'sft' in it",
+        ),
     ],
 )
 def test_adapters_that_do_not_fit_are_one_line(base, tmp_path, change, words):
@@ -145,6 +168,47 @@ def test_adapters_that_do_not_fit_are_one_line(base, tmp_path, change, words):
     change(tensors)
     with pytest.raises(UserError, match=words):
         open_checkpoint(write_adapter(tmp_path / "adapter", tensors))
+
+
+def test_a_pattern_that_never_ends_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter_config, "_SECONDS", 0.1)
+    config = adapter_config.AdapterConfig(tmp_path, CONFIG | {"alpha_pattern": {"(a|aa)+x": 3}})
+    with pytest.raises(UserError, match=r"alpha_pattern has the key .* is not matched against .* within 0.1 s"):
+        config.scale("a" * 100, RANK)
+    assert adapter_config.AdapterConfig(tmp_path, CONFIG | {"alpha_pattern": {"(.*)*x": 3}}).scale("q_proj", 3) == 2
+
+
+def test_a_configuration_that_fits_its_file(base, tmp_path):
+    fits = CONFIG | {"target_modules": ["q_proj", "down_proj"], "fan_in_fan_out": True, "layers_to_transform": [0, 1]}
+    checkpoint = open_checkpoint(write_adapter(tmp_path / "adapter", pairs(), fits))
+    # As PEFT does for a linear layer, square ones too: the flag is passed over, and what is not adapted said.
+    want = base_weights()[ADAPTED[0]].astype(np.float64) + update(pairs(), ADAPTED[0], 2.0)
+    np.testing.assert_allclose(checkpoint[ADAPTED[0]].read(), want, rtol=1e-6, atol=1e-9)
+    assert any("fan_in_fan_out is passed over" in note for note in checkpoint.notes)
+    assert any("target_modules names 2 modules that its file does not adapt" in note for note in checkpoint.notes)
+    everything = CONFIG | {"target_modules": "all-linear"}
+    assert len(open_checkpoint(write_adapter(tmp_path / "all", pairs(), everything)).notes) == 1
+
+
+def test_a_convolution_of_gpt2_lies_the_other_way(tmp_path):
+    rng, name = np.random.default_rng(2), "transformer.h.0.attn.c_attn"
+    weight = rng.standard_normal((6, 18)).astype("f4")  # [in, out]
+    disk.write(tmp_path / "own_base", {f"{name}.weight": weight}, {"model_type": "gpt2"})
+    a, b = rng.standard_normal((RANK, 6)).astype("f4"), rng.standard_normal((18, RANK)).astype("f4")
+    held = {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    for flag in (False, True):
+        adapter = write_adapter(tmp_path / "adapter", held, CONFIG | {"fan_in_fan_out": flag})
+        want = weight + 2 * (b.astype("f8") @ a).T
+        np.testing.assert_allclose(open_checkpoint(adapter)[f"{name}.weight"].read(), want, rtol=1e-6)
+
+
+def test_a_head_of_its_own_over_a_tied_base_is_told(tmp_path):
+    weights = base_weights()
+    head = weights.pop("lm_head.weight").astype(np.float32)
+    disk.write(tmp_path / "own_base", weights, disk.CONFIG | {"tie_word_embeddings": True})
+    adapter = write_adapter(tmp_path / "adapter", pairs() | {"base_model.model.lm_head.weight": head})
+    with pytest.raises(UserError, match="is a head of its own, but the head of .* is its embedding"):
+        open_checkpoint(adapter)
 
 
 def test_a_wrapper_that_was_not_merged_is_one_line(tmp_path):

@@ -229,3 +229,92 @@ def test_sizes_that_no_file_has_are_one_line_at_once(tmp_path, field, value, wor
     (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(UserError, match=words):
         load_model(tmp_path)
+
+
+def renamed(change):
+    """The same tensors under other names."""
+    return lambda tensors: {change(name): value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda name: f"llm.{name}", "names with llm.model. are matched"),
+        (
+            lambda name: f"policy.transformer.{name}".replace("transformer.model.", "transformer."),
+            "policy.transformer.",
+        ),
+        (lambda name: name.replace("model.", "model.text_model.", 1), "names with model.text_model. are matched"),
+        (lambda name: name.replace("layers.0.", "layers.0._checkpoint_wrapped_module."), "_checkpoint_wrapped_module."),
+        (lambda name: name.replace("self_attn.", "self_attn._fsdp_wrapped_module."), "_fsdp_wrapped_module."),
+    ],
+)
+def test_any_stem_is_the_same_model_and_is_said(plain, tmp_path, change, words):
+    first, _, final, want = plain
+    report = compare_checkpoints(first, opened(tmp_path / "b", renamed(change)(final)), FAST)
+    assert numbers(report) == numbers(want)
+    (note,) = [note for note in report.coverage["notes"] if "names with" in note]
+    assert words in note and "q_proj" not in note
+
+
+def test_masks_and_frequencies_are_buffers(plain, tmp_path):
+    first, _, final, want = plain
+    names = ("causal_mask", "freqs_cis", "layers.0.self_attn.rotary_emb.cos", "norm.num_batches_tracked")
+    buffers = {f"model.{name}": np.ones(4, np.float32) for name in names} | {"model.seen": np.ones(4, bool)}
+    report = compare_checkpoints(first, opened(tmp_path / "b", final | buffers), FAST)
+    assert numbers(report) == numbers(want)
+
+
+TOWERS = {
+    "vpm": ("vpm.encoder.layers.0.self_attn.q_proj.weight", "vpm.patch_embedding.weight"),
+    "mlp1": ("mlp1.0.weight",), "score": ("score.weight",), "qformer": ("model.qformer.encoder.layer.0.q_proj.weight",),
+}  # fmt: skip
+
+
+def test_a_tower_of_any_name_changes_no_number_of_the_text_model(plain, tmp_path):
+    _, _, final, want = plain
+    held = {name: np.ones((12, 12), np.float32) for names in TOWERS.values() for name in names}
+    a = opened(tmp_path / "a", tied_weights() | held)
+    b = opened(tmp_path / "b", final | {name: 3 * value for name, value in held.items()})
+    report = compare_checkpoints(a, b, FAST)
+    assert report.summary == want.summary and set(report.groups["tower"]) == set(TOWERS)
+    assert all(report.groups[label] == want.groups[label] for label in ("module", "layer", "sparsity"))
+
+
+@pytest.mark.parametrize("split", ["layers", "turned"])
+def test_stacks_that_lie_otherwise_are_read_expert_by_expert(tmp_path, split):
+    from safetensors.numpy import load_file, save_file
+
+    save_model(tmp_path / "a", MOE, tiny_params(MOE))
+    save_model(tmp_path / "b", MOE, tiny_params(MOE))
+    single = load_file(tmp_path / "a" / "model.safetensors")
+    if split == "turned":
+        sides = [stacked(single), stacked(single, turned=True)]
+    else:
+        both = stacked(single), single
+        sides = [
+            {name: value for layer in (0, 1) for name, value in both[(layer + side) % 2].items()
+             if f"layers.{layer}." in name or ".layers." not in name}
+            for side in (0, 1)
+        ]  # fmt: skip
+    for place, name in enumerate("ab"):
+        save_file(sides[place], tmp_path / name / "model.safetensors")
+    report = compare_checkpoints(open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b"), FAST)
+    assert report.summary["sparsity_stored"]["mean"] == 1 and len(report.matrices) == 2 * (4 + 3 * 3)
+
+
+def test_mixtrals_names_are_those_of_its_conversion(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    words = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+
+    def mixtral(name):
+        last = name.split(".")[-2]
+        return name.replace(".mlp.", ".block_sparse_moe.").replace(f".{last}.", f".{words.get(last, last)}.")
+
+    for name in "ab":
+        save_model(tmp_path / name, MOE, tiny_params(MOE))
+    file = tmp_path / "b" / "model.safetensors"
+    save_file(renamed(mixtral)(load_file(file)), file)
+    report = compare_checkpoints(open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b"), FAST)
+    assert report.summary["sparsity_stored"]["mean"] == 1 and len(report.matrices) == 2 * (4 + 3 * 3)

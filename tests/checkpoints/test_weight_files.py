@@ -146,7 +146,18 @@ def packed_aside(tensors):
     return tensors | {name.replace("weight", "qweight"): np.zeros((4, 4), np.int32)}
 
 
-@pytest.mark.parametrize("change", [eight_bits, packed, packed_aside])
+def more(name, dtype, shape=(4,)):
+    """The weights with one more tensor."""
+    return lambda tensors: tensors | {f"model.layers.0.mlp.up_proj.{name}": np.ones(shape, dtype)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        eight_bits, packed, packed_aside, more("blob", np.uint8), more("packed", np.int16, (2, 2)),
+        more("codes", np.int16, (2, 2, 2)), more("weight_global_scale", np.float32),
+    ],
+)  # fmt: skip
 def test_quantised_weights_are_called_so(tmp_path, change):
     refused(disk.write(tmp_path / "model", change(disk.weights())), "quantized weights")
 
@@ -155,6 +166,13 @@ def test_quantised_weights_are_called_so(tmp_path, change):
 def test_a_quantised_configuration_is_called_so(tmp_path, field):
     config = disk.CONFIG | {field: {"quant_method": "awq", "bits": 4}}
     refused(disk.write(tmp_path / "model", disk.weights(), config), "quantized weights .*quant_method awq")
+
+
+@pytest.mark.parametrize("said", [{"quantization_config": {}}, {"compression_config": {"format": "pack-quantized"}}])
+def test_a_configuration_that_speaks_of_quantisation_at_all_is_called_so(tmp_path, said):
+    refused(
+        disk.write(tmp_path / "model", disk.weights(), disk.CONFIG | said), f"quantized weights .*{next(iter(said))}"
+    )
 
 
 def as_pytorch(model, shards=1):

@@ -287,12 +287,14 @@ def shared(origin: jax.Array, final_a: jax.Array, final_b: jax.Array) -> dict[st
     values = jd.changed_overlaps(*masks)
     found = dict(zip(("density_a", "density_b"), densities, strict=True))
     independent = jd.independence_null(jnp.asarray(float(origin.size)), *sizes)
-    rounded = jd.cross_run_null(origin, *densities)
+    counts = [jd.entry_counts(origin, final) for final in finals]
+    known = jd.rounds_alike(*counts)
+    rounded = jax.tree.map(lambda part: jnp.where(known, part, jnp.nan), jd.cross_run_null(origin, *densities))
     for key, part in (("jaccard", "jaccard"), ("overlap_a_in_b", "a_in_b"), ("overlap_b_in_a", "b_in_a")):
         for kind, null in (("", independent), ("_rounding", rounded)):
             found |= beside(key, getattr(values, part), *getattr(null, part), kind)
     a, b = (jd.update(origin, final) for final in finals)
-    expected = jd.shared_cosine(*(jd.entry_counts(origin, final) for final in finals))
+    expected = jd.shared_cosine(*counts)
     found |= jd.orthogonal_statistics(
         jd.orthogonal_share(a, b), jd.inner_product(a, b), jd.inner_product(a, a), jd.inner_product(b, b),
         alignment=jd.inner_product(a * a, b * b), expected=expected, shape=shape,

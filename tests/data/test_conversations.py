@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxgeom.data.conversations import read_demonstration, read_prompt
+from jaxgeom.data.conversations import read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.templates import RowError
 from jaxgeom.rewards import read_truth
 
@@ -31,6 +31,12 @@ TRUTH = {"reward_model": {"ground_truth": "2"}}
 )
 def test_forms_of_one_demonstration(row):
     assert read_demonstration(row).messages == BOTH
+
+
+def test_columns_that_are_not_read_are_told():
+    assert unread_columns({"text": "a", "url": "b", "id": 0, "none": None}) == ["url", "id"]
+    assert unread_columns({"prompt": "1+1?", "completion": "2", "tools": [], "score": 1}) == ["score"]
+    assert unread_columns({"conversations": BOTH, "system": "s"}) == []
 
 
 def test_what_goes_with_the_messages():
@@ -71,6 +77,15 @@ def test_what_goes_with_the_messages():
         ({"messages": BOTH, "tools": "add"}, "'tools'"),
         ({"messages": BOTH, "tools": [{"function": "add"}]}, "'tools'"),
         ({"messages": [ASKED, ANSWERED | {"extra": functools.reduce(lambda x, _: [x], range(100), 1)}]}, "too deeply"),
+        (
+            {"text": "Write f.", "code": "def f(): 1", "test_list": ["assert f()"]},
+            "'text' beside 'code' and 'test_list'",
+        ),
+        ({"question": "1+1?", "text": "a page", "answer": "2"}, "'text' beside 'question' and 'answer'"),
+        (
+            {"instruction": "Add.", "input": "1 1", "output": "2", "text": "### Add."},
+            "'prompt' and 'completion' say so",
+        ),
         ({"conversations": [{"from": "moderator", "value": "a"}]}, "'from' is 'moderator'"),
     ],
 )
@@ -153,7 +168,6 @@ def test_what_is_no_prompt_says_why(row, words):
         ('["a", "b"]', ("a", "b")),
         ("[1, 2]", "[1, 2]"),
         ("[1, 2)", "[1, 2)"),
-        ("[]", "[]"),
     ],
 )
 def test_truths(value, truth):

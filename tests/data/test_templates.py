@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxgeom.data import chat, rendering
+from jaxgeom.data import chat, rendering, templates
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.chat import with_defaults
 from jaxgeom.data.templates import RowError, Template, render_demonstration, render_prompt
@@ -145,9 +145,22 @@ def test_a_template_without_end_is_ended(monkeypatch, source):
     rendering.close_renderers()
 
 
-def test_a_template_that_takes_all_memory_is_ended():
-    (chunk,) = rendering.render_rows(Template("{{ 'a' * 10 ** 11 }}", {}), [(talk("1", "2"), None)], prompts=False)
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10 ** 11 }}",
+        "{% set x = namespace(s='aa') %}{% for i in range(99) %}{% set x.s = x.s ~ x.s %}{% endfor %}",
+        "{{ 'a' * 10 ** 8 }}",
+    ],
+)
+def test_a_template_that_takes_all_memory_is_ended(source):
+    (chunk,) = rendering.render_rows(Template(source, {}), [(talk("1", "2"), None)], prompts=False)
     assert "memory" in str(chunk[0][1]) or "end" in str(chunk[0][1])
+
+
+def test_a_template_has_seconds_and_half_a_gigabyte():
+    """What a row may take before it is refused, so that a bad template is refused while one waits for it."""
+    assert rendering.SECONDS_A_ROW <= 3 and templates._MEMORY <= 1 << 29
 
 
 def test_a_template_that_is_none_is_refused():

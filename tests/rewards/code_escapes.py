@@ -48,6 +48,19 @@ def answer(n):
  try: socket.socket(socket.AF_UNIX).connect(ABSTRACT); return True
  except OSError: return False
 """,
+    "sockets of other families": r"""
+import ctypes
+def answer(n):
+ libc = ctypes.CDLL(None)
+ kinds = [(family, kind) for family in range(47) if family not in (1, 2, 10) for kind in (1, 2, 3, 5)]
+ return any(libc.socket(family, kind, 0) >= 0 for family, kind in kinds) or libc.socket(2, 1, 0) < 0
+""",
+    "pairs of other families": r"""
+import ctypes
+def answer(n):
+ libc, ends = ctypes.CDLL(None), (ctypes.c_int * 2)()
+ return any(libc.socketpair(family, 1, 0, ends) == 0 for family in (30, 38, 40)) or libc.socketpair(1, 1, 0, ends) != 0
+""",
     "a mount": r"""
 import ctypes
 def answer(n): return ctypes.CDLL(None).mount(b'tmpfs', b'/program-directory', b'tmpfs', 0, b'') == 0

@@ -65,6 +65,47 @@ def test_nothing_outlives_its_limit():
     assert os.listdir(tempfile.gettempdir()) == []
 
 
+# Results that an expression over them, or decoding alone, does not get done with.
+COLLIDING = "M = 2**61 - 1\ndef answer(n): return "
+HELD_UP = {
+    "a factorial": ("def answer(n): return 10**7", "import math\nassert math.factorial(answer(7)) == 6"),
+    "digits before the point": ("def answer(n): return -10**9", "assert round(123, answer(7)) == 6"),
+    "a sum of lists": ("def answer(n): return [list(range(99))] * 9000", "assert sum(answer(7), []) == [1]"),
+    "digits of a power": ("def answer(n): return 10**3000", "assert str(answer(7)**900) == '6'"),
+    "elements of one hash": (COLLIDING + "{i * M for i in range(14000)}", "assert answer(7) == {1}"),
+    "elements of one hash, written": (
+        "import os\n"
+        "text = '[\"value\", {\"set\": [' + ', '.join(str(i * (2**61 - 1)) for i in range(60000)) + ']}]\\n'\n"
+        "def answer(n):\n for stream in range(3, 30):\n  try: os.write(stream, text.encode())\n"
+        "  except OSError: pass\n import time\n time.sleep(9)",
+        "assert answer(7) == {1}",
+    ),
+    "keys of one hash": (
+        "text = '[\"value\", {\"dict\": [' + ', '.join(f'[{i * (2**61 - 1)}, 0]' for i in range(60000)) + ']}]\\n'\n"
+        "import os\ndef answer(n):\n for stream in range(3, 30):\n  try: os.write(stream, text.encode())\n"
+        "  except OSError: pass\n import time\n time.sleep(9)",
+        "assert answer(7) == {1: 2}",
+    ),
+}
+
+
+@isolated
+def test_no_result_holds_the_verifier_up():
+    def one(pair):
+        begun = time.monotonic()
+        reward = code_reward(f"```python\n{pair[0]}\n```", CodeTests.of(pair[1]), timeout=TIMEOUT)
+        return reward, time.monotonic() - begun
+
+    one((f"def answer(n): return {SECRET}", "assert answer(7) == 1"))  # the judge is there
+    own = time.process_time()
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(HELD_UP, pool.map(one, HELD_UP.values()), strict=True))
+    assert {name for name, (reward, _) in found.items() if reward != 0.0} == set()
+    assert time.process_time() - own < 1.0
+    assert {name: seconds for name, (_, seconds) in found.items() if seconds > TIMEOUT + 1.0} == {}
+    assert one((f"def answer(n): return {SECRET}", f"assert answer(7) == {SECRET}"))[0] == 1.0
+
+
 @isolated
 def test_nothing_gets_out(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGEOM_SECRET", "1")

@@ -119,6 +119,11 @@ def test_what_is_wrong_with_tests_is_said(row, problem, capsys):
         ("assert 1 < f(1) <= 3", [3], True),
         ("assert f(1) in (1, 2)", [2], True),
         ("assert all(f(1))", [[1, 0]], False),
+        ("assert f(1) in (1, 2)", [True], False),
+        ("assert f(1) not in [1]", [True], False),
+        ("assert f(1) in 'abc'", ["b"], True),
+        ("assert f(1) != 1", [True], False),
+        ("assert f(1) is (1,)", [(True,)], False),
         ("import math\nassert f(-1, [1] * 3, x={'a': {1}}, y=float('inf')) == 2 ** 10", [1024], True),
         ("assert f(1) * 10 ** 9 == 1", ["x"], False),
         ("assert f(1) ** f(2) == 1", [10**6, 10**9], False),
@@ -161,6 +166,30 @@ def test_equal_is_no_laxer_than_python(a, b):
     assert not code_values.equal(True, 1) and not code_values.equal([1], (1,)) and not code_values.equal({1}, {True})
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ({True: "a"}, {1: "a"}, False),
+        ({1: "a"}, {1.0: "a"}, True),
+        ({0: "a", True: "b"}, {0: "a", 1: "b"}, False),
+        ({(True,)}, {(1,)}, False),
+        ({(1, (False, 2))}, {(1, (0, 2))}, False),
+        ({(1, (0, 2))}, {(1, (0.0, 2))}, True),
+        ({frozenset({True})}, {frozenset({1})}, False),
+        ({(True,): 1}, {(1,): 1}, False),
+        ({"a": {True}}, {"a": {1}}, False),
+        ([{"a": 1}], [{"a": True}], False),
+        ({1, "1"}, {1, 1.5}, False),
+        ({None: 1}, {0: 1}, False),
+        ({b"a": 1}, {"a": 1}, False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
+    ],
+)
+def test_keys_and_elements_are_compared_by_type(ours, theirs, same):
+    assert code_values.equal(ours, theirs) is same
+    assert code_values.equal(theirs, ours) is same
+
+
 @pytest.mark.parametrize("junk", [{"set": [{"list": []}]}, {"float": []}, {"x": 1}, {"dict": [1]}, {"bytes": "x"}, {}])
 def test_what_no_runner_writes_is_refused(junk):
     with pytest.raises(ValueError):
@@ -172,7 +201,25 @@ def test_what_no_runner_writes_is_refused(junk):
     [
         ("1 2\n3\n", "1  2 \n3", True),
         ("1.0\n", "1", True),
-        ("1e2", "100.00", True),
+        ("100.50 -0", "100.5 0.0", True),
+        ("+5 5.", "5 5.", True),
+        ("0010", "0010", True),
+        ("10", "0010", False),
+        ("0010", "10", False),
+        ("007.0", "007", False),
+        ("1e2", "100", False),
+        ("100", "1e2", False),
+        ("1_0", "10", False),
+        ("\uff11\uff10", "10", False),
+        ("\u0661", "1", False),
+        ("5.", "5", False),
+        (".5", "0.5", False),
+        ("0x10", "16", False),
+        ("5", "-5", False),
+        ("10", "100", False),
+        ("10.0", "100", False),
+        ("1.05", "1.5", False),
+        ("Infinity", "inf", False),
         ("YES", "yes", False),
         ("0.333", "0.33", False),
         ("1\n2", "1 2", False),

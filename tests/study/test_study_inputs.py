@@ -25,6 +25,7 @@ from tests.tiny import write_tiny_model
         (('name="tiny"', 'name=".."'), "name='..'"),
         (('name="tiny",', 'name="tiny", seeds=(),'), "seeds=()"),
         (('name="tiny",', 'name="tiny", seeds=(-1,),'), "seeds=(-1,)"),
+        (("models = Path", "raise KeyboardInterrupt\nmodels = Path"), "KeyboardInterrupt"),
         (("models = Path", "raise SystemExit(0)\nmodels = Path"), "SystemExit"),
     ],
 )

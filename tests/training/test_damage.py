@@ -1,11 +1,16 @@
 """Whatever is damaged of what a run wrote is found, named, and never gone on from."""
 
+import contextlib
+import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints.runs import saved_steps
 from jaxgeom.errors import UserError
 from jaxgeom.training import load_start
 from jaxgeom.training.checkpointing import find_resume
@@ -62,9 +67,111 @@ def test_a_damaged_log_sends_the_run_back_to_where_it_is_sound(run, name, place,
     assert found.step == step and name in found.faults[0]
 
 
-def test_a_log_that_is_gone_begins_anew(run):
+def test_a_log_that_is_gone_begins_anew_and_is_said(jaxgeom, inputs, run):
     (run / "metrics.jsonl").unlink()
     assert find_resume(run).step == 4
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert said.status == 0 and "finished already" in said.out and "metrics.jsonl: cannot be read" in said.out
+    (run / "done").unlink()
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert (
+        said.status == 0 and "metrics.jsonl is gone: it begins anew, without the rows of the first 4 steps" in said.out
+    )
+
+
+@pytest.mark.parametrize(("source", "name"), [(2, 4), (2, 40), (4, 0)])
+def test_a_checkpoint_of_another_step_is_not_believed(jaxgeom, run, tmp_path, source, name):
+    """A folder that was copied over another, or to a step that never was."""
+    shutil.rmtree(run / "checkpoints" / str(name), ignore_errors=True)
+    shutil.copytree(run / "checkpoints" / str(source), run / "checkpoints" / str(name))
+    held = (run / "metrics.jsonl").read_bytes()
+    found = find_resume(run)
+    assert found.step == {4: 2}.get(name, 4)
+    if name:
+        assert f"checkpoints/{name} is damaged: it holds step {source}" in found.faults
+    assert (run / "metrics.jsonl").read_bytes() == held
+    said = jaxgeom("export", run, "--step", name, "--to", tmp_path / "out")
+    assert said.status == 2 and f"it holds step {source}" in said.err, said.err
+    with pytest.raises(UserError, match=f"it holds step {source}"):
+        load_start(f"{run}@{name}", mesh=None, compute_dtype="float32")
+
+
+def test_a_folder_whose_name_is_no_decimal_number_is_no_step(run):
+    for name in ("²", "٤", "04", "4.5", "9" * 40):
+        (run / "checkpoints" / name).mkdir()
+    assert find_resume(run).step == 4 and not find_resume(run).faults and saved_steps(run) == [0, 2, 4]
+
+
+def test_weights_are_not_read_into_another_architecture(jaxgeom, inputs, run, tmp_path):
+    config = json.loads((run / "config.json").read_text())
+    held = config["model"]["rope_theta"]
+    config["model"]["rope_theta"] = 18000.0
+    (run / "config.json").write_text(json.dumps(config))
+    words = f"config.json is not what it was: model.rope_theta=18000.0, {held!r} when step 4 was saved"
+    for use in (open_checkpoint, lambda path: load_start(path, mesh=None, compute_dtype="float32")):
+        with pytest.raises(UserError) as error:
+            use(f"{run}@4")
+        assert words in str(error.value)
+    said = jaxgeom("export", run, "--step", 4, "--to", tmp_path / "out")
+    assert said.status == 2 and words in said.err and not (tmp_path / "out").exists()
+    # The run's own command knows the model by its start, and puts it back.
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert said.status == 0 and words in said.out and "written anew" in said.out
+    assert json.loads((run / "config.json").read_text())["model"]["rope_theta"] == held
+    assert "finished already" in jaxgeom(*runs.arguments(inputs, run)).out
+    # A checkpoint that keeps no model, as those of versions before, is read.
+    path = run / "checkpoints/4/checksums.json"
+    listing = json.loads(path.read_text())
+    assert listing.pop("model") == json.loads((run / "config.json").read_text())["model"]
+    path.write_text(json.dumps(listing))
+    assert open_checkpoint(f"{run}@4").config is not None
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "samples.jsonl", "checkpoints/4/checksums.json"])
+def test_a_pipe_is_waited_for_by_nobody(jaxgeom, inputs, run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with said_in_time():
+        found = find_resume(run)
+        assert found.step == (2 if "checkpoints" in name else None if "jsonl" in name else 4)
+        said = jaxgeom(*runs.arguments(inputs, run, steps=2))
+    assert said.status == (0 if "checkpoints" in name else 2), said.err
+    assert "checksums.json is damaged" in said.out if "checkpoints" in name else said.err.count("\n") == 1
+
+
+@contextlib.contextmanager
+def said_in_time():
+    """Raises where a quarter of an hour goes by: whoever opens a pipe waits for ever."""
+
+    def late(*_):
+        raise TimeoutError("something waits for a pipe")
+
+    held = signal.signal(signal.SIGALRM, late)
+    signal.alarm(900)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, held)
+
+
+@pytest.mark.parametrize("kind", ["cut", "gone", "other"])
+def test_a_run_whose_configuration_is_damaged_is_called_so(jaxgeom, inputs, finished, run, kind):
+    path = run / "config.json"
+    if kind == "gone":
+        path.unlink()
+    else:
+        path.write_text(path.read_text()[:200] if kind == "cut" else "{}")
+    held = runs.files(run)
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert said.status == 2 and said.err.count("\n") == 1 and "config.json: damaged: " in said.err, said.err
+    assert "--force deletes the run and begins anew" in said.err and runs.files(run) == held
+    (run / "mine.txt").write_text("")
+    assert "mine.txt" in jaxgeom(*runs.arguments(inputs, run), "--force").err
+    (run / "mine.txt").unlink()
+    if kind == "cut":
+        assert jaxgeom(*runs.arguments(inputs, run), "--force").status == 0
+        assert runs.logged(run) == runs.logged(finished)
 
 
 @pytest.mark.parametrize("kind", ["flip", "log", "done"])

@@ -12,7 +12,8 @@ from jaxgeom.errors import UserError
 from jaxgeom.owned_files import KINDS, contents_of
 from jaxgeom.report import style
 from jaxgeom.training.checkpointing import Checkpoints
-from jaxgeom.training.run_directory import claim_directory
+from jaxgeom.training.run_directory import _contents, claim_directory
+from jaxgeom.training.run_templates import list_templates, remove_templates
 from tests.training import runs
 
 OTHER = ["a reason"]
@@ -85,6 +86,21 @@ def test_what_a_name_alone_does_not_tell_is_known_by_its_mark(inputs, run, tmp_p
     with pytest.raises(UserError, match=r"path\.svg: would be written over"):
         style.save(style.Drawing("path", "a title", "read", "alt", Figure(figsize=(1, 1))), study / "figures")
     assert (study / "figures" / "path.svg").read_text() == "<svg>mine</svg>"
+
+
+def test_a_template_of_the_users_own_in_the_tokenizer_is_left_alone(jaxgeom, inputs, run):
+    """Neither going on nor --force takes it; of the templates those that the run wrote are listed."""
+    folder = run / "tokenizer" / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "mine.jinja").write_text("{{ messages }}")
+    refused(jaxgeom, inputs, run, "additional_chat_templates/mine.jinja", lr=2e-3)
+    (folder / "written.jinja").write_text("{{ 1 }}")
+    list_templates(run / "tokenizer", ["written.jinja"])
+    names = claim_directory(run, "run", lambda held: [], force=True) and _contents(run, "run")
+    assert "tokenizer/additional_chat_templates/written.jinja" in names.own
+    assert names.foreign == ["tokenizer/additional_chat_templates/mine.jinja"]
+    remove_templates(run / "tokenizer")
+    assert [path.name for path in folder.iterdir()] == ["mine.jinja"]
 
 
 def test_an_unfinished_step_is_known_by_what_is_in_it(tmp_path):

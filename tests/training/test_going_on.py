@@ -1,6 +1,7 @@
 """The same run gone on with, whatever it is called and however it is laid out; another one is refused with why."""
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -58,6 +59,17 @@ def test_the_same_path_with_other_content_is_another_run(jaxgeom, inputs, run, t
     said = jaxgeom(*runs.arguments(changed, run))
     assert said.status == 2 and said.err.count("\n") == 1 and "content" in said.err, said.err
     assert {"demos.jsonl": "data:", "model/model.safetensors": "model:"}.get(name, "tokenizer:") in said.err
+
+
+@pytest.mark.parametrize("kind", ["demos.json.gz", "demos.json"])
+def test_the_same_rows_in_another_file_are_the_same_data(jaxgeom, inputs, run, tmp_path, kind):
+    rows = [json.loads(line) for line in (inputs / "demos.jsonl").read_text().splitlines()]
+    made = json.dumps(rows, indent=1).encode()
+    (tmp_path / kind).write_bytes(gzip.compress(made) if kind.endswith("gz") else made)
+    assert "finished already" in jaxgeom(*runs.arguments(inputs, run, data=tmp_path / kind)).out
+    (tmp_path / "turned.json").write_text(json.dumps(rows[::-1]))
+    said = jaxgeom(*runs.arguments(inputs, run, data=tmp_path / "turned.json"))
+    assert said.status == 2 and "other content" in said.err
 
 
 def test_more_steps_of_a_schedule_that_would_have_differed_are_refused(finished):

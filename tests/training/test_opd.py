@@ -1,7 +1,6 @@
 """Every form of on-policy distillation: the step's loss and gradient against PyTorch, and what is refused and why."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jaxgeom.training import Frozen, OPDSettings, initial_state, make_optimizer,
 from jaxgeom.training.objectives.on_policy import Rollout
 from jaxgeom.training.rollouts import Answers
 from tests.tiny import tiny_config, tiny_params
+from tests.training.by_logits import logits_of, pulled_back
 
 COMMON = dict(
     steps=2, batch_size=8, max_new_tokens=6, samples_per_prompt=4, optimizer=AdamWSettings(learning_rate=1e-3)
@@ -49,17 +49,6 @@ def world():
     arrays = jnp.asarray(answers.tokens), jnp.asarray(valid)
     tables = [np.asarray(logits_of(*one, *arrays), np.float64) for one in zip(models, params, strict=True)]
     return models, params, answers, tables
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(model, params, tokens, valid):
-    return model.apply({"params": params}, tokens, valid=valid)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def pulled_back(model, params, tokens, valid, cotangent):
-    """The gradient by the parameters, from the one by the logits."""
-    return jax.vjp(lambda tree: logits_of(model, tree, tokens, valid), params)[1](cotangent)[0]
 
 
 def by_torch(torch, settings, answers, tables):

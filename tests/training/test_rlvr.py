@@ -1,7 +1,6 @@
 """RLVR and the mixtures with it: a step's loss and gradient against PyTorch, from the logits of every model."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from jaxgeom.training.rollouts import Answers
 from jaxgeom.training.state import TrainState
 from jaxgeom.training.step import train_step
 from tests.tiny import tiny_config, tiny_params
+from tests.training.by_logits import logits_of, pulled_back
 
 COMMON = dict(
     steps=2, batch_size=8, max_new_tokens=6, samples_per_prompt=4, optimizer=AdamWSettings(learning_rate=1e-3)
@@ -57,17 +57,6 @@ def world():
     arrays = jnp.asarray(answers.tokens), jnp.asarray(valid)
     tables = [np.asarray(logits_of(model, tree, *arrays), np.float64) for tree in (now, old, start)]
     return model, (now, old, start), Rollout(answers, {}, lengths == 6), tables
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits_of(model, params, tokens, valid):
-    return model.apply({"params": params}, tokens, valid=valid)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def pulled_back(model, params, tokens, valid, cotangent):
-    """The gradient by the parameters, from the one by the logits."""
-    return jax.vjp(lambda tree: logits_of(model, tree, tokens, valid), params)[1](cotangent)[0]
 
 
 def picked(torch, settings, answers, table):

@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxgeom.checkpoints.experts import PAIR, expert_matrices, half, read_piece, stacked_kind
 from jaxgeom.checkpoints.huggingface import text_config
-from jaxgeom.checkpoints.names import tower_of
 from jaxgeom.checkpoints.tensors import Tensor
 from jaxgeom.errors import UserError
 
@@ -112,13 +111,14 @@ def _is_router(words: list[str], shape: tuple[int, ...], config: Mapping[str, An
 
 def _group(name: str, shape: tuple[int, ...]) -> str:
     words = name.removesuffix(".weight").split(".")
-    if re.search(r"embed|wte|wpe", name):
-        return "embedding"
-    if re.search(r"(?:^|\.)(?:lm_head|output|embed_out|head)(?:\.|$)", name) and len(shape) == 2:
+    if re.search(r"(?:^|\.)(?:lm_head|output|output_layer|embed_out|head)(?:\.|$)", name) and len(shape) == 2:
         return "head"
+    # A table with a row for each token or position; the projection of patches of a picture is none.
+    if len(shape) == 2 and re.search(r"embed|wte|wpe", words[-1]) and "patch" not in words[-1]:
+        return "embedding"
     if name.endswith("bias"):
         return "bias"
-    if re.search(r"norm|(?:^|\.)ln_", name):
+    if re.search(r"norm|(?:^|\.)ln_", name, re.IGNORECASE):
         return "norm"
     if (words[-1] == "gate" or "router" in words) and len(shape) == 2:
         return "router"
@@ -197,8 +197,8 @@ def parts_of(tensor: Tensor, config: Mapping[str, Any] | None) -> list[Part]:
     Raises:
         UserError: a fused projection that the configuration does not explain.
     """
-    if (tower := tower_of(tensor.name)) is not None:
-        return [_part_of_tower(tensor, tower)]
+    if tensor.tower is not None:
+        return [_part_of_tower(tensor, tensor.tower)]
     config, layer, shape = config or {}, layer_of(tensor.name), tensor.shape
     last = tensor.name.removesuffix(".weight").split(".")[-1]
     if len(shape) == 2 and 0 not in shape:

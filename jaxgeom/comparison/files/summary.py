@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.comparison.files.population import MODULES
-from jaxgeom.diagnostics.population_means import population_mask, population_means
+from jaxgeom.diagnostics.population_means import means_over, population_mask
 from jaxgeom.diagnostics.statistics import FURTHER, is_counted, split_key, statistic
 from jaxgeom.diagnostics.weight_numbers import projection_rank
 
@@ -99,7 +99,7 @@ def _triples(
     weights = np.array([row["parameters"] if weighted else 1 for row in rows], np.float64)
     columns = _columns(rows, key, kind)
     over = population_mask(columns, further=bool(kind), members=members)
-    means = population_means(columns, weights, further=bool(kind), members=members)
+    means = means_over(columns, weights, over)
     found = []
     for index, chosen in enumerate(over):
         mean, null, z = (_defined(means[what][index]) for what in ("value", "null", "z"))

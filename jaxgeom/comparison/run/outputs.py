@@ -11,7 +11,7 @@ _FINAL = ("report.json", "trajectory.json")
 
 
 def check_folder(folder: pathlib.Path, inputs: Iterable[str]) -> None:
-    """Refuses an output folder that is an input, a run or a study, or has files of the user's under our names.
+    """Refuses an output folder that is an input, a run, a study or a recipe, or has files of the user under our names.
 
     Neither is written into with `force`: what it takes over is another measurement.
 
@@ -31,7 +31,7 @@ def check_folder(folder: pathlib.Path, inputs: Iterable[str]) -> None:
             if path.is_dir() and path.resolve() == folder.resolve():
                 raise UserError(f"{folder}: is {name}, which is measured; choose another --out")
     kind = _json(folder / "config.json").get("kind")
-    if kind in ("run", "study"):
+    if kind in ("run", "study", "recipe"):
         raise UserError(f"{folder}: holds a {kind}; choose another --out")
     present = [name for name in _FINAL if (folder / name).exists()]
     foreign = [name for name in present if not {"schema", "settings", "inputs"} <= _json(folder / name).keys()]
@@ -51,6 +51,8 @@ def replaced(folder: pathlib.Path) -> list[str]:
 
 
 def _json(path: pathlib.Path) -> dict:
+    if not path.is_file():
+        return {}
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

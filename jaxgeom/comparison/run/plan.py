@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxgeom.checkpoints.matching import matched
-from jaxgeom.checkpoints.names import tower_of
 from jaxgeom.checkpoints.tensors import FLOAT_DTYPES, Checkpoint, Tensor
 from jaxgeom.comparison.files.population import MODULES, Part, parts_of
 from jaxgeom.comparison.settings import CompareSettings
@@ -94,7 +93,7 @@ def read_notes(sides: Sequence[Reader]) -> dict[str, list[str]]:
 
 def text_parameters(side: Reader) -> int:
     """Entries of a checkpoint without its towers, where it has more than those: what shares are of."""
-    text = sum(side[name].size for name in side if tower_of(name) is None)
+    text = sum(side[name].size for name in side if side[name].tower is None)
     return text or sum(side[name].size for name in side)
 
 

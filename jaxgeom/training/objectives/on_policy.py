@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxgeom.objectives import loss_denominator, policy_gradient_loss
+from jaxgeom.sharding import mesh_of
 from jaxgeom.training.objectives.interface import Objective, Prepared, Tools
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor, Answers, sample_groups, sampling_settings, truncated
@@ -132,7 +133,14 @@ class OnPolicy(Objective):
         """Log-probabilities of answers under a scorer."""
         if name in placed.scores:
             return placed.scores[name]
-        return score(actor.model, actor.params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+        return self.score_where_it_lies(actor, placed.tokens, placed.valid)
+
+    def score_where_it_lies(self, actor: Actor, tokens: Any, valid: Any) -> Array:
+        """Log-probabilities under a model that may have devices of its own: scored there, and brought back."""
+        there = mesh_of(actor.params)
+        tokens, valid = on_mesh((tokens, valid), there) if there != self.mesh else (tokens, valid)
+        found = score(actor.model, actor.params, tokens, valid, temperature=self.settings.temperature)
+        return on_mesh(found, self.mesh) if there != self.mesh else found
 
     def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
         updates = self.settings.updates_per_rollout

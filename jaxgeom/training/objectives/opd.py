@@ -30,10 +30,9 @@ from jaxgeom.objectives import (
     sparsify_tokens,
 )
 from jaxgeom.processes import whole
-from jaxgeom.sharding import batch_divisor
+from jaxgeom.sharding import batch_divisor, mesh_of
 from jaxgeom.training.objectives.interface import Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Placed, Rollout
-from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.scoring import sequence_divergences
 from jaxgeom.training.settings import OPDSettings
@@ -151,15 +150,14 @@ class OPD(OnPolicy):
         """Log-probabilities of the answers' tokens, each row's under its own teacher."""
         if which is None:
             return self.score_of("score.teacher0", Actor(self.teachers[0], frozen.teachers[0]), placed)
-        options = {"temperature": self.settings.temperature}
         found = np.zeros(answers.tokens.shape, np.float32)
         for place, (model, params) in enumerate(zip(self.teachers, frozen.teachers, strict=True)):
             mine = np.flatnonzero(which == place)
             if mine.size:
                 # Few shapes, few compilations: some rows are scored twice.
-                rows = np.resize(mine, bucket_rows(mine.size, batch_divisor(self.mesh)))
-                tokens, valid = on_mesh((answers.tokens[rows], answers.valid[rows]), self.mesh)
-                found[mine] = whole(score(model, params, tokens, valid, **options))[: mine.size]
+                rows = np.resize(mine, bucket_rows(mine.size, batch_divisor(mesh_of(params))))
+                given = on_mesh((answers.tokens[rows], answers.valid[rows]), mesh_of(params))
+                found[mine] = whole(self.score_where_it_lies(Actor(model, params), *given))[: mine.size]
         return on_mesh(found, self.mesh)
 
     @property

@@ -1,0 +1,42 @@
+"""`jaxgeom plan --model M --topology T --objective O`."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from jaxgeom.commands.options import SomeFile, offered
+from jaxgeom.planning.settings import PlanSettings
+
+
+def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFile = None) -> Callable[[str], int]:
+    """Compile a run's programs ahead of time for devices that need not be there: does it fit, what binds it.
+
+    The programs are those that `train` runs, built from shapes: no weights are read, nothing is run. Loops count as
+    often as they turn, sampling to the last of `max_new_tokens`. Exit 1 where the run does not fit.
+
+    Args:
+        settings: Of the run.
+        json: Where all numbers are written.
+    """
+
+    def run(command: str) -> int:
+        from jaxgeom.planning.topologies import LOCAL
+
+        if settings.topology != LOCAL:
+            import jax
+
+            # The compiler for TPUs needs no TPU, and one that is here stays free.
+            jax.config.update("jax_platforms", "cpu")
+        from json import dumps
+
+        from jaxgeom.planning.planning import make_plan
+        from jaxgeom.planning.writing import print_plan, to_json
+        from jaxgeom.progress import Reporter
+
+        reporter = Reporter()
+        made = make_plan(settings, reporter.say)
+        print_plan(made, reporter.console)
+        if json is not None:
+            json.write_text(dumps(to_json(made, command), indent=1) + "\n", encoding="utf-8")
+        return 0 if made.fits else 1
+
+    return run

@@ -1,0 +1,148 @@
+"""A plan: the programs of a run on a topology, whether they fit, and what would make them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxgeom.planning.programs import Planned, bytes_a_device, compile_program, plan_run
+from jaxgeom.planning.search import Largest, largest_batch
+from jaxgeom.planning.settings import PlanSettings
+from jaxgeom.planning.shapes import model_config, products
+from jaxgeom.planning.topologies import Topology, open_topology
+from jaxgeom.sharding import batch_divisor
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, run_mesh
+
+
+class Plan(NamedTuple):
+    """What `jaxgeom plan` prints and writes.
+
+    Attributes:
+        settings: what was asked.
+        topology: the devices.
+        mesh: names and sizes of its axes.
+        batch_size: sequences a step.
+        programs: at that batch, in the order in which they run.
+        expected: operations of a device by the rule of thumb (2·N a token forward, 6·N with its gradient), by program.
+        resident: bytes a device of what lies on it all the time.
+        largest: the largest batch that fits; None where the memory of a device is unknown.
+        advice: what would make it fit, and what is odd, a sentence each.
+    """
+
+    settings: PlanSettings
+    topology: Topology
+    mesh: dict[str, int]
+    batch_size: int
+    programs: list[Planned]
+    expected: dict[str, float]
+    resident: int
+    largest: Largest | None
+    advice: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program has the memory that it needs, as far as that of a device is known."""
+        memory = self.topology.memory
+        return memory is None or all(one.needed <= memory for one in self.programs)
+
+
+def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
+    """Compiles the programs of a run and judges them.
+
+    Args:
+        settings: of the plan.
+        say: told what is being done, a sentence each.
+
+    Raises:
+        UserError: an unknown model or topology, a mesh that does not multiply to the devices, a batch that the mesh
+            does not divide, or settings that `train` refuses.
+    """
+    student = model_config("--model", settings.model)
+    teacher = None if settings.teacher is None else model_config("--teacher", settings.teacher)
+    topology = open_topology(settings.topology)
+    mesh = run_mesh(settings.mesh, topology.devices)
+    unit = settings.unit(batch_divisor(mesh))
+    batch = unit if settings.batch_size is None else settings.batch_size
+    run = settings.run_settings(batch)
+    require_batch_divides(run, mesh)
+    advice = mesh_notes(student, mesh)
+    if teacher is not None and teacher.vocab_size != student.vocab_size:
+        advice.append(f"the teacher's embedding is planned with the student's {student.vocab_size} rows")
+        teacher = dataclasses.replace(teacher, vocab_size=student.vocab_size)
+    planned_run = plan_run(settings, run, student, teacher, mesh)
+    planned = []
+    for name in planned_run.programs:
+        say(f"{name}: compiling for {len(topology.devices)} devices ({topology.kind})")
+        planned.append(compile_program(planned_run, name, topology))
+        needed = f"needs {planned[-1].needed / 2**30:.2f} GiB a device"
+        say(f"{name}: compiled in {planned[-1].compile_seconds:.0f} s, {needed}")
+
+    def compile_at(name: str, batch: int, **changes: Any) -> Planned:
+        other = dataclasses.replace(settings, **changes)
+        said = ", ".join([f"batch {batch}", *(f"{key}={value}" for key, value in changes.items())])
+        say(f"{name}: compiling at {said}")
+        again = plan_run(other, other.run_settings(batch), student, teacher, mesh)
+        return compile_program(again, name, topology)
+
+    resident = sum(map(bytes_a_device, planned_run.resident))
+    largest = None
+    if topology.memory is not None:
+        largest = largest_batch(planned, batch, unit, topology.memory, compile_at, settings.search)
+        advice += _advice(settings, planned, batch, resident, largest, topology, compile_at)
+    tokens = {name: _tokens(settings, batch, name) / len(topology.devices) for name in planned_run.programs}
+    expected = {name: _rule_of_thumb(student if not name.startswith("score.teacher") else teacher, name, count)
+                for name, count in tokens.items()}  # fmt: skip
+    return Plan(
+        settings, topology, dict(mesh.shape), batch, planned, expected, resident, largest,
+        [*advice, *(f"{one.name}: {note}" for one in planned if one.counts for note in one.counts.notes)],
+    )  # fmt: skip
+
+
+def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
+    """Tokens that a program puts through its model."""
+    if name == "rollout.turned_weights":
+        return 0
+    if name.startswith("rollout."):
+        answers = batch * settings.updates_per_rollout
+        return answers * (settings.prompt_length if name == "rollout.prefill" else settings.max_new_tokens - 1)
+    columns = settings.prompt_length + (0 if settings.objective == "sft" else settings.max_new_tokens)
+    return batch * columns
+
+
+def _rule_of_thumb(config: Any, name: str, tokens: float) -> float:
+    """6·N operations a token of a step, 2·N of a forward pass; a prefill needs the head for its last column alone."""
+    layers, head = products(config)
+    return (6 if name == "train" else 2) * tokens * (layers + (0 if name == "rollout.prefill" else head))
+
+
+def _advice(
+    settings: PlanSettings, planned: list[Planned], batch: int, resident: int, largest: Largest, topology: Topology,
+    compile_at: Callable[..., Planned],
+) -> list[str]:  # fmt: skip
+    """What would make the run fit; nothing where it does."""
+    memory = topology.memory or 0
+    short = [one for one in planned if one.needed > memory]
+    if not short:
+        return []
+    said = []
+    for one in short:
+        said.append(f"{one.name} needs {one.needed / 2**30:.1f} GiB a device, {memory / 2**30:.2f} GiB are there")
+    if resident >= memory:
+        devices = -(-resident * len(topology.devices) // memory)
+        said.append(
+            f"parameters, optimizer and teachers alone are {resident / 2**30:.1f} GiB a device: more than {devices}"
+            " devices are needed, or fewer of them in --mesh-data"
+        )
+    train = next((one for one in short if one.name == "train"), None)
+    if train is not None and not settings.remat and settings.search:
+        again = compile_at("train", batch, remat=True)
+        fits = "it fits" if again.needed <= memory else "that is still too much"
+        said.append(f"with --remat train needs {again.needed / 2**30:.1f} GiB: {fits}")
+    if largest.batch:
+        how = "" if largest.is_compiled else " (estimated)"
+        said.append(f"the largest batch that fits is {largest.batch}{how}: --batch-size {largest.batch}")
+        parts = settings.micro_batches * -(-batch // largest.batch)
+        if train is not None and short == [train] and batch % (parts * settings.unit(1)) == 0:
+            said.append(f"or the same batch in parts: --micro-batches {parts}")
+    elif resident < memory:
+        said.append("no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed")
+    return said

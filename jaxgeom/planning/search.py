@@ -1,0 +1,83 @@
+"""What makes a run fit: the largest batch, recomputation, smaller parts, more devices; compiled only where needed."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from jaxgeom.planning.programs import Planned
+
+
+class Largest(NamedTuple):
+    """The largest batch that fits.
+
+    Attributes:
+        batch: sequences a step; 0 where none fits.
+        is_compiled: whether its binding program was compiled; else it is estimated, and may be too small.
+    """
+
+    batch: int
+    is_compiled: bool
+
+
+def largest_batch(
+    planned: Sequence[Planned],
+    batch: int,
+    unit: int,
+    memory: int,
+    compile_at: Callable[[str, int], Planned],
+    tries: int,
+) -> Largest:
+    """The largest batch whose programs all fit.
+
+    What a program needs beyond its arguments is taken to grow with the batch, first from zero on (which errs to small
+    batches), then along the line through the batches that were compiled.
+
+    Args:
+        planned: the programs at `batch`.
+        batch: sequences a step.
+        unit: batches are multiples of it.
+        memory: bytes of a device.
+        compile_at: compiles a program, by its name, at another batch.
+        tries: compilations at most.
+    """
+    known = {one.name: [(batch, one.needed)] for one in planned}
+    fixed = {one.name: one.held + _unchanging(one) for one in planned}
+    good = batch if all(one.needed <= memory for one in planned) else 0
+    bad = None if good else batch
+    for _ in range(tries):
+        name, guess = _guess(known, fixed, unit, memory)
+        if bad is not None:
+            guess = min(max(guess, unit), bad - unit)
+        elif len(known[name]) == 1:
+            guess = max(guess, 2 * good)  # a second point, from which on the line is known
+        if guess <= good or guess < unit:
+            break
+        found = compile_at(name, guess)
+        known[name].append((guess, found.needed))
+        if found.needed <= memory:
+            good = guess
+        else:
+            bad = guess
+    name, guess = _guess(known, fixed, unit, memory)
+    guess = guess if bad is None else min(guess, bad - unit)
+    if guess > good:
+        return Largest(guess, False) if good == 0 or tries == 0 else Largest(good, True)
+    return Largest(good, good > 0)
+
+
+def _unchanging(one: Planned) -> int:
+    """Bytes that no batch changes: the arguments of a step are parameters, those of decoding hold the cache too."""
+    return 0 if one.name == "rollout.decode" else one.arguments
+
+
+def _guess(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int) -> tuple[str, int]:
+    """The program that binds first, and the largest batch at which it should fit."""
+    limits = {}
+    for name, points in known.items():
+        (one, need), (other, more) = (0, fixed[name]), points[-1]
+        if len(points) > 1:
+            one, need = points[-2]
+        slope = (more - need) / (other - one) if other != one else 0.0
+        room = memory - more
+        limits[name] = int((other + room / slope) // unit * unit) if slope > 0 else 1 << 20
+    name = min(limits, key=lambda key: limits[key])
+    return name, max(limits[name], 0)

@@ -1,0 +1,79 @@
+"""A whole recipe from a directory that is claimed to the table, the figure and the file."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxgeom import __version__
+from jaxgeom.differences import other_content, unequal
+from jaxgeom.lock import locked, refuse_if_held
+from jaxgeom.progress import Reporter
+from jaxgeom.training import RunInputs
+from jaxgeom.training.identity import contents_of
+from jaxgeom.training.mesh_fit import require_batch_divides, run_mesh
+from jaxgeom.training.rows import read_run_rows
+from jaxgeom.training.run_directory import claim_directory
+from jaxgeom.validation import torch_side
+from jaxgeom.validation.checks import Check
+from jaxgeom.validation.recipe_report import write_recipe
+from jaxgeom.validation.recipe_settings import RecipeSettings
+from jaxgeom.validation.recipe_sft import compare_sft, run_sft
+
+
+def validate_recipe(
+    model: str | Path,
+    settings: RecipeSettings,
+    out: Path,
+    *,
+    command: str = "",
+    reporter: Reporter | None = None,
+    force: bool = False,
+) -> list[Check]:
+    """Trains a model by one recipe in PyTorch and here, and compares the two.
+
+    Args:
+        model: Hugging Face directory with a tokenizer.
+        settings: the recipe.
+        out: gets `recipe.json`, `figures/` and our runs (`ours/seedN`).
+        command: as it was typed, for `recipe.json`.
+        reporter: where to say what is done.
+        force: delete another recipe that is in `out`, if nothing else is there.
+
+    Returns:
+        The table, one `Check` a comparison, rounding's own error beside each.
+
+    Raises:
+        UserError: PyTorch is not installed; a model, rows, settings or directory that cannot be used. Nothing has been
+            written then.
+    """
+    reporter = reporter or Reporter(quiet=True)
+    model = Path(model)
+    refuse_if_held(out)
+    torch_side.require_torch()
+    inputs = RunInputs(model=model, data=settings.data)
+    first = settings.run_settings(settings.seed)
+    require_batch_divides(first, run_mesh(first.mesh))
+    reporter.say("loading the model in PyTorch")
+    reference = torch_side.load_torch(model, "float32")
+    config = {"schema": 1, "kind": "recipe", "version": __version__, "settings": settings.to_json()}
+    config |= {"inputs": {"model": str(model), "data": str(settings.data)}, "contents": contents_of(inputs)}
+    claim = claim_directory(out, "recipe", lambda held: _differences(held, config), force=force, inputs=inputs.paths)
+    read_run_rows(first, inputs, reporter=reporter)  # refuses what cannot be learned from before anything is written
+    with locked(out, reporter.say):
+        claim.carry_out(config, reporter.say)
+        results = run_sft(model, settings, out, reporter, reference=reference)
+        checks = compare_sft(results)
+        write_recipe(out, model=model, settings=settings, results=results, checks=checks, command=command)
+    return checks
+
+
+def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What tells two recipes apart: settings, and inputs by their content."""
+    before, asked = (
+        {key: value for key, value in one.get("settings", {}).items() if key != "data"} for one in (held, wanted)
+    )
+    found = unequal(before, asked)
+    contents, names = held.get("contents", {}), held.get("inputs", {})
+    for name, digest in wanted["contents"].items():
+        if contents.get(name) != digest:
+            found.append(other_content(name, names.get(name), wanted["inputs"].get(name)))
+    return found

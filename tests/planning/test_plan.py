@@ -1,0 +1,187 @@
+"""`jaxgeom plan` on the devices that are here, what it refuses, and what it is made of."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models.load import abstract_parameters
+from jaxgeom.planning.chips import CHIPS, roofline
+from jaxgeom.planning.programs import Planned, PlannedRun, compile_program
+from jaxgeom.planning.search import Largest, largest_batch
+from jaxgeom.planning.shapes import PUBLISHED, products
+from jaxgeom.planning.topologies import Topology
+from jaxgeom.sharding import make_mesh
+from jaxgeom.training.programs import Program
+from tests.tiny import tiny_config
+
+# Parameters of the published models, as the hub counts them (a tied head once).
+PARAMETERS = {
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-14b": 14_768_307_200,
+    "qwen3-32b": 32_762_123_264,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_have_their_parameters(name):
+    config = Qwen3Config.from_hf(PUBLISHED[name])
+    shapes = jax.tree.leaves(abstract_parameters(Qwen3(config)))
+    assert sum(leaf.size for leaf in shapes) == PARAMETERS[name]
+
+
+def test_what_a_token_meets():
+    """All matrices of a dense model; of a mixture the chosen experts: 3.3 billion less the embedding."""
+    dense = Qwen3Config.from_hf(PUBLISHED["qwen3-8b"])
+    norms = 36 * (2 * 4096 + 2 * 128) + 4096
+    assert sum(products(dense)) == PARAMETERS["qwen3-8b"] - 151_936 * 4096 - norms
+    layers, head = products(Qwen3Config.from_hf(PUBLISHED["qwen3-30b-a3b"]))
+    assert layers + 2 * head == pytest.approx(3.35e9, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory with a `config.json` alone: no weights, no tokenizer."""
+    directory = tmp_path_factory.mktemp("model")
+    (directory / "config.json").write_text(json.dumps(tiny_config(num_hidden_layers=1).to_hf()))
+    return directory
+
+
+def test_a_step_is_planned_to_the_last_operation(jaxgeom, model, tmp_path):
+    options = "--topology local --objective sft --max-length 16 --batch-size 16 --mesh-data 2 --search 0".split()
+    said = jaxgeom("plan", "--model", model, *options, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    assert max(map(len, said.out.splitlines())) <= 100
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "expert": 1} and found["fits"] is True
+    train, tokens = found["programs"]["train"], 16 * 16 / 8
+    n = 32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48 + 32 * 112  # q, k, v, o; feed-forward; the head, which is the embedding
+    assert train["expected_flops"] == 6 * n * tokens
+    attention = 16 / 8 * 4 * 2 * 8 * 16**2 * 2 * 3  # rows, heads, 2·T²·d, two products forward and four backward
+    assert train["flops"] == 6 * n * tokens + attention
+    state = (
+        3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(abstract_parameters(Qwen3(tiny_config(num_hidden_layers=1)))))
+    )
+    assert state / 4 <= found["resident_bytes"] <= state / 4 + 4096  # split over fsdp; the few scales are whole
+    assert train["needed_bytes"] >= train["argument_bytes"] + train["temp_bytes"]
+    moved = {(one["kind"], tuple(one["axes"])) for one in train["collectives"]}
+    assert any("fsdp" in axes for _, axes in moved) and all(set(axes) <= {"data", "fsdp"} for _, axes in moved)
+
+
+def test_distillation_holds_its_teacher_and_its_optimizer(jaxgeom, model, tmp_path, monkeypatch):
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [first])  # six programs: for one device they compile in seconds
+    options = "--topology local --objective opd --max-prompt-length 12 --max-new-tokens 4".split()
+    options += "--kl-coefficient 0 --search 0".split()
+    said = jaxgeom("plan", "--model", model, "--teacher", model, *options, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert list(found["programs"]) == ["train", "rollout", "score"]
+    assert (found["batch_size"], found["devices"]) == (8, 1)
+    student = found["programs"]["rollout"]["parts"]["rollout.prefill"]
+    # Two moments, the teacher and the start, each as large as the parameters that are read.
+    assert 3.9 * student["argument_bytes"] < student["held_bytes"] < 4.1 * student["argument_bytes"]
+    assert found["programs"]["train"]["held_bytes"] > 0  # the teacher
+    assert set(found["programs"]["score"]["parts"]) == {"score", "score.reference", "score.teacher0"}
+    assert found["programs"]["rollout"]["flops"] == sum(
+        part["flops"] for part in found["programs"]["rollout"]["parts"].values()
+    )
+
+
+def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_path):
+    """A batch of millions of rows: compiled from shapes, nothing of it is allocated."""
+    options = "--topology local --objective sft --max-length 16 --search 0 --remat --batch-size".split()
+    said = jaxgeom("plan", "--model", model, *options, 8 << 20, "--json", tmp_path / "plan.json")
+    assert said.status == 1
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] is False and 0 < found["largest_batch"] < 8 << 20 and found["largest_batch"] % 8 == 0
+    assert f"--batch-size {found['largest_batch']}" in said.out and "does not fit" in said.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--topology v9:2x2 --objective sft", "--topology v9:2x2: a kind of TPU"),
+        ("--topology v5e:2x4x1 --objective sft", "--topology v5e:2x4x1: a kind of TPU"),
+        ("--topology local --objective sft --mesh-tensor 3", "do not multiply to the 8 devices"),
+        ("--topology local --objective sft --batch-size 12", "batch_size=12 is not divisible by the 8 batch shards"),
+        ("--topology local --objective rlvr --batch-size 24 --samples-per-prompt 16", "not divisible by samples_per"),
+        ("--topology local --objective opd", "opd needs --teacher"),
+        ("--topology local --objective sft --teacher qwen3-8b", "sft has no teacher"),
+        ("--topology local --objective sft --mesh-expert 2", "the model is dense"),
+        ("--topology local --objective sft --batch-size 0", "batch_size=0: must be positive"),
+        ("--topology local --objective sft --max-length 0", "max_length=0: must be positive"),
+    ],
+)
+def test_bad_input_is_one_line(jaxgeom, model, options, said):
+    found = jaxgeom("plan", "--model", model, *options.split())
+    assert found.status == 2 and said in found.err and len(found.err.splitlines()) == 1
+
+
+def test_an_unknown_model_is_one_line(jaxgeom, tmp_path):
+    found = jaxgeom("plan", "--model", tmp_path / "no", "--topology", "local", "--objective", "sft")
+    assert found.status == 2 and "qwen3-30b-a3b" in found.err and len(found.err.splitlines()) == 1
+
+
+def needing(name, batch, *, fixed, each):
+    return Planned(name, fixed, batch * each, 0, 0, 0, None, None, 0.0)
+
+
+def test_the_largest_batch_is_found_with_few_compilations():
+    """What a program needs is a constant and so much a sequence; the search sees the sum alone."""
+    compiled = []
+
+    def at(name, batch):
+        compiled.append(batch)
+        return needing(name, batch, fixed=100, each=7)._replace(temporary=400 + 7 * batch)
+
+    start = [at("train", 8)]
+    compiled.clear()
+    assert largest_batch(start, 8, 8, 1000, at, 3) == Largest(64, True)  # 100 + 400 + 7·64 = 948; 72 would be 1004
+    assert len(compiled) <= 3
+    compiled.clear()
+    assert largest_batch([at("train", 80)], 80, 8, 1000, at, 3) == Largest(64, True)
+    compiled.clear()
+    assert largest_batch(start, 8, 8, 300, at, 3) == Largest(0, False)
+    assert largest_batch([needing("train", 8, fixed=100, each=9)], 8, 8, 1000, at, 0) == Largest(96, False)
+
+
+def test_the_program_that_binds_first_decides():
+    programs = [needing("train", 8, fixed=100, each=1), needing("score", 8, fixed=0, each=10)]
+    assert largest_batch(programs, 8, 8, 1000, lambda *_: None, 0).batch == 96
+
+
+def test_a_roofline_names_what_binds():
+    chip = CHIPS["TPU v5 lite"]
+    found = roofline(chip, flops=197e12, memory=819e9 / 2, sent=3 * 200e9)
+    assert tuple(found) == (1.0, 0.5, 3.0) and found.binds == "interconnect" and found.seconds == 3.0
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.50G of 15.75G hbm.",
+        "Ran out of memory on HBM, the total memory required for HLO temporaries (25.50G) exceeds available HBM.",
+    ],
+)
+def test_a_compiler_that_runs_out_of_memory_says_how_much_was_asked(refusal):
+    class Refusing:
+        def lower(self, *_):
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {refusal}")
+
+    (device, *_), gib = jax.devices(), 2**30
+    mesh = make_mesh(1, devices=[device])
+    place = NamedSharding(mesh, PartitionSpec())
+    read, kept = (jax.ShapeDtypeStruct((size, gib // 4), jnp.float32, sharding=place) for size in (5, 2))
+    run = PlannedRun({"score": Program(Refusing(), (mesh, read))}, [read, kept], mesh)
+    found = compile_program(run, "score", Topology("v5e:2x2", [device], 16 * gib, None))
+    assert (found.arguments, found.held, found.counts) == (5 * gib, 2 * gib, None)
+    assert found.needed == 25.5 * gib + 2 * gib

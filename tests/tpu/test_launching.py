@@ -1,0 +1,171 @@
+"""The launchers: the commands that `--dry-run` prints, the manifest, the shell, and a watch over a queue."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from kubeflow_trainer_api.models import JobsetV1alpha2JobSet
+
+from tests.tpu.conftest import ROOT, Cloud
+
+JOB = ("--name", "job", "--project", "p", "--zone", "us-west4-a", "--store", "gs://bucket/job")
+SLICE = ("--pool", "slice", "--type", "v5p", "--topology", "2x2x4", "--image", "registry/jaxgeom:1")
+CLUSTER = ("--cluster", "c", "--project", "p", "--location", "us-west4")
+HARD = ["jaxgeom", "train", "sft", "--out", "a b", '"$HOME" ${ARGS} ${NAME} $(WORKER) & \\ \'é']
+
+# Source: the synopses of gcloud's reference, `compute tpus queued-resources` and `container node-pools create`.
+FLAGS = {
+    "queued-resources create": "zone project node-id accelerator-type runtime-version scopes metadata-from-file spot "
+    "reserved service-account valid-until-duration network subnetwork internal-ips",
+    "queued-resources delete": "zone project force quiet",
+    "queued-resources describe": "zone project format",
+    "node-pools create": "cluster project location node-locations machine-type num-nodes disk-size spot tpu-topology "
+    "reservation-affinity reservation scopes service-account",
+}
+
+
+def printed(out: str) -> list[list[str]]:
+    return [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+
+
+def test_the_shell_is_clean() -> None:
+    scripts = [str(path) for path in sorted((ROOT / "tpu").iterdir()) if path.suffix in (".sh", ".sbatch")]
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    program = str(shellcheck) if shellcheck.exists() else "shellcheck"
+    done = subprocess.run([program, "-x", "-P", str(ROOT), *scripts], capture_output=True, text=True)
+    assert len(scripts) == 6 and done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags"),
+    [
+        (("--accelerator", "v5litepod-8", "--spot"), ["--spot", "--runtime-version=v2-alpha-tpuv5-lite"]),
+        (("--accelerator", "v5p-32", "--reserved"), ["--reserved", "--runtime-version=v2-alpha-tpuv5"]),
+        (("--accelerator=v6e-8", "--valid-until-duration", "6h"), ["--runtime-version=v2-alpha-tpuv6e"]),
+        (("--accelerator", "v9-1", "--runtime-version", "r"), ["--runtime-version=r"]),
+    ],
+)
+def test_the_request_for_machines(cloud: Cloud, arguments: tuple, flags: list[str]) -> None:
+    status, out, err = cloud.run("queued.sh", "watch", *JOB, *arguments, "--dry-run", "--", *HARD)
+    assert status == 0, err
+    commands = printed(out)
+    create = next(words for words in commands if words[4:5] == ["create"])
+    assert set(flags) <= set(create) and ("--spot" in create) == ("--spot" in arguments)
+    for words in commands:
+        allowed = FLAGS.get(" ".join(words[3:5]))
+        if allowed:
+            assert {word[2:].split("=")[0] for word in words if word.startswith("--")} <= set(allowed.split())
+    assert cloud.calls() == []  # nothing was run
+    # What the machines read is the command as it was given, word for word.
+    file = "\n".join(line.removeprefix("#   ") for line in out.splitlines() if line.startswith("#   "))
+    words = subprocess.run(
+        ["bash", "-c", file + '\nprintf "%s\\n" "$store" "${command[@]}"'], capture_output=True, text=True
+    )
+    assert words.stdout.splitlines() == ["gs://bucket/job", *HARD]
+
+
+def test_a_watch_asks_again_until_the_job_has_ended(cloud: Cloud) -> None:
+    (cloud.folder / "states").write_text("GONE\nWAITING_FOR_RESOURCES\nACTIVE\nSUSPENDED\nPROVISIONING\nDONE\nACTIVE")
+    python = cloud.program("python-of-the-test", 'mkdir -p "${@: -2:1}"; touch "${@: -2:1}/jaxgeom-0-py3.whl"')
+    arguments = ("watch", *JOB, "--accelerator", "v6e-8", "--spot", "--poll", "0", "--", "jaxgeom", "study", "e.py")
+    status, _, err = cloud.run("queued.sh", *arguments, PYTHON=str(python))
+    assert status == 0, err
+    verbs = [call[3] for call in cloud.calls() if call[2:3] == ["queued-resources"] and call[3] != "describe"]
+    assert verbs == ["create", "delete", "create", "delete"]
+    assert (cloud.store / "launch/jaxgeom-0-py3.whl").exists()
+
+
+def manifest(cloud: Cloud, *arguments: str) -> dict[str, Any]:
+    status, out, err = cloud.run("gke.sh", "manifest", "--name", "job", "--store", "gs://bucket/job", *arguments)
+    assert status == 0, err
+    return yaml.safe_load(out)
+
+
+def unknown(given: Any, known: Any, path: str = "") -> list[str]:
+    """Fields of what was given that are not in what a model has read of it."""
+    if isinstance(given, dict):
+        below = [unknown(value, (known or {}).get(key), f"{path}.{key}") for key, value in given.items()]
+        return [name for names in below for name in names]
+    if isinstance(given, list) and isinstance(known, list):
+        return [name for one, other in zip(given, known, strict=True) for name in unknown(one, other, f"{path}[]")]
+    return [] if given == known else [path]
+
+
+def faults(jobset: dict[str, Any]) -> list[str]:
+    """What the models of the JobSet API, and Kubernetes' schema of a Job, find."""
+    found = unknown(jobset, JobsetV1alpha2JobSet.from_dict(jobset).to_dict())
+    for job in jobset["spec"]["replicatedJobs"]:
+        whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}} | job["template"]
+        try:
+            kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
+        except kubernetes_validate.ValidationError as error:
+            found.append(str(error))
+    return found
+
+
+def test_the_manifest_is_what_the_api_takes(cloud: Cloud) -> None:
+    found = manifest(cloud, *SLICE, "--", *HARD)
+    assert faults(found) == []
+    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == 4  # 16 chips, 4 a host
+    container = job["template"]["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"google.com/tpu": "4"}
+    own = container["args"].index("--")
+    assert [word.replace("$$", "$") for word in container["args"][own + 1 :]] == [*HARD, "--distributed"]
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+    one = manifest(cloud, "--pool", "s", "--type", "v5e", "--topology", "2x2", "--image", "i", "--", "jaxgeom")
+    assert one["spec"]["replicatedJobs"][0]["template"]["spec"]["parallelism"] == 1
+    assert "--distributed" not in str(one)
+    # The check itself finds what is wrong.
+    found["spec"]["failurePolicy"]["maxRestart"] = 3
+    job["backofLimit"] = 1
+    container["resources"]["limit"] = {"google.com/tpu": "4"}
+    for name in ("maxRestart", "backofLimit", "resources.limit"):
+        assert any(name in fault for fault in faults(found)), name
+
+
+def test_the_pool_has_the_hosts_of_the_slice(cloud: Cloud) -> None:
+    words = ("--name", "slice", *CLUSTER, "--zone", "us-west4-a", "--type", "v6e", "--topology", "4x8", "--spot")
+    status, out, err = cloud.run("gke.sh", "pool", *words, "--dry-run")
+    assert status == 0, err
+    [create] = printed(out)
+    assert {"--num-nodes=8", "--machine-type=ct6e-standard-4t", "--tpu-topology=4x8", "--spot"} <= set(create)
+    assert {word[2:].split("=")[0] for word in create if word.startswith("--")} <= set(
+        FLAGS["node-pools create"].split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("queued.sh", ("launch", *JOB, "--accelerator", "v9-8", "--", "x"), "give --runtime-version"),
+        ("queued.sh", ("launch", *JOB, "--accelerator", "v6e-8", "--spot", "--reserved", "--", "x"), "exclude"),
+        ("queued.sh", ("launch", *JOB, "--accelerator", "v6e-8"), "no command after --"),
+        ("queued.sh", ("launch", *JOB, "--", "x"), "--accelerator is missing"),
+        ("queued.sh", ("launch", *JOB[:-1], "bucket", "--accelerator", "v6e-8", "--", "x"), "gs://BUCKET/FOLDER"),
+        ("queued.sh", ("start",), "no action start"),
+        ("queued.sh", ("status", "--name", "My_Job", "--project", "p", "--zone", "z"), "--name My_Job"),
+        ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], *SLICE[:2], "--type", "v5e", *SLICE[4:], "--", "x"), "2 numbers"),
+        ("gke.sh", ("manifest", "--zone"), "--zone needs a value"),
+        ("gke.sh", ("launch", "--colour", "red"), "unknown option --colour"),
+    ],
+)
+def test_a_mistake_is_one_line(cloud: Cloud, script: str, arguments: tuple, said: str) -> None:
+    status, out, err = cloud.run(script, *arguments)
+    assert (status, out) == (2, "") and said in err and err.count("\n") == 1
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("tasks", "command"),
+    [("1", ["jaxgeom", "a b"]), ("8", ["srun", "--kill-on-bad-exit=1", "jaxgeom", "a b", "--distributed"])],
+)
+def test_a_slurm_job_of_several_tasks_is_distributed(cloud: Cloud, tasks: str, command: list[str]) -> None:
+    environment = {"SLURM_NTASKS": tasks, "JAXGEOM_TPU": str(ROOT / "tpu")}
+    status, out, err = cloud.run("gpu.sbatch", "--dry-run", "jaxgeom", "a b", **environment)
+    assert (status, printed(out)) == (0, [command]), err

@@ -1,0 +1,66 @@
+# What the launchers share; sourced by them, and by nothing else.
+# shellcheck shell=bash
+
+program=${0##*/}
+# shellcheck disable=SC2034 # the launchers use it
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+dry=''
+
+die() {
+    echo "$program: $*" >&2
+    exit 2
+}
+
+say() { printf '%s: %s\n' "$program" "$*" >&2; }
+
+# Runs a command; with --dry-run prints it instead, so that it can be pasted into a shell.
+run() {
+    if [ -n "$dry" ]; then
+        printf '%q ' "$@"
+        echo
+    else
+        "$@"
+    fi
+}
+
+# need NAME…: options that must have been given; option --some-name is kept in some_name.
+need() {
+    local name
+    for name in "$@"; do
+        [ -n "${!name:-}" ] || die "--${name//_/-} is missing; see $program --help"
+    done
+}
+
+# options ALLOWED… -- ARGUMENTS…: reads `--name value` into variables; `dry_run` and names ending in `!` take no value.
+# What follows `--` among the arguments goes to the array `rest`.
+options() {
+    local -A takes=()
+    local option # its name must be none that a caller uses
+    while [ "$1" != -- ]; do
+        takes[${1%!}]=$([ "${1%!}" = "$1" ] && echo value || echo nothing)
+        shift
+    done
+    shift
+    rest=()
+    while (($#)); do
+        case $1 in
+            --) shift && rest=("$@") && return ;;
+            --dry-run) dry=1 && shift && continue ;;
+            --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+        esac
+        option=${1#--}
+        option=${option//-/_}
+        [ "--${option//_/-}" = "$1" ] && [ -n "${takes[$option]:-}" ] || die "unknown option $1; see $program --help"
+        if [ "${takes[$option]}" = nothing ]; then
+            printf -v "$option" 1 && shift
+        else
+            (($# > 1)) || die "$1 needs a value"
+            printf -v "$option" %s "$2" && shift 2
+        fi
+    done
+}
+
+# A name that both Cloud TPU and Kubernetes take.
+check_name() { [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name $1: at most 40 of a-z, 0-9 and -, from a letter on"; }
+
+check_store() { [[ $1 =~ ^gs://[^/]+/.+ ]] || die "--store $1: give a folder of a bucket, gs://BUCKET/FOLDER"; }
