@@ -38,6 +38,9 @@ hypothesis.settings.load_profile("jaxgeom")
 
 # Minutes each: they start first, so that the workers end together. The others follow in the order of their names.
 LONGEST = (
+    "test_kills.py",
+    "test_calibration.py",
+    "comparison/test_agreement.py",
     "rollout/test_sampling.py",
     "models/test_qwen3.py",
     "study/test_study.py",
