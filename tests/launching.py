@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
+_DEVICES = "--xla_force_host_platform_device_count"
 
 # One command after the other in one process, which loads its packages once. Waiting is short, but for a busy machine.
 # A process may be one that falls: it kills itself as soon as a path is there. The others then do not wait for it.
@@ -72,9 +73,10 @@ def start(
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if _DEVICES not in flag]
     shared = {
-        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PYTHONPATH": str(ROOT),
+        **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join([*flags, f"{_DEVICES}={devices}"]),
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }  # fmt: skip
     started = []
     for index, words in enumerate(commands):

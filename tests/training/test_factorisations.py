@@ -50,6 +50,13 @@ def rows_of(packed):
     return Batch(tokens, place < ends, (place > 0) & (place < ends))
 
 
+def geometry_of(layers, whole):
+    """What is measured: all matrices of the layers, or two, which is a smaller program."""
+    if whole:
+        return {name: layers[name] for name in ("attention", "mlp")}
+    return {"q": layers["attention"]["q"], "down": layers["mlp"]["down"]}
+
+
 def computed(name, sizes, packed, sampled):
     """What a run on a mesh computes, on the host; without sizes, on one device."""
     config = dataclasses.replace(MODELS[name], tie_word_embeddings=not packed)
@@ -69,8 +76,7 @@ def computed(name, sizes, packed, sampled):
         found["answers"] = answers.responses()
     after, metrics = make_train_step(objective, optimizer, state)(state, on_mesh(rows_of(packed), mesh))
     specs = spectral_specs(config)
-    held = ("attention", "mlp")
-    of_layers = [{name: tree["layers"][name] for name in held} for tree in (params, after.params, specs)]
+    of_layers = [geometry_of(tree["layers"], sampled) for tree in (params, after.params, specs)]
     measured = jax.jit(partial(measure, specs=of_layers[2], statistics=STATISTICS))(*of_layers[:2])
     moment = optax.tree.get(after.opt_state, "mu")
     found |= {"loss": metrics["loss"], "moment": moment, "params": after.params, "measured": measured}
