@@ -61,7 +61,9 @@ def is_full(error: BaseException) -> bool:
 
 
 def as_user_error(error: OSError, where: str | os.PathLike[str]) -> UserError:
-    """A clear line for a folder that cannot be written to."""
+    """A clear line for a folder that cannot be written to, or for the file in it that is in the way."""
     if is_full(error):
         return UserError(f"{where}: the disk is full; what was finished before is kept, run the same command again")
-    return UserError(f"{where}: cannot be written to: {error.strerror or error}")
+    path = error.filename2 or error.filename
+    inside = isinstance(path, str) and pathlib.Path(where).absolute() in pathlib.Path(path).absolute().parents
+    return UserError(f"{path if inside else where}: cannot be written to: {error.strerror or error}")
