@@ -106,7 +106,7 @@ class RunSettings:
         check_types(self)
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
-        _within(self, "steps", 1, 2**31 - 1)  # they are counted in int32
+        _within(self, "steps", 1, 2**30)  # they are counted in int32
         _within(self, "batch_size", 1, 2**20)  # a larger one by mistake would fill the memory row by row
         _positive(self, "code_timeout")
         _within(self, "eval_temperature", *_TEMPERATURES)

@@ -26,7 +26,7 @@ GOOD = dict(steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3))
         (OPDSettings, {"temperature": 1e39}, "temperature=1e"),
         (SFTSettings, {"eval_temperature": 1e-320}, "eval_temperature=1e-320"),
         (RLVRSettings, {"kl_coefficient": float("inf")}, "kl_coefficient=inf"),
-        (SFTSettings, {"steps": 2**31}, "steps=2147483648: must be between 1 and 2147483647"),
+        (SFTSettings, {"steps": 2**30 + 1}, "steps=1073741825: must be between 1 and 1073741824"),
         (SFTSettings, {"batch_size": 10**9}, "batch_size=1000000000"),
         (OPDSettings, {"alpha": 1.5}, "alpha=1.5"),
         (OPDSettings, {"keep_tokens": 0.0}, "keep_tokens=0.0"),
