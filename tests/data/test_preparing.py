@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxgeom.data import chat, preparing, rendering
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.pipelines import all_prompts
-from jaxgeom.data.prepared import Limits
+from jaxgeom.data.prepared import Limits, recall
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import write_jsonl
@@ -183,3 +183,23 @@ def test_what_is_kept_is_found_again_and_only_for_the_same_data(prepare, tmp_pat
     file = tmp_path / "kept" / f"{first.key}.npz"
     file.write_bytes(file.read_bytes()[:-40])
     assert all_prompts(prepare(rows, prepare_prompts, limits=limits, kept=tmp_path / "kept")[0]) == all_prompts(first)
+    assert not file.exists()
+    first.keep(tmp_path / "kept")
+    held = file.read_bytes()
+    for place in range(0, len(held), 3):  # a bit anywhere, of the archive's own tables too
+        spoilt = bytearray(held)
+        spoilt[place] ^= 1 << place % 8
+        file.write_bytes(spoilt)
+        found = recall(tmp_path / "kept", first.key)
+        assert found is None or all_prompts(found) == all_prompts(first), place
+
+
+def test_what_cannot_be_kept_leaves_no_part(prepare, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    found, _ = prepare([asked("1", "2")], prepare_prompts)
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError):
+        found.keep(tmp_path / "kept")
+    assert not list((tmp_path / "kept").iterdir())
