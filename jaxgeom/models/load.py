@@ -124,7 +124,7 @@ def qwen3_tensors(checkpoint: Checkpoint, config: Qwen3Config) -> dict[str, Tens
             f"{where}: {keys[HEAD]} differs from the embedding, but config.json says tie_word_embeddings=true:"
             " set it to false to use the head, or remove the tensor"
         )
-    layers = {int(key.split(".")[1]) for key in keys if key.startswith("layers.") and key.split(".")[1].isdecimal()}
+    layers = {key.split(".")[1] for key in keys if key.startswith("layers.") and key.split(".")[1].isdecimal()}
     if layers and len(layers) != config.num_hidden_layers:
         said = f"num_hidden_layers={config.num_hidden_layers}"
         raise UserError(f"{where}: config.json says {said}, there are tensors of {len(layers)} layers")
