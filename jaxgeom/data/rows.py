@@ -5,12 +5,11 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgeom.data.conversations import read_demonstration, read_prompt
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
 
@@ -93,40 +92,6 @@ def read_rows(path: str | Path) -> list[dict]:
     return rows
 
 
-def check_demonstrations(rows: Sequence[dict], source: str) -> None:
-    """Every row is a demonstration, as `read_demonstration` reads it.
-
-    Args:
-        rows: as `read_rows` gives them.
-        source: of the rows, for the message.
-
-    Raises:
-        UserError: naming the first row that is none, and what is wrong with it.
-    """
-    _check(rows, source, read_demonstration)
-
-
-def check_prompts(rows: Sequence[dict], source: str) -> None:
-    """Every row is a prompt with its right answer, as `read_prompt` reads it.
-
-    Args:
-        rows: as `read_rows` gives them.
-        source: of the rows, for the message.
-
-    Raises:
-        UserError: naming the first row that is none, and what is wrong with it.
-    """
-    _check(rows, source, read_prompt)
-
-
-def _check(rows: Sequence[dict], source: str, read: Callable[[dict], Any]) -> None:
-    for number, row in enumerate(rows):
-        try:
-            read(row)
-        except RowError as error:
-            raise UserError(f"{source}: row {number}: {error}") from None
-
-
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
     """Writes rows as JSON lines.
 
@@ -135,16 +100,6 @@ def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
         rows: JSON objects.
     """
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def text_lines(text: str) -> Iterator[str]:
-    """The lines of a text, which end at `\\n` alone: `str.splitlines` cuts at U+2028 too, which JSON may hold."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
-        start = end + 1
 
 
 def _require_file(path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from jaxgeom.data import arithmetic
-from jaxgeom.data.rows import read_row_file, read_rows, text_lines, write_jsonl
+from jaxgeom.data.rows import read_row_file, read_rows, write_jsonl
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
 
@@ -21,11 +21,6 @@ def test_rows_survive_the_disk(tmp_path):
     odd = [{"text": "a\u2028b\u2029c\x85d\x0be\x1cf\rg"}, *ROWS]
     write_jsonl(tmp_path / "rows.jsonl", odd)
     assert read_rows(tmp_path / "rows.jsonl") == odd
-
-
-def test_lines_end_at_the_newline_alone():
-    assert list(text_lines("a\u2028b\x85c\r\nd\n\ne")) == ["a\u2028b\x85c\r", "d", "", "e"]
-    assert list(text_lines("")) == [] and list(text_lines("a\n")) == ["a"]
 
 
 @pytest.mark.parametrize(
