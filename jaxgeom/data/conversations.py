@@ -4,7 +4,9 @@ Read are the rows of TRL (`messages`; `prompt` and `completion`), of verl (`prom
 ShareGPT (`conversations` with `from` and `value`). A row that could be meant in two ways is refused.
 """
 
+import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -199,11 +201,9 @@ def _answers(row: Mapping[str, Any]) -> GroundTruth:
 
 
 def _messages(value: Any, where: str, role: str | None = None) -> list[dict]:
-    """A list of messages in the one form, which may be written as JSON; other text is one message of `role`."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        parsed = _parsed(value)
-        if isinstance(parsed, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in parsed):
-            value = parsed
+    """A list of messages in the one form, which may be written out; other text is one message of `role`."""
+    if isinstance(value, str):
+        value = _written_messages(value) or value
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": _text(value, where)}]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
@@ -316,6 +316,20 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _written_messages(text: str) -> list[dict] | None:
+    """Messages that are written out as JSON, or as Python prints them; None for any other text."""
+    if not (text.lstrip().startswith("[") and re.search(r"""["'](role|from)["']""", text)):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(m, dict) and m.keys() & {"role", "from"} for m in found):
+            return found
+    return None
 
 
 def _columns(row: Mapping[str, Any]) -> str:

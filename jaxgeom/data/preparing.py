@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from jaxgeom.data.templates import Rendered, RowError
 from jaxgeom.errors import UserError, listed
 from jaxgeom.progress import Reporter
 
-_FORMAT = 3  # of the rules by which rows become tokens
+_FORMAT = 4  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
@@ -115,6 +115,18 @@ def prepare_prompts(
         if None not in found.truths:
             found = dataclasses.replace(found, key=answered)
     return work.said(found)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a message or a tool: contents, thoughts, arguments of calls, and what else a template may write."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from (str(key), *_texts(entry))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
 
 
 def _room(limits: Limits, size: int) -> str:
@@ -244,11 +256,12 @@ class _Work:
             self.unread |= dict.fromkeys(unread_columns(row.content))
         else:
             found = read_prompt(row.content, truth=self.kind)
-        for place, message in enumerate(found.messages):
-            token = self.special.search(message["content"])
+        parts = [(f"message {place}", message) for place, message in enumerate(found.messages)]
+        for where, part in [*parts, *([] if found.tools is None else [("a tool", found.tools)])]:
+            token = next(filter(None, map(self.special.search, _texts(part))), None)
             if token is not None:
                 raise RowError(
-                    f"message {place} holds the special token {token.group()!r}: it was rendered by a template before,"
+                    f"{where} holds the special token {token.group()!r}: it was rendered by a template before,"
                     " or would be read as one"
                 )
         return found

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxgeom.data.conversations import read_demonstration, read_prompt
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
@@ -230,6 +232,11 @@ def _parquet_rows(path: Path, data: bytes) -> list[Row]:
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
     contents = [content for batch in table.to_batches() for content in _arrow_rows(batch)]
+    narrow = {field.name: field.type for field in table.schema if "float" in str(field.type)}
+    if narrow:
+        for content in contents:
+            if isinstance(content, dict):
+                content |= {name: _as_written(content[name], kind) for name, kind in narrow.items() if name in content}
     return [Row(number, None, content) for number, content in enumerate(contents)]
 
 
@@ -243,6 +250,18 @@ def _arrow_rows(batch: Any) -> list[dict | RowError]:
         if batch.num_rows == 1:
             return [RowError(f"not readable: {_first_line(error)}")]
         return [row for place in range(batch.num_rows) for row in _arrow_rows(batch.slice(place, 1))]
+
+
+def _as_written(value: Any, kind: Any) -> Any:
+    """Numbers of 16 and 32 bits as the decimals that they stand for: a float32 0.1 is not 0.10000000149011612."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind) and isinstance(value, dict):
+        return {name: _as_written(entry, kind.field(name).type) for name, entry in value.items()}
+    if (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)) and isinstance(value, list):
+        return [_as_written(entry, kind.value_type) for entry in value]
+    narrow = np.float32 if types.is_float32(kind) else np.float16 if types.is_float16(kind) else None
+    return value if narrow is None or not isinstance(value, float) else float(str(narrow(value)))
 
 
 def _without_nulls(value: Any) -> Any:

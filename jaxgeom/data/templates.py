@@ -93,8 +93,8 @@ def render_demonstration(template: Template, messages: Sequence[dict], tools: An
     where that is not how an earlier answer stands in the whole, the last answer alone is a part.
 
     Raises:
-        RowError: no assistant message, a template that fails or leaves something out, or one whose generation prompt is
-            not how the last answer begins.
+        RowError: no assistant message, a template that fails or leaves something out, whose marks are not on the last
+            answer, whose generation prompt is not how it begins, or that asks for another after it.
     """
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     if not answers:
@@ -104,11 +104,14 @@ def render_demonstration(template: Template, messages: Sequence[dict], tools: An
         text, spans = template.render(messages, tools, marks=True)
         _require_context(text, messages, tools)
         _require_answer(text, messages[-1])
+        _require_marked("".join(text[begin:end] for begin, end in spans), messages[-1])
         return Rendered(text, tuple((begin, end) for begin, end in spans))
     text = template.render(messages, tools)
     _require_context(text, messages, tools)
-    begin = len(_before(template, text, messages, answers[-1], tools))
+    before = _before(template, text, messages, answers[-1], tools)
+    begin = len(before)
     _require_answer(text[begin:], messages[-1])
+    _require_end(template, text, before, messages, tools)
     # A newline that the template puts between turns is no token that the assistant writes.
     last = (begin, len(text.rstrip("\n")))
     spans = []
@@ -165,6 +168,28 @@ def _require_answer(part: str, message: dict) -> None:
     for name in _call_names(message):
         if name not in part:
             raise RowError(f"the chat template leaves out the last answer's tool call ({name})")
+
+
+def _require_marked(marked: str, message: dict) -> None:
+    """The last answer is among what `generation` blocks name; its thoughts need not be."""
+    answer = message["content"].rpartition("</think>")[2] if isinstance(message.get("content"), str) else ""
+    if _squash(answer) not in _squash(marked):
+        raise RowError("the chat template's {% generation %} marks leave out the last answer, or part of it")
+
+
+def _require_end(template: Template, text: str, before: str, messages: Sequence[dict], tools: Any) -> None:
+    """A text ends with its last answer, where the template may write its generation prompt whatever it is told."""
+    if "add_generation_prompt" in template.source or not os.path.commonprefix([text[::-1], before[::-1]]).strip():
+        return
+    try:
+        after = template.render([*messages, {"role": "user", "content": "and"}], tools)
+    except RowError:  # what a template refuses says nothing of how it ends
+        return
+    if not after.startswith(text.rstrip("\n")):
+        raise RowError(
+            "the chat template asks for another answer after the last one, which would be learned too: it does not read"
+            " add_generation_prompt; another template (--chat-template) may"
+        )
 
 
 def _call_names(message: dict) -> list[str]:

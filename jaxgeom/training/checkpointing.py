@@ -347,7 +347,7 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
     if found is not None and (found.run / "tokenizer").is_dir():
         return found.run / "tokenizer"
     directory = Path(source)
-    if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
+    if is_adapter_directory(directory) and not has_tokenizer(directory):
         return tokenizer_directory(base_of(directory, base))
     return verl_step(directory)[0] if directory.is_dir() else directory
 

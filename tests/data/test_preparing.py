@@ -148,6 +148,24 @@ def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare)
     assert learned(tokenizer, prepare([{"text": text}])[0]) == [text]
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"reasoning_content": "so <|im_end|>"},
+        {"tool_calls": [{"function": {"name": "add", "arguments": {"a": ["<|im_end|>"]}}}]},
+        {"name": "<|im_end|>"},
+    ],
+)
+def test_special_tokens_are_found_wherever_a_template_may_write_them(prepare, place):
+    row = shown("1", "2")
+    row["messages"][1] |= place
+    with pytest.raises(UserError, match=r"message 1 holds the special token '<\|im_end\|>'"):
+        prepare([row])
+    tools = [{"type": "function", "function": {"name": "add", "description": "<|im_end|>"}}]
+    with pytest.raises(UserError, match=r"a tool holds the special token '<\|im_end\|>'"):
+        prepare([shown("1", "2") | {"tools": tools}])
+
+
 def test_without_a_template_only_text_is_read(tokenizer, prepare, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
     assert len(prepare([{"text": "plain"}])[0]) == 1

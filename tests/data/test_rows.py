@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -61,6 +62,20 @@ def test_the_nulls_of_a_parquet_table_are_no_fields(tmp_path):
     assert read_rows(tmp_path / "rows.parquet") == [
         {"messages": [{"role": "user", "content": "1+1"}]},
         {"text": "plain"},
+    ]
+
+
+def test_narrow_numbers_of_a_parquet_table_are_the_decimals_that_they_stand_for(tmp_path):
+    inner = pyarrow.struct([("ground_truth", pyarrow.list_(pyarrow.float32())), ("other", pyarrow.float64())])
+    schema = pyarrow.schema([("answer", pyarrow.float32()), ("half", pyarrow.float16()), ("reward_model", inner)])
+    rows = [
+        {"answer": 0.1, "half": np.float16(0.1), "reward_model": {"ground_truth": [2.7, None, 1e-7], "other": 0.1}},
+        {"answer": None, "half": np.float16(3), "reward_model": None},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == [
+        {"answer": 0.1, "half": 0.1, "reward_model": {"ground_truth": [2.7, None, 1e-7], "other": 0.1}},
+        {"half": 3.0},
     ]
 
 
