@@ -12,6 +12,9 @@ import numpy as np
 
 from jaxgeom.data.templates import Rendered, RowError, Template, render_demonstration, render_prompt
 from jaxgeom.errors import UserError
+from jaxgeom.files import refuse_pointer
+
+_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ChatFormat:
 
 def has_tokenizer(directory: str | Path) -> bool:
     """Whether a directory has the file of a tokenizer that `load_tokenizer` reads."""
-    return any((Path(directory) / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
+    return any((Path(directory) / name).is_file() for name in _FILES)
 
 
 def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) -> Any:
@@ -60,6 +63,9 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
         raise UserError(f"{directory}: no such directory")
     if not has_tokenizer(directory):
         raise UserError(f"{directory}: no tokenizer.json (nor vocab.json or tokenizer.model)")
+    for name in _FILES:
+        if (directory / name).is_file():
+            refuse_pointer(directory / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         tokenizer("", add_special_tokens=False)
@@ -210,7 +216,9 @@ def declared_stop_tokens(directory: str | Path) -> tuple[int, ...]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON: {error}") from error
-        value = content.get("eos_token_id") if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds no JSON object")
+        value = content.get("eos_token_id")
         several = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(token, int) and not isinstance(token, bool) for token in several):
             raise UserError(f"{path}: eos_token_id={value!r} is no token id")

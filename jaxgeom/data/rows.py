@@ -15,6 +15,7 @@ import numpy as np
 from jaxgeom.data.conversations import read_demonstration, read_prompt
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
+from jaxgeom.files import refuse_pointer
 
 _ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -154,6 +155,7 @@ def _require_file(path: Path) -> None:
         raise UserError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
     if not path.name.lower().endswith(_ENDINGS):
         raise UserError(f"{path}: expected a .jsonl or .parquet file (also .json, .jsonl.gz)")
+    refuse_pointer(path)
 
 
 def _decompressed(path: Path, data: bytes) -> bytes:

@@ -20,6 +20,7 @@ from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
 from jaxgeom.checkpoints.run_models import held_model, run_model
 from jaxgeom.checkpoints.runs import named_run, step_names
 from jaxgeom.checkpoints.verl import verl_step
+from jaxgeom.data.chat import has_tokenizer
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import is_full
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model

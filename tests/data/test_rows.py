@@ -9,7 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from jaxgeom.checkpoints.plain_files import read_json
+from jaxgeom.checkpoints.safetensors_files import tensors_of
+from jaxgeom.checkpoints.torch_files import torch_tensors_of
 from jaxgeom.data import arithmetic
+from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.data.rows import read_row_file, read_rows, text_lines, write_jsonl
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
@@ -115,6 +119,21 @@ def test_bad_files_are_named_with_the_row(tmp_path, content, name, words):
     with pytest.raises(UserError, match=words) as refused:
         read_rows(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
+    reads = {
+        "rows.jsonl": read_rows,
+        "tokenizer.json": lambda path: load_tokenizer(path.parent),
+        "model.safetensors": tensors_of,
+        "pytorch_model.bin": torch_tensors_of,
+        "config.json": read_json,
+    }
+    for name, read in reads.items():
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(UserError, match=rf"{name}: a pointer of Git LFS .*git lfs pull"):
+            read(tmp_path / name)
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):

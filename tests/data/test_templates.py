@@ -213,6 +213,10 @@ def test_stop_tokens_are_the_union_of_all_that_are_declared(directory, tmp_path)
     declared = chat.declared_stop_tokens(tmp_path)
     assert declared == (5, 7, 9)
     assert chat.stop_tokens(chat.load_tokenizer(directory), declared) == (2, 5, 7, 9)
+    for content in ("null", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="config.json: holds no JSON object"):
+            chat.declared_stop_tokens(tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": "x"}')
     with pytest.raises(UserError, match="config.json: eos_token_id='x'"):
         chat.declared_stop_tokens(tmp_path)
