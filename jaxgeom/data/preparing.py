@@ -155,7 +155,7 @@ class _Work:
         self.used: list[tuple[int, np.ndarray, np.ndarray, Conversation | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
         self.bad_rows: list[tuple[Row, str]] = []
-        self.last_only = 0
+        self.last_only = self.asked_too = 0
         self.notes: list[str] = []
         self.unread: dict[str, None] = {}
 
@@ -226,6 +226,11 @@ class _Work:
                 f"in {self.last_only:,} rows the chat template rewrites earlier answers: of these rows only the last"
                 " answer is learned from"
             )
+        if self.asked_too:
+            self.notes.append(
+                f"in {self.asked_too:,} rows the chat template's {{% generation %}} marks hold questions or"
+                " instructions, which are learned too"
+            )
         self.used.sort(key=lambda entry: entry[0])
         numbers, tokens, masks, rows = zip(*self.used, strict=True)
         return Prepared(
@@ -289,6 +294,7 @@ class _Work:
                         else:
                             good.append((row.number, rendered))
                             self.last_only += rendered.last_only
+                            self.asked_too += rendered.asked_too
                     self._put(good, made)
                     yield len(chunk)
         for start in range(0, len(texts), _CHUNK):

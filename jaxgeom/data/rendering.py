@@ -70,7 +70,7 @@ class _Renderer:
                 found.append(RowError(reply["bad"]))
             else:
                 spans = tuple((begin, end) for begin, end in reply["spans"])
-                found.append(Rendered(reply["text"], spans, reply["last_only"]))
+                found.append(Rendered(reply["text"], spans, reply["last_only"], reply["asked_too"]))
         return found
 
     def _line(self) -> str:

@@ -32,11 +32,13 @@ class Rendered:
         text: What the template made.
         spans: Begin and end, in characters of `text`, of what the assistant writes.
         last_only: Whether earlier answers are left out of `spans`, because the template rewrites them.
+        asked_too: Whether `spans` hold what the assistant was told or asked, because the template marks it.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     last_only: bool = False
+    asked_too: bool = False
 
 
 class Template:
@@ -104,8 +106,9 @@ def render_demonstration(template: Template, messages: Sequence[dict], tools: An
         text, spans = template.render(messages, tools, marks=True)
         _require_context(text, messages, tools)
         _require_answer(text, messages[-1])
-        _require_marked("".join(text[begin:end] for begin, end in spans), messages[-1])
-        return Rendered(text, tuple((begin, end) for begin, end in spans))
+        marked = [_squash(text[begin:end]) for begin, end in spans]
+        _require_marked("".join(marked), messages[-1])
+        return Rendered(text, tuple((begin, end) for begin, end in spans), asked_too=_is_asked(marked, messages))
     text = template.render(messages, tools)
     _require_context(text, messages, tools)
     before = _before(template, text, messages, answers[-1], tools)
@@ -173,8 +176,15 @@ def _require_answer(part: str, message: dict) -> None:
 def _require_marked(marked: str, message: dict) -> None:
     """The last answer is among what `generation` blocks name; its thoughts need not be."""
     answer = message["content"].rpartition("</think>")[2] if isinstance(message.get("content"), str) else ""
-    if _squash(answer) not in _squash(marked):
+    if _squash(answer) not in marked:
         raise RowError("the chat template's {% generation %} marks leave out the last answer, or part of it")
+
+
+def _is_asked(marked: Sequence[str], messages: Sequence[dict]) -> bool:
+    """Whether a marked part holds a whole question or instruction, in other places than where an answer repeats it."""
+    answers = [_squash(str(value)) for m in messages if m["role"] == "assistant" for value in m.values()]
+    asked = [_squash(m["content"]) for m in messages if m["role"] in ("system", "user") and m.get("content")]
+    return any(one in part and not any(one in answer for answer in answers) for one in asked for part in marked if one)
 
 
 def _require_end(template: Template, text: str, before: str, messages: Sequence[dict], tools: Any) -> None:
@@ -233,7 +243,12 @@ def main() -> None:
                 done = work(template, messages, tools)
                 if len(done.text) > _LONGEST_TEXT:
                     raise MemoryError
-                reply = {"text": done.text, "spans": done.spans, "last_only": done.last_only}
+                reply = {
+                    "text": done.text,
+                    "spans": done.spans,
+                    "last_only": done.last_only,
+                    "asked_too": done.asked_too,
+                }
             except RowError as error:
                 reply = {"bad": str(error)}
             except (TemplateSyntaxError, SecurityError) as error:

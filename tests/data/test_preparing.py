@@ -141,6 +141,17 @@ def test_earlier_answers_that_the_template_rewrites_are_said(tokenizer, prepare,
     assert "in 1 rows the chat template rewrites earlier answers" in said
 
 
+def test_questions_that_the_template_marks_are_said(tokenizer, prepare, monkeypatch):
+    marked = "{% generation %}{{ m.content }}{% endgeneration %}"
+    everything = "{% for m in messages %}" + marked + "{% endfor %}"
+    answers = everything.replace(marked, "{% if m.role == 'user' %}{{ m.content }}{% else %}" + marked + "{% endif %}")
+    for template, learned_is, said_is in ((everything, ["1+2", "3"], True), (answers, ["3"], False)):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        prepared, said = prepare([shown("1+2", "3"), shown("4", "so 4 is 4")])
+        assert learned(tokenizer, prepared)[0] == "".join(learned_is)
+        assert ("in 1 rows the chat template's {% generation %} marks hold questions" in said) == said_is
+
+
 def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare):
     text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
     with pytest.raises(UserError, match=r"row 0 .*message 0 holds the special token '<\|im_start\|>'"):
