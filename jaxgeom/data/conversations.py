@@ -52,6 +52,7 @@ class Conversation:
         text: Plain text in place of messages, or None.
         ground_truth: Of a prompt, or None: answers or tests.
         teacher: Of a prompt, who teaches it: a name or a place; None where nothing says.
+        asked: Of a demonstration, how many messages at the beginning are its `prompt`, of which nothing is learned.
     """
 
     messages: list[dict]
@@ -59,13 +60,15 @@ class Conversation:
     text: str | None = None
     ground_truth: Truth | None = None
     teacher: str | int | None = None
+    asked: int = 0
 
 
 def read_demonstration(row: Mapping[str, Any]) -> Conversation:
     """A row to learn from by imitation.
 
     Args:
-        row: with `messages`; `conversations` (ShareGPT); `prompt` and `completion`, messages or text; or plain `text`.
+        row: with `messages`; `conversations` (ShareGPT); `prompt` and `completion`, messages or text, of
+            which the completion alone is learned; or plain `text`.
             A null column is an absent one.
 
     Raises:
@@ -86,22 +89,29 @@ def read_demonstration(row: Mapping[str, Any]) -> Conversation:
                 " prompt, cannot be told; 'prompt' and 'completion' say so, or keep 'text' alone"
             )
         return Conversation([], text=_text(row["text"], "'text'"))
+    asked = 0
     if form == "completion":
         if row.get("prompt") is None:
             raise RowError("has 'completion' and no 'prompt'")
         messages = _messages(row["prompt"], "'prompt'", "user")
+        asked = len(messages)
+        if messages[-1]["role"] == "assistant":
+            raise RowError(
+                "'prompt' ends with an assistant message, which 'completion' cannot go on with; put the whole answer"
+                " into 'completion'"
+            )
         messages += _messages(row["completion"], "'completion'", "assistant")
     else:
         messages = _messages(row[form], repr(form))
         if form == "conversations" and isinstance(row.get("system"), str) and row["system"]:
             messages.insert(0, {"role": "system", "content": _text(row["system"], "'system'")})
-    if not any(message["role"] == "assistant" for message in messages):
+    if not any(message["role"] == "assistant" for message in messages[asked:]):
         raise RowError(f"{form!r} has no assistant message to learn from")
     for place, message in enumerate(messages):
         empty = not any(message.get(key) for key in ("tool_calls", *_THOUGHTS)) and not message["content"].strip()
         if message["role"] == "assistant" and empty:
             raise RowError(f"{form!r}: the assistant's message {place} is empty")
-    return Conversation(messages, _tools(row))
+    return Conversation(messages, _tools(row), asked=asked)
 
 
 def unread_columns(row: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
 from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.prepared import Limits, Prepared, recall
-from jaxgeom.data.rendering import EndlessTemplateError, render_rows
+from jaxgeom.data.rendering import EndlessTemplateError, Request, render_rows
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
@@ -282,8 +282,11 @@ class _Work:
                 part = [(row, one) for row, one in rows if bool(one.tools) == tools]
                 template = format_.with_tools if tools else format_.plain
                 following = iter(part)
-                requests = [(one.messages, one.tools) for _, one in part]
-                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations", source=str(source)):
+                shown = self.kind == "demonstrations"
+                requests: list[Request] = [
+                    (one.messages, one.tools, one.asked) if shown else (one.messages, one.tools) for _, one in part
+                ]
+                for chunk in render_rows(template, requests, prompts=not shown, source=str(source)):
                     good: list[tuple[int, Rendered]] = []
                     for _, rendered in chunk:
                         row, _ = next(following)

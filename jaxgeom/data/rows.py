@@ -181,11 +181,31 @@ def _json_rows(path: Path, data: bytes) -> list[Row]:
     for line, raw in enumerate(io.BytesIO(data), start=1):  # iterated by `\n` alone
         if raw.strip():
             rows.append(Row(len(rows), line, _parse(raw)))
-    if begin == b"{" and len(rows) > 1 and isinstance(rows[0].content, RowError) and isinstance(_value(data), dict):
-        raise UserError(
-            f"{path}: one JSON object over several lines; rows are an object a line, or an array of objects"
-        )
+    if rows and isinstance(rows[0].content, RowError):
+        _refuse_whole(path, data, begin)
     return rows
+
+
+def _refuse_whole(path: Path, data: bytes, begin: bytes) -> None:
+    """Refuses a file whose first line is no row because its values are written over lines, or are a broken array."""
+    text = data.decode("utf-8", "replace").lstrip()
+    if begin == b"{":
+        try:
+            end = json.JSONDecoder().raw_decode(text)[1]
+        except (ValueError, RecursionError):  # of the row itself, which is called bad
+            return
+        if "\n" in text[:end]:
+            raise UserError(
+                f"{path}: a JSON object over several lines; rows are an object a line, or an array of objects"
+            )
+    elif begin == b"[" and _value(text.split("\n", 1)[0].encode()) is None:
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise UserError(f"{path}: an array that is cut off or broken: {error.msg} at {where}") from error
+        except (ValueError, RecursionError):
+            return
 
 
 def _array(data: bytes) -> list[Any] | None:

@@ -87,23 +87,32 @@ def render_prompt(template: Template, messages: Sequence[dict], tools: Any = Non
     return Rendered(text, ())
 
 
-def render_demonstration(template: Template, messages: Sequence[dict], tools: Any = None) -> Rendered:
+def render_demonstration(template: Template, messages: Sequence[dict], tools: Any = None, asked: int = 0) -> Rendered:
     """A conversation and the parts of it that the assistant writes; what follows the last answer is left out.
 
     Where the template marks them (`{% generation %}`), its marks are the parts. Else the part of an answer is the text
     between the rendering of the messages before it (with the generation prompt) and the rendering up to and with it;
     where that is not how an earlier answer stands in the whole, the last answer alone is a part.
 
+    Args:
+        template: the chat template.
+        messages: `{"role", "content"}` each.
+        tools: of the row.
+        asked: so many messages at the beginning are a prompt, of which nothing is a part.
+
     Raises:
         RowError: no assistant message, a template that fails or leaves something out, whose marks are not on the last
             answer, whose generation prompt is not how it begins, or that asks for another after it.
     """
-    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place >= asked]
     if not answers:
         raise RowError("has no assistant message to learn from")
     messages = messages[: answers[-1] + 1]
     if template.marks_answers:
         text, spans = template.render(messages, tools, marks=True)
+        if asked:
+            begin = len(_before(template, text, messages, answers[0], tools))
+            spans = [(max(start, begin), end) for start, end in spans if end > begin]
         _require_context(text, messages, tools)
         _require_answer(text, messages[-1])
         marked = [_squash(text[begin:end]) for begin, end in spans]
@@ -234,13 +243,13 @@ def main() -> None:
         request = json.loads(line)
         template = Template(request["template"], request["variables"])
         work: Callable[..., Rendered] = render_prompt if request["prompts"] else render_demonstration
-        for messages, tools in request["rows"]:
+        for row in request["rows"]:
             # Processor time, so that a busy machine changes nothing. The first timer raises; what no Python handler can
             # interrupt is ended by the second, whose default action kills the process.
             signal.setitimer(signal.ITIMER_PROF, 1.25 * seconds + 1.0)
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.2)
             try:
-                done = work(template, messages, tools)
+                done = work(template, *row)
                 if len(done.text) > _LONGEST_TEXT:
                     raise MemoryError
                 reply = {

@@ -111,7 +111,10 @@ def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> li
 
 
 def learned_nothing(rows: Sequence[dict[str, Any]], settings: RunSettings) -> str | None:
-    """Why a finished run learned nothing and what to change, where no step of it had a gradient or moved a weight.
+    """Why a finished run learned nothing and what to change.
+
+    Nothing is learned where no step had a gradient or moved a weight, and where rewards alone teach and no answer ever
+    had another than the rest of its group: a KL to the start and weight decay move the weights then, and teach nothing.
 
     Args:
         rows: of its `metrics.jsonl`.
@@ -121,16 +124,27 @@ def learned_nothing(rows: Sequence[dict[str, Any]], settings: RunSettings) -> st
         What happened, in how many steps, and the way out; None for a run in which some step did learn.
     """
     steps = [row for row in rows if row.get("skipped") or "loss" in row]
-    if len(steps) < settings.steps or not all(_is_idle(row) for row in steps):
+    if len(steps) < settings.steps or not (all(map(_is_idle, steps)) or _is_unrewarded(steps, settings)):
         return None
     happened, change = _what_happened(steps, settings)
     moved = any(row.get("update_norm") for row in steps)
-    left = "weight decay alone moved the weights" if moved else "the weights are those that the run began with"
+    pulled = "the KL to the start and weight decay" if any(row.get("grad_norm") for row in steps) else "weight decay"
+    left = f"{pulled} alone moved the weights" if moved else "the weights are those that the run began with"
     return f"in all {len(steps)} steps {happened}, so {left}. To change: {change}"
 
 
 def _is_idle(row: dict[str, Any]) -> bool:
     return bool(row.get("skipped")) or row.get("grad_norm") == 0.0 or row.get("update_norm") == 0.0
+
+
+def _is_unrewarded(steps: Sequence[dict[str, Any]], settings: RunSettings) -> bool:
+    """Whether rewards are all that teaches, and every answer of every group had the same one."""
+    if not isinstance(settings, RLVRSettings) or not settings.kl_coefficient:
+        return False  # without a KL such steps have no gradient, which is seen by itself
+    told = [row["informative_groups"] for row in steps if "informative_groups" in row]
+    # All answers at the limit, or all short of the buffer, are penalized alike.
+    alike = all(row.get("overlong_penalty", 0.0) in (0.0, -1.0) for row in steps)
+    return bool(told) and not any(told) and alike
 
 
 def _masks(settings: RunSettings) -> bool:
@@ -140,7 +154,8 @@ def _masks(settings: RunSettings) -> bool:
 def _what_happened(steps: Sequence[dict[str, Any]], settings: RunSettings) -> tuple[str, str]:
     """What kept every step from learning, and what to change."""
     sampled = [row["truncated"] for row in steps if "truncated" in row]
-    if not any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps):
+    idle = any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps)
+    if not idle and not _is_unrewarded(steps, settings):
         return "the update was exactly zero at a learning rate of 0", "the learning rate, or a shorter warm-up"
     if isinstance(settings, OPDSettings) and all(row.get("gap") == 0.0 for row in steps):
         return "teacher and student gave every answer the same probability", "another --teacher"

@@ -62,6 +62,8 @@ def test_what_goes_with_the_messages():
         ({"prompt": [ASKED]}, "has no 'messages'"),
         ({"messages": BOTH, "text": "plain"}, "'messages' and 'text': which is meant"),
         ({"completion": "2"}, "no 'prompt'"),
+        ({"prompt": [*BOTH, ASKED], "completion": [ASKED]}, "'completion' has no assistant message"),
+        ({"prompt": BOTH, "completion": "3"}, "'prompt' ends with an assistant message"),
         ({"messages": []}, "'messages' must be a list"),
         ({"messages": "text"}, "'messages' must be a list"),
         ({"messages": [3]}, "message 0 is no object"),

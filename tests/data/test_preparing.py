@@ -152,6 +152,22 @@ def test_questions_that_the_template_marks_are_said(tokenizer, prepare, monkeypa
         assert ("in 1 rows the chat template's {% generation %} marks hold questions" in said) == said_is
 
 
+def test_of_a_prompt_and_its_completion_the_completion_alone_is_learned(tokenizer, prepare, monkeypatch):
+    earlier = [*shown("1", "2")["messages"], {"role": "user", "content": "3"}]
+    later = shown("5", "6")["messages"]
+    rows = [
+        {"prompt": earlier, "completion": "4"},
+        {"prompt": earlier, "completion": [{"role": "assistant", "content": "4"}, *later]},
+    ]
+    assert learned(tokenizer, prepare(rows)[0]) == ["4<|im_end|>", "4<|im_end|>6<|im_end|>"]
+    assert learned(tokenizer, prepare([{"messages": [*earlier, later[1]]}])[0]) == ["2<|im_end|>6<|im_end|>"]
+    mark, end = "{% if m.role == 'assistant' %}{% generation %}", "{% endgeneration %}{% endif %}"
+    asked_is = "{% if m.role == 'user' %}{{ m.content }}{% endif %}"
+    source = "{% for m in messages %}" + mark + "{{ m.content }}" + end + asked_is + "{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", source)
+    assert learned(tokenizer, prepare(rows)[0]) == ["4", "46"]
+
+
 def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare):
     text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
     with pytest.raises(UserError, match=r"row 0 .*message 0 holds the special token '<\|im_start\|>'"):
