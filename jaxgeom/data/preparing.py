@@ -130,9 +130,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _room(limits: Limits, size: int) -> str:
-    """How a prompt would fit."""
-    left = limits.context - size
-    return f"--max-new-tokens {left} would" if left > 0 else "the prompt alone fills it"
+    """How a prompt would fit, or how a run goes on without it."""
+    left, kept = limits.context - size, limits.context - limits.new_tokens
+    ways = [f"--max-new-tokens {left} would"] if left > 0 else ["the prompt alone fills it"]
+    ways += [f"--max-prompt-length {kept} leaves out such rows"] if kept > 0 else []
+    return "; ".join(ways)
 
 
 class _Work:
