@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-FLAGS = ["--xla_force_host_platform_device_count=8"]
-if version("jaxlib").startswith("0.10."):
+if "--xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if version("jaxlib").startswith("0.10.") and "--xla_cpu_use_fusion_emitters" not in os.environ["XLA_FLAGS"]:
     # The emitters that fusions had before compile in half the time. Later versions have no such flag: they, on the
     # newest Python in CI, run the same tests with the emitters that users have.
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-given = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in FLAGS if flag.split("=")[0] not in given)])
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # Each worker keeps the programs that it compiled, for its other tests and for the commands that it starts: not for the
 # other worker, which could read what is half written, and not in the cache of the user.
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgeom-tests-")

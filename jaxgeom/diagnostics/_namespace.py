@@ -154,6 +154,42 @@ def increasing_root(function: Callable[[Any], Any], low: Any, high: Any, *, step
     return xp.where(xp.abs(fb) < xp.abs(fa), b, a)
 
 
+def newton_root(
+    function: Callable[[Any], tuple[Any, Any]], start: Any, low: Any, high: Any, *, steps: int = 100
+) -> Any:
+    """Where smooth increasing functions cross zero between two bounds, from a guess, one root per element.
+
+    Newton's steps, bisection where one would leave what is left of the interval: a third of the evaluations of
+    `increasing_root` where the guess is near and the slope costs nothing more.
+
+    Args:
+      function: takes an array of the guess's shape and gives values and slopes of the same shape.
+      start: the guess, within the bounds; array of a floating dtype.
+      low, high: lower and upper bounds, arrays of its shape and dtype.
+      steps: the most that are taken.
+
+    Returns:
+      Array of that shape; a bound where the function crosses zero outside them, NaN where it is NaN.
+    """
+    xp = namespace(start, low, high)
+    eps = 8 * float(xp.finfo(start.dtype).eps)
+
+    def step(state: Any) -> Any:
+        low, high, x, done = state
+        value, slope = function(x)
+        low, high = xp.where(value < 0, x, low), xp.where(value > 0, x, high)
+        newton = x - value / xp.where(slope > 0, slope, xp.ones_like(slope))
+        slack = eps * xp.maximum(xp.abs(x), 1.0)
+        near = (xp.abs(newton - x) <= slack) & (slope > 0)
+        moved = xp.where(near | (slope > 0) & (newton > low) & (newton < high), newton, 0.5 * (low + high))
+        new = xp.where(value == 0, x, xp.where(value == value, moved, xp.full_like(x, np.nan)))
+        ended = done | near | (value == 0) | ~(value == value) | (high - low <= slack)
+        return low, high, xp.where(done, x, new), ended
+
+    state = (low, high, start, xp.zeros_like(start) > 0)
+    return repeat(steps, step, state, settled=lambda _, new: xp.all(new[3]))[2]
+
+
 def _interpolation(xp: Any, a: Any, b: Any, c: Any, fa: Any, fb: Any, fc: Any) -> Any:
     """Where between a (0) and b (1) to look next: at the inverse parabola's zero if that is safe, else half-way."""
 

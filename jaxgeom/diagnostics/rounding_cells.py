@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ._namespace import as_real, divide, increasing_root, namespace
+from ._namespace import as_real, divide, increasing_root, namespace, newton_root
 from .entry_counts import EntryCounts, is_on_bf16_grid, magnitude_histogram, storage_of
 from .moments import NullMoments
 from .precision import grid_bits
@@ -188,11 +188,12 @@ def scale_for_norm(cells: RoundingCells, norm: Any) -> Any:
     target = xp.log(size)
 
     def beyond(log_scale: Any) -> Any:
-        left = left_noise(cells, xp.exp(log_scale)).square
-        return xp.log(xp.maximum(left, float(xp.finfo(left.dtype).tiny))) + 2 * (log_scale - start) - target
+        left = left_noise(cells, xp.exp(log_scale))
+        square = xp.maximum(left.square, float(xp.finfo(left.square.dtype).tiny))
+        return xp.log(square) + 2 * (log_scale - start) - target, left.slope / square
 
     low, high = xp.maximum(start - 2, _LOG_SCALES[0]), xp.minimum(start + 40, _LOG_SCALES[1])
-    found = xp.exp(increasing_root(beyond, low, high))
+    found = xp.exp(newton_root(beyond, xp.clip(start, low, high), low, high))
     return xp.where(positive, select(cells.is_rounded, lambda: found, lambda: plain), xp.zeros_like(plain))
 
 

@@ -98,21 +98,21 @@ def _carry_out(
     found, resume = processes.from_first(run.claim)
     for fault in resume.faults:
         reporter.say(f"{out}: {fault}")
-    if found.goes_on and resume.step is None and resume.faults:
-        if not run.force:
-            raise UserError(f"{out}: no checkpoint is whole ({resume.faults[0]}); --force deletes all and begins anew")
-        take = found.begin_anew
-    else:
-        take = found.carry_out
+    if found.goes_on:
+        _say_if_the_end_is_gone(reporter, out, found)
+    anew = found.goes_on and resume.step is None and bool(resume.faults)
+    if anew and not run.force:
+        raise UserError(f"{out}: {_no_way_on(resume)}; --force deletes all and begins anew")
 
     def furnish() -> None:
-        take(run.config, reporter.say)
-        goes_on(from_where(found, resume), out)
-        (out / "done").unlink(missing_ok=True)
+        if found.goes_on:  # before the new number of steps stands there, of which nothing was finished
+            (out / "done").unlink(missing_ok=True)
+        (found.begin_anew if anew else found.carry_out)(run.config, reporter.say)
         write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
         run.rows.keep(run.kept_rows)
 
     processes.from_first(furnish)
+    goes_on(from_where(found, resume), out)
     done = resume.step if found.goes_on else None
     optimizer = make_optimizer(settings, run.params, run.confinement)
     state, stock = initial_state(run.params, optimizer), Stock()
@@ -322,6 +322,21 @@ def _stop_if_lost(step: int, row: dict[str, float], vocabulary: int, out: Path, 
         f"step {step}: {why}; the last good checkpoint is {out}@{checkpoints.last()}: begin another run from it"
         " (--model) with a lower --lr"
     )
+
+
+def _no_way_on(resume: Resume) -> str:
+    """Why a run that goes on has nothing to go on from; checkpoints may be whole and their log alone damaged."""
+    log = next((fault for fault in resume.faults if fault.startswith(NAMES)), None)
+    if log is None:
+        return f"no checkpoint is whole ({resume.faults[0]})"
+    return f"{log}: put it back, or remove it to go on without it from the newest whole checkpoint"
+
+
+def _say_if_the_end_is_gone(reporter: Reporter, out: Path, found: Claim) -> None:
+    """Says that a run was finished, where its last checkpoint is not there."""
+    end = (found.held or {}).get("settings", {}).get("steps")
+    if (out / "done").exists() and not (out / "checkpoints" / str(end)).exists():
+        reporter.warn(f"{out}: it was finished, and checkpoints/{end} is gone")
 
 
 def _say_how(

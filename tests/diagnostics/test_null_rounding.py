@@ -2,11 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 from jaxtyping import TypeCheckError
 
 from jaxgeom import diagnostics as jd
 from jaxgeom.diagnostics import NullMoments
+from jaxgeom.diagnostics._namespace import newton_root
 from jaxgeom.diagnostics.between import rounding_overlaps
 from jaxgeom.diagnostics.null_profile import Levels, estimation
 from jaxgeom.diagnostics.rounding_cells import overlap_law, rounding_cells, scale_for_density
@@ -194,3 +196,26 @@ def test_counts_beyond_the_whole_numbers_of_float32():
     drift, noise, _, _ = estimation(levels, zeros, zeros, ones, ones)
     # Var t = ΣW/(Σh)² = n·2/(2n)² on either side, bias −½·Σk/Σh·Var t: together 1/n and −1/n.
     assert float(noise[0]) == pytest.approx(1 / n, rel=1e-4) and float(drift[0]) == pytest.approx(-1 / n, rel=1e-4)
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_newton_root_is_brents_whatever_the_guess(xp):
+    shift = np.array([-3.0, 0.0, 0.4, 30.0])
+
+    def function(x):
+        z = x - shift
+        return xp.tanh(z) + 1e-3 * z, 1 / xp.cosh(z) ** 2 + 1e-3
+
+    low, high = xp.full(4, -20.0), xp.full(4, 60.0)
+    roots = [scipy.optimize.brentq(lambda x, s=s: np.tanh(x - s) + 1e-3 * (x - s), -20, 60, xtol=1e-14) for s in shift]
+    for guess in (-20.0, 0.0, 59.0):
+        found = newton_root(function, xp.full(4, guess), low, high)
+        np.testing.assert_allclose(found, roots, rtol=0, atol=1e-12 if xp is np else 2e-5)
+
+
+def test_newton_root_beyond_its_bounds_is_the_bound_and_nan_stays():
+    def function(x):
+        return np.array([x[0] - 9.0, x[1] + 9.0, np.nan]), np.ones(3)
+
+    found = newton_root(function, np.zeros(3), np.full(3, -1.0), np.full(3, 1.0))
+    np.testing.assert_allclose(found, [1.0, -1.0, np.nan], atol=1e-12)
