@@ -58,6 +58,8 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
     if jax.distributed.is_initialized():
         return
     patience = JOINING if patience is None else patience
+    # JAX's own notice of SIGTERM would take the place of the handler that saves (`interruption`, `Signals`).
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             num_processes=_number("JAX_NUM_PROCESSES"),
