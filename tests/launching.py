@@ -56,7 +56,7 @@ class Ended(NamedTuple):
 def start(
     commands: Sequence[Sequence[Sequence[str]]], *, devices: int = 2, count: int | None = None, script: str = SCRIPT,
     patience: tuple[float, float, float] = (300, 100, 2.0), directories: Mapping[int, pathlib.Path] | None = None,
-    falls: Mapping[int, pathlib.Path] | None = None,
+    falls: Mapping[int, pathlib.Path] | None = None, alone: bool = False,
 ) -> list[subprocess.Popen[str]]:  # fmt: skip
     """One process for each list of commands.
 
@@ -68,6 +68,7 @@ def start(
         patience: seconds to join, without a sign of life, and until a file is seen.
         directories: where a process works, by its number.
         falls: by its number a path, as soon as which is there a process kills itself.
+        alone: whether one process is told, as several are, where it would find the others.
     """
     count = count or len(commands)
     with socket.socket() as probe:
@@ -86,7 +87,7 @@ def start(
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", script, *map(json.dumps, said)],
-                env={**shared, **(own if count > 1 else {}), "JAX_PROCESS_ID": str(index)}, text=True,
+                env={**shared, **(own if count > 1 or alone else {}), "JAX_PROCESS_ID": str(index)}, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=(directories or {}).get(index, ROOT),
             )
         )  # fmt: skip

@@ -82,6 +82,26 @@ def test_processes_that_disagree_and_a_directory_that_is_not_shared_are_refused(
     assert not (tmp_path / "run").exists() and not any(any(folder.iterdir()) for folder in folders.values())
 
 
+TOLD = """
+import os, signal, time
+from jaxgeom import processes
+from jaxgeom.interruption import Interrupted, stoppable
+try:
+    with stoppable():
+        processes.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+except Interrupted as stop:
+    os._exit(stop.status)
+"""
+
+
+def test_a_joined_process_still_hears_the_signal():
+    """JAX has a handler of its own for it, which would take the place of ours."""
+    (ended,) = launching.end(launching.start([[]], count=1, script=TOLD, alone=True), seconds=300)
+    assert ended.status == 128 + signal.SIGTERM, ended
+
+
 @pytest.fixture(scope="module")
 def trained(inputs, tmp_path_factory):
     """Every kind of run by two processes with two devices each, and by one with four."""
