@@ -221,8 +221,11 @@ class _Loop:
                 self._save()
             self._checkpoints.check()
             task.advance(1, self._log.status())
-            if processes.count() > 1 and (signal := self._signals.turn(asked())):
-                raise Interrupted(signal)
+            if processes.count() > 1:
+                if asked():
+                    saving()  # it is heard here, and the others hear of it at the next step: no hurry from beside
+                if signal := self._signals.turn(asked()):
+                    raise Interrupted(signal)
 
     def rescue(self) -> None:
         """Saves what was reached, after a signal."""
