@@ -57,7 +57,7 @@ def validate_recipe(
     require_batch_divides(first, run_mesh(first.mesh))
     reporter.say("loading the model in PyTorch")
     reference = torch_side.load_torch(model, "float32")
-    paths = {"model": model, **settings.inputs_paths}
+    paths = {"model": model, **settings.paths}
     config = {"schema": 1, "kind": "recipe", "version": __version__, "settings": settings.to_json()}
     config |= {"inputs": {name: str(path) for name, path in paths.items()}, "contents": contents_of(inputs)}
     claim = claim_directory(out, "recipe", lambda held: _differences(held, config), force=force, inputs=inputs.paths)

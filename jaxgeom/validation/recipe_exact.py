@@ -142,7 +142,9 @@ def first_answers(run: OnPolicySettings, inputs: RunInputs, reporter: Reporter) 
     )  # fmt: skip
 
 
-def compare_first(ours: FirstAnswers, logged: Mapping[str, float], reference: Any, teacher: Any = None) -> list[Check]:
+def compare_first(
+    ours: FirstAnswers, logged: Mapping[str, float | int], reference: Any, teacher: Any = None
+) -> list[Check]:
     """The rows of the table that are compared to rounding, with PyTorch against itself, rows turned, beside each.
 
     Args:

@@ -14,7 +14,7 @@ from jaxgeom.training import RunInputs, RunSettings, load_start, train
 from jaxgeom.training.logs import read_json_lines
 from jaxgeom.validation.checks import by_name
 
-Rows = list[dict[str, float]]
+Rows = list[dict[str, float | int]]
 """A dict a step."""
 
 

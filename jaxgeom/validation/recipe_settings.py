@@ -118,7 +118,7 @@ class RecipeSettings:
         )  # fmt: skip
 
     @property
-    def inputs_paths(self) -> dict[str, Path]:
+    def paths(self) -> dict[str, Path]:
         """What is read beside the model, by the name of its field."""
         held = {"data": self.data, "teacher": self.teacher, "eval_data": self.eval_data}
         return {name: path for name, path in held.items() if path is not None}
@@ -129,9 +129,15 @@ class RecipeSettings:
         Args:
             model: the start.
             evaluated: whether a sampled recipe's accuracy is taken on its own prompts where no others are given.
+
+        Raises:
+            UserError: `eval_data` is no file.
         """
         own = self.data if self.is_sampled and evaluated else None
-        return RunInputs(model=model, data=self.data, teacher=self.teacher, eval_data=self.eval_data or own)
+        found = RunInputs(model=model, data=self.data, teacher=self.teacher, eval_data=self.eval_data or own)
+        if any(found.evaluations):  # NAME=FILE, of which a run takes several
+            raise UserError(f"{self.eval_data}: no such file")
+        return found
 
     def run_settings(self, seed: int) -> RunSettings:
         """The run of one seed, as `jaxgeom train` would be told."""
@@ -149,7 +155,7 @@ class RecipeSettings:
     def to_json(self) -> dict:
         """Plain JSON values, the optimizer among them."""
         held = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-        held |= {name: str(path) for name, path in self.inputs_paths.items()}
+        held |= {name: str(path) for name, path in self.paths.items()}
         return held | {"optimizer": dataclasses.asdict(self.optimizer), "dtype": "float32"}
 
     def _number(self, name: str) -> Any:
