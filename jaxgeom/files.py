@@ -13,6 +13,7 @@ TEMPORARY = r"\.{name}\.\w{{8}}"
 """What a file is called while it is written, as a regular expression with the (escaped) name to put in."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_POINTER = b"version https://git-lfs.github.com/"
 _FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted")
 
 
@@ -30,6 +31,17 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     except BaseException:  # an interrupt too leaves no half of a file; it is raised again
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def refuse_pointer(path: pathlib.Path) -> None:
+    """Refuses what Git leaves in a clone in the place of a large file.
+
+    Raises:
+        UserError: the file is a pointer of Git LFS.
+    """
+    with open(path, "rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise UserError(f"{path}: a pointer of Git LFS in the place of the file: fetch it by `git lfs pull`")
 
 
 def sha256_of(path: pathlib.Path) -> str:
@@ -61,7 +73,9 @@ def is_full(error: BaseException) -> bool:
 
 
 def as_user_error(error: OSError, where: str | os.PathLike[str]) -> UserError:
-    """A clear line for a folder that cannot be written to."""
+    """A clear line for a folder that cannot be written to, or for the file in it that is in the way."""
     if is_full(error):
         return UserError(f"{where}: the disk is full; what was finished before is kept, run the same command again")
-    return UserError(f"{where}: cannot be written to: {error.strerror or error}")
+    path = error.filename2 or error.filename
+    inside = isinstance(path, str) and pathlib.Path(where).absolute() in pathlib.Path(path).absolute().parents
+    return UserError(f"{path if inside else where}: cannot be written to: {error.strerror or error}")

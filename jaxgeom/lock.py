@@ -79,7 +79,7 @@ def refuse_if_held(directory: pathlib.Path) -> None:
 
 def _take(path: pathlib.Path, say: Callable[[str], None] | None) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)  # a link leads to a file of others
         try:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,6 +87,8 @@ def _take(path: pathlib.Path, say: Callable[[str], None] | None) -> int:
                     os.close(descriptor)
                     continue
                 held = _read(descriptor)
+                if not held and _is_of_others(descriptor):
+                    raise UserError(f"{path}: is no lock of jaxgeom's; move it away, or choose another directory")
                 if held.get("host") not in (None, socket.gethostname()) and _age(path) < SILENCE:
                     raise _refusal(path, held)
                 if held and say is not None:
@@ -113,9 +115,18 @@ def _is_still(descriptor: int, path: pathlib.Path) -> bool:
 def _read(descriptor: int) -> dict[str, Any]:
     try:
         held = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return held if isinstance(held, dict) else {}
+    return held if isinstance(held, dict) and {"host", "pid"} <= held.keys() else {}
+
+
+def _is_of_others(descriptor: int) -> bool:
+    """Whether a file of that name, which is no lock of ours, is a text: damage leaves zeros, or no text at all."""
+    try:
+        text = os.pread(descriptor, 4096, 0).decode().strip("\0")
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and not text.startswith("{")
 
 
 def _age(path: pathlib.Path) -> float:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.core
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -140,17 +139,6 @@ def platform_of(place: Any) -> str:
 def batch_divisor(mesh: Mesh | None) -> int:
     """What a global batch must be a multiple of."""
     return 1 if mesh is None else int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-
-
-def init_sharded(model: Any, key: jax.Array, mesh: Mesh, *, dtype: Any = np.float32) -> Any:
-    """Initial parameters born on their shards: `eval_shape` → shardings → `jit(init, out_shardings)`."""
-
-    def init(key: jax.Array) -> Any:
-        params = model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-    shardings = parameter_shardings(jax.eval_shape(init, key), mesh)
-    return jax.jit(init, out_shardings=shardings)(key)
 
 
 def _fit(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

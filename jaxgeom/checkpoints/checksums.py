@@ -17,12 +17,13 @@ from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of, write_atomically
 
 NAME = "checksums.json"
+_SCHEMA, _OWN = 2, "sha256"
 
 late_errors.hush_orbax()
 
 
 def write_checksums(folder: pathlib.Path, **more: Any) -> None:
-    """Lists every file of a checkpoint's folder with its size and digest in `checksums.json`.
+    """Lists every file of a checkpoint's folder with its size and digest in `checksums.json`, and a digest of the list.
 
     Args:
         folder: of a checkpoint, finished otherwise.
@@ -34,15 +35,21 @@ def write_checksums(folder: pathlib.Path, **more: Any) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
     }
-    write_atomically(folder / NAME, json.dumps({"schema": 1, "files": files} | more, indent=1) + "\n")
+    listing = {"schema": _SCHEMA, "files": files} | more
+    write_atomically(folder / NAME, json.dumps(listing | {_OWN: _digest_of(listing)}, indent=1) + "\n")
 
 
 def read_checksums(step: pathlib.Path) -> dict[str, Any] | None:
-    """What `write_checksums` wrote; None where there is nothing or nothing that can be read."""
+    """What `write_checksums` wrote; None where there is nothing, or something that it did not write."""
     try:
         held = read_json(step / NAME)
-        sound = isinstance(held["files"], dict) and all(
-            isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in held["files"].values()
+        own = held.pop(_OWN, None)
+        # Lists of the first schema have no digest of their own.
+        sound = own == _digest_of(held) if held["schema"] == _SCHEMA else held["schema"] == 1 and own is None
+        sound = sound and all(
+            type(entry["bytes"]) is int and isinstance(entry["sha256"], str)
+            for entries in (held["files"], held.get("logs", {}))
+            for entry in entries.values()
         )
     except (UserError, KeyError, TypeError, AttributeError):
         return None
@@ -143,6 +150,11 @@ def _whole_beside(step: pathlib.Path) -> list[int]:
     """The steps of the same run whose files are there at their sizes."""
     others = [number for number in step_names(step.parent) if str(number) != step.name]
     return [number for number in others if fault_of(step.parent / str(number), contents=False) is None]
+
+
+def _digest_of(listing: dict[str, Any]) -> str:
+    """Of a list as it is read back, whatever order a tool may have brought its fields into."""
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
 
 
 def _digests(paths: list[pathlib.Path]) -> list[str]:

@@ -6,8 +6,10 @@ import stat
 from typing import Any
 
 from jaxgeom.errors import UserError
+from jaxgeom.files import refuse_pointer
 
 _MAX_JSON_BYTES = 200_000_000
+_POINTER_BYTES = 1024  # the most that a pointer of Git LFS has
 
 
 def require_file(path: pathlib.Path) -> int:
@@ -25,6 +27,11 @@ def require_file(path: pathlib.Path) -> int:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(found.st_mode):
         raise UserError(f"{path}: is no regular file")
+    if 0 < found.st_size < _POINTER_BYTES:
+        try:
+            refuse_pointer(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     return found.st_size
 
 

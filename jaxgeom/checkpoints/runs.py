@@ -6,7 +6,7 @@ import pathlib
 import re
 
 from jaxgeom.checkpoints.weight_files import has_adapter, has_weights
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 
 _STEP = re.compile(
     r"(?:^|[^a-z])(?:step|checkpoint|ckpt|iter|iteration)s?[-_=]?(\d{1,18})(?![\d.])", re.IGNORECASE | re.ASCII
@@ -37,7 +37,7 @@ class RunCheckpoint:
             raise UserError(f"{self.run}: no checkpoint in {self.run / 'checkpoints'}")
         step = steps[-1] if self.step is None else self.step
         if step not in steps:
-            raise UserError(f"{self.run}: no checkpoint at step {step}; there are {', '.join(map(str, steps))}")
+            raise UserError(f"{self.run}: no checkpoint at step {step}; there are {listed(map(str, steps))}")
         return step
 
 

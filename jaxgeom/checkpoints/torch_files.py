@@ -149,10 +149,16 @@ def _state(path: pathlib.Path) -> dict[str, Any]:
     if isinstance(held, dict) and len(held) <= 2:
         held = next((held[key] for key in ("state_dict", "module", "model") if isinstance(held.get(key), dict)), held)
     if not isinstance(held, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        isinstance(name, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_meta
         for name, value in held.items()
     ):
-        raise UserError(f"{path}: holds more than named tensors: a file with the model's weights alone is needed")
+        raise UserError(
+            f"{path}: holds more than named tensors, or tensors without their numbers: a file with the model's weights"
+            " alone is needed"
+        )
     return held
 
 

@@ -25,7 +25,7 @@ def finished_report(out: Path) -> dict[str, Any]:
     try:
         held = json.loads((out / "report.json").read_text(encoding="utf-8"))
         parts = (held["inputs"], held["settings"], held["summary"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return held if all(isinstance(part, dict) for part in parts) else {}
 

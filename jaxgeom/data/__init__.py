@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from .preparing import prepare_demonstrations as prepare_demonstrations
     from .preparing import prepare_prompts as prepare_prompts
     from .row_settings import RowSettings as RowSettings
-    from .rows import check_demonstrations as check_demonstrations
-    from .rows import check_prompts as check_prompts
     from .rows import read_rows as read_rows
     from .rows import write_jsonl as write_jsonl
 else:

@@ -1,5 +1,6 @@
 """Messages to tokens: the tokenizer, its chat template, and which tokens are the assistant's."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,9 @@ import numpy as np
 
 from jaxgeom.data.templates import Rendered, RowError, Template, render_demonstration, render_prompt
 from jaxgeom.errors import UserError
+from jaxgeom.files import refuse_pointer
+
+_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class ChatFormat:
     with_tools: Template
 
 
+def has_tokenizer(directory: str | Path) -> bool:
+    """Whether a directory has the file of a tokenizer that `load_tokenizer` reads."""
+    return any((Path(directory) / name).is_file() for name in _FILES)
+
+
 def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) -> Any:
     """The tokenizer of a Hugging Face directory; nothing is downloaded and no remote code is run.
 
@@ -52,8 +61,11 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory")
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+    if not has_tokenizer(directory):
         raise UserError(f"{directory}: no tokenizer.json (nor vocab.json or tokenizer.model)")
+    for name in _FILES:
+        if (directory / name).is_file():
+            refuse_pointer(directory / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         tokenizer("", add_special_tokens=False)
@@ -147,19 +159,46 @@ def encode_demonstration(tokenizer: Any, messages: Sequence[dict], *, arguments:
 
 
 def encode_texts(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Demonstration]:
-    """Tokens of rendered texts, in parallel; the mask is true on tokens that begin inside a span."""
+    """Tokens of rendered texts, in parallel; the mask is true on tokens that begin inside a span.
+
+    A text is tokenized apart where a span begins within a token (` yes` after a generation prompt that ends in a
+    space): what stands before an answer are then the tokens that answers are sampled after, and the answer's first
+    letters are learned.
+    """
     if not rendered:
         return []
     texts = [one.text for one in rendered]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    made = []
+    made, apart = [], []
     for one, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-        starts = np.array([start for start, _ in offsets], np.int64)
-        mask = np.zeros(len(starts), bool)
-        for begin, end in one.spans:
-            mask |= (starts >= begin) & (starts < end)
-        made.append(Demonstration(np.array(ids, np.int32), mask))
+        begins = [begin for begin, end in one.spans if begin < end]
+        apart.append([b for b in begins if any(start < b < stop for start, stop in offsets)])
+        made.append(_masked(one, ids, offsets))
+    divided = [place for place, cuts in enumerate(apart) if cuts]
+    if divided:
+        ends = [[0, *sorted(set(apart[place])), len(texts[place])] for place in divided]
+        pieces = [
+            texts[place][a:b] for place, cuts in zip(divided, ends, strict=True) for a, b in itertools.pairwise(cuts)
+        ]
+        encoded = tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)
+        following = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for place, cuts in zip(divided, ends, strict=True):
+            ids, offsets = [], []
+            for begin in cuts[:-1]:
+                more, where = next(following)
+                ids += more
+                offsets += [(begin + start, begin + stop) for start, stop in where]
+            made[place] = _masked(rendered[place], ids, offsets)
     return made
+
+
+def _masked(one: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Demonstration:
+    """Tokens, and which of them begin inside a span."""
+    starts = np.array([start for start, _ in offsets], np.int64)
+    mask = np.zeros(len(starts), bool)
+    for begin, end in one.spans:
+        mask |= (starts >= begin) & (starts < end)
+    return Demonstration(np.array(ids, np.int32), mask)
 
 
 def declared_stop_tokens(directory: str | Path) -> tuple[int, ...]:
@@ -177,7 +216,9 @@ def declared_stop_tokens(directory: str | Path) -> tuple[int, ...]:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON: {error}") from error
-        value = content.get("eos_token_id") if isinstance(content, dict) else None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds no JSON object")
+        value = content.get("eos_token_id")
         several = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(token, int) and not isinstance(token, bool) for token in several):
             raise UserError(f"{path}: eos_token_id={value!r} is no token id")

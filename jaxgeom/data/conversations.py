@@ -4,7 +4,9 @@ Read are the rows of TRL (`messages`; `prompt` and `completion`), of verl (`prom
 ShareGPT (`conversations` with `from` and `value`). A row that could be meant in two ways is refused.
 """
 
+import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,6 +52,7 @@ class Conversation:
         text: Plain text in place of messages, or None.
         ground_truth: Of a prompt, or None: answers or tests.
         teacher: Of a prompt, who teaches it: a name or a place; None where nothing says.
+        asked: Of a demonstration, how many messages at the beginning are its `prompt`, of which nothing is learned.
     """
 
     messages: list[dict]
@@ -57,13 +60,15 @@ class Conversation:
     text: str | None = None
     ground_truth: Truth | None = None
     teacher: str | int | None = None
+    asked: int = 0
 
 
 def read_demonstration(row: Mapping[str, Any]) -> Conversation:
     """A row to learn from by imitation.
 
     Args:
-        row: with `messages`; `conversations` (ShareGPT); `prompt` and `completion`, messages or text; or plain `text`.
+        row: with `messages`; `conversations` (ShareGPT); `prompt` and `completion`, messages or text, of
+            which the completion alone is learned; or plain `text`.
             A null column is an absent one.
 
     Raises:
@@ -84,22 +89,29 @@ def read_demonstration(row: Mapping[str, Any]) -> Conversation:
                 " prompt, cannot be told; 'prompt' and 'completion' say so, or keep 'text' alone"
             )
         return Conversation([], text=_text(row["text"], "'text'"))
+    asked = 0
     if form == "completion":
         if row.get("prompt") is None:
             raise RowError("has 'completion' and no 'prompt'")
         messages = _messages(row["prompt"], "'prompt'", "user")
+        asked = len(messages)
+        if messages[-1]["role"] == "assistant":
+            raise RowError(
+                "'prompt' ends with an assistant message, which 'completion' cannot go on with; put the whole answer"
+                " into 'completion'"
+            )
         messages += _messages(row["completion"], "'completion'", "assistant")
     else:
         messages = _messages(row[form], repr(form))
         if form == "conversations" and isinstance(row.get("system"), str) and row["system"]:
             messages.insert(0, {"role": "system", "content": _text(row["system"], "'system'")})
-    if not any(message["role"] == "assistant" for message in messages):
+    if not any(message["role"] == "assistant" for message in messages[asked:]):
         raise RowError(f"{form!r} has no assistant message to learn from")
     for place, message in enumerate(messages):
         empty = not any(message.get(key) for key in ("tool_calls", *_THOUGHTS)) and not message["content"].strip()
         if message["role"] == "assistant" and empty:
             raise RowError(f"{form!r}: the assistant's message {place} is empty")
-    return Conversation(messages, _tools(row))
+    return Conversation(messages, _tools(row), asked=asked)
 
 
 def unread_columns(row: Mapping[str, Any]) -> list[str]:
@@ -199,11 +211,9 @@ def _answers(row: Mapping[str, Any]) -> GroundTruth:
 
 
 def _messages(value: Any, where: str, role: str | None = None) -> list[dict]:
-    """A list of messages in the one form, which may be written as JSON; other text is one message of `role`."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        parsed = _parsed(value)
-        if isinstance(parsed, list) and all(isinstance(m, dict) and ("role" in m or "from" in m) for m in parsed):
-            value = parsed
+    """A list of messages in the one form, which may be written out; other text is one message of `role`."""
+    if isinstance(value, str):
+        value = _written_messages(value) or value
     if isinstance(value, str) and role is not None:
         return [{"role": role, "content": _text(value, where)}]
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
@@ -316,6 +326,20 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def _written_messages(text: str) -> list[dict] | None:
+    """Messages that are written out as JSON, or as Python prints them; None for any other text."""
+    if not (text.lstrip().startswith("[") and re.search(r"""["'](role|from)["']""", text)):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(m, dict) and m.keys() & {"role", "from"} for m in found):
+            return found
+    return None
 
 
 def _columns(row: Mapping[str, Any]) -> str:

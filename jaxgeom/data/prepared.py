@@ -4,9 +4,11 @@ What is kept has a key made of all that the tokens come from, so that a run that
 never taken for these.
 """
 
+import contextlib
 import json
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,17 +83,21 @@ class Prepared:
         truths = [stored(truth) for truth in self.truths]
         words = json.dumps({"truths": truths, "teachers": self.teachers, "notes": self.notes}).encode()
         partial = path.with_name(f".{path.name}.{os.getpid()}")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                **{MARK: np.array(1)},  # type: ignore[arg-type]  (allow_pickle, a bool, is its one other keyword)
-                tokens=self.tokens,
-                targets=self.targets,
-                starts=self.starts,
-                numbers=self.numbers,
-                words=np.frombuffer(words, np.uint8),
-            )
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(
+                    file,
+                    **{MARK: np.array(1)},  # type: ignore[arg-type]  (allow_pickle, a bool, is its one other keyword)
+                    tokens=self.tokens,
+                    targets=self.targets,
+                    starts=self.starts,
+                    numbers=self.numbers,
+                    words=np.frombuffer(words, np.uint8),
+                )
+            partial.replace(path)
+        except BaseException:  # of a full disk, or of an interrupt, nothing stays; it is raised again
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def recall(directory: Path | None, key: str) -> Prepared | None:
@@ -105,6 +111,7 @@ def recall(directory: Path | None, key: str) -> Prepared | None:
             truths = [restored(truth) for truth in words["truths"]]
             arrays = {name: held[name] for name in ("tokens", "targets", "starts", "numbers")}
             return Prepared(key=key, **arrays, truths=truths, teachers=words["teachers"], notes=words["notes"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        path.unlink(missing_ok=True)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        with contextlib.suppress(OSError):  # a folder that is not to be written to is said where something is written
+            path.unlink(missing_ok=True)
         return None

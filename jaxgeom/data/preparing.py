@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,14 @@ import numpy as np
 from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
 from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.prepared import Limits, Prepared, recall
-from jaxgeom.data.rendering import EndlessTemplateError, render_rows
+from jaxgeom.data.rendering import EndlessTemplateError, Request, render_rows
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
 from jaxgeom.errors import UserError, listed
 from jaxgeom.progress import Reporter
 
-_FORMAT = 3  # of the rules by which rows become tokens
+_FORMAT = 4  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
@@ -117,10 +117,24 @@ def prepare_prompts(
     return work.said(found)
 
 
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a message or a tool: contents, thoughts, arguments of calls, and what else a template may write."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from (str(key), *_texts(entry))
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _texts(entry)
+
+
 def _room(limits: Limits, size: int) -> str:
-    """How a prompt would fit."""
-    left = limits.context - size
-    return f"--max-new-tokens {left} would" if left > 0 else "the prompt alone fills it"
+    """How a prompt would fit, or how a run goes on without it."""
+    left, kept = limits.context - size, limits.context - limits.new_tokens
+    ways = [f"--max-new-tokens {left} would"] if left > 0 else ["the prompt alone fills it"]
+    ways += [f"--max-prompt-length {kept} leaves out such rows"] if kept > 0 else []
+    return "; ".join(ways)
 
 
 class _Work:
@@ -143,7 +157,7 @@ class _Work:
         self.used: list[tuple[int, np.ndarray, np.ndarray, Conversation | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
         self.bad_rows: list[tuple[Row, str]] = []
-        self.last_only = 0
+        self.last_only = self.asked_too = 0
         self.notes: list[str] = []
         self.unread: dict[str, None] = {}
 
@@ -214,6 +228,11 @@ class _Work:
                 f"in {self.last_only:,} rows the chat template rewrites earlier answers: of these rows only the last"
                 " answer is learned from"
             )
+        if self.asked_too:
+            self.notes.append(
+                f"in {self.asked_too:,} rows the chat template's {{% generation %}} marks hold questions or"
+                " instructions, which are learned too"
+            )
         self.used.sort(key=lambda entry: entry[0])
         numbers, tokens, masks, rows = zip(*self.used, strict=True)
         return Prepared(
@@ -244,11 +263,12 @@ class _Work:
             self.unread |= dict.fromkeys(unread_columns(row.content))
         else:
             found = read_prompt(row.content, truth=self.kind)
-        for place, message in enumerate(found.messages):
-            token = self.special.search(message["content"])
+        parts = [(f"message {place}", message) for place, message in enumerate(found.messages)]
+        for where, part in [*parts, *([] if found.tools is None else [("a tool", found.tools)])]:
+            token = next(filter(None, map(self.special.search, _texts(part))), None)
             if token is not None:
                 raise RowError(
-                    f"message {place} holds the special token {token.group()!r}: it was rendered by a template before,"
+                    f"{where} holds the special token {token.group()!r}: it was rendered by a template before,"
                     " or would be read as one"
                 )
         return found
@@ -264,8 +284,11 @@ class _Work:
                 part = [(row, one) for row, one in rows if bool(one.tools) == tools]
                 template = format_.with_tools if tools else format_.plain
                 following = iter(part)
-                requests = [(one.messages, one.tools) for _, one in part]
-                for chunk in render_rows(template, requests, prompts=self.kind != "demonstrations", source=str(source)):
+                shown = self.kind == "demonstrations"
+                requests: list[Request] = [
+                    (one.messages, one.tools, one.asked) if shown else (one.messages, one.tools) for _, one in part
+                ]
+                for chunk in render_rows(template, requests, prompts=not shown, source=str(source)):
                     good: list[tuple[int, Rendered]] = []
                     for _, rendered in chunk:
                         row, _ = next(following)
@@ -276,6 +299,7 @@ class _Work:
                         else:
                             good.append((row.number, rendered))
                             self.last_only += rendered.last_only
+                            self.asked_too += rendered.asked_too
                     self._put(good, made)
                     yield len(chunk)
         for start in range(0, len(texts), _CHUNK):

@@ -19,7 +19,8 @@ _CHUNK = 256
 _ROWS_A_PROCESS = 4_000  # below, starting another process takes longer than it saves
 _PROGRAM = Path(__file__).with_name("templates.py")
 
-Request = tuple[Sequence[dict], Any]
+Request = tuple[Sequence[dict], Any] | tuple[Sequence[dict], Any, int]
+"""Messages and tools of a row, and of a demonstration how many messages are its prompt."""
 
 
 class EndlessTemplateError(RowError):
@@ -70,7 +71,7 @@ class _Renderer:
                 found.append(RowError(reply["bad"]))
             else:
                 spans = tuple((begin, end) for begin, end in reply["spans"])
-                found.append(Rendered(reply["text"], spans, reply["last_only"]))
+                found.append(Rendered(reply["text"], spans, reply["last_only"], reply["asked_too"]))
         return found
 
     def _line(self) -> str:
@@ -93,7 +94,7 @@ def render_rows(
 
     Args:
         template: the chat template with its variables.
-        rows: messages and tools of each.
+        rows: see `Request`.
         prompts: whether they are prompts, to be followed by the generation prompt, or demonstrations.
         source: where the template is from, for messages.
 

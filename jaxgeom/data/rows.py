@@ -5,14 +5,16 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxgeom.data.conversations import read_demonstration, read_prompt
+import numpy as np
+
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
+from jaxgeom.files import refuse_pointer
 
 _ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
 _BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
@@ -93,40 +95,6 @@ def read_rows(path: str | Path) -> list[dict]:
     return rows
 
 
-def check_demonstrations(rows: Sequence[dict], source: str) -> None:
-    """Every row is a demonstration, as `read_demonstration` reads it.
-
-    Args:
-        rows: as `read_rows` gives them.
-        source: of the rows, for the message.
-
-    Raises:
-        UserError: naming the first row that is none, and what is wrong with it.
-    """
-    _check(rows, source, read_demonstration)
-
-
-def check_prompts(rows: Sequence[dict], source: str) -> None:
-    """Every row is a prompt with its right answer, as `read_prompt` reads it.
-
-    Args:
-        rows: as `read_rows` gives them.
-        source: of the rows, for the message.
-
-    Raises:
-        UserError: naming the first row that is none, and what is wrong with it.
-    """
-    _check(rows, source, read_prompt)
-
-
-def _check(rows: Sequence[dict], source: str, read: Callable[[dict], Any]) -> None:
-    for number, row in enumerate(rows):
-        try:
-            read(row)
-        except RowError as error:
-            raise UserError(f"{source}: row {number}: {error}") from None
-
-
 def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
     """Writes rows as JSON lines.
 
@@ -137,21 +105,12 @@ def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def text_lines(text: str) -> Iterator[str]:
-    """The lines of a text, which end at `\\n` alone: `str.splitlines` cuts at U+2028 too, which JSON may hold."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
-        start = end + 1
-
-
 def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
     if not path.name.lower().endswith(_ENDINGS):
         raise UserError(f"{path}: expected a .jsonl or .parquet file (also .json, .jsonl.gz)")
+    refuse_pointer(path)
 
 
 def _decompressed(path: Path, data: bytes) -> bytes:
@@ -177,11 +136,31 @@ def _json_rows(path: Path, data: bytes) -> list[Row]:
     for line, raw in enumerate(io.BytesIO(data), start=1):  # iterated by `\n` alone
         if raw.strip():
             rows.append(Row(len(rows), line, _parse(raw)))
-    if begin == b"{" and len(rows) > 1 and isinstance(rows[0].content, RowError) and isinstance(_value(data), dict):
-        raise UserError(
-            f"{path}: one JSON object over several lines; rows are an object a line, or an array of objects"
-        )
+    if rows and isinstance(rows[0].content, RowError):
+        _refuse_whole(path, data, begin)
     return rows
+
+
+def _refuse_whole(path: Path, data: bytes, begin: bytes) -> None:
+    """Refuses a file whose first line is no row because its values are written over lines, or are a broken array."""
+    text = data.decode("utf-8", "replace").lstrip()
+    if begin == b"{":
+        try:
+            end = json.JSONDecoder().raw_decode(text)[1]
+        except (ValueError, RecursionError):  # of the row itself, which is called bad
+            return
+        if "\n" in text[:end]:
+            raise UserError(
+                f"{path}: a JSON object over several lines; rows are an object a line, or an array of objects"
+            )
+    elif begin == b"[" and _value(text.split("\n", 1)[0].encode()) is None:
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise UserError(f"{path}: an array that is cut off or broken: {error.msg} at {where}") from error
+        except (ValueError, RecursionError):
+            return
 
 
 def _array(data: bytes) -> list[Any] | None:
@@ -230,6 +209,11 @@ def _parquet_rows(path: Path, data: bytes) -> list[Row]:
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a readable parquet file: {_first_line(error)}") from error
     contents = [content for batch in table.to_batches() for content in _arrow_rows(batch)]
+    narrow = {field.name: field.type for field in table.schema if "float" in str(field.type)}
+    if narrow:
+        for content in contents:
+            if isinstance(content, dict):
+                content |= {name: _as_written(content[name], kind) for name, kind in narrow.items() if name in content}
     return [Row(number, None, content) for number, content in enumerate(contents)]
 
 
@@ -243,6 +227,18 @@ def _arrow_rows(batch: Any) -> list[dict | RowError]:
         if batch.num_rows == 1:
             return [RowError(f"not readable: {_first_line(error)}")]
         return [row for place in range(batch.num_rows) for row in _arrow_rows(batch.slice(place, 1))]
+
+
+def _as_written(value: Any, kind: Any) -> Any:
+    """Numbers of 16 and 32 bits as the decimals that they stand for: a float32 0.1 is not 0.10000000149011612."""
+    import pyarrow.types as types
+
+    if types.is_struct(kind) and isinstance(value, dict):
+        return {name: _as_written(entry, kind.field(name).type) for name, entry in value.items()}
+    if (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)) and isinstance(value, list):
+        return [_as_written(entry, kind.value_type) for entry in value]
+    narrow = np.float32 if types.is_float32(kind) else np.float16 if types.is_float16(kind) else None
+    return value if narrow is None or not isinstance(value, float) else float(str(narrow(value)))
 
 
 def _without_nulls(value: Any) -> Any:

@@ -32,11 +32,13 @@ class Rendered:
         text: What the template made.
         spans: Begin and end, in characters of `text`, of what the assistant writes.
         last_only: Whether earlier answers are left out of `spans`, because the template rewrites them.
+        asked_too: Whether `spans` hold what the assistant was told or asked, because the template marks it.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     last_only: bool = False
+    asked_too: bool = False
 
 
 class Template:
@@ -85,30 +87,43 @@ def render_prompt(template: Template, messages: Sequence[dict], tools: Any = Non
     return Rendered(text, ())
 
 
-def render_demonstration(template: Template, messages: Sequence[dict], tools: Any = None) -> Rendered:
+def render_demonstration(template: Template, messages: Sequence[dict], tools: Any = None, asked: int = 0) -> Rendered:
     """A conversation and the parts of it that the assistant writes; what follows the last answer is left out.
 
     Where the template marks them (`{% generation %}`), its marks are the parts. Else the part of an answer is the text
     between the rendering of the messages before it (with the generation prompt) and the rendering up to and with it;
     where that is not how an earlier answer stands in the whole, the last answer alone is a part.
 
+    Args:
+        template: the chat template.
+        messages: `{"role", "content"}` each.
+        tools: of the row.
+        asked: so many messages at the beginning are a prompt, of which nothing is a part.
+
     Raises:
-        RowError: no assistant message, a template that fails or leaves something out, or one whose generation prompt is
-            not how the last answer begins.
+        RowError: no assistant message, a template that fails or leaves something out, whose marks are not on the last
+            answer, whose generation prompt is not how it begins, or that asks for another after it.
     """
-    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant" and place >= asked]
     if not answers:
         raise RowError("has no assistant message to learn from")
     messages = messages[: answers[-1] + 1]
     if template.marks_answers:
         text, spans = template.render(messages, tools, marks=True)
+        if asked:
+            begin = len(_before(template, text, messages, answers[0], tools))
+            spans = [(max(start, begin), end) for start, end in spans if end > begin]
         _require_context(text, messages, tools)
         _require_answer(text, messages[-1])
-        return Rendered(text, tuple((begin, end) for begin, end in spans))
+        marked = [_squash(text[begin:end]) for begin, end in spans]
+        _require_marked("".join(marked), messages[-1])
+        return Rendered(text, tuple((begin, end) for begin, end in spans), asked_too=_is_asked(marked, messages))
     text = template.render(messages, tools)
     _require_context(text, messages, tools)
-    begin = len(_before(template, text, messages, answers[-1], tools))
+    before = _before(template, text, messages, answers[-1], tools)
+    begin = len(before)
     _require_answer(text[begin:], messages[-1])
+    _require_end(template, text, before, messages, tools)
     # A newline that the template puts between turns is no token that the assistant writes.
     last = (begin, len(text.rstrip("\n")))
     spans = []
@@ -167,6 +182,35 @@ def _require_answer(part: str, message: dict) -> None:
             raise RowError(f"the chat template leaves out the last answer's tool call ({name})")
 
 
+def _require_marked(marked: str, message: dict) -> None:
+    """The last answer is among what `generation` blocks name; its thoughts need not be."""
+    answer = message["content"].rpartition("</think>")[2] if isinstance(message.get("content"), str) else ""
+    if _squash(answer) not in marked:
+        raise RowError("the chat template's {% generation %} marks leave out the last answer, or part of it")
+
+
+def _is_asked(marked: Sequence[str], messages: Sequence[dict]) -> bool:
+    """Whether a marked part holds a whole question or instruction, in other places than where an answer repeats it."""
+    answers = [_squash(str(value)) for m in messages if m["role"] == "assistant" for value in m.values()]
+    asked = [_squash(m["content"]) for m in messages if m["role"] in ("system", "user") and m.get("content")]
+    return any(one in part and not any(one in answer for answer in answers) for one in asked for part in marked if one)
+
+
+def _require_end(template: Template, text: str, before: str, messages: Sequence[dict], tools: Any) -> None:
+    """A text ends with its last answer, where the template may write its generation prompt whatever it is told."""
+    if "add_generation_prompt" in template.source or not os.path.commonprefix([text[::-1], before[::-1]]).strip():
+        return
+    try:
+        after = template.render([*messages, {"role": "user", "content": "and"}], tools)
+    except RowError:  # what a template refuses says nothing of how it ends
+        return
+    if not after.startswith(text.rstrip("\n")):
+        raise RowError(
+            "the chat template asks for another answer after the last one, which would be learned too: it does not read"
+            " add_generation_prompt; another template (--chat-template) may"
+        )
+
+
 def _call_names(message: dict) -> list[str]:
     names = [call.get("function", call).get("name") for call in message.get("tool_calls") or ()]
     return [name for name in names if isinstance(name, str)]
@@ -199,16 +243,21 @@ def main() -> None:
         request = json.loads(line)
         template = Template(request["template"], request["variables"])
         work: Callable[..., Rendered] = render_prompt if request["prompts"] else render_demonstration
-        for messages, tools in request["rows"]:
+        for row in request["rows"]:
             # Processor time, so that a busy machine changes nothing. The first timer raises; what no Python handler can
             # interrupt is ended by the second, whose default action kills the process.
             signal.setitimer(signal.ITIMER_PROF, 1.25 * seconds + 1.0)
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.2)
             try:
-                done = work(template, messages, tools)
+                done = work(template, *row)
                 if len(done.text) > _LONGEST_TEXT:
                     raise MemoryError
-                reply = {"text": done.text, "spans": done.spans, "last_only": done.last_only}
+                reply = {
+                    "text": done.text,
+                    "spans": done.spans,
+                    "last_only": done.last_only,
+                    "asked_too": done.asked_too,
+                }
             except RowError as error:
                 reply = {"bad": str(error)}
             except (TemplateSyntaxError, SecurityError) as error:

@@ -2,6 +2,7 @@
 
 from jaxgeom.models.config import Qwen3Config as Qwen3Config
 from jaxgeom.models.load import abstract_parameters as abstract_parameters
+from jaxgeom.models.load import checked_config as checked_config
 from jaxgeom.models.load import load_model as load_model
 from jaxgeom.models.load import qwen3_tensors as qwen3_tensors
 from jaxgeom.models.load import read_config as read_config

@@ -92,7 +92,8 @@ class Qwen3Config:
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"a divisor of num_attention_heads={self.num_attention_heads}",
         )
-        _check("rms_norm_eps", self.rms_norm_eps, self.rms_norm_eps > 0, "positive")
+        eps = self.rms_norm_eps
+        _check("rms_norm_eps", eps, 2.0**-126 <= eps < 2.0**127, "positive and finite, in float32 too")
         _check("rope_theta", self.rope_theta, math.isfinite(self.rope_theta) and self.rope_theta > 0, "positive")
         _check("max_position_embeddings", self.max_position_embeddings, self.max_position_embeddings > 0, "positive")
         if self.is_moe:

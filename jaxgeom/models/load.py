@@ -42,6 +42,20 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return read_json(file)
 
 
+def checked_config(checkpoint: Checkpoint) -> Qwen3Config:
+    """The architecture of a checkpoint.
+
+    Raises:
+        UserError: none is there, or one that is not supported; the message names the checkpoint.
+    """
+    if checkpoint.config is None:
+        raise UserError(f"{checkpoint.name}: no config.json")
+    try:
+        return Qwen3Config.from_hf(checkpoint.config)
+    except UserError as error:
+        raise UserError(f"{checkpoint.name}: {error}") from None
+
+
 def load_model(
     path: str | Path,
     *,
@@ -75,7 +89,7 @@ def load_model(
     if mesh is not None and any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types):
         raise UserError("load_model: the mesh's axes must be of type Auto, as jaxgeom.sharding.make_mesh makes them")
     checkpoint = open_checkpoint(path, base=base)
-    config = Qwen3Config.from_hf(checkpoint.config or {})
+    config = checked_config(checkpoint)
     files = qwen3_tensors(checkpoint, config)
     for note in (*checkpoint.notes, *ignored_fields(checkpoint.config or {})):
         if say is not None:
@@ -124,7 +138,7 @@ def qwen3_tensors(checkpoint: Checkpoint, config: Qwen3Config) -> dict[str, Tens
             f"{where}: {keys[HEAD]} differs from the embedding, but config.json says tie_word_embeddings=true:"
             " set it to false to use the head, or remove the tensor"
         )
-    layers = {int(key.split(".")[1]) for key in keys if key.startswith("layers.") and key.split(".")[1].isdecimal()}
+    layers = {key.split(".")[1] for key in keys if key.startswith("layers.") and key.split(".")[1].isdecimal()}
     if layers and len(layers) != config.num_hidden_layers:
         said = f"num_hidden_layers={config.num_hidden_layers}"
         raise UserError(f"{where}: config.json says {said}, there are tensors of {len(layers)} layers")

@@ -101,11 +101,11 @@ def unused_fields(scaling: Mapping[str, Any]) -> list[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a field of a configuration is a finite number that a float can hold."""
+    """Whether a field of a configuration is a number that float32 can hold, in which the model computes."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
-        return math.isfinite(float(value))
+        return abs(float(value)) < 2.0**127
     except OverflowError:
         return False
 

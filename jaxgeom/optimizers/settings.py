@@ -1,6 +1,7 @@
 """What AdamW is told, checked when it is made."""
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -8,6 +9,16 @@ import tyro
 
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
+
+_SMALLEST = 2.0**-126  # what is below it in float32 counts as 0
+
+
+def _in_float32(value: float) -> float:
+    """A number as the optimizer has it."""
+    try:
+        return struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -49,13 +60,15 @@ class AdamWSettings:
         def refuse(name: str, needed: str) -> None:
             raise UserError(f"{name}={getattr(self, name)!r}: {needed} is needed")
 
-        for name in ("learning_rate", "learning_rate_end", "weight_decay", "eps"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                refuse(name, "a finite number, at least 0,")
+        for name in ("learning_rate", "learning_rate_end", "weight_decay"):
+            if not (math.isfinite(_in_float32(getattr(self, name))) and getattr(self, name) >= 0):
+                refuse(name, "a finite number of float32, at least 0,")
+        # An entry without a gradient (the row of a token that no text has) is moved by 0 / (√0 + eps).
+        if not (math.isfinite(_in_float32(self.eps)) and self.eps >= _SMALLEST):
+            refuse("eps", f"a finite number of float32, at least {_SMALLEST:g},")
         for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                refuse(name, "a number in [0, 1)")
+            if not (0 <= getattr(self, name) and _in_float32(getattr(self, name)) < 1):
+                refuse(name, "a number in [0, 1), also in float32,")
         if not 0 <= self.warmup_fraction <= 1:
             refuse("warmup_fraction", "a number in [0, 1]")
         if self.schedule not in ("constant", "cosine"):
@@ -64,5 +77,5 @@ class AdamWSettings:
             refuse("decay", "'all' or 'matrices'")
         if self.schedule == "cosine" and self.learning_rate_end > self.learning_rate:
             refuse("learning_rate_end", f"at most learning_rate ({self.learning_rate})")
-        if self.clip_norm is not None and not self.clip_norm > 0:
+        if self.clip_norm is not None and not _in_float32(self.clip_norm) >= _SMALLEST:
             refuse("clip_norm", "a positive number, or None,")

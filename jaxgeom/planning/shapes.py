@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3Config
+from jaxgeom.models import Qwen3Config, checked_config
 from jaxgeom.models.load import read_config
 
 
@@ -57,9 +57,12 @@ def model_config(option: str, name: str) -> Qwen3Config:
     if known is not None:
         return Qwen3Config.from_hf(known)
     if (Path(name) / "config.json").exists():
-        return Qwen3Config.from_hf(read_config(name))
+        try:
+            return Qwen3Config.from_hf(read_config(name))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     if "@" in name:
-        return Qwen3Config.from_hf(open_checkpoint(name).config or {})
+        return checked_config(open_checkpoint(name))
     raise UserError(f"{option} {name}: neither a directory with a config.json nor one of {', '.join(PUBLISHED)}")
 
 

@@ -1,6 +1,7 @@
 """Reading numbers out of a report, a trajectory or a study without caring which of them are missing."""
 
 import math
+import re
 import statistics as stats
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -41,7 +42,10 @@ def number(value: Any) -> float | None:
     """`value` as a finite float, or None where it is anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of more digits than a float has
+        return None
 
 
 def numbers(values: Any) -> list[float | None]:
@@ -243,7 +247,7 @@ def compared_tracks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def by_layer(groups: Any, key: str) -> tuple[list[int], list[Cell]]:
     """The statistic along the layers, in the order of the layers, undefined ones left in."""
     layers = (groups or {}).get("layer") or {}
-    order = sorted((int(name), entry) for name, entry in layers.items() if str(name).lstrip("-").isdigit())
+    order = sorted((int(name), entry) for name, entry in layers.items() if re.fullmatch(r"-?[0-9]{1,9}", str(name)))
     return [index for index, _ in order], [cell(entry, key) for _, entry in order]
 
 

@@ -24,6 +24,7 @@ FOUR = {
 }
 """The arms that an experiment has fields for: by name the field and the objective."""
 
+_MOST_SEEDS = 1000
 _LABELS = {"sft_anchor": "SFT (anchor)", "opd": "OPD", "rlvr": "RLVR", "sft_continued": "SFT continued"}
 
 
@@ -108,8 +109,8 @@ class Experiment:
 
     def with_seeds(self, count: int) -> "Experiment":
         """The same experiment over the seeds 0 … count−1; arms with seeds of their own keep them."""
-        if count < 1:
-            raise UserError(f"seeds: {count} asked for; at least 1 is needed")
+        if not 1 <= count <= _MOST_SEEDS:
+            raise UserError(f"seeds: {count} asked for; between 1 and {_MOST_SEEDS} can be had")
         return dataclasses.replace(self, seeds=tuple(range(count)))
 
 
@@ -140,11 +141,20 @@ def load_experiment(path: str | Path) -> Experiment:
         if isinstance(error, Interrupted) or stopped:  # that is the user's, no fault of the file's
             raise
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
-        raise UserError(f"{path}: line {line}: {type(error).__name__}: {error}") from error
+        where = path if line is None else f"{path}: line {line}"
+        raise UserError(f"{where}: {type(error).__name__}: {_words_of(error)}") from error
     experiment = namespace.get("experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: defines no variable 'experiment' that is an Experiment")
     return experiment
+
+
+def _words_of(error: BaseException) -> str:
+    """What an error says, which may be an error of its own."""
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its words cannot be had: {type(second).__name__})"
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxgeom.checkpoints import saved_steps
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically
 from jaxgeom.progress import Reporter, duration
 from jaxgeom.study.arms import Arm, At
@@ -127,10 +127,9 @@ def require_steps(runs: Sequence[Run]) -> None:
         held, reached = saved_steps(run.directory), find_resume(run.directory, contents=False).step or 0
         for step in run.needed:
             if step <= reached and step not in held:
-                there = ", ".join(map(str, held))
                 raise UserError(
                     f"{run.directory}: an arm takes from step {step}, and this run went past it without saving it; "
-                    f"take one of {there}, or delete this run"
+                    f"take one of {listed(map(str, held))}, or delete this run"
                 )
 
 
@@ -149,7 +148,7 @@ class Clock:
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             self._seconds: dict[str, float] = {str(name): float(seconds) for name, seconds in held.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
             self._seconds = {}  # none yet, or damaged: times are said, and nothing depends on them
         self._left: dict[str, Stage] = {}
         self._count, self._place = 0, 0

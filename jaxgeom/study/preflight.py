@@ -8,8 +8,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison.algebra.devices import choose_algebra
 from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.data.chat import chat_format, load_tokenizer
-from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3Config, qwen3_tensors
+from jaxgeom.models import Qwen3Config, checked_config, qwen3_tensors
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
 from jaxgeom.study.arms import root, with_inherited_template
@@ -100,9 +99,7 @@ def _rows(what: _What, experiment: Experiment, reporter: Reporter | None) -> Run
 
 def _check_model(path: Path) -> Qwen3Config:
     checkpoint = open_checkpoint(path)
-    if checkpoint.config is None:
-        raise UserError(f"{path}: no config.json")
-    config = Qwen3Config.from_hf(checkpoint.config)
+    config = checked_config(checkpoint)
     for name, tensor in qwen3_tensors(checkpoint, config).items():
         for block in tensor.row_blocks(_BLOCK_ENTRIES):
             require_finite(block, f"{path}: {name}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxgeom.comparison.files.curves import curve_coverage, curves_of
 from jaxgeom.comparison.files.summary import Row, coverage_of, groups_of, population, summary_of
 from jaxgeom.diagnostics.statistics import COMPARED, bounds_of, is_counted
+from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 from jaxgeom.study.matched import Measured, along, at_end, at_relative_norm, at_step, early, seed_values
 from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
@@ -64,13 +65,22 @@ def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -
         run: the training run's directory.
         settings: of the run.
         total: parameters of the checkpoint.
+
+    Raises:
+        UserError: the log lacks the accuracy at the start or at the end.
     """
-    comparison = json.loads((directory / "report.json").read_text(encoding="utf-8"))
-    trajectory = json.loads((directory / "trajectory.json").read_text(encoding="utf-8"))
-    rows = read_json_lines(run / "metrics.jsonl")
+    log = run / "metrics.jsonl"
+    rows = read_json_lines(log) if log.exists() else []
     evaluations = [row for row in rows if "accuracy" in row]
     steps = [row for row in rows if "loss" in row]
+    if {0, settings.steps} - {row["step"] for row in evaluations}:
+        raise UserError(
+            f"{log}: the accuracy at step 0 or {settings.steps} is not there, as where a log was"
+            f" removed; delete {run}, and the same command trains it again"
+        )
     first, last = evaluations[0], evaluations[-1]
+    comparison = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+    trajectory = json.loads((directory / "trajectory.json").read_text(encoding="utf-8"))
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
     said = {
         "seed": settings.seed,

@@ -20,6 +20,7 @@ from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
 from jaxgeom.checkpoints.run_models import held_model, run_model
 from jaxgeom.checkpoints.runs import named_run, step_names
 from jaxgeom.checkpoints.verl import verl_step
+from jaxgeom.data.chat import has_tokenizer
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import is_full
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
@@ -347,7 +348,7 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
     if found is not None and (found.run / "tokenizer").is_dir():
         return found.run / "tokenizer"
     directory = Path(source)
-    if is_adapter_directory(directory) and not (directory / "tokenizer.json").exists():
+    if is_adapter_directory(directory) and not has_tokenizer(directory):
         return tokenizer_directory(base_of(directory, base))
     return verl_step(directory)[0] if directory.is_dir() else directory
 

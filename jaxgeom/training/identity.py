@@ -23,10 +23,11 @@ from jaxgeom.data.rows import read_row_file
 from jaxgeom.differences import other_content, unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import sha256_of
-from jaxgeom.models import Qwen3Config
+from jaxgeom.models import checked_config
 from jaxgeom.models.save import TOKENIZER_FILES
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
 from jaxgeom.training.checkpointing import tokenizer_directory
+from jaxgeom.training.run_templates import TEMPLATES
 from jaxgeom.training.settings import RunInputs, RunSettings, defaults_of, to_json
 
 FREE = frozenset(
@@ -94,7 +95,7 @@ def model_content(path: str | Path, base: Path | None = None) -> str:
     found = named_run(path)
     weights = identity_of(found.run / "checkpoints" / str(found.saved_step())) if found is not None else None
     checkpoint = open_checkpoint(path, base=base)
-    architecture = Qwen3Config.from_hf(checkpoint.config or {}).to_hf()
+    architecture = checked_config(checkpoint).to_hf()
     weights = weights or _weights_content(os.fspath(path), base, checkpoint.fingerprint)
     return _digest(json.dumps(architecture, sort_keys=True, default=str), weights)
 
@@ -217,6 +218,7 @@ def _weights_content(path: str, base: Path | None, fingerprint: str) -> str:
 
 def _tokenizer_content(directory: Path) -> str:
     names = [name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    names += sorted(f"{TEMPLATES}/{path.name}" for path in (directory / TEMPLATES).glob("*.jinja"))
     return _digest(*(f"{name}:{file_content(directory / name)}" for name in names))
 
 

@@ -30,6 +30,7 @@ Positions = Mapping[str, Mapping[str, Any]]
 """By name of a log, its length in `bytes` and the `sha256` of them."""
 
 _SAMPLES_LOGGED = 4
+_BLOCK = 4096
 
 
 class JsonLines:
@@ -138,8 +139,8 @@ class Log:
         rows = read_json_lines(out / "metrics.jsonl")
         self._evaluated = {row["step"] for row in rows if is_evaluation(row)}
         self._events = _Events(out, 0 if done is None else done + 1)
-        schedule = learning_rate_schedule(settings.optimizer, settings.steps)
-        self._rates = np.asarray(schedule(jnp.arange(settings.steps)))
+        self._schedule = learning_rate_schedule(settings.optimizer, settings.steps)
+        self._rates = -1, np.empty(0)
         self._clock, self._judge = clock, judge
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._last: dict[str, float] = {}
@@ -147,7 +148,7 @@ class Log:
     def step(self, step: int, metrics: dict[str, Any], host: dict[str, Any], answers: Answers | None) -> None:
         """Takes a step's metrics, its rollout's, on the host or the device, and its answers."""
         self.flush()
-        self._pending = (step, metrics | host | {"learning_rate": self._rates[step - 1]})
+        self._pending = (step, metrics | host | {"learning_rate": self._rate(step)})
         if answers is not None:
             first = list(zip(answers.prompts, answers.texts, answers.rewards, strict=True))[:_SAMPLES_LOGGED]
             self._files["samples.jsonl"].write(
@@ -160,6 +161,13 @@ class Log:
                 }
                 for prompt, text, reward in first
             )
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of a step. A block of steps at a time is computed: all may be more than memory holds."""
+        block, place = divmod(step - 1, _BLOCK)
+        if self._rates[0] != block:
+            self._rates = block, np.asarray(self._schedule(jnp.arange(block * _BLOCK, (block + 1) * _BLOCK)))
+        return float(self._rates[1][place])
 
     def flush(self) -> None:
         """Writes the metrics of the last step."""

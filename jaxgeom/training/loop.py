@@ -93,14 +93,15 @@ def _carry_out(
     found, resume = run.claim()
     for fault in resume.faults:
         reporter.say(f"{out}: {fault}")
-    if found.goes_on and resume.step is None and resume.faults:
-        if not run.force:
-            raise UserError(f"{out}: no checkpoint is whole ({resume.faults[0]}); --force deletes all and begins anew")
-        found.begin_anew(run.config, reporter.say)
-    else:
-        found.carry_out(run.config, reporter.say)
+    if found.goes_on:
+        _say_if_the_end_is_gone(reporter, out, found)
+    anew = found.goes_on and resume.step is None and bool(resume.faults)
+    if anew and not run.force:
+        raise UserError(f"{out}: {_no_way_on(resume)}; --force deletes all and begins anew")
+    if found.goes_on:  # before the new number of steps stands there, of which nothing was finished
+        (out / "done").unlink(missing_ok=True)
+    (found.begin_anew if anew else found.carry_out)(run.config, reporter.say)
     goes_on(from_where(found, resume), out)
-    (out / "done").unlink(missing_ok=True)
     done = resume.step if found.goes_on else None
     write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
     run.rows.keep(run.kept_rows)
@@ -303,6 +304,21 @@ def _stop_if_lost(step: int, row: dict[str, float], vocabulary: int, out: Path, 
         f"step {step}: {why}; the last good checkpoint is {out}@{checkpoints.last()}: begin another run from it"
         " (--model) with a lower --lr"
     )
+
+
+def _no_way_on(resume: Resume) -> str:
+    """Why a run that goes on has nothing to go on from; checkpoints may be whole and their log alone damaged."""
+    log = next((fault for fault in resume.faults if fault.startswith(NAMES)), None)
+    if log is None:
+        return f"no checkpoint is whole ({resume.faults[0]})"
+    return f"{log}: put it back, or remove it to go on without it from the newest whole checkpoint"
+
+
+def _say_if_the_end_is_gone(reporter: Reporter, out: Path, found: Claim) -> None:
+    """Says that a run was finished, where its last checkpoint is not there."""
+    end = (found.held or {}).get("settings", {}).get("steps")
+    if (out / "done").exists() and not (out / "checkpoints" / str(end)).exists():
+        reporter.warn(f"{out}: it was finished, and checkpoints/{end} is gone")
 
 
 def _say_how(

@@ -59,11 +59,12 @@ def cannot_go_on(row: Mapping[str, float], vocabulary: int) -> str | None:
 def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The last numbers of a finished run in one sentence, from the rows of its `metrics.jsonl`; none without rows.
 
-    >>> last_numbers([{"step": 0, "accuracy": 0.25, "accuracy_count": 8.0}, {"step": 3, "loss": 1.5, "seconds": 2.0}])
+    >>> evaluated, geometry = {"step": 0, "accuracy": 0.25, "accuracy_count": 8.0}, {"step": 3, "geometry/nss": 0.1}
+    >>> last_numbers([evaluated, {"step": 3, "loss": 1.5, "seconds": 2.0}, geometry])
     ['step 3: loss 1.5; held-out accuracy 0.25 over 8 prompts at step 0']
     """
     said = []
-    steps = [row for row in rows if not is_evaluation(row)]
+    steps = _steps(rows)
     if steps:
         shown = [f"{key} {steps[-1][key]:.4g}" for key in _SHOWN if key in steps[-1]]
         said.append(f"step {steps[-1]['step']}: {', '.join(shown) or 'nothing to learn from'}")
@@ -97,7 +98,7 @@ def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> li
     sampled = [row["truncated"] for row in rows if "truncated" in row]
     if sampled and min(sampled) >= 1.0:
         said.append(
-            f"in all {len(sampled)} steps every sampled answer was cut at {settings.max_new_tokens} tokens"
+            f"in all {len(sampled)} rollouts every sampled answer was cut at {settings.max_new_tokens} tokens"
             " (--max-new-tokens): the model never came to the end of one"
         )
     skipped = sum(1 for row in rows if row.get("skipped"))
@@ -111,7 +112,10 @@ def closing_remarks(rows: Sequence[dict[str, Any]], settings: RunSettings) -> li
 
 
 def learned_nothing(rows: Sequence[dict[str, Any]], settings: RunSettings) -> str | None:
-    """Why a finished run learned nothing and what to change, where no step of it had a gradient or moved a weight.
+    """Why a finished run learned nothing and what to change.
+
+    Nothing is learned where no step had a gradient or moved a weight, and where rewards alone teach and no answer ever
+    had another than the rest of its group: a KL to the start and weight decay move the weights then, and teach nothing.
 
     Args:
         rows: of its `metrics.jsonl`.
@@ -120,17 +124,33 @@ def learned_nothing(rows: Sequence[dict[str, Any]], settings: RunSettings) -> st
     Returns:
         What happened, in how many steps, and the way out; None for a run in which some step did learn.
     """
-    steps = [row for row in rows if row.get("skipped") or "loss" in row]
-    if len(steps) < settings.steps or not all(_is_idle(row) for row in steps):
+    steps = _steps(rows)
+    if len(steps) < settings.steps or not (all(map(_is_idle, steps)) or _is_unrewarded(steps, settings)):
         return None
     happened, change = _what_happened(steps, settings)
     moved = any(row.get("update_norm") for row in steps)
-    left = "weight decay alone moved the weights" if moved else "the weights are those that the run began with"
+    pulled = "the KL to the start and weight decay" if any(row.get("grad_norm") for row in steps) else "weight decay"
+    left = f"{pulled} alone moved the weights" if moved else "the weights are those that the run began with"
     return f"in all {len(steps)} steps {happened}, so {left}. To change: {change}"
+
+
+def _steps(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of optimizer steps; a log has others too, of evaluations and of the geometry."""
+    return [row for row in rows if row.get("skipped") or "loss" in row]
 
 
 def _is_idle(row: dict[str, Any]) -> bool:
     return bool(row.get("skipped")) or row.get("grad_norm") == 0.0 or row.get("update_norm") == 0.0
+
+
+def _is_unrewarded(steps: Sequence[dict[str, Any]], settings: RunSettings) -> bool:
+    """Whether rewards are all that teaches, and every answer of every group had the same one."""
+    if not isinstance(settings, RLVRSettings) or not settings.kl_coefficient:
+        return False  # without a KL such steps have no gradient, which is seen by itself
+    told = [row["informative_groups"] for row in steps if "informative_groups" in row]
+    # All answers at the limit, or all short of the buffer, are penalized alike.
+    alike = all(row.get("overlong_penalty", 0.0) in (0.0, -1.0) for row in steps)
+    return bool(told) and not any(told) and alike
 
 
 def _masks(settings: RunSettings) -> bool:
@@ -140,7 +160,8 @@ def _masks(settings: RunSettings) -> bool:
 def _what_happened(steps: Sequence[dict[str, Any]], settings: RunSettings) -> tuple[str, str]:
     """What kept every step from learning, and what to change."""
     sampled = [row["truncated"] for row in steps if "truncated" in row]
-    if not any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps):
+    idle = any(row.get("skipped") or row.get("grad_norm") == 0.0 for row in steps)
+    if not idle and not _is_unrewarded(steps, settings):
         return "the update was exactly zero at a learning rate of 0", "the learning rate, or a shorter warm-up"
     if isinstance(settings, OPDSettings) and all(row.get("gap") == 0.0 for row in steps):
         return "teacher and student gave every answer the same probability", "another --teacher"

@@ -9,13 +9,14 @@ from typing import Any
 import grain
 
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
 from jaxgeom.data import chat, pipelines
 from jaxgeom.data.conversations import Need
 from jaxgeom.data.prepared import Limits, Prepared
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-from jaxgeom.models import Qwen3Config, copy_tokenizer
+from jaxgeom.models import checked_config, copy_tokenizer
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Rewards, Truth
 from jaxgeom.training.checkpointing import tokenizer_directory
@@ -95,9 +96,9 @@ def read_run_rows(
     rewards = run_rewards(settings)
     directory = tokenizer_directory(inputs.model, inputs.base)
     rows = settings.rows
-    config = _model_config(inputs)
+    config = checked_config(open_checkpoint(inputs.model, base=inputs.base))
     tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
-    stops = chat.stop_tokens(tokenizer, {*chat.declared_stop_tokens(directory), *config.stop_tokens})
+    stops = chat.stop_tokens(tokenizer, {*_declared_stops(inputs, directory), *config.stop_tokens})
     if settings.eval_samples and not inputs.evaluations:
         raise UserError(f"eval_samples={settings.eval_samples}: nothing is evaluated without eval_data")
     samples = settings.reads == "prompts" or bool(inputs.evaluations)
@@ -171,8 +172,10 @@ def write_tokenizer(source: Path, directory: Path, rows: RunRows, settings: RunS
     write_atomically(path, json.dumps(held | {"eos_token_id": list(rows.stops)}, indent=2) + "\n")
 
 
-def _model_config(inputs: RunInputs) -> Qwen3Config:
-    config = open_checkpoint(inputs.model, base=inputs.base).config
-    if config is None:
-        raise UserError(f"{inputs.model}: no config.json")
-    return Qwen3Config.from_hf(config)
+def _declared_stops(inputs: RunInputs, directory: Path) -> set[int]:
+    """What the directory of the tokenizer declares, and that of an adapter's base beside it."""
+    found = set(chat.declared_stop_tokens(directory))
+    if is_adapter_directory(Path(inputs.model)):
+        base = base_of(Path(inputs.model), inputs.base)
+        found |= set(chat.declared_stop_tokens(tokenizer_directory(base)))
+    return found

@@ -18,6 +18,16 @@ from jaxgeom.owned_files import KINDS, Contents, contents_of, empty, refuse_inpu
 from jaxgeom.training.run_templates import own_templates
 
 _CONFIG = "config.json"
+_FOLDERS = {
+    "run": ("checkpoints", "tokenizer", "rows"),
+    "study": ("data", "runs", "measures", "figures", "rows"),
+    "recipe": ("ours", "figures"),
+}
+_CHECKPOINTS = {
+    "run": ("checkpoints",),
+    "study": ("runs/*/checkpoints", "runs/*/seed*/checkpoints"),
+    "recipe": ("ours/seed*/checkpoints",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +102,9 @@ def claim_directory(
         raise UserError(f"{directory}: holds {what}{more}: {listed(names)}; choose another directory")
     why = difference(held)
     if not why:
+        for name in _FOLDERS[kind]:
+            if is_there(directory / name) and not (directory / name).is_dir():
+                raise UserError(f"{directory / name}: is no directory, and the {kind} keeps files in it; move it away")
         return Claim(directory, kind, held, True, None, inputs)
     if not force:
         raise UserError(f"{directory}: holds another {kind} ({shown(why)}); choose another directory or give --force")
@@ -103,8 +116,8 @@ def claim_directory(
 
 
 def _was_run(directory: Path, kind: str) -> bool:
-    """Whether a directory without a readable `config.json` is a run's all the same: by a checkpoint's own list."""
-    folders = directory.glob("checkpoints/*") if kind == "run" else ()
+    """Whether a directory without a readable `config.json` is ours all the same: by a checkpoint's own list."""
+    folders = (folder for place in _CHECKPOINTS[kind] for folder in directory.glob(f"{place}/*"))
     return any(step_within(folder) is not None and read_checksums(folder) is not None for folder in folders)
 
 

@@ -18,6 +18,9 @@ from jaxgeom.training.inputs import RunInputs as RunInputs
 from jaxgeom.training.keep_settings import KeepSettings
 from jaxgeom.training.reward_settings import rewards_of
 
+_TEMPERATURES = (1e-6, 1e6)
+"""Below, the largest logit alone counts in float32 (answers are sampled from no lower one); above, none does."""
+
 
 @dataclass(frozen=True)
 class MeshSettings:
@@ -103,8 +106,10 @@ class RunSettings:
         check_types(self)
         for name in ("steps", "batch_size", "save_every", "max_new_tokens", "micro_batches", "eval_limit"):
             _positive(self, name)
-        for name in ("code_timeout", "eval_temperature"):
-            _positive(self, name)
+        _within(self, "steps", 1, 2**30)  # they are counted in int32
+        _within(self, "batch_size", 1, 2**20)  # a larger one by mistake would fill the memory row by row
+        _positive(self, "code_timeout")
+        _within(self, "eval_temperature", *_TEMPERATURES)
         _within(self, "eval_samples", 0, 10_000)
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
@@ -200,9 +205,9 @@ class OnPolicySettings(RunSettings):
         _within(self, "updates_per_rollout", 1, 1000)
         _within(self, "rollout_lag", 0, 1000)
         if self.kl_coefficient is not None:
-            _within(self, "kl_coefficient", 0.0, float("inf"))
-        for name in ("samples_per_prompt", "temperature"):
-            _positive(self, name)
+            _within(self, "kl_coefficient", 0.0, 1e30)
+        _positive(self, "samples_per_prompt")
+        _within(self, "temperature", *_TEMPERATURES)
         if self.max_prompt_length is not None:
             _positive(self, "max_prompt_length")
         for name in ("clip_low", "clip_high"):
@@ -359,4 +364,5 @@ def _positive(settings: Any, name: str) -> None:
 def _within(settings: Any, name: str, low: float | int, high: float | int) -> None:
     value = getattr(settings, name)
     if not low <= value <= high:
-        raise UserError(f"{name}={value}: must be between {low:g} and {high:g}")
+        ends = [f"{end:g}" if isinstance(end, float) else str(end) for end in (low, high)]
+        raise UserError(f"{name}={value}: must be between {' and '.join(ends)}")

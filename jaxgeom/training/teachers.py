@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.data.chat import has_tokenizer
 from jaxgeom.data.prepared import Prepared
 from jaxgeom.errors import UserError, listed
-from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models import Qwen3, checked_config
 from jaxgeom.training.checkpointing import load_start, tokenizer_directory
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.settings import OPDSettings
@@ -40,8 +41,11 @@ def load_teachers(
     if settings.teacher_dtype is not None:
         load |= {"dtype": settings.teacher_dtype, "compute_dtype": settings.teacher_dtype}
     for path in paths:
-        own = Qwen3Config.from_hf(open_checkpoint(path, base=load["base"]).config or {}).vocab_size
-        emitted = shared_vocabulary(tokenizer, rows, tokenizer_directory(path, load["base"]), own, path)
+        own = checked_config(open_checkpoint(path, base=load["base"])).vocab_size
+        files = tokenizer_directory(path, load["base"])
+        emitted = shared_vocabulary(tokenizer, rows, files, own, path)
+        if not has_tokenizer(files):
+            load["say"](f"{path}: has no tokenizer: its tokens are taken to be the model's")
         model, params = load_start(path, **load)
         if emitted is not None:
             load["say"](

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from jaxgeom.data.chat import load_tokenizer
+from jaxgeom.data.chat import has_tokenizer, load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.sharding import mesh_of, parameter_shardings
@@ -52,7 +52,7 @@ def shared_vocabulary(tokenizer: Any, rows: int, teacher: Path, teacher_rows: in
     """
     ours = {place: token for token, place in tokenizer.get_vocab().items()}
     theirs = ours
-    if (teacher / "tokenizer.json").is_file():
+    if has_tokenizer(teacher):
         theirs = {place: token for token, place in load_tokenizer(teacher).get_vocab().items()}
     odd = [place for place in sorted({*ours, *theirs}) if ours.get(place) != theirs.get(place)]
     if odd:

@@ -85,12 +85,13 @@ def validate_recipe(
 
 def _differences(held: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What tells two recipes apart: settings, and inputs by their content."""
+    if not all(isinstance(held.get(name), dict) for name in ("settings", "inputs", "contents")):
+        return ["its config.json is damaged"]
     before, asked = (
-        {key: value for key, value in one.get("settings", {}).items() if key not in one.get("inputs", {})}
-        for one in (held, wanted)
+        {key: value for key, value in one["settings"].items() if key not in one["inputs"]} for one in (held, wanted)
     )
     found = unequal(before, asked)
-    contents, names = held.get("contents", {}), held.get("inputs", {})
+    contents, names = held["contents"], held["inputs"]
     for name, digest in wanted["contents"].items():
         if contents.get(name) != digest:
             found.append(other_content(name, names.get(name), wanted["inputs"].get(name)))

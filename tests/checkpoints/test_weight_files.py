@@ -200,6 +200,14 @@ def test_files_of_pytorch_are_read(model, shards):
     np.testing.assert_array_equal(rows, tensors["lm_head.weight"][3:9].float().numpy())
 
 
+def test_tensors_of_pytorch_that_have_no_numbers_are_refused(model):
+    torch = pytest.importorskip("torch", reason="PyTorch's own files")
+    torch.save({"model.norm.weight": torch.ones(3, device="meta")}, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"pytorch_model.bin: .* tensors without their numbers"):
+        open_checkpoint(model)
+
+
 def test_without_pytorch_its_files_are_one_line(model, monkeypatch):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)

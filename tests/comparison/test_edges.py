@@ -154,3 +154,11 @@ def test_tolerances_relative_to_the_rms_are_decided_in_float64(tmp_path):
     for tolerance in (1e-4, 1e-3, 1e-2):
         truth = (np.abs(final.astype(np.float64) - wide) <= tolerance * rms).mean()
         assert row[f"sparsity_rms_{tolerance:g}"] == pytest.approx(truth, rel=1e-12)
+
+
+def test_a_name_may_have_any_digits(tmp_path):
+    """Those that Python reads as no number, and more than it reads as one."""
+    names = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in ("0", "²", "٣", "7" * 5000)] + ["model.layers.0.²"]
+    first = open_checkpoint(disk.write(tmp_path / "side", {name: np.float32(GAUSS) for name in names}))
+    report = compare_checkpoints(first, first, CompareSettings(suite="fast", subspace_k=2))
+    assert {row["name"] for row in (*report.matrices, *report.parameters)} == set(names)

@@ -1,5 +1,7 @@
 """Chat templates: the loss mask covers the assistant's tokens and nothing else."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,35 @@ def test_the_prompt_is_the_beginning_of_the_demonstration(tokenizer):
     demonstration = chat.encode_demonstration(tokenizer, messages)
     np.testing.assert_array_equal(demonstration.tokens[: len(prompt)], prompt)
     assert not demonstration.loss_mask[: len(prompt)].any() and demonstration.loss_mask[len(prompt)]
+
+
+def test_an_answer_that_begins_within_a_token_is_learned_and_stands_after_the_prompt_as_sampled(tmp_path):
+    write_character_tokenizer(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    saved["added_tokens"] += [
+        {"id": 200 + place, "content": word, "special": False, "single_word": False, "lstrip": False, "rstrip": False,
+         "normalized": False}
+        for place, word in enumerate([" yes", ": "])
+    ]  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    tokenizer = chat.load_tokenizer(tmp_path)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + '=' + ' ' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant= ' }}{% endif %}"
+    )
+    asked = [{"role": "user", "content": "a"}]
+    answered = [*asked, {"role": "assistant", "content": "yes"}]
+    assert len(tokenizer(" yes")["input_ids"]) == 1
+    prompt = chat.encode_prompt(tokenizer, asked)
+    for messages in (answered, [*answered, *answered]):
+        found = chat.encode_demonstration(tokenizer, messages)
+        assert tokenizer.decode(found.tokens[found.loss_mask]) == "yes<|im_end|>" * (len(messages) // 2)
+        assert found.tokens[: len(prompt)].tolist() == prompt and not found.loss_mask[: len(prompt)].any()
+    # A plain text is one piece, and where no token goes over an answer's beginning nothing is tokenized apart.
+    assert (
+        chat.encode_demonstration(tokenizer, [*asked, {"role": "assistant", "content": "no: yes"}]).tokens.tolist()
+        == (tokenizer("user= a<|im_end|>assistant= no: yes<|im_end|>", add_special_tokens=False)["input_ids"])
+    )
 
 
 def test_every_printable_character_survives_a_round_trip(tokenizer):

@@ -62,6 +62,8 @@ def test_what_goes_with_the_messages():
         ({"prompt": [ASKED]}, "has no 'messages'"),
         ({"messages": BOTH, "text": "plain"}, "'messages' and 'text': which is meant"),
         ({"completion": "2"}, "no 'prompt'"),
+        ({"prompt": [*BOTH, ASKED], "completion": [ASKED]}, "'completion' has no assistant message"),
+        ({"prompt": BOTH, "completion": "3"}, "'prompt' ends with an assistant message"),
         ({"messages": []}, "'messages' must be a list"),
         ({"messages": "text"}, "'messages' must be a list"),
         ({"messages": [3]}, "message 0 is no object"),
@@ -103,12 +105,19 @@ def test_what_is_no_demonstration_says_why(row, words):
         {"problem": "1+1?", "answer": "2", "solution": "One and one are 2."},
         {"question": "1+1?", "ground_truth": 2},
         {"prompt": json.dumps([ASKED]), "ground_truth": 2},
+        {"prompt": json.dumps([ASKED], indent=1), "ground_truth": 2},
+        {"prompt": f" {[ASKED]} ", "ground_truth": 2},  # as Python prints it
         {"prompt": [ASKED], "question": "1+1?", "reward_model": '{"ground_truth": ["2"]}'},
     ],
 )
 def test_forms_of_one_prompt(row):
     found = read_prompt(row)
     assert found.messages == [ASKED] and found.ground_truth == "2"
+
+
+@pytest.mark.parametrize("text", ["[1, 2] and what else?", '["role", 1]', "[{'role'", "[]", "[[{'role': 1}]]"])
+def test_text_with_brackets_is_a_question(text):
+    assert read_prompt({"prompt": text} | TRUTH).messages == [{"role": "user", "content": text}]
 
 
 def test_a_question_alone_is_what_stands_before_the_last_answer():

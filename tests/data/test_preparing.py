@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxgeom.data import chat, preparing, rendering
 from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.pipelines import all_prompts
-from jaxgeom.data.prepared import Limits
+from jaxgeom.data.prepared import Limits, recall
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import write_jsonl
@@ -141,11 +141,56 @@ def test_earlier_answers_that_the_template_rewrites_are_said(tokenizer, prepare,
     assert "in 1 rows the chat template rewrites earlier answers" in said
 
 
+def test_questions_that_the_template_marks_are_said(tokenizer, prepare, monkeypatch):
+    marked = "{% generation %}{{ m.content }}{% endgeneration %}"
+    everything = "{% for m in messages %}" + marked + "{% endfor %}"
+    answers = everything.replace(marked, "{% if m.role == 'user' %}{{ m.content }}{% else %}" + marked + "{% endif %}")
+    for template, learned_is, said_is in ((everything, ["1+2", "3"], True), (answers, ["3"], False)):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        prepared, said = prepare([shown("1+2", "3"), shown("4", "so 4 is 4")])
+        assert learned(tokenizer, prepared)[0] == "".join(learned_is)
+        assert ("in 1 rows the chat template's {% generation %} marks hold questions" in said) == said_is
+
+
+def test_of_a_prompt_and_its_completion_the_completion_alone_is_learned(tokenizer, prepare, monkeypatch):
+    earlier = [*shown("1", "2")["messages"], {"role": "user", "content": "3"}]
+    later = shown("5", "6")["messages"]
+    rows = [
+        {"prompt": earlier, "completion": "4"},
+        {"prompt": earlier, "completion": [{"role": "assistant", "content": "4"}, *later]},
+    ]
+    assert learned(tokenizer, prepare(rows)[0]) == ["4<|im_end|>", "4<|im_end|>6<|im_end|>"]
+    assert learned(tokenizer, prepare([{"messages": [*earlier, later[1]]}])[0]) == ["2<|im_end|>6<|im_end|>"]
+    mark, end = "{% if m.role == 'assistant' %}{% generation %}", "{% endgeneration %}{% endif %}"
+    asked_is = "{% if m.role == 'user' %}{{ m.content }}{% endif %}"
+    source = "{% for m in messages %}" + mark + "{{ m.content }}" + end + asked_is + "{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", source)
+    assert learned(tokenizer, prepare(rows)[0]) == ["4", "46"]
+
+
 def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare):
     text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
     with pytest.raises(UserError, match=r"row 0 .*message 0 holds the special token '<\|im_start\|>'"):
         prepare([asked(text, "2")], prepare_prompts)
     assert learned(tokenizer, prepare([{"text": text}])[0]) == [text]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"reasoning_content": "so <|im_end|>"},
+        {"tool_calls": [{"function": {"name": "add", "arguments": {"a": ["<|im_end|>"]}}}]},
+        {"name": "<|im_end|>"},
+    ],
+)
+def test_special_tokens_are_found_wherever_a_template_may_write_them(prepare, place):
+    row = shown("1", "2")
+    row["messages"][1] |= place
+    with pytest.raises(UserError, match=r"message 1 holds the special token '<\|im_end\|>'"):
+        prepare([row])
+    tools = [{"type": "function", "function": {"name": "add", "description": "<|im_end|>"}}]
+    with pytest.raises(UserError, match=r"a tool holds the special token '<\|im_end\|>'"):
+        prepare([shown("1", "2") | {"tools": tools}])
 
 
 def test_without_a_template_only_text_is_read(tokenizer, prepare, monkeypatch):
@@ -183,3 +228,23 @@ def test_what_is_kept_is_found_again_and_only_for_the_same_data(prepare, tmp_pat
     file = tmp_path / "kept" / f"{first.key}.npz"
     file.write_bytes(file.read_bytes()[:-40])
     assert all_prompts(prepare(rows, prepare_prompts, limits=limits, kept=tmp_path / "kept")[0]) == all_prompts(first)
+    assert not file.exists()
+    first.keep(tmp_path / "kept")
+    held = file.read_bytes()
+    for place in range(0, len(held), 3):  # a bit anywhere, of the archive's own tables too
+        spoilt = bytearray(held)
+        spoilt[place] ^= 1 << place % 8
+        file.write_bytes(spoilt)
+        found = recall(tmp_path / "kept", first.key)
+        assert found is None or all_prompts(found) == all_prompts(first), place
+
+
+def test_what_cannot_be_kept_leaves_no_part(prepare, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    found, _ = prepare([asked("1", "2")], prepare_prompts)
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError):
+        found.keep(tmp_path / "kept")
+    assert not list((tmp_path / "kept").iterdir())

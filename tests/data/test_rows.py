@@ -4,12 +4,17 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from jaxgeom.checkpoints.plain_files import read_json
+from jaxgeom.checkpoints.safetensors_files import tensors_of
+from jaxgeom.checkpoints.torch_files import torch_tensors_of
 from jaxgeom.data import arithmetic
-from jaxgeom.data.rows import read_row_file, read_rows, text_lines, write_jsonl
+from jaxgeom.data.chat import load_tokenizer
+from jaxgeom.data.rows import read_row_file, read_rows, write_jsonl
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
 
@@ -21,11 +26,6 @@ def test_rows_survive_the_disk(tmp_path):
     odd = [{"text": "a\u2028b\u2029c\x85d\x0be\x1cf\rg"}, *ROWS]
     write_jsonl(tmp_path / "rows.jsonl", odd)
     assert read_rows(tmp_path / "rows.jsonl") == odd
-
-
-def test_lines_end_at_the_newline_alone():
-    assert list(text_lines("a\u2028b\x85c\r\nd\n\ne")) == ["a\u2028b\x85c\r", "d", "", "e"]
-    assert list(text_lines("")) == [] and list(text_lines("a\n")) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,20 @@ def test_the_nulls_of_a_parquet_table_are_no_fields(tmp_path):
     ]
 
 
+def test_narrow_numbers_of_a_parquet_table_are_the_decimals_that_they_stand_for(tmp_path):
+    inner = pyarrow.struct([("ground_truth", pyarrow.list_(pyarrow.float32())), ("other", pyarrow.float64())])
+    schema = pyarrow.schema([("answer", pyarrow.float32()), ("half", pyarrow.float16()), ("reward_model", inner)])
+    rows = [
+        {"answer": 0.1, "half": np.float16(0.1), "reward_model": {"ground_truth": [2.7, None, 1e-7], "other": 0.1}},
+        {"answer": None, "half": np.float16(3), "reward_model": None},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == [
+        {"answer": 0.1, "half": 0.1, "reward_model": {"ground_truth": [2.7, None, 1e-7], "other": 0.1}},
+        {"half": 3.0},
+    ]
+
+
 def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
     raw = pyarrow.array([b"good", b"\xff\xfe", b"good"], pyarrow.binary())
     texts = pyarrow.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
@@ -86,7 +100,10 @@ def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
         (b'{"a": "Qu\xe9"}\n', "rows.jsonl", r"row 0 \(line 1\): not UTF-8"),
         (b'{"a": ' + b"[" * 200_000 + b"\n", "rows.jsonl", r"row 0 \(line 1\): (nested too deeply|not JSON)"),
         (b'{"a": ' + b"7" * 5_000 + b"}\n", "rows.jsonl", r"row 0 \(line 1\): not readable: .*digits"),
-        (b'{\n"a": 1,\n"b": 2\n}\n', "rows.json", "one JSON object over several lines"),
+        (b'{\n"a": 1,\n"b": 2\n}\n', "rows.json", "a JSON object over several lines"),
+        (b'{\n"a": 1\n}\n{\n"a": 2\n}\n', "rows.json", "a JSON object over several lines"),
+        (b'[\n{"a": 1},\n{"a": 2}\n', "rows.json", "an array that is cut off or broken: .* at line 4"),
+        (b'[{"a": 1},]', "rows.json", "an array that is cut off or broken"),
         ('{"a": 1}\n'.encode("utf-16"), "rows.jsonl", "UTF-16"),
         (gzip.compress(TEXT.encode())[:-30], "rows.jsonl.gz", "damaged gzip"),
         (b"PAR1 no more", "broken.parquet", "broken.parquet: not a readable parquet file"),
@@ -100,6 +117,21 @@ def test_bad_files_are_named_with_the_row(tmp_path, content, name, words):
     with pytest.raises(UserError, match=words) as refused:
         read_rows(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123\n"
+    reads = {
+        "rows.jsonl": read_rows,
+        "tokenizer.json": lambda path: load_tokenizer(path.parent),
+        "model.safetensors": tensors_of,
+        "pytorch_model.bin": torch_tensors_of,
+        "config.json": read_json,
+    }
+    for name, read in reads.items():
+        (tmp_path / name).write_text(pointer)
+        with pytest.raises(UserError, match=rf"{name}: a pointer of Git LFS .*git lfs pull"):
+            read(tmp_path / name)
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):

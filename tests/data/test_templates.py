@@ -32,6 +32,11 @@ MARKED = (
     "{% else %}({{ m.content }}){% endif %}{% endfor %}"
 )
 
+BRACKETS = (
+    "{%- for m in messages -%}{%- if m.role == 'user' -%}{{- '[INST] ' + m.content + ' [/INST]' -}}"
+    "{%- else -%}{{- ' ' + m.content + '</s>' -}}{%- endif -%}{%- endfor -%}"
+)
+
 
 def talk(*contents, first="user"):
     roles = ("user", "assistant") if first == "user" else ("assistant", "user")
@@ -55,6 +60,12 @@ def parts(source, messages, tools=None, **variables):
          ["<think>\nb\n</think>\n\n4<|im_end|>"], True),
         (MARKED, talk("1", "2", "3", "4"), ["2", "4"], False),
         (PLAIN.replace("m.content", "m.content | trim"), talk(" 1 ", " 2 \n"), ["2<|im_end|>"], False),
+        # Templates that have no generation prompt: the model writes the answer's head, or there is none.
+        (PLAIN.removesuffix(PROMPT), talk("1", "2"), ["<|im_start|>assistant\n2<|im_end|>"], False),
+        (BRACKETS, talk("1", "2", "3", "4"), [" 2</s>", " 4</s>"], False),
+        # A thought may be left out of the marks; the answer may not.
+        (MARKED.replace("{% generation %}{{ m.content }}", "{{ m.content[:16] }}{% generation %}{{ m.content[16:] }}"),
+         talk("1", "<think>a</think>2"), ["2"], False),
     ],
 )  # fmt: skip
 def test_what_is_learned_from(source, messages, learned, last_only):
@@ -104,6 +115,10 @@ def test_arguments_of_the_templates_own_are_as_if_they_were_given(front, value):
          "leaves out a part of the last answer's reasoning_content"),
         ("{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}", talk("1", "2"), "not begin message 1"),
         (MARKED.replace("{{ m.content }}{% end", "{% end"), talk("1", "2"), "leaves out a part of the last answer"),
+        # Marks on the question, in place of the answer.
+        (MARKED.replace("'assistant'", "'user'"), talk("1", "2"), "marks leave out the last answer"),
+        # Writes its generation prompt whatever it is told: the head of another answer would be learned.
+        (PLAIN.removesuffix(PROMPT) + "{{- '<|im_start|>assistant\n' -}}", talk("1", "2"), "asks for another answer"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned_from_says_why(source, messages, words):
@@ -198,6 +213,10 @@ def test_stop_tokens_are_the_union_of_all_that_are_declared(directory, tmp_path)
     declared = chat.declared_stop_tokens(tmp_path)
     assert declared == (5, 7, 9)
     assert chat.stop_tokens(chat.load_tokenizer(directory), declared) == (2, 5, 7, 9)
+    for content in ("null", "[]"):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(UserError, match="config.json: holds no JSON object"):
+            chat.declared_stop_tokens(tmp_path)
     (tmp_path / "config.json").write_text('{"eos_token_id": "x"}')
     with pytest.raises(UserError, match="config.json: eos_token_id='x'"):
         chat.declared_stop_tokens(tmp_path)

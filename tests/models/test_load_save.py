@@ -111,6 +111,7 @@ def damaged(directory, target, change):
     [
         (lambda t: t.pop("model.norm.weight"), r"missing: model\.norm\.weight"),
         (lambda t: t.update(extra=np.zeros(2, np.float32)), "not of this architecture: extra"),
+        (lambda t: t.update({f"model.layers.{'7' * 5000}.x": np.zeros(2, np.float32)}), "tensors of 4 layers"),
         (lambda t: t.update({"model.norm.weight": np.zeros(33, np.float32)}), r"model\.norm\.weight.*\[33\].*\[32\]"),
         (lambda t: t.update({"model.norm.weight": np.zeros(32, np.int32)}), r"model\.norm\.weight.*int32"),
     ],

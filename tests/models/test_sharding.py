@@ -1,4 +1,4 @@
-"""Eight simulated devices compute what one does, and parameters are born on their shards."""
+"""Eight simulated devices compute what one does, each with its part of the parameters."""
 
 import dataclasses
 import types
@@ -14,12 +14,12 @@ from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.sharding import (
     batch_divisor,
     batch_sharding,
-    init_sharded,
     make_mesh,
     parameter_shardings,
     partition_specs,
     platform_of,
 )
+from tests.tiny import tiny_params
 
 CONFIG = Qwen3Config(
     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -32,7 +32,8 @@ MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_inte
 def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
     mesh = make_mesh(*sizes)
     model = Qwen3(config)
-    sharded = init_sharded(model, jax.random.key(0), mesh)
+    params = tiny_params(config)
+    sharded = jax.device_put(params, parameter_shardings(params, mesh))
     kernel = sharded["layers"]["attention"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     local = jax.device_put(jax.device_get(sharded), jax.devices()[0])

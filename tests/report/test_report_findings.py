@@ -10,7 +10,7 @@ from jaxgeom.diagnostics.statistics import STATISTICS
 from jaxgeom.report import findings, print_table, study_findings, trajectory_findings
 from jaxgeom.report.formatting import format_number, format_value
 from jaxgeom.report.published import references
-from jaxgeom.report.reading import cell, interval, method_cell
+from jaxgeom.report.reading import by_layer, cell, interval, method_cell
 
 
 @pytest.mark.parametrize(
@@ -205,3 +205,9 @@ def test_methods_side_by_side_are_told_by_the_curves_they_share():
     told = " ".join(study_findings(report))
     assert told.count("from 4.00 to 8.00") == len(report["methods"])
     assert "OPD widens (published: stays in a band; n = 3 of 7 matrices)" in told
+
+
+def test_numbers_that_no_float_holds_and_layers_that_are_none_are_passed_over():
+    layers = {"0": {"norm": 1.0}, "²": {"norm": 2.0}, "--3": {}, "9" * 5000: {}, "-1": {"norm": 10**400}}
+    order, cells = by_layer({"layer": layers}, "norm")
+    assert order == [-1, 0] and [one.value for one in cells] == [None, 1.0]

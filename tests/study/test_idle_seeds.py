@@ -130,6 +130,11 @@ def _steps(count=2, **row):
             {"loss": 0.0, "grad_norm": 0.0, "update_norm": 0.1, "reward": 0.0, "informative_groups": 0.0},
             ("weight decay alone moved the weights", "no answer was ever right"),
         ),
+        (
+            RLVRSettings(**COMMON, dynamic_filter=False, kl_coefficient=0.1),
+            {"loss": 1e-9, "grad_norm": 1e-6, "update_norm": 0.1, "reward": 1.0, "informative_groups": 0.0},
+            ("the KL to the start and weight decay alone moved the weights", "harder prompts"),
+        ),
         (OPDSettings(**COMMON), STILL | {"gap": 0.0}, ("another --teacher",)),
         (SFTSettings(**COMMON), STILL | {"grad_norm": 2.0}, ("learning rate of 0",)),
         (SFTSettings(**COMMON), STILL, ("gradient was exactly zero",)),
@@ -142,6 +147,15 @@ def test_a_run_that_learned_nothing_says_what_happened_how_long_and_what_to_chan
     stream = io.StringIO()
     _say_if_nothing_was_learned(settings, _steps(**row), Reporter(Console(file=stream, width=500)))
     assert f": NOTHING WAS LEARNED: {why}\n" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("groups", "penalty"), [([0.0, 0.25], -1.0), ([0.0, 0.0], -0.5)])
+def test_beside_a_kl_other_rewards_in_one_group_and_another_penalty_teach(groups, penalty):
+    settings = RLVRSettings(
+        **COMMON, dynamic_filter=False, kl_coefficient=0.1, overlong="penalty", overlong_buffer=2, max_new_tokens=8
+    )
+    row = {"loss": 0.1, "grad_norm": 1e-6, "update_norm": 0.1, "reward": 0.0, "overlong_penalty": penalty}
+    assert learned_nothing([row | {"informative_groups": share} for share in groups], settings) is None
 
 
 def test_a_run_with_one_step_that_learned_did_learn():

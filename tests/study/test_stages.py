@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from jaxgeom.checkpoints.checksums import write_checksums
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.progress import Reporter
 from jaxgeom.study import load_experiment
 from jaxgeom.study.identity import study_config, study_differences
 from jaxgeom.study.marks import is_marked, mark
+from jaxgeom.study.plan import Clock
+from jaxgeom.study.results import read_result
+from jaxgeom.training import SFTSettings
 from jaxgeom.training.run_directory import claim_directory
 from tests.study.conftest import EXPERIMENT
 from tests.tiny import write_tiny_model
@@ -85,6 +90,40 @@ def test_a_study_is_emptied_whole_and_only_of_its_own(experiment, tmp_path):
     assert (out / "stages.json").exists()
     claim_directory(out, "study", lambda _: ["other"], force=True).carry_out(config, lambda _: None)
     assert [path.name for path in out.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("kind", ["study", "recipe"])
+def test_one_whose_configuration_is_damaged_is_called_so(tmp_path, kind):
+    """By a checkpoint's own list it is known for what it was, and may be begun anew."""
+    step = tmp_path / ("runs/opd/seed0" if kind == "study" else "ours/seed0") / "checkpoints" / "2"
+    (step / "key").mkdir(parents=True)
+    (step / "key" / "metadata").write_text('{"step": 2}')
+    write_checksums(step)
+    (tmp_path / "config.json").write_text('{"schema": 1, "ki')
+    with pytest.raises(UserError, match=rf"config\.json: damaged: not JSON.*--force deletes the {kind}"):
+        claim_directory(tmp_path, kind, lambda _: [])
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="mine.txt"):
+        claim_directory(tmp_path, kind, lambda _: [], force=True)
+    (tmp_path / "mine.txt").unlink()
+    claim_directory(tmp_path, kind, lambda _: [], force=True).carry_out({"new": 1}, lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_run_whose_log_was_removed_has_no_result(tmp_path):
+    """Of a log that was begun anew the first accuracy is not that of the start."""
+    settings = SFTSettings(steps=4, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3))
+    for rows in (None, [], [{"step": 4, "accuracy": 0.5}], [{"step": 0, "accuracy": 0.5}]):
+        if rows is not None:
+            (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(UserError, match=r"metrics\.jsonl: the accuracy at step 0 or 4 is not there"):
+            read_result(tmp_path, tmp_path, settings, 1)
+
+
+def test_times_of_stages_that_cannot_be_read_are_none(tmp_path):
+    for text in ("[" * 5000, "[]", '{"a": null}', "\xff"):
+        (tmp_path / "stages.json").write_text(text)
+        assert Clock(tmp_path / "stages.json", Reporter(quiet=True)).rows() == []
 
 
 # In a process of its own: where annotations are checked, as in these tests, a wrong type is refused before our words.

@@ -27,6 +27,11 @@ from tests.tiny import write_tiny_model
         (('name="tiny",', 'name="tiny", seeds=(-1,),'), "seeds=(-1,)"),
         (("models = Path", "raise KeyboardInterrupt\nmodels = Path"), "KeyboardInterrupt"),
         (("models = Path", "raise SystemExit(0)\nmodels = Path"), "SystemExit"),
+        (
+            ("import os", "import os\nclass Odd(Exception):\n    __str__ = None\nraise Odd"),
+            "Odd: (its words cannot be had",
+        ),
+        (("import os", "import os\0"), "experiment.py: SyntaxError"),
     ],
 )
 def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(jaxgeom, models, tmp_path, change, words):
@@ -39,6 +44,13 @@ def test_a_bad_experiment_file_is_one_line_and_leaves_no_trace(jaxgeom, models, 
     assert result.status == 2
     assert result.err.count("\n") == 1 and words in result.err, result.err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("seeds", [0, 10**9, 10**30])
+def test_seeds_that_nobody_can_want_are_refused(jaxgeom, models, tmp_path, seeds):
+    said = jaxgeom("study", EXPERIMENT, "--out", tmp_path / "out", "--seeds", seeds)
+    assert said.status == 2 and said.err.count("\n") == 1 and f"seeds: {seeds} asked for; between 1 and" in said.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_field_that_there_is_not_is_named(models, tmp_path):

@@ -36,6 +36,49 @@ def test_a_bit_in_any_file_of_the_newest_checkpoint_is_found(run):
     assert find_resume(run).step == 4
 
 
+def test_the_list_of_checksums_has_one_of_its_own(run):
+    """A bit of the list itself: of the place of a log, of an end, of the model, of the digest."""
+    path, whole = run / "checkpoints" / "4" / "checksums.json", find_resume(run)
+    held = path.read_bytes()
+    for place in range(0, len(held), 19):
+        runs.flip(path, place)
+        found = find_resume(run, contents=False)
+        assert found.step == 2 and "checksums.json is damaged" in found.faults[0], held[place - 20 : place + 20]
+        path.write_bytes(held)
+    first = {name: value for name, value in json.loads(held).items() if name != "sha256"} | {"schema": 1}
+    path.write_text(json.dumps(first))  # as it was written before it had one
+    assert find_resume(run) == whole
+
+
+def test_whole_checkpoints_with_a_damaged_log_are_not_called_damaged(jaxgeom, inputs, run):
+    """The log goes; the checkpoints need not."""
+    (run / "metrics.jsonl").write_bytes(b"nonsense\n")
+    held = runs.files(run)
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert said.status == 2 and "metrics.jsonl is not what was written (line 1): put it back, or remove it" in said.err
+    assert "no checkpoint is whole" not in said.err and runs.files(run) == held
+    (run / "metrics.jsonl").unlink()
+    assert jaxgeom(*runs.arguments(inputs, run, steps=5)).status == 0
+    assert runs.steps(run) == [0, 2, 4, 5]
+
+
+def test_a_finished_run_without_its_last_checkpoint_says_so(jaxgeom, inputs, finished, run):
+    shutil.rmtree(run / "checkpoints" / "4")
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert said.status == 0 and "it was finished, and checkpoints/4 is gone" in said.out + said.err
+    assert "goes on from step 2" in said.out and runs.logged(run) == runs.logged(finished)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tokenizer", "rows"])
+def test_a_file_in_place_of_a_folder_is_named_before_anything_is_done(jaxgeom, inputs, run, name):
+    shutil.rmtree(run / name)
+    (run / name).write_text("mine")
+    held = runs.files(run)
+    said = jaxgeom(*runs.arguments(inputs, run, steps=6))
+    assert said.status == 2 and f"{run / name}: is no directory" in said.err, said.err
+    assert runs.files(run) == held
+
+
 @pytest.mark.parametrize("kind", ["truncated", "removed", "item", "checksums", "empty", "file", "all"])
 def test_what_is_missing_is_found(run, kind):
     folder = run / "checkpoints" / "4"
@@ -123,7 +166,8 @@ def test_weights_are_not_read_into_another_architecture(jaxgeom, inputs, run, tm
     path = run / "checkpoints/4/checksums.json"
     listing = json.loads(path.read_text())
     assert listing.pop("model") == json.loads((run / "config.json").read_text())["model"]
-    path.write_text(json.dumps(listing))
+    del listing["sha256"]
+    path.write_text(json.dumps(listing | {"schema": 1}))
     assert open_checkpoint(f"{run}@4").config is not None
 
 

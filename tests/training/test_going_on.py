@@ -11,9 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxgeom.errors import UserError
+from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training.identity import contents_of, differences, model_content
 from jaxgeom.training.logs import JsonLines, read_json_lines
-from jaxgeom.training.settings import RunInputs
+from jaxgeom.training.rows import read_run_rows
+from jaxgeom.training.settings import RunInputs, SFTSettings
 from tests.tiny import write_tiny_model
 from tests.training import runs
 
@@ -147,5 +149,14 @@ def test_an_adapter_is_its_base_too(inputs, tmp_path):
     assert contents_of(dataclasses.replace(read, base=moved)) == held
     os.utime(bases[0] / "model.safetensors", (1, 1))
     assert contents_of(read) == held
+    (bases[0] / "additional_chat_templates").mkdir()
+    (bases[0] / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    assert contents_of(read)["tokenizer"] != held["tokenizer"]
     shutil.copyfile(bases[1] / "model.safetensors", bases[0] / "model.safetensors")
     assert contents_of(read)["model"] != held["model"]
+    # What ends an answer is declared beside the base too, where the adapter brings its own tokenizer.
+    (bases[0] / "generation_config.json").write_text('{"eos_token_id": [7]}')
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(bases[0] / name, adapter / name)
+    settings = SFTSettings(steps=1, batch_size=1, optimizer=AdamWSettings(learning_rate=1e-3))
+    assert 7 in read_run_rows(settings, read).stops

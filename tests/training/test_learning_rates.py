@@ -8,8 +8,9 @@ import pytest
 
 from jaxgeom.commands.trajectory import rates_of
 from jaxgeom.errors import UserError
-from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.training import run_learning_rates
+from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
+from jaxgeom.training import SFTSettings, run_learning_rates
+from jaxgeom.training.logs import Log
 
 COSINE = AdamWSettings(learning_rate=1e-3, schedule="cosine", learning_rate_end=1e-4, warmup_fraction=0.25)
 
@@ -41,6 +42,23 @@ def test_without_a_whole_log_the_schedule_is_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="tells no learning rate"):
         run_learning_rates(tmp_path / "empty")
+
+
+def test_a_log_holds_the_rates_of_no_more_steps_than_it_writes(tmp_path):
+    """A run of a thousand million steps begins as any other; the rates are those of the schedule."""
+    most = 2**30
+    for steps in (most, 6000):
+        settings = SFTSettings(steps=steps, batch_size=1, optimizer=COSINE)
+        schedule = learning_rate_schedule(COSINE, steps)
+        with Log(settings, tmp_path, None, {}) as log:
+            for step in (1, 4096, 4097, 1500, 6000):
+                assert log._rate(step) == pytest.approx(float(schedule(step - 1)), rel=1e-6)
+            assert len(log._rates[1]) < 10_000
+
+
+def test_a_rate_that_is_no_number_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"metrics.jsonl: step 1: learning_rate=None is no number"):
+        run_learning_rates(_run(tmp_path / "run", [{"step": 1, "learning_rate": None}]))
 
 
 def test_which_rates_a_trajectory_takes(tmp_path):

@@ -155,5 +155,5 @@ def test_a_run_whose_answers_are_all_truncated_says_so():
     idle = [row | {"skipped": 1.0} for row in rows[:2]]
     assert "every answer was cut, and overlong=mask" in (learned_nothing(idle, masked) or "")
     cut, skipped = closing_remarks(rows, settings)
-    assert "in all 2 steps" in cut and "8 tokens" in cut and "1 of 4 steps had nothing" in skipped
+    assert "in all 2 rollouts" in cut and "8 tokens" in cut and "1 of 4 steps had nothing" in skipped
     assert closing_remarks([{"step": 1, "truncated": 0.5, "loss": 0.1}], settings) == []

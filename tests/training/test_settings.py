@@ -1,5 +1,7 @@
 """Settings are checked when they are made, and the message names field and value."""
 
+import math
+
 import pytest
 
 from jaxgeom.errors import UserError
@@ -20,6 +22,12 @@ GOOD = dict(steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3))
         (RLVRSettings, {"samples_per_prompt": 1}, "samples_per_prompt=1"),
         (RLVRSettings, {"samples_per_prompt": 7}, "samples_per_prompt=7"),
         (RLVRSettings, {"temperature": 0.0}, "temperature=0.0"),
+        (RLVRSettings, {"temperature": float("inf")}, "temperature=inf"),
+        (OPDSettings, {"temperature": 1e39}, "temperature=1e"),
+        (SFTSettings, {"eval_temperature": 1e-320}, "eval_temperature=1e-320"),
+        (RLVRSettings, {"kl_coefficient": float("inf")}, "kl_coefficient=inf"),
+        (SFTSettings, {"steps": 2**30 + 1}, "steps=1073741825: must be between 1 and 1073741824"),
+        (SFTSettings, {"batch_size": 10**9}, "batch_size=1000000000"),
         (OPDSettings, {"alpha": 1.5}, "alpha=1.5"),
         (OPDSettings, {"keep_tokens": 0.0}, "keep_tokens=0.0"),
     ],
@@ -28,6 +36,23 @@ def test_a_bad_value_is_named(kind, change, words):
     kind(**GOOD)
     with pytest.raises(UserError, match=words):
         kind(**(GOOD | change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"eps": eps} for eps in (0.0, 1e-50, -1e-8, math.nan, math.inf)),
+        *({name: 0.99999999} for name in ("b1", "b2")),
+        *({name: 1e39} for name in ("learning_rate", "weight_decay", "eps")),
+        {"clip_norm": 1e-60},
+    ],
+)
+def test_what_the_optimizer_cannot_count_with_is_refused(change):
+    """In float32 these are 0, 1 or infinite: an entry without a gradient would become 0/0."""
+    good = {"learning_rate": 1e-3, "eps": 2.0**-126, "b2": 0.9999999, "clip_norm": math.inf}
+    AdamWSettings(**good)
+    with pytest.raises(UserError, match=f"{next(iter(change))}="):
+        AdamWSettings(**(good | change))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (1, -2, 1)])

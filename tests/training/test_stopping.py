@@ -205,9 +205,21 @@ def test_a_lock_of_another_host_holds_as_long_as_it_gives_signs(tmp_path):
     with lock.locked(tmp_path):
         pass
     assert not path.exists()
-    path.write_bytes(b"\xff\x00")  # a damaged lock that nobody holds
-    with lock.locked(tmp_path):
+    for damaged in (b"\xff\x00", bytes(60), b'{"host": "els', b"{}"):  # a lock that nobody holds
+        path.write_bytes(damaged)
+        with lock.locked(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["text", "link"])
+def test_what_is_only_called_like_a_lock_is_left_alone(tmp_path, kind):
+    mine = tmp_path / ("elsewhere" if kind == "link" else ".lock")
+    mine.write_text("mine")
+    if kind == "link":
+        (tmp_path / ".lock").symlink_to(mine)
+    with pytest.raises(UserError, match="no lock of jaxgeom's|cannot be written to"), lock.locked(tmp_path):
         pass
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize("where", ["packages", "rows", "claimed"])

@@ -91,6 +91,12 @@ def test_tokens_that_both_can_emit_are_the_same_or_the_first_id_is_named(models,
     other = changed_tokenizer(models, tmp_path / "swapped", swapped)
     with pytest.raises(UserError, match=rf"teacher: another tokenizer than the model's: id {place} is '[ab]', .*2 ids"):
         shared_vocabulary(tokenizer, 112, other, 112, "teacher")
+    (tmp_path / "old").mkdir()  # in the files that tokenizers had before tokenizer.json
+    (tmp_path / "old" / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "<|endoftext|>": 2}))
+    (tmp_path / "old" / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "old" / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    with pytest.raises(UserError, match="teacher: another tokenizer than the model's: id 0 is 'a'"):
+        shared_vocabulary(tokenizer, 112, tmp_path / "old", 112, "teacher")
     more = changed_tokenizer(models, tmp_path / "more", lambda vocabulary: vocabulary.update({"€": 103}))
     with pytest.raises(UserError, match="id 103 is '€', the model's is no token"):
         shared_vocabulary(tokenizer, 112, more, 112, "teacher")

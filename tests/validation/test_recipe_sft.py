@@ -10,6 +10,7 @@ from jaxgeom.data import ArithmeticTask
 from jaxgeom.data.arithmetic import demonstrations
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.optimizers import AdamWSettings, adamw, learning_rate_schedule
+from jaxgeom.validation.recipe import _differences
 from jaxgeom.validation.recipe_sft import SeedResult, compare_sft
 from jaxgeom.validation.torch_recipe import _rate
 from tests.tiny import write_tiny_model
@@ -71,6 +72,8 @@ def test_another_recipe_is_not_written_over(inputs, finished, jaxgeom):
     said = jaxgeom(*recipe(inputs, out, "--lr", 1e-4))
     assert said.status == 2 and "learning_rate: 0.001 there, 0.0001 asked for" in said.err
     assert said.err.count("\n") == 1 and (out / "recipe.json").read_bytes() == before
+    for damaged in ({}, {"settings": [], "inputs": {}, "contents": {}}, {"settings": {}, "inputs": None}):
+        assert _differences(damaged, {"settings": {}, "inputs": {}, "contents": {}}) == ["its config.json is damaged"]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ class Part:
 
 def layer_of(name: str) -> int | None:
     """Index of the layer that a parameter name contains."""
-    found = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.", name)
+    found = re.search(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,9})\.", name)
     return int(found.group(1)) if found else None
 
 

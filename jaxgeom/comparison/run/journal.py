@@ -31,10 +31,6 @@ class Journal:
         contents: computes the digests of the inputs. Called only where a finished comparison has the same settings:
             with other digests it is of other checkpoints, or of files that have changed, and is not written over.
         final: the file that a finished comparison leaves.
-        described: names of the inputs, and settings. A finished comparison in the folder whose `final` has other
-            settings is another one, and is not written over.
-        contents: computes the digests of the inputs. Called only where a finished comparison has the same settings:
-            with other digests it is of other checkpoints, or of files that have changed, and is not written over.
         force: takes over a folder that holds another comparison.
         process: (index, number) where several processes share the folder: each appends to a file of its own and reads
             those of all, also of a run with another number of processes.

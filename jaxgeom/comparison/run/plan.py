@@ -129,5 +129,7 @@ def admitted(parts: Sequence[Part], settings: CompareSettings) -> list[Part]:
 def _order(part: Part) -> tuple[int, int, int, list[tuple[int, str]]]:
     place = 3 if part.tower else 1 if part.layer is not None else 0 if part.group == "embedding" else 2
     module = MODULES.index(part.module) if part.module in MODULES else len(MODULES)
-    words = [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", part.name)]
+    words = [
+        (int(word), "") if word.isdecimal() and len(word) < 19 else (-1, word) for word in re.split(r"(\d+)", part.name)
+    ]
     return place, part.layer or 0, module, words
