@@ -12,6 +12,7 @@ from jaxgeom.training.identity import contents_of
 from jaxgeom.training.mesh_fit import require_batch_divides, run_mesh
 from jaxgeom.training.rows import read_run_rows
 from jaxgeom.training.run_directory import claim_directory
+from jaxgeom.training.settings import OnPolicySettings
 from jaxgeom.validation import torch_side
 from jaxgeom.validation.checks import Check
 from jaxgeom.validation.recipe_exact import first_answers
@@ -71,6 +72,7 @@ def validate_recipe(
             checks = compare_sft(results)
             write_recipe(out, partial(draw_sft, results), seeds=results, checks=checks, **written)
         return checks
+    assert isinstance(first, OnPolicySettings)
     teacher = None if settings.teacher is None else torch_side.load_torch(settings.teacher, "float32")
     inputs = sampled_inputs(model, settings, reporter)
     reporter.say("the first answers")

@@ -167,7 +167,8 @@ def geometry(start: dict[str, np.ndarray], end: dict[str, np.ndarray]) -> dict[s
     stacks = [{" ".join(kind): np.stack([side[one] for one in held]) for kind, held in kinds.items()}
               for side in (start, end)]  # fmt: skip
     specs = {kind: MatrixSpec((1,), (2,), (0,)) for kind in stacks[0]}
-    means = summarize(measure(*stacks, specs, statistics=list(_GEOMETRY)), specs)
+    before, after = stacks
+    means = summarize(measure(before, after, specs, statistics=list(_GEOMETRY)), specs)
     return {name: float(means[name]) for name in _GEOMETRY}
 
 
