@@ -144,9 +144,13 @@ class OnPolicy(Objective):
             batches += [] if batch is None else [batch]
             found.append(metrics)
             tokens.append(float(part.answers.response.sum()))
+        metrics = rollout.metrics | self.of_answers(rollout) | _joined(found, tokens)
+        return Prepared(batches, metrics, rollout.answers)
+
+    def of_answers(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the answers of a whole rollout, each counting once however long it is."""
         length = float(rollout.answers.response.sum(axis=1).mean())
-        of_answers = {"response_length": length, "truncated": float(rollout.truncated.mean())}
-        return Prepared(batches, rollout.metrics | of_answers | _joined(found, tokens), rollout.answers)
+        return {"response_length": length, "truncated": float(rollout.truncated.mean())}
 
     @abc.abstractmethod
     def learned_from(
