@@ -17,7 +17,7 @@ from ._sequential import svd, svd_values
 from .angles import angles_from_bases
 from .entry_counts import EntryCounts, entry_counts, magnitude_histogram
 from .entry_statistics import OVERLAPS, MaskCounts, overlap_statistics
-from .masks import low_magnitude_mask
+from .masks import low_magnitude_mask, mask_of_reconstruction
 from .moments import moments_of_draws, triple
 from .null_rotation import (
     RotationDraws,
@@ -151,9 +151,7 @@ class MatrixPair:
         rank = min(self.options["mask_rank"], *self.shape)
         if rank == min(self.shape):
             return largest_mask(self.a, self._share)
-        top = self.initial
-        low_rank = matmul(top.left[:, :rank] * top.values[:rank], transpose(top.right[:, :rank]))
-        return largest_mask(jnp.where(self._ends(rank), self.a, low_rank), self._share)
+        return mask_of_reconstruction(self.a, *self.initial, rank=rank, fraction=self._share)
 
 
 def update(pair: MatrixPair) -> Numbers:
