@@ -11,6 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from jaxgeom.checkpoints.runs import split_step
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import TEMPORARY
 
@@ -198,8 +199,8 @@ def refuse_inputs(directory: pathlib.Path, inputs: Iterable[str | os.PathLike[st
 def _places(given: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Where an input lies, links followed: of a directory also where its files are."""
     path = pathlib.Path(given)
-    if not path.exists() and "@" in path.name:
-        path = pathlib.Path(os.fspath(given).rpartition("@")[0])
+    if not path.exists():
+        path = pathlib.Path(split_step(os.fspath(given))[0])
     yield path.resolve()
     if path.is_dir():
         for entry in path.iterdir():

@@ -4,6 +4,7 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+from jaxgeom.checkpoints.runs import split_step
 from jaxgeom.errors import UserError, listed
 from jaxgeom.owned_files import KINDS, contents_of
 
@@ -27,7 +28,7 @@ def check_folder(folder: pathlib.Path, inputs: Iterable[str]) -> None:
     if not folder.is_dir():
         return
     for name in inputs:
-        for path in (pathlib.Path(name), pathlib.Path(name.rpartition("@")[0] or name)):
+        for path in (pathlib.Path(name), pathlib.Path(split_step(name)[0])):
             if path.is_dir() and path.resolve() == folder.resolve():
                 raise UserError(f"{folder}: is {name}, which is measured; choose another --out")
     kind = _json(folder / "config.json").get("kind")
