@@ -11,7 +11,6 @@ from jaxgeom.field_types import check_types
 from jaxgeom.study.marks import is_marked, key_of, mark
 from jaxgeom.training.settings import to_json
 
-
 _MOST_ROWS = 2**22  # some gigabytes of them in memory
 
 
