@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from jaxgeom.data.chat import pad_token, stop_tokens
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.models import Qwen3
-from jaxgeom.rewards import Judge, Rewards
+from jaxgeom.rewards import Judge, Judged, Rewards
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training.settings import OnPolicySettings
 
@@ -93,11 +93,18 @@ def sample_answers(
     if before is not None:
         unjudged = np.full(len(texts), np.nan, np.float32)
         before(Answers(tokens, valid, response, log_probs, unjudged, texts, list(prompts)))
+    total, parts, right = judge_answers(tokenizer, prompts, texts, rewards)
+    return Answers(tokens, valid, response, log_probs, total, texts, list(prompts), parts, right)
+
+
+def judge_answers(
+    tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Rewards | Judge | None = None
+) -> Judged:
+    """What decoded answers are worth, one to each prompt; `Rewards.of(rewards)` judges where it is not `Rewards`."""
     # A template may open the thought in the prompt; a response without its end is all thought then.
     judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
     judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
-    total, parts, right = judge(judged, [prompt.ground_truth for prompt in prompts], [p.given for p in prompts])
-    return Answers(tokens, valid, response, log_probs, total, texts, list(prompts), parts, right)
+    return judge(judged, [prompt.ground_truth for prompt in prompts], [p.given for p in prompts])
 
 
 def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor) -> SamplingSettings:
