@@ -143,6 +143,21 @@ def bears_mark(path: pathlib.Path) -> bool:
     return not head or mark in head
 
 
+def is_text_of_others(path: pathlib.Path) -> bool:
+    """Whether a file under one of our names is a text and no JSON object: damage leaves zeros, or no text at all.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+    try:
+        text = head.decode().strip("\0")
+    except UnicodeDecodeError:
+        return False
+    return bool(text) and not text.startswith("{")
+
+
 def empty(
     directory: pathlib.Path,
     what: str,
