@@ -144,18 +144,23 @@ def bears_mark(path: pathlib.Path) -> bool:
 
 
 def is_text_of_others(path: pathlib.Path) -> bool:
-    """Whether a file under one of our names is a text and no JSON object: damage leaves zeros, or no text at all.
+    """Whether a file under one of our names is a text no line of which is a JSON object.
+
+    Damage spoils some of our lines, or leaves zeros, or no text at all.
 
     Raises:
         OSError: it cannot be read.
     """
+    is_text = False
     with path.open("rb") as file:
-        head = file.read(4096)
-    try:
-        text = head.decode().strip("\0")
-    except UnicodeDecodeError:
-        return False
-    return bool(text) and not text.startswith("{")
+        for line in file:
+            if line.startswith(b"{"):
+                return False
+            try:
+                is_text = is_text or bool(line.decode().strip("\0").strip())
+            except UnicodeDecodeError:
+                return False
+    return is_text
 
 
 def empty(
