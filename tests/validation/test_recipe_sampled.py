@@ -74,19 +74,16 @@ def test_a_recipe_by_the_command(finished):
 
 
 @pytest.mark.slow
-def test_a_student_nears_its_teacher_on_both_sides(tmp_path, jaxgeom):
+def test_the_first_answers_of_the_embedded_models_agree(tmp_path, jaxgeom):
     data, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     write_jsonl(data, prompts(ArithmeticTask(), 200, seed=0))
     base, teacher = embedded_model("base"), embedded_model("teacher")
-    sizes = ("--steps", 8, "--batch-size", 32, "--max-new-tokens", 16, "--eval-limit", 32, "--lr", 5e-4)
+    sizes = ("--steps", 2, "--batch-size", 32, "--max-new-tokens", 16, "--eval-limit", 32, "--lr", 5e-4, "--seeds", 2)
     said = jaxgeom(*("validate", base, "--recipe", "opd", "--teacher", teacher, "--data", data, "--out", out, *sizes))
     held = json.loads((out / "recipe.json").read_text())
     assert said.status == (0 if held["holds"] else 1)
-    assert all(check["holds"] for check in held["checks"] if check["name"].startswith("first answers"))
-    for one in held["seeds"]:
-        for side in ("ours", "torch"):
-            gaps = [row["gap"] for row in one[side]["steps"]]
-            assert gaps[-1] < 0.8 * gaps[0]
+    first = [check for check in held["checks"] if check["name"].startswith("first answers")]
+    assert first and all(check["holds"] for check in first)
 
 
 @pytest.fixture(scope="module")
