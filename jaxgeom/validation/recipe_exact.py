@@ -162,13 +162,12 @@ def compare_first(
         (moved, ours.moved, ours.rewards, ours.noise),
     ):
         one, other = (_theirs(ours, given, noise, reference, teacher, turned) for turned in (False, True))
-        errors, nulls = _errors(mine, one), _errors(other, one)
+        (errors, worst), (nulls, _) = _errors(mine, one), _errors(other, one)
         if noise is None:
             scale = _magnitude(one.advantages)
             errors["loss"] = abs(logged["loss"] - one.loss) / scale
             errors["grad_norm"] = relative(logged["grad_norm"], norm(one.gradients))
             nulls["grad_norm"] = relative(norm(other.gradients), norm(one.gradients))
-        worst = worst_tensor(mine.gradients, one.gradients, floor=1e-6 * max(norm(one.gradients), 1e-30))[1]
         for key, label in _LABELS.items():
             is_repeated = noise is not None and (key == "log_probs" or (key == "advantages" and not is_graded))
             if is_repeated or key not in errors:
@@ -214,14 +213,17 @@ def _theirs(
     return Step(log_probs, credit, float(loss.detach()), torch_side.torch_gradients(reference, ours.names))
 
 
-def _errors(ours: Step, theirs: Step) -> dict[str, float]:
+def _errors(ours: Step, theirs: Step) -> tuple[dict[str, float], str]:
+    """The errors by their names in `_LABELS`, and the tensor whose gradient differs most."""
     floor = 1e-6 * max(norm(theirs.gradients), 1e-30)
-    return {
+    gradients, worst = worst_tensor(ours.gradients, theirs.gradients, floor)
+    errors = {
         "log_probs": _largest(ours.log_probs, theirs.log_probs),
         "advantages": _largest(ours.advantages, theirs.advantages),
         "loss": abs(ours.loss - theirs.loss) / _magnitude(theirs.advantages),
-        "gradients": worst_tensor(ours.gradients, theirs.gradients, floor)[0],
+        "gradients": gradients,
     }
+    return errors, worst
 
 
 def _by_answer(values: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
