@@ -16,7 +16,7 @@ V are the 16 leading right directions of the run's own update at step 32. All fo
 seed s from the early run of seed s. Confined runs leave embeddings and norms as they are.
 
 The rate is 2.5e-6 where the quickstart has 5e-5: there everything is learned in 8 of 80 steps, here accuracy rises over
-80 steps. At this size 16 directions are 6 to 12 % of a matrix's 128 to 256 columns, where the paper has 0.4 % (16 of
+80 steps. At this size 16 directions are 6 to 13 % of a matrix's 128 to 256 columns, where the paper has 0.4 % (16 of
 4,096); `coordinates` and `random` are therefore repeated with 4 and with 1, for OPD and SFT and one seed. In
 `coordinates` AdamW moves K numbers a row by the rate each in place of all, so at the same rate the update is smaller by
 √(K/columns).

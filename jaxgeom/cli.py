@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jaxgeom.commands.parsing import parse
 from jaxgeom.errors import UserError
+from jaxgeom.files import full_disk, is_full
 from jaxgeom.interruption import end_soon, goes_on, stoppable
 
 # Command → (module of its function, one line of help). The modules are imported when asked for: they are slow to load.
@@ -56,8 +57,12 @@ def _status(arguments: list[str], *, own_process: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what Python still writes when it ends may go
         return 0
     except OSError as error:
-        # A full disk, a missing permission: the system's own words and the file are all there is to say.
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        # A missing permission and the like: the system's own words and the file are all there is to say. Of a copy the
+        # second file is the one that is written.
+        place = error.filename2 or error.filename
+        if is_full(error):
+            return _fail(str(full_disk(place or _out(arguments) or "output")))
+        return _fail(f"{place or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt as stop:
         said = str(stop) or "stopped; the same command goes on from what is kept"
         status = _fail(said, status=getattr(stop, "status", 130))
@@ -65,6 +70,8 @@ def _status(arguments: list[str], *, own_process: bool) -> int:
             end_soon(status)
         return status
     except Exception as error:  # the last resort: whatever else goes wrong is a fault of this program's
+        if is_full(error):  # as a library says it
+            return _fail(str(full_disk(_out(arguments) or "output")))
         return _fail(_fault(error, arguments), status=1)
 
 
@@ -99,10 +106,9 @@ def _run(arguments: list[str]) -> int:
 def _out(arguments: Sequence[str]) -> str | None:
     """The directory that a command writes to, before anything has read its arguments."""
     for place, word in enumerate(arguments):
-        if word == "--out" and place + 1 < len(arguments):
-            return arguments[place + 1]
-        if word.startswith("--out="):
-            return word.removeprefix("--out=")
+        name, _, value = word.partition("=")
+        if name in ("--out", "--to"):  # the second is what `export` writes
+            return value or next(iter(arguments[place + 1 :]), None)
     return None
 
 

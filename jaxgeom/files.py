@@ -14,7 +14,7 @@ TEMPORARY = r"\.{name}\.\w{{8}}"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _POINTER = b"version https://git-lfs.github.com/"
-_FULL_WORDS = ("no space left", "disk quota exceeded", "file too large", "resource_exhausted")
+_FULL_WORDS = ("no space left", "disk quota exceeded", "file too large")
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -72,10 +72,15 @@ def is_full(error: BaseException) -> bool:
     return False
 
 
+def full_disk(where: str | os.PathLike[str]) -> UserError:
+    """What is said of a full disk."""
+    return UserError(f"{where}: the disk is full; what was finished before is kept, run the same command again")
+
+
 def as_user_error(error: OSError, where: str | os.PathLike[str]) -> UserError:
     """A clear line for a folder that cannot be written to, or for the file in it that is in the way."""
     if is_full(error):
-        return UserError(f"{where}: the disk is full; what was finished before is kept, run the same command again")
+        return full_disk(where)
     path = error.filename2 or error.filename
     inside = isinstance(path, str) and pathlib.Path(where).absolute() in pathlib.Path(path).absolute().parents
     return UserError(f"{path if inside else where}: cannot be written to: {error.strerror or error}")

@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
+from jaxgeom.owned_files import is_text_of_others
 
 NAME = ".lock"
 SILENCE = 180.0
@@ -42,6 +43,7 @@ def locked(directory: pathlib.Path, say: Callable[[str], None] | None = None) ->
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = _take(path, say)
     except OSError as error:
+        _remove_empty(made)
         raise as_user_error(error, directory) from error
     ended = threading.Event()
     threading.Thread(target=_signs_of_life, args=(descriptor, ended), daemon=True).start()
@@ -53,9 +55,14 @@ def locked(directory: pathlib.Path, say: Callable[[str], None] | None = None) ->
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 path.unlink()
         os.close(descriptor)
-        with contextlib.suppress(OSError):  # folders that are not empty stay
-            for folder in made:
-                folder.rmdir()
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[pathlib.Path]) -> None:
+    """Takes away new folders that stayed empty, from the innermost out."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def refuse_if_held(directory: pathlib.Path) -> None:
@@ -87,7 +94,7 @@ def _take(path: pathlib.Path, say: Callable[[str], None] | None) -> int:
                     os.close(descriptor)
                     continue
                 held = _read(descriptor)
-                if not held and _is_of_others(descriptor):
+                if not held and is_text_of_others(path):
                     raise UserError(f"{path}: is no lock of jaxgeom's; move it away, or choose another directory")
                 if held.get("host") not in (None, socket.gethostname()) and _age(path) < SILENCE:
                     raise _refusal(path, held)
@@ -95,7 +102,11 @@ def _take(path: pathlib.Path, say: Callable[[str], None] | None) -> int:
                     say(f"{path.parent}: the process {_who(held)} that held it is gone; going on")
                 me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(me).encode(), 0)
+                try:
+                    os.pwrite(descriptor, json.dumps(me).encode(), 0)
+                except OSError:  # a full disk
+                    path.unlink(missing_ok=True)
+                    raise
                 return descriptor
             raise _refusal(path, _read(descriptor))
         except BaseException:
@@ -118,15 +129,6 @@ def _read(descriptor: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return held if isinstance(held, dict) and {"host", "pid"} <= held.keys() else {}
-
-
-def _is_of_others(descriptor: int) -> bool:
-    """Whether a file of that name, which is no lock of ours, is a text: damage leaves zeros, or no text at all."""
-    try:
-        text = os.pread(descriptor, 4096, 0).decode().strip("\0")
-    except UnicodeDecodeError:
-        return False
-    return bool(text) and not text.startswith("{")
 
 
 def _age(path: pathlib.Path) -> float:

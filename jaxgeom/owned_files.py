@@ -11,6 +11,7 @@ import pathlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from jaxgeom.checkpoints.runs import split_step
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import TEMPORARY
 
@@ -143,6 +144,26 @@ def bears_mark(path: pathlib.Path) -> bool:
     return not head or mark in head
 
 
+def is_text_of_others(path: pathlib.Path) -> bool:
+    """Whether a file under one of our names is a text no line of which is a JSON object.
+
+    Damage spoils some of our lines, or leaves zeros, or no text at all.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    is_text = False
+    with path.open("rb") as file:
+        for line in file:
+            if line.startswith(b"{"):
+                return False
+            try:
+                is_text = is_text or bool(line.decode().strip("\0").strip())
+            except UnicodeDecodeError:
+                return False
+    return is_text
+
+
 def empty(
     directory: pathlib.Path,
     what: str,
@@ -199,8 +220,8 @@ def refuse_inputs(directory: pathlib.Path, inputs: Iterable[str | os.PathLike[st
 def _places(given: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Where an input lies, links followed: of a directory also where its files are."""
     path = pathlib.Path(given)
-    if not path.exists() and "@" in path.name:
-        path = pathlib.Path(os.fspath(given).rpartition("@")[0])
+    if not path.exists():
+        path = pathlib.Path(split_step(os.fspath(given))[0])
     yield path.resolve()
     if path.is_dir():
         for entry in path.iterdir():

@@ -1,5 +1,6 @@
 """The last resort of the command line: whatever nothing foresaw is one line, its traceback a file, the status 1."""
 
+import errno
 import re
 import shlex
 import subprocess
@@ -55,6 +56,27 @@ def test_a_traceback_that_cannot_be_kept_is_still_one_line(jaxgeom, failing, mon
         said = jaxgeom("report")
     assert said.status == 1 and said.err.count("\n") == 1
     assert "could not be kept (No space left on device)" in said.err
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "read.json", None, "DIR/written.json")  # as a copy has it
+WORDS = ValueError("RESOURCE_EXHAUSTED: Failed to write 4 bytes: No space left on device")
+MEMORY = ValueError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (FULL, 2, "jaxgeom: DIR/written.json: the disk is full; "),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "jaxgeom: output: the disk is full; "),
+        (WORDS, 2, "jaxgeom: output: the disk is full; "),
+        (MEMORY, 1, "a fault of this program's: ValueError: RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+)
+def test_a_full_disk_is_no_fault_of_the_programs(jaxgeom, failing, monkeypatch, tmp_path, error, status, words):
+    failing(error)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said = jaxgeom("report")
+    assert said.status == status and said.err.count("\n") == 1 and words in said.err, said.err
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -1,14 +1,18 @@
 """`jaxgeom export` of a real run: `transformers` computes the run's own logits, and nothing is overwritten unasked."""
 
+import errno
 import json
 import shutil
+import tempfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from jaxgeom.cli import main
+from jaxgeom.models import save
 from jaxgeom.training import load_start
 from tests.tiny import write_tiny_model
 
@@ -80,13 +84,52 @@ def test_nothing_is_overwritten_without_force_and_nothing_else_with_it(run, tmp_
     assert "deletes an export" in capsys.readouterr().out and (to / "model.safetensors").read_bytes() != first
 
 
-def test_what_is_called_like_an_unfinished_export_stays(run, tmp_path):
-    mine = tmp_path / ".model.partial" / "thesis.txt"
+@pytest.mark.parametrize("refused", ["weights", "tokenizer", "folder"])
+def test_a_full_disk_is_one_line_and_the_earlier_export_stays(run, tmp_path, monkeypatch, capsys, refused):
+    to = tmp_path / "exported"
+    assert main(["export", str(run), "--to", str(to), "--step", "0"]) == 0
+    held = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*given, **_):
+        if refused == "weights":
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device", *map(str, given[:1]))
+
+    place = {"weights": (save, "save_file"), "tokenizer": (save.shutil, "copyfile"), "folder": (tempfile, "mkdtemp")}
+    monkeypatch.setattr(*place[refused], full)
+    capsys.readouterr()
+    assert main(["export", str(run), "--to", str(to), "--force"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"jaxgeom: {to}: the disk is full; ") and said.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == held
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_what_comes_into_the_folder_meanwhile_stays(run, tmp_path, monkeypatch, capsys, force):
+    to = tmp_path / "exported"
+    real = save.save_file
+
+    def meanwhile(*given, **options):
+        to.mkdir()
+        (to / "model.safetensors").write_text("mine")
+        real(*given, **options)
+
+    monkeypatch.setattr(save, "save_file", meanwhile)
+    assert main(["export", str(run), "--to", str(to), *force]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("no export of ours" if force else "is not empty") in said, said
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert (to / "model.safetensors").read_text() == "mine"
+
+
+def test_what_is_called_like_an_unfinished_export_is_named_and_stays(run, tmp_path, capsys):
+    mine = tmp_path / ".model.partial.ab_01xyz" / "thesis.txt"
     mine.parent.mkdir()
     mine.write_text("precious")
     assert main(["export", str(run), "--to", str(tmp_path / "model")]) == 0
     assert mine.read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".model.partial", "model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.parent.name, "model"]
+    assert f"{mine.parent}: left by an export that was killed" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize("change", ["added", "changed", "input"])

@@ -13,6 +13,7 @@ brackets the same in processor seconds, which a busy machine lengthens less.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -198,7 +199,7 @@ def trl(name: str, steps: int, directory: Path, model: Path, teacher: Path, out:
     clock = Clock()
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     rows = [json.loads(line) for line in (directory / inputs_of(name, directory, model, teacher).data).open()]
-    load = lambda path: transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)  # noqa: E731
+    load = functools.partial(transformers.AutoModelForCausalLM.from_pretrained, dtype=torch.float32)
     common: dict[str, Any] = {
         "output_dir": str(out), "max_steps": steps, "per_device_train_batch_size": SEQUENCES, "learning_rate": RATE,
         "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_strategy": "no",

@@ -10,7 +10,12 @@ import sys
 import warnings
 from typing import Any
 
-_REPEATED = ("_SignalingThread.run() raised", "Commit callback in background save thread")
+_REPEATED = (
+    "_SignalingThread.run() raised",
+    "Commit callback in background save thread",
+    "Failed to write metadata=",
+    "Failed to update metadata=",
+)
 
 
 def hush_orbax() -> None:

@@ -15,6 +15,7 @@ from jaxgeom.checkpoints.checksums import fault_of, read_checksums, write_checks
 from jaxgeom.checkpoints.runs import named_run
 from jaxgeom.commands.options import Directory, SomeCount
 from jaxgeom.errors import UserError, listed
+from jaxgeom.files import as_user_error
 from jaxgeom.owned_files import Contents, contents_of, empty
 
 _KIND = "export"
@@ -61,23 +62,32 @@ def _writer(
         if chosen not in steps:
             raise UserError(f"{run}: step={chosen} was not saved; the run has {listed(map(str, steps))}")
         target = to.resolve()
-        held = _check_target(target, run.resolve(), force)
+        _check_target(target, run.resolve(), force)  # before the minutes that a model may take to load
         reporter = Reporter()
         reporter.say(f"reading {run}@{chosen}")
         model, params = load_start(f"{run}@{chosen}", mesh=None, compute_dtype="float32")
         # Written beside and moved at the end: what a kill leaves behind is no half of a model under the name asked for.
         # Under a new name: one that is there already is somebody's, whatever it looks like.
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial."))
+        left = rf"\.{re.escape(target.name)}\.partial\.\w{{8}}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for path in target.parent.iterdir():
+                if re.fullmatch(left, path.name):
+                    reporter.say(f"{path}: left by an export that was killed, if none is under way; you may remove it")
+            beside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial."))
+        except OSError as error:
+            raise as_user_error(error, to) from error
         try:
             partial = beside / target.name
             reporter.say(f"writing {to}")
             save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
             write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
-            if target.is_dir():
+            held = _check_target(target, run.resolve(), force)  # once more: something may have come there meanwhile
+            if held.own:
                 empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)
-                target.rmdir()
-            partial.rename(target)
+            partial.rename(target)  # in the place of a folder that is empty, or not there
+        except OSError as error:
+            raise as_user_error(error, to) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         reporter.say(f"model: {to}")

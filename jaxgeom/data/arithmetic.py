@@ -17,6 +17,7 @@ from jaxgeom.field_types import check_types
 
 Split = Literal["train", "heldout"]
 _HELDOUT_SHARE = 16  # one problem in sixteen is held out
+_MOST_TERMS = 256
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ArithmeticTask:
     """How hard the sums are.
 
     Attributes:
-        terms: How many numbers are added (at least 2).
+        terms: How many numbers are added (2 to 256).
         digits: Digits of the largest number (1 to 6); numbers are uniform on `1 … 10**digits − 1`.
     """
 
@@ -35,6 +36,8 @@ class ArithmeticTask:
         check_types(self)
         if self.terms < 2:
             raise UserError(f"terms={self.terms}: a sum needs at least 2 terms")
+        if self.terms > _MOST_TERMS:
+            raise UserError(f"terms={self.terms}: must be at most {_MOST_TERMS}")
         if not 1 <= self.digits <= 6:
             raise UserError(f"digits={self.digits}: must be between 1 and 6")
         if (10**self.digits - 1) ** self.terms < 16 * _HELDOUT_SHARE:
@@ -116,9 +119,8 @@ def prompts(task: ArithmeticTask, count: int, *, split: Split = "train", seed: i
     A held-out set asked for by a count has no problem twice.
     """
     rows, seen = [], set()
-    available = (10**task.digits - 1) ** task.terms // (2 * _HELDOUT_SHARE)
-    if split == "heldout" and count > available:
-        raise UserError(f"{count} held-out problems asked for; a task of this size safely gives {available}")
+    if split == "heldout":
+        require_heldout(task, count)
     for terms in problems(task, split=split, seed=seed):
         if len(rows) == count:
             break
@@ -132,6 +134,13 @@ def prompts(task: ArithmeticTask, count: int, *, split: Split = "train", seed: i
             }
         )
     return rows
+
+
+def require_heldout(task: ArithmeticTask, count: int) -> None:
+    """Raises UserError where a task has not surely `count` held-out problems."""
+    available = (10**task.digits - 1) ** task.terms // (2 * _HELDOUT_SHARE)
+    if count > available:
+        raise UserError(f"{count} held-out problems asked for; a task of this size safely gives {available}")
 
 
 def pretraining_text(task: ArithmeticTask, count: int, *, seed: int, repetitions: bool = True) -> list[str]:

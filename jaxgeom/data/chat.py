@@ -73,8 +73,7 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
         raise
     # A damaged file makes the libraries raise anything, a panic of Rust (which is no Exception) among it.
     except BaseException as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{directory}: its tokenizer cannot be read: {said}") from error
+        raise _unreadable(directory, error) from error
     if not tokenizer.is_fast:
         raise UserError(f"{directory}: its tokenizer does not tell where tokens lie in the text; give a tokenizer.json")
     if chat_template is not None:
@@ -84,6 +83,21 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
             said = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise UserError(f"{chat_template}: the chat template cannot be read: {said}") from error
     return tokenizer
+
+
+def _unreadable(directory: Path, error: BaseException) -> UserError:
+    """What is said of a tokenizer that cannot be read: where `config.json`, which is read too, is at fault, that."""
+    from transformers import AutoConfig
+
+    what = f"{directory}: its tokenizer cannot be read"
+    try:
+        if (directory / "config.json").is_file():
+            AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as fault:  # of any kind, as above
+        what, error = f"{directory / 'config.json'}: transformers cannot read it", fault
+    return UserError(f"{what}: {' '.join(str(error).split())[:200] or type(error).__name__}")
 
 
 def chat_format(tokenizer: Any, arguments: Sequence[str] = ()) -> ChatFormat:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.data.templates import RowError
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import refuse_pointer
 
 _ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
@@ -225,8 +225,21 @@ def _arrow_rows(batch: Any) -> list[dict | RowError]:
         return [_without_nulls(row) for row in batch.to_pylist()]
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text that is no UTF-8, a date out of range
         if batch.num_rows == 1:
-            return [RowError(f"not readable: {_first_line(error)}")]
+            return [RowError(f"{_unreadable(batch)}not readable: {_first_line(error)}")]
         return [row for place in range(batch.num_rows) for row in _arrow_rows(batch.slice(place, 1))]
+
+
+def _unreadable(row: Any) -> str:
+    """Which columns of a batch of one row cannot be read, as the beginning of a sentence."""
+    import pyarrow
+
+    bad = []
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (pyarrow.ArrowException, ValueError, OverflowError):
+            bad.append(name)
+    return f"column {listed([repr(name) for name in bad])}: " if bad else ""
 
 
 def _as_written(value: Any, kind: Any) -> Any:

@@ -17,7 +17,7 @@ from ._sequential import svd, svd_values
 from .angles import angles_from_bases
 from .entry_counts import EntryCounts, entry_counts, magnitude_histogram
 from .entry_statistics import OVERLAPS, MaskCounts, overlap_statistics
-from .masks import low_magnitude_mask
+from .masks import low_magnitude_mask, mask_of_reconstruction
 from .moments import moments_of_draws, triple
 from .null_rotation import (
     RotationDraws,
@@ -151,9 +151,7 @@ class MatrixPair:
         rank = min(self.options["mask_rank"], *self.shape)
         if rank == min(self.shape):
             return largest_mask(self.a, self._share)
-        top = self.initial
-        low_rank = matmul(top.left[:, :rank] * top.values[:rank], transpose(top.right[:, :rank]))
-        return largest_mask(jnp.where(self._ends(rank), self.a, low_rank), self._share)
+        return mask_of_reconstruction(self.a, *self.initial, rank=rank, fraction=self._share)
 
 
 def update(pair: MatrixPair) -> Numbers:
@@ -172,7 +170,7 @@ def shifts(pair: MatrixPair) -> Numbers:
     null = norm_matched_shift(sigma0, counts.delta_norm, shape=pair.shape)
     found = shift_statistics(sigma0, sigma1, null)
     # A report takes the spectrum of W+ again where decay is so small that it serves.
-    linear = shifts_linearly(counts.decay, jnp.sqrt(jnp.square(counts.delta_norm / counts.initial_norm)))
+    linear = shifts_linearly(counts.decay, counts.delta_norm / counts.initial_norm)
     rest = jnp.where(linear, sigma1, svd_values(pair.b - counts.decay * pair.a))
     decay = jnp.where(linear, counts.decay, jnp.zeros_like(counts.decay))
     found |= shift_statistics(sigma0, rest, null, key="nss_without_decay", decay=decay)
@@ -294,10 +292,8 @@ def permuted_ranks(pair: MatrixPair) -> Numbers:
         raise ValueError(f"permutation_draws is {count}; the permutation null of ranks needs at least 2")
 
     def host(index: Any) -> np.ndarray:
-        rng, order = (
-            report_generator(pair.options["seed"], pair.source.names[int(index)], "permutation"),
-            np.arange(size),
-        )
+        rng = report_generator(pair.options["seed"], pair.source.names[int(index)], "permutation")
+        order = np.arange(size)
         found = np.empty((count, size), np.int32)
         for one in found:
             rng.shuffle(order)

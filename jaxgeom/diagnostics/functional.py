@@ -1,10 +1,13 @@
 """Functional distance: how far the output distribution moved, on tokens of held-out prompts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from ._namespace import namespace
 from .precision import widen, widen_pair
 
 
@@ -57,6 +60,20 @@ def forward_kl(
     return _masked_mean(token_forward_kl(initial_logits, logits), mask)
 
 
+def token_forward_kl_k3(initial_log_probs: Any, log_probs: Any) -> Any:
+    """The k3 estimate of `KL(π0‖π)` at each sampled token, `r − 1 − log r`, `r = π(y)/π0(y)`.
+
+    Args:
+      initial_log_probs: log π0 of tokens sampled by the initial model, in nats, any shape, numpy or JAX.
+      log_probs: log π of the same tokens, same shape and dtype.
+
+    Returns:
+      Nats, of that shape, namespace and dtype.
+    """
+    log_ratio = log_probs - initial_log_probs
+    return namespace(log_ratio).expm1(log_ratio) - log_ratio
+
+
 def forward_kl_k3(
     initial_log_probs: Float[ArrayLike, "*batch"],
     log_probs: Float[ArrayLike, "*batch"],
@@ -77,5 +94,5 @@ def forward_kl_k3(
     Reference:
       John Schulman, *Approximating KL Divergence*, 2020, http://joschu.net/blog/kl-approx.html
     """
-    log_ratio = widen(log_probs, "log_probs") - widen(initial_log_probs, "initial_log_probs")
-    return _masked_mean(jnp.expm1(log_ratio) - log_ratio, mask)
+    first, second = widen(initial_log_probs, "initial_log_probs"), widen(log_probs, "log_probs")
+    return _masked_mean(token_forward_kl_k3(first, second), mask)

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ._layout import count_true, matmul, safe_divide, transpose
-from .precision import widen
+from ._layout import count_true, gather_matrix, matmul, safe_divide, transpose
+from .precision import require_matrix, widen
 from .selection import largest_mask, smallest_mask
+from .singular_values import numerical_zero
 from .subspaces import top_subspaces
 
 
@@ -34,11 +35,12 @@ def principal_mask(
 ) -> Bool[Array, "*batch out in"]:
     """The entries where the principal part of the weights is largest: top fraction of `|rank-r reconstruction of W0|`.
 
-    Exactly `⌊α·n + ½⌋` entries, ties to the lower row-major index.
+    Exactly `⌊α·n + ½⌋` entries, ties to the lower row-major index. Where W0 has no direction beyond the r-th its
+    reconstruction is W0 itself, and is taken to be: rounding would tell entries apart that tie.
 
     Args:
       w0: initial weights as stored, `[..., out, in]`.
-      rank: r, capped at min(out, in).
+      rank: r; from min(out, in) on nothing is left out.
       fraction: α in [0, 1].
       method: "svd" or "krylov", see `top_subspaces`.
 
@@ -51,7 +53,31 @@ def principal_mask(
     Reference:
       *The Path Not Taken*, https://arxiv.org/abs/2511.08567
     """
-    return largest_mask(low_rank_reconstruction(w0, rank=rank, method=method), fraction)
+    w0 = gather_matrix(widen(w0, "w0"))
+    require_matrix(w0, "w0")
+    rank = min(rank, *w0.shape[-2:])
+    if rank == min(w0.shape[-2:]):
+        return largest_mask(w0, fraction)
+    top = top_subspaces(w0, k=rank + 1, method=method)
+    return mask_of_reconstruction(w0, top.left, top.values, top.right, rank=rank, fraction=fraction)
+
+
+def mask_of_reconstruction(
+    w0: Array, left: Array, values: Array, right: Array, *, rank: int, fraction: float
+) -> Bool[Array, "*batch out in"]:
+    """`principal_mask` from a decomposition of W0.
+
+    Args:
+      w0: initial weights, widened `[..., out, in]`.
+      left: its leading left vectors, at least r `[..., out, ≥ r]`.
+      values: its singular values, at least r + 1, descending `[..., > r]`.
+      right: its leading right vectors, at least r `[..., in, ≥ r]`.
+      rank: r, below min(out, in).
+      fraction: α in [0, 1].
+    """
+    low_rank = matmul(left[..., :rank] * values[..., None, :rank], transpose(right[..., :rank]))
+    ends = values[..., rank] <= numerical_zero(values, w0.shape)
+    return largest_mask(jnp.where(ends[..., None, None], w0, low_rank), fraction)
 
 
 def low_magnitude_mask(w0: Float[ArrayLike, "*batch out in"], *, fraction: float = 0.3) -> Bool[Array, "*batch out in"]:

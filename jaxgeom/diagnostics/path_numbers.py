@@ -228,7 +228,6 @@ def orthogonal_statistics(
     xp = namespace(share, product, squares_a, squares_b)
     beside = cosine_statistics("cosine", product, squares_a, squares_b, alignment=alignment, shape=shape)
     z = xp.abs(beside["cosine_z"])
-    std = xp.abs(divide(beside["cosine"], beside["cosine_z"]))
     if alignment is None:
         std = xp.full_like(z, cosine_std(shape))
     else:

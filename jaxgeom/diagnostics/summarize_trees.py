@@ -63,10 +63,11 @@ def _column(tree: Any, specs: Any) -> jax.Array | None:
     """One number per matrix `[matrices]`; None where there is none."""
     leaves, structure = jax.tree.flatten(specs, is_leaf=is_spec)
     numbers = structure.flatten_up_to(tree)
-    kept = [number for spec, number in zip(leaves, numbers, strict=True) if spec is not None and number is not None]
-    if any(number.ndim > len(spec.batch) for spec, number in zip(leaves, numbers, strict=True) if spec is not None):
+    both = zip(leaves, numbers, strict=True)
+    kept = [(number, len(spec.batch)) for spec, number in both if spec is not None and number is not None]
+    if any(number.ndim > batch for number, batch in kept):
         return None  # a list per matrix (`hidden_by_decile`)
-    return jnp.concatenate([jnp.reshape(number, -1) for number in kept]) if kept else None
+    return jnp.concatenate([jnp.reshape(number, -1) for number, _ in kept]) if kept else None
 
 
 def _weights(columns: Mapping[str, jax.Array], name: str) -> jax.Array:

@@ -96,7 +96,7 @@ def stable_rank_statistics(
     Returns:
       The statistic with its null; NaN where the update is zero.
     """
-    value = divide(squares, largest_square)
+    value = stable_rank_of_sums(squares, largest_square)
     return beside_isotropic(key, "stable_rank", value, shape, kurtosis, largest_square > 0)
 
 
@@ -119,8 +119,36 @@ def leading_statistics(
     moved = largest_square > 0
     found: Numbers = {"op_norm": xp.sqrt(xp.where(moved, largest_square, 1.0)) * moved}
     found |= stable_rank_statistics(squares, largest_square, shape=shape, kurtosis=kurtosis)
-    ratio = divide(xp.square(divide(squares, largest_square)), divide(divide(fourths, largest_square), largest_square))
+    ratio = participation_ratio_of_sums(squares, largest_square, fourths)
     return found | beside_isotropic("participation_ratio", "participation_ratio", ratio, shape, kurtosis, moved)
+
+
+def stable_rank_of_sums(squares: Any, largest_square: Any) -> Any:
+    """`Σσ²/σ₁²`, as `stable_rank_from_singular_values`.
+
+    Args:
+      squares: Σσ², `[...]`.
+      largest_square: σ₁², `[...]`.
+
+    Returns:
+      One number each; NaN where σ₁ is zero.
+    """
+    return divide(squares, largest_square)
+
+
+def participation_ratio_of_sums(squares: Any, largest_square: Any, fourths: Any) -> Any:
+    """`(Σσ²)²/Σσ⁴`, as `participation_ratio_from_singular_values`.
+
+    Args:
+      squares: Σσ², `[...]`.
+      largest_square: σ₁², in units of which both are taken: squares of small updates leave the range of float32.
+      fourths: Σσ⁴, `[...]`.
+
+    Returns:
+      One number each; NaN where σ₁ is zero.
+    """
+    xp = namespace(squares, largest_square, fourths)
+    return divide(xp.square(divide(squares, largest_square)), divide(divide(fourths, largest_square), largest_square))
 
 
 def kurtosis_from_sums(count: Any, squares: Any, fourths: Any) -> Any:

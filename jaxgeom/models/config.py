@@ -267,6 +267,9 @@ def _token_ids(name: str, value: Any) -> Any:
 
 def _refuse_unsupported(config: Mapping[str, Any], moe: bool) -> None:
     """Raise on every field that would change the function and that the model here does not implement."""
+    for name in ("dtype", "torch_dtype"):
+        value = config.get(name)
+        _check(name, value, value is None or isinstance(value, str), "a text such as 'bfloat16'")
     _check(
         "hidden_act", config.get("hidden_act", "silu"), config.get("hidden_act", "silu") in ("silu", "swish"), "'silu'"
     )

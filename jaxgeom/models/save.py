@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from jaxgeom.errors import UserError
@@ -60,7 +62,7 @@ def save_model(
     for number, shard in enumerate(shards, 1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         arrays = {tensor.name: np.ascontiguousarray(_fetch(config, params, tensor, stored)) for tensor in shard}
-        save_file(arrays, directory / name, metadata={"format": "pt"})
+        _save(arrays, directory / name)
         _readable(directory / name)
         weight_map |= dict.fromkeys(arrays, name)
     if len(shards) > 1:
@@ -89,6 +91,17 @@ def copy_tokenizer(source: str | Path, directory: str | Path) -> None:
     for template in sorted(named.glob("*.jinja")):
         (Path(directory) / named.name).mkdir(exist_ok=True)
         shutil.copyfile(template, Path(directory) / named.name / template.name)
+
+
+def _save(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """Writes a file of tensors; raises `OSError` with the system's number where the system refuses it."""
+    try:
+        save_file(arrays, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
 
 
 def _readable(file: Path) -> None:

@@ -14,6 +14,7 @@ GroundTruth = str | tuple[str, ...]
 
 _LONGEST_LIST = 100_000
 _BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}")
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|[\s{}$]")
 """What a text may have around an answer; one that is nothing but that, or an empty list, holds none."""
 
@@ -67,6 +68,8 @@ def _one(value: Any, name: str) -> str:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError(f"{name} is empty: no answer can be right")
+        if _HALVES.search(value):
+            raise ValueError(f"{name} has half of a surrogate pair, which is no text: no answer can be right")
         if _HOLLOW.sub("", value) in ("", "[]") or (_BOXED.search(value) and extract_answer(value) is None):
             raise ValueError(f"{name} is {value.strip()[:40]!r}, which holds no answer: none can be right")
         return value

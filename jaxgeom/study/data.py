@@ -11,6 +11,8 @@ from jaxgeom.field_types import check_types
 from jaxgeom.study.marks import is_marked, key_of, mark
 from jaxgeom.training.settings import to_json
 
+_MOST_ROWS = 2**22  # some gigabytes of them in memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticData:
@@ -36,8 +38,14 @@ class SyntheticData:
     def __post_init__(self):
         check_types(self)
         for name in ("demonstrations", "prompts", "heldout"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be positive")
+            count = getattr(self, name)
+            if count < 1:
+                raise UserError(f"{name}={count}: must be positive")
+            if count > _MOST_ROWS:
+                raise UserError(f"{name}={count}: at most {_MOST_ROWS:,} rows are made on the spot; give files of more")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed}: must not be negative")
+        arithmetic.require_heldout(self.task, self.heldout)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,10 @@ from typing import NamedTuple
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison.algebra.devices import choose_algebra
 from jaxgeom.comparison.one_matrix.scan import require_finite
+from jaxgeom.comparison.run.plan import check_pair, plan_parts
+from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.data.chat import chat_format, load_tokenizer
+from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, checked_config, qwen3_tensors
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
@@ -43,10 +46,14 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
     choose_algebra(experiment.measure.device)
     arms = {arm.name: arm for arm in experiment.every_arm()}
     models: dict[Path, Qwen3Config] = {}
+    started: set[Path] = set()
     for arm in arms.values():
         for path in (arm.start, *experiment.teachers_of(arm)):
             if isinstance(path, Path) and path not in models:
                 models[path] = _check_model(path)
+        if isinstance(arm.start, Path) and arm.start not in started:
+            started.add(arm.start)
+            _require_measured(arm.start, experiment.measure, several=len(arms) > 1 or len(experiment.seeds) > 1)
         for path in (arm.basis_from, arm.mask_from):
             if isinstance(path, Path):
                 open_checkpoint(path)
@@ -95,6 +102,14 @@ def _rows(what: _What, experiment: Experiment, reporter: Reporter | None) -> Run
     assert isinstance(experiment.data, DataFiles)
     inputs = RunInputs(model=what.model, data=what.data, eval_data=experiment.data.heldout)
     return read_run_rows(what.settings, inputs, reporter=reporter)
+
+
+def _require_measured(start: Path, settings: CompareSettings, *, several: bool) -> None:
+    """Refuses settings that leave nothing of a model to be measured, or no matrix where runs are compared."""
+    side = open_checkpoint(start)
+    parts = plan_parts(side, check_pair(side, side, settings), settings)
+    if several and not any(part.is_matrix for part in parts):
+        raise UserError("include/exclude leave no matrix to compare")
 
 
 def _check_model(path: Path) -> Qwen3Config:

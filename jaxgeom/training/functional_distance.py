@@ -14,6 +14,7 @@ from jaxgeom.data.chat import declared_stop_tokens, load_tokenizer, pad_token, s
 from jaxgeom.data.prepared import Limits
 from jaxgeom.data.preparing import prepare_prompts
 from jaxgeom.data.row_settings import RowSettings
+from jaxgeom.diagnostics.functional import token_forward_kl_k3
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
@@ -110,10 +111,12 @@ def answer_sums(before: Actor, after: Actor, answers: Rollout) -> Float[np.ndarr
     """Per answer: exact forward KL and k3 estimate, each summed over its tokens, and the number of tokens."""
     tokens, valid = jnp.asarray(answers.tokens), jnp.asarray(answers.valid)
     exact = np.asarray(_exact(before.model, before.params, after.model, after.params, tokens, valid), np.float64)
-    ratio = np.asarray(score(after.model, after.params, tokens, valid), np.float64)
-    ratio -= np.asarray(score(before.model, before.params, tokens, valid), np.float64)
     mask = answers.response_mask
-    terms = (np.maximum(exact, 0.0), np.expm1(np.where(mask, ratio, 0.0)) - np.where(mask, ratio, 0.0))
+    first, second = (
+        np.where(mask, np.asarray(score(actor.model, actor.params, tokens, valid), np.float64), 0.0)
+        for actor in (before, after)
+    )
+    terms = (np.maximum(exact, 0.0), token_forward_kl_k3(first, second))
     return np.stack([*(np.where(mask, term, 0.0).sum(1) for term in terms), mask.sum(1)], axis=1)
 
 

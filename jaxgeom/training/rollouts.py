@@ -91,20 +91,27 @@ def sample_answers(
     if before is not None:
         unjudged = np.full(len(prompts), np.nan, np.float32)
         before(Answers(tokens, valid, response, log_probs, unjudged, [], list(prompts)))
-    judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
 
     def read() -> tuple[list[str], Judged]:
         mine = processes.share_of(len(prompts))
-        asked, ids = prompts[mine], [row[mask].tolist() for row, mask in zip(tokens[mine], response[mine], strict=True)]
+        ids = [row[mask].tolist() for row, mask in zip(tokens[mine], response[mine], strict=True)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        # A template may open the thought in the prompt; a response without its end is all thought then.
-        whole = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(asked, texts, strict=True)]
-        return texts, judge(whole, [prompt.ground_truth for prompt in asked], [prompt.given for prompt in asked])
+        return texts, judge_answers(tokenizer, prompts[mine], texts, rewards)
 
     said = processes.of_all(read)
     total, parts, right = _joined_judged([judged for _, judged in said])
     texts = [text for texts, _ in said for text in texts]
     return Answers(tokens, valid, response, log_probs, total, texts, list(prompts), parts, right)
+
+
+def judge_answers(
+    tokenizer: Any, prompts: Sequence[Prompt], texts: Sequence[str], rewards: Rewards | Judge | None = None
+) -> Judged:
+    """What decoded answers are worth, one to each prompt; `Rewards.of(rewards)` judges where it is not `Rewards`."""
+    # A template may open the thought in the prompt; a response without its end is all thought then.
+    judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
+    judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
+    return judge(judged, [prompt.ground_truth for prompt in prompts], [p.given for p in prompts])
 
 
 def _joined_judged(found: Sequence[Judged]) -> Judged:

@@ -23,6 +23,11 @@ _FOLDERS = {
     "study": ("data", "runs", "measures", "figures", "rows"),
     "recipe": ("ours", "figures"),
 }
+_FILES = {
+    "run": ("done", "samples.jsonl"),
+    "study": ("done", "stages.json", "report.json", "matrices.csv", "report.html"),
+    "recipe": ("recipe.json",),
+}
 _CHECKPOINTS = {
     "run": ("checkpoints",),
     "study": ("runs/*/checkpoints", "runs/*/seed*/checkpoints"),
@@ -105,6 +110,9 @@ def claim_directory(
         for name in _FOLDERS[kind]:
             if is_there(directory / name) and not (directory / name).is_dir():
                 raise UserError(f"{directory / name}: is no directory, and the {kind} keeps files in it; move it away")
+        for name in _FILES[kind]:
+            if (directory / name).is_dir():
+                raise UserError(f"{directory / name}: is a directory, and the {kind} writes a file there; move it away")
         return Claim(directory, kind, held, True, None, inputs)
     if not force:
         raise UserError(f"{directory}: holds another {kind} ({shown(why)}); choose another directory or give --force")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxgeom.training.objectives import Prepared
+from jaxgeom.training.objectives.interface import LARGEST
 from jaxgeom.training.state import Batch
 
 
@@ -78,8 +79,11 @@ _END = Batch(*(np.zeros((0, 0), kind) for kind in (np.int32, np.bool_, np.bool_)
 
 
 def _joined(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of several rollouts: means over those that have them."""
+    """Metrics of several rollouts: means over those that have them, but for what is `LARGEST`."""
     if len(found) == 1:
         return found[0]
-    names = dict.fromkeys(name for metrics in found for name in metrics)
-    return {name: float(np.mean([float(one[name]) for one in found if name in one])) for name in names}
+    joined = {}
+    for name in dict.fromkeys(name for metrics in found for name in metrics):
+        values = [float(one[name]) for one in found if name in one]
+        joined[name] = max(values) if name in LARGEST else float(np.mean(values))
+    return joined

@@ -10,23 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from jaxgeom.models import hf_tensors
 from jaxgeom.progress import Reporter
-from jaxgeom.training import RunInputs, SFTSettings, load_start, train
-from jaxgeom.training.logs import read_json_lines
 from jaxgeom.training.rows import read_run_rows
 from jaxgeom.validation import torch_recipe, torch_side
-from jaxgeom.validation.checks import Check, by_name, worst_tensor
+from jaxgeom.validation.checks import Check, worst_tensor
+from jaxgeom.validation.recipe_runs import Rows, norm, relative, run_ours
 from jaxgeom.validation.recipe_settings import RecipeSettings
 from jaxgeom.validation.tolerances import RECIPE_TOLERANCES, ROUNDINGS
 
 CURVES = {"loss": "loss", "grad_norm": "gradient norm", "learning_rate": "learning rate", "target_tokens": "targets"}
 """What is compared step by step: names in the logs, and what they are called."""
-
-Rows = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -85,12 +80,15 @@ def run_sft(
     start = {name: value.detach().clone() for name, value in reference.state_dict().items()}
     found = []
     for seed in settings.all_seeds:
-        run, inputs = settings.run_settings(seed), RunInputs(model=model, data=settings.data)
-        ours, names, first = _ours(run, inputs, out / "ours" / f"seed{seed}", reporter)
+        run, inputs = settings.run_settings(seed), settings.inputs(model)
+        mine = run_ours(run, inputs, out / "ours" / f"seed{seed}", reporter)
+        ours = Side([{key: row[key] for key in CURVES} for row in mine.rows], mine.weights)
         rows = read_run_rows(run, inputs).batches(run)
         batches = list(itertools.islice(rows, run.steps))
 
-        def theirs(label: str, taken: list[dict[str, np.ndarray]], seed: int = seed, names: list[str] = names) -> Side:
+        def theirs(
+            label: str, taken: list[dict[str, np.ndarray]], seed: int = seed, names: list[str] = mine.names
+        ) -> Side:
             reference.load_state_dict(start)
             with reporter.task(f"{label}, seed {seed}", len(taken)) as task:
                 curves = torch_recipe.train_sft(reference, taken, settings.optimizer, task=task)
@@ -98,7 +96,7 @@ def run_sft(
 
         torch = theirs("PyTorch", batches)
         again = theirs("PyTorch, other rounding", [_turned(one) for one in batches])
-        found.append(_result(seed, ours, torch, again, first))
+        found.append(_result(seed, ours, torch, again, mine.start))
     return found
 
 
@@ -157,26 +155,6 @@ def _nan_first(row: tuple[Any, ...]) -> float:
     return np.inf if np.isnan(row[0]) else row[0]
 
 
-def relative(ours: float, theirs: float) -> float:
-    """`|a − b| / |b|`, 0 where both are 0."""
-    return 0.0 if ours == theirs else abs(ours - theirs) / max(abs(theirs), 1e-30)
-
-
-def _ours(
-    settings: SFTSettings, inputs: RunInputs, out: Path, reporter: Reporter
-) -> tuple[Side, list[str], dict[str, np.ndarray]]:
-    """Our run, the names of its parameters, and these at the start."""
-    train(settings, inputs, out, reporter=reporter)
-    logged = {row["step"]: row for row in read_json_lines(out / "metrics.jsonl") if "loss" in row}
-    rows = [{key: logged[step][key] for key in CURVES} for step in range(1, settings.steps + 1)]
-    held = []
-    for step in (0, settings.steps):
-        model, params = load_start(f"{out}@{step}", mesh=None, compute_dtype="float32")
-        held.append(by_name(model, jax.device_get(params)))
-    first, last = held
-    return Side(rows, last), [tensor.name for tensor in hf_tensors(model.config)], first
-
-
 def _turned(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array[::-1]) for name, array in batch.items()}
 
@@ -185,15 +163,10 @@ def _result(seed: int, ours: Side, torch: Side, again: Side, start: dict[str, np
     moved = {name: torch.weights[name] - start[name] for name in start}
     updates = {name: ours.weights[name] - start[name] for name in start}
     repeated = {name: again.weights[name] - start[name] for name in start}
-    floor = 1e-6 * _norm(moved)
+    floor = 1e-6 * norm(moved)
     weights = _distance(updates, moved), _distance(repeated, moved)
     return SeedResult(seed, ours.rows, torch.rows, again.rows, weights, worst_tensor(updates, moved, floor))
 
 
 def _distance(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    return _norm({name: ours[name].astype(np.float64) - theirs[name] for name in theirs}) / max(_norm(theirs), 1e-30)
-
-
-def _norm(tensors: dict[str, np.ndarray]) -> float:
-    """Euclidean norm over all tensors, summed in float64."""
-    return float(np.sqrt(sum(float(np.sum(tensor.astype(np.float64) ** 2)) for tensor in tensors.values())))
+    return norm({name: ours[name].astype(np.float64) - theirs[name] for name in theirs}) / max(norm(theirs), 1e-30)

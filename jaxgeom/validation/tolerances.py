@@ -48,6 +48,23 @@ RECIPE_TOLERANCES: dict[str, dict[str, float]] = {
         # ‖W − W'‖ / ‖W' − W0‖ over all parameters.
         "weights": 5e-4,
     },
+    # Of both sampled recipes: what they make of the same answers, before chance parts them.
+    "sampled": {
+        # Largest absolute difference, nats.
+        "log_probs": 1e-4,
+        # Largest absolute difference: of GRPO in standard deviations, of distillation in nats.
+        "advantages": 2e-4,
+        # Difference over the mean size of an advantage: the loss itself is a mean of both signs, and may be 0.
+        "loss": 1e-5,
+        # Relative difference.
+        "grad_norm": 2e-4,
+        # ‖g − g'‖ / ‖g'‖ of the worst tensor.
+        "gradients": 2e-4,
+        # The schedule in float32 here, in float64 there.
+        "learning_rate": 2e-6,
+        # Share of greedy answers, from equal weights: two tokens that are equally likely to rounding.
+        "accuracy": 0.01,
+    },
 }
 """Largest error allowed over a whole recipe in float32, by recipe and by what is compared; where rounding alone does
 more, see `ROUNDINGS`."""
@@ -55,3 +72,10 @@ more, see `ROUNDINGS`."""
 ROUNDINGS = 10.0
 """Both sides may differ by so many times what rounding alone has done up to that step of the same run: PyTorch against
 itself, its sums taken in another order. A loss near 0 and a long run lie far apart, relatively, on any two machines."""
+
+SAMPLED_CONFIDENCE = 0.95
+"""Of the intervals of differences over seeds, all rows of a table together: each row's is 1 − 0.05 / rows."""
+
+SAMPLED_FLOOR = 0.02
+"""Means over seeds may differ by so much of PyTorch's mean however narrow the interval is: seeds that happen to agree,
+as an accuracy of 1 on all of them, leave an interval of nothing."""

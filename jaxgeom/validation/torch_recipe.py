@@ -11,6 +11,43 @@ from jaxgeom.progress import Task
 from jaxgeom.validation.torch_side import torch_forward
 
 
+class TorchOptimizer:
+    """`torch.optim.AdamW` with the recipe's schedule and clipping; all parameters are decayed.
+
+    Args:
+        model: whose parameters it changes.
+        settings: of the recipe.
+        steps: of the whole run.
+    """
+
+    def __init__(self, model: Any, settings: AdamWSettings, steps: int):
+        import torch
+
+        self._parameters, self._settings, self._steps, self._taken = list(model.parameters()), settings, steps, 0
+        self._adamw = torch.optim.AdamW(
+            self._parameters,
+            lr=settings.learning_rate,
+            betas=(settings.b1, settings.b2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        )
+
+    def step(self, loss: Any) -> dict[str, float]:
+        """One step down a loss: `loss`, `grad_norm` before clipping, `learning_rate`."""
+        import torch
+
+        rate = _rate(self._settings, self._taken, self._steps)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.zero_grad()
+        loss.backward()
+        limit = math.inf if self._settings.clip_norm is None else self._settings.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        self._adamw.step()
+        self._taken += 1
+        return {"loss": float(loss.detach()), "grad_norm": float(norm), "learning_rate": rate}
+
+
 def train_sft(
     model: Any, batches: Iterable[Mapping[str, np.ndarray]], optimizer: AdamWSettings, *, task: Task | None = None
 ) -> list[dict[str, float]]:
@@ -28,30 +65,15 @@ def train_sft(
     import torch
 
     batches = list(batches)
-    adamw = torch.optim.AdamW(
-        model.parameters(),
-        lr=optimizer.learning_rate,
-        betas=(optimizer.b1, optimizer.b2),
-        eps=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-    )
+    stepper = TorchOptimizer(model, optimizer, len(batches))
     rows = []
-    for number, batch in enumerate(batches):
-        rate = _rate(optimizer, number, len(batches))
-        for group in adamw.param_groups:
-            group["lr"] = rate
-        adamw.zero_grad()
+    for batch in batches:
         log_probs = torch.log_softmax(torch_forward(model, batch["tokens"], batch["valid"])[:, :-1], dim=-1)
         targets = torch.tensor(batch["tokens"][:, 1:]).long()
         mask = torch.tensor(batch["loss_mask"][:, 1:])
         picked = log_probs.gather(-1, targets[..., None])[..., 0]
-        loss = -picked[mask].mean()
-        loss.backward()
-        limit = math.inf if optimizer.clip_norm is None else optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-        adamw.step()
-        row = {"loss": float(loss.detach()), "grad_norm": float(norm), "target_tokens": float(mask.sum())}
-        rows.append(row | {"learning_rate": rate})
+        row = stepper.step(-picked[mask].mean())
+        rows.append(row | {"target_tokens": float(mask.sum())})
         if task is not None:
             task.advance(1, f"loss {row['loss']:.3g}")
     return rows

@@ -106,8 +106,7 @@ def torch_loss_and_gradients(
     mask = torch.tensor(valid[:, 1:] & valid[:, :-1])
     loss = -(picked * mask).sum() / mask.sum()
     loss.backward()
-    gradients = {name: _named(model, name, gradient=True) for name in names}
-    return float(loss.detach()), gradients, picked.detach().numpy()
+    return float(loss.detach()), torch_gradients(model, names), picked.detach().numpy()
 
 
 def torch_adamw(weights: dict[str, np.ndarray], gradients: dict[str, np.ndarray], settings: dict[str, float]) -> Any:
@@ -166,6 +165,11 @@ def torch_diagnostics(w0: np.ndarray, w1: np.ndarray) -> dict[str, float]:
 def torch_weights(model: Any, names: list[str]) -> dict[str, np.ndarray]:
     """The parameters by Hugging Face file name, float32."""
     return {name: _named(model, name, gradient=False) for name in names}
+
+
+def torch_gradients(model: Any, names: list[str]) -> dict[str, np.ndarray]:
+    """The gradients of the last backward pass by Hugging Face file name, float32."""
+    return {name: _named(model, name, gradient=True) for name in names}
 
 
 def _named(model: Any, name: str, *, gradient: bool) -> np.ndarray:

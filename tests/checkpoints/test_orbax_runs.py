@@ -1,6 +1,7 @@
 """Reading checkpoints of training runs that Orbax itself wrote."""
 
 import json
+import logging
 
 import jax
 import numpy as np
@@ -51,3 +52,9 @@ def test_what_a_run_lacks_is_named(run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="no checkpoint in"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("Failed to write metadata=%s path=%s: %s", False), ("Odd: %s", True)])
+def test_what_orbaxs_threads_raise_they_do_not_log_too(text, shown):
+    record = logging.LogRecord("absl", logging.ERROR, "file.py", 1, text, ("x",), None)
+    assert bool(logging.getLogger("absl").filter(record)) is shown

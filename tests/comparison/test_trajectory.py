@@ -55,6 +55,7 @@ def test_every_step_equals_the_float64_oracle(walk, tmp_path):
     result = trajectory_checkpoints(checkpoints[0], list(enumerate(checkpoints))[1:], settings, out=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "trajectory.json").read_text()) == json.loads(json.dumps(result))
     assert result["steps"] == [1, 2, 3, 4, 5]
+    assert result["settings"]["used"] == {"subspace_k": {str(K): 2}, "hill_k": {"8": 2}}
     full = np.zeros((5, 5))
     for row in result["matrices"]:
         path = [side[row["name"]].astype(np.float64) for side in weights]

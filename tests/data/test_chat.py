@@ -82,5 +82,12 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match="tokenizer.json"):
         chat.load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{broken")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="its tokenizer cannot be read"):
+        chat.load_tokenizer(tmp_path)
+
+
+def test_a_config_that_the_tokenizers_reader_stumbles_over_is_named(tmp_path):
+    write_character_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "id2label": 5}')
+    with pytest.raises(UserError, match=r"config\.json: transformers cannot read it: 'int' object"):
         chat.load_tokenizer(tmp_path)

@@ -84,6 +84,7 @@ def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "rows.parquet")
     contents = [row.content for row in read_row_file(tmp_path / "rows.parquet")]
     assert contents[0] == contents[2] == {"text": "good"} and isinstance(contents[1], RowError)
+    assert str(contents[1]).startswith("column 'text': not readable: ")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ def test_a_summary_is_over_one_population():
         np.testing.assert_allclose(found[key], value, rtol=1e-6, err_msg=key)
     with pytest.raises(ValueError, match="parameters"):
         jd.summarize({"sparsity_bf16": tree([0.5, 0.7], 0.9)}, specs)
+    assert jd.summarize({"nss": tree([1.0, 2.0], 6.0) | {"b": None}}, specs)["nss"] == 1.5
 
 
 @pytest.mark.slow

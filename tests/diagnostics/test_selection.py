@@ -55,6 +55,17 @@ def test_fraction_outside_the_unit_interval_is_refused():
         jd.low_magnitude_mask(jnp.ones((2, 2)), fraction=1.5)
 
 
+@pytest.mark.parametrize("rank", [3, 16, 64])
+def test_the_principal_mask_of_what_has_no_further_direction_is_that_of_the_weights_with_their_ties(rank):
+    rng = np.random.default_rng(5)
+    factors = rng.integers(-2, 3, (2, 24, 3)).astype(np.float32)
+    full = np.asarray(jnp.asarray(rng.standard_normal((24, 16)), jnp.bfloat16).astype(jnp.float32))
+    w = factors[0] @ factors[1, :16].T if rank == 3 else full  # of rank 3; or of more than every rank asked for
+    for method in ("svd", "krylov"):
+        mask = jd.principal_mask(w, rank=rank, fraction=0.3, method=method)
+        np.testing.assert_array_equal(mask, numpy_mask(w, 0.3, True))
+
+
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
 def test_principal_mask_is_the_top_of_the_low_rank_reconstruction(shape):
     w = from_spectrum(*shape, 2.0 ** -np.arange(24.0))

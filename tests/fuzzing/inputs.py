@@ -38,9 +38,9 @@ experiment = Experiment(
 )
 """
 _PYTHON = (
-    "None", "True", "-1", "0", "80.5", "10**9", "10**400", "float('nan')", "float('inf')", "'x'", "''", "'../../x'",
-    "'\\ud800'", "b'x'", "()", "(0, 0)", "('a',)", "(0.5,)", "(-1,)", "[]", "{}", "object()", "print", "lambda: 0",
-    "Path('absent')", "1/0", "undefined", "__import__('sys').exit(3)", "range(3)", "(", "'",
+    "None", "True", "-1", "0", "1", "2", "3", "8", "16", "80.5", "10**9", "10**400", "float('nan')", "float('inf')",
+    "'x'", "''", "'../../x'", "'\\ud800'", "b'x'", "()", "(0, 0)", "('a',)", "(0.5,)", "(-1,)", "[]", "{}", "object()",
+    "print", "lambda: 0", "Path('absent')", "1/0", "undefined", "__import__('sys').exit(3)", "range(3)", "(", "'",
 )  # fmt: skip
 
 Arguments = list[str | Path]

@@ -97,6 +97,8 @@ def test_every_released_size_is_read(hidden, inner, layers, heads, kv, tied):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps"),
+        ({"dtype": ["bfloat16"]}, "dtype"),
+        ({"torch_dtype": 5}, "torch_dtype"),
         ({"rms_norm_eps": 1e-60}, "rms_norm_eps"),
         ({"rms_norm_eps": 1e300}, "rms_norm_eps"),
         ({"eos_token_id": ["</s>"]}, "eos_token_id"),

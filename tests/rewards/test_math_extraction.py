@@ -88,6 +88,7 @@ def test_allowed_answers(truth, answers):
         ([r"$\text{}$"], "no answer"),
         pytest.param(10**5000, "too many digits", id="digits"),
         (["1", None], "null"),
+        ("4\ud800", "surrogate"),
         ([["1"]], "list"),
         ({"target": 1}, "dict"),
         (b"5", "bytes"),

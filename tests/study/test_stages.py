@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from jaxgeom.checkpoints.checksums import write_checksums
+from jaxgeom.data import ArithmeticTask
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
-from jaxgeom.study import load_experiment
+from jaxgeom.study import SyntheticData, load_experiment
 from jaxgeom.study.identity import study_config, study_differences
 from jaxgeom.study.marks import is_marked, mark
 from jaxgeom.study.plan import Clock
@@ -158,6 +159,24 @@ def test_wrong_types_are_named(models):
     line = [sys.executable, "-c", TYPES, str(EXPERIMENT), *words]
     said = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout.splitlines()
     assert said == [expected for _, expected in changes.values()]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: SyntheticData(demonstrations=10**12), "demonstrations=1000000000000: at most 4,194,304 rows"),
+        (lambda: SyntheticData(prompts=0), "prompts=0: must be positive"),
+        (lambda: SyntheticData(seed=-1), "seed=-1: must not be negative"),
+        (
+            lambda: SyntheticData(task=ArithmeticTask(2, 2), heldout=400),
+            "400 held-out problems asked for; .* gives 306",
+        ),
+        (lambda: ArithmeticTask(terms=10**9), "terms=1000000000: must be at most 256"),
+    ],
+)
+def test_data_that_could_not_be_made_are_refused_before_anything_is(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
 
 
 def test_sound_types_pass():

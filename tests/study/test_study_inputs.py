@@ -21,6 +21,8 @@ from tests.tiny import write_tiny_model
         (("common = dict(", "common = dict(("), "line"),
         (("anchor=SFTSettings(", "anchor=0("), "TypeError"),  # of which Python warns first
         (("CompareSettings(angle_k=4", "CompareSettings(device='tpu', angle_k=4"), "device = 'tpu'"),
+        (("CompareSettings(angle_k=4", "CompareSettings(include='absent', angle_k=4"), "exclude leave no parameter"),
+        (("CompareSettings(angle_k=4", "CompareSettings(include='norm', angle_k=4"), "exclude leave no matrix"),
         (('name="tiny"', 'name="../../x"'), "name='../../x'"),
         (('name="tiny"', 'name=".."'), "name='..'"),
         (('name="tiny",', 'name="tiny", seeds=(),'), "seeds=()"),

@@ -22,7 +22,7 @@ common = dict(steps=2, batch_size=4, optimizer=AdamWSettings(learning_rate=1e-2)
 first = Arm("first", Path("MODEL"), SFTSettings(**common), shared=True)
 experiment = Experiment(
     name="pair", base=Path("MODEL"),
-    data=SyntheticData(task=ArithmeticTask(terms=2, digits=1), demonstrations=16, prompts=4, heldout=4),
+    data=SyntheticData(task=ArithmeticTask(terms=2, digits=2), demonstrations=16, prompts=4, heldout=4),
     arms=(
         first, Arm("second", first, SFTSettings(**common)), Arm("third", first, SFTSettings(**common | {"steps": 1}))
     ),

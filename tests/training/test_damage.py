@@ -79,6 +79,16 @@ def test_a_file_in_place_of_a_folder_is_named_before_anything_is_done(jaxgeom, i
     assert runs.files(run) == held
 
 
+@pytest.mark.parametrize("name", ["done", "samples.jsonl"])
+def test_a_folder_in_place_of_a_file_is_named_before_anything_is_done(jaxgeom, inputs, run, name):
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    held = runs.files(run)
+    said = jaxgeom(*runs.arguments(inputs, run, steps=6))
+    assert said.status == 2 and f"{run / name}" in said.err and said.err.count("\n") == 1, said.err
+    assert "director" in said.err and runs.files(run) == held
+
+
 @pytest.mark.parametrize("kind", ["truncated", "removed", "item", "checksums", "empty", "file", "all"])
 def test_what_is_missing_is_found(run, kind):
     folder = run / "checkpoints" / "4"

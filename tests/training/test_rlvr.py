@@ -154,6 +154,18 @@ def test_groups_to_learn_from_are_shared_out_and_an_empty_share_is_no_update(wor
     assert prepared.metrics["truncated"] == pytest.approx(rollout.truncated.mean())
 
 
+def test_the_logged_penalty_is_a_mean_over_answers_whatever_they_are_shared_out_to(world):
+    model, (_, old, _), rollout, _ = world
+    lengths = rollout.answers.response.sum(1)
+    wanted = np.clip((2 - lengths) / 4, -1, 0).mean()  # from 2 of the 6 tokens on, over the last 4
+    by_share = [lengths[(np.arange(16) // 4) % 2 == place].sum() for place in (0, 1)]
+    assert by_share[0] != by_share[1]  # else a mean over tokens would be the same
+    for updates, size in ((1, 16), (2, 8)):
+        told = dict(overlong="penalty", overlong_buffer=4, updates_per_rollout=updates, batch_size=size)
+        prepared = objective_of(RLVRSettings(**COMMON | told), model).prepare(old, Frozen(), rollout, 0)
+        assert prepared.metrics["overlong_penalty"] == pytest.approx(wanted)
+
+
 def test_answers_that_were_all_cut_are_nothing_to_learn_from(world):
     model, (_, old, _), rollout, _ = world
     settings = RLVRSettings(**COMMON | dict(overlong="mask", batch_size=16))

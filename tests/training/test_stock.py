@@ -19,7 +19,7 @@ def followed(lag, updates, steps, empty=(), stop=None):
 
     def draw(number):
         batches = [] if number in empty else [batch(now, number, place) for place in range(updates)]
-        return Prepared(batches, {"reward": float(number)}, None)
+        return Prepared(batches, {"reward": float(number), "sampler_mismatch": float(number)}, None)
 
     for now in range(steps):
         if now == stop:
@@ -27,7 +27,7 @@ def followed(lag, updates, steps, empty=(), stop=None):
         stock, drawn = stock.for_step(now, lag, draw)
         seen.append(tuple(stock.batches[0].tokens[0].tolist()) if stock.batches else None)
         if now == 0:
-            assert drawn.metrics == {"reward": lag / 2}
+            assert drawn.metrics == {"reward": lag / 2, "sampler_mismatch": lag}  # a mean, and the largest
         stock = stock.after_step()
     return seen
 

@@ -211,6 +211,16 @@ def test_a_lock_of_another_host_holds_as_long_as_it_gives_signs(tmp_path):
             pass
 
 
+def test_a_disk_too_full_for_a_lock_is_left_as_it_was(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(UserError, match="new/run: the disk is full"), lock.locked(tmp_path / "new" / "run"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["text", "link"])
 def test_what_is_only_called_like_a_lock_is_left_alone(tmp_path, kind):
     mine = tmp_path / ("elsewhere" if kind == "link" else ".lock")

@@ -129,7 +129,7 @@ def add_gram(gram: np.ndarray, rows: np.ndarray) -> None:
 
 
 def multiply(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """`left @ right` for two matrices of one dtype, each C- or Fortran-ordered; the result is Fortran-ordered."""
+    """`left [m, p] @ right [p, n]`, float32 or float64, each C- or Fortran-ordered: `[m, n]`, Fortran-ordered."""
     left, right = (array if array.flags.f_contiguous else np.ascontiguousarray(array) for array in (left, right))
     _require("left", left, (None, None), order="A")
     _require("right", right, (left.shape[1], None), (left.dtype,), order="A")

@@ -56,7 +56,7 @@ class Matrix:
         part = self.array[cut]
         if self.minus is None:
             out = np.ascontiguousarray(part, dtype)
-        elif dtype == np.float32:
+        elif dtype == np.float32 and self.scale == 1.0:
             out = np.subtract(part, self.minus[cut], order="C")
         else:
             out = np.array(part, dtype, order="C")

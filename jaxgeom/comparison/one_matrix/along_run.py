@@ -29,7 +29,12 @@ from jaxgeom.diagnostics.similarity_numbers import disjoint_walk_similarity, sim
 from jaxgeom.diagnostics.singular_values import capped_rank
 from jaxgeom.diagnostics.stored_walk import walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
-from jaxgeom.diagnostics.update_numbers import hill_statistics, kurtosis_from_sums, stable_rank_statistics
+from jaxgeom.diagnostics.update_numbers import (  # fmt: skip
+    hill_statistics,
+    kurtosis_from_sums,
+    stable_rank_of_sums,
+    stable_rank_statistics,
+)
 
 STATISTICS = (
     "stable_rank", "stable_rank_bf16", "fro_norm", "relative_norm", "op_norm", "hill", "sim_to_final",
@@ -213,7 +218,7 @@ class MatrixTrajectory:
             self._put_family(index, {"op_norm": np.sqrt(top)} | numbers)
             return right_subspace(update, self.k)
         spectrum = decompose(update, self.k, long=update.is_wide)
-        order = self.settings.hill_order(min(shape))
+        order = self.row["hill_k"] = self.settings.hill_order(min(shape))
         values = spectrum.values
         tail = spectrum if order_is_resolved(spectrum, order) else exact_values(update)
         numbers = stable_rank_statistics(values @ values, np.square(values[0]), shape=shape, kurtosis=kurtosis)
@@ -232,14 +237,14 @@ class MatrixTrajectory:
             return None
         start = bf16_view(self.origin)
         update = self.make_matrix(bf16_view(stored), start)
-        self._put("stable_rank_bf16", index, totals.bf16_delta_squares / leading_square(update))
+        self._put("stable_rank_bf16", index, _stable_rank(totals.bf16_delta_squares, update))
         if self.final_square:
             share = math.sqrt(totals.delta_squares / self.final_square)
             fixed = self.make_matrix(bf16_view(along_update(self.a, self.z, share)), start)
             square = inner(fixed, fixed)
             if square:
                 value = self.row["stable_rank_bf16"][index]
-                self._put("stable_rank_bf16", index, value, (square / leading_square(fixed), None))
+                self._put("stable_rank_bf16", index, value, (_stable_rank(square, fixed), None))
             if self.final_bf16 is None:
                 self.final_bf16 = right_subspace(self.make_matrix(bf16_view(self.z), start), self.k)
             null = similarity(right_subspace(fixed, self.k), self.final_bf16) if square else math.nan
@@ -319,6 +324,11 @@ class MatrixTrajectory:
             "disjoint": _lines(disjoint),
             "disjoint_null": _lines(apart.mean),
         }
+
+
+def _stable_rank(square: float, matrix: Matrix) -> float:
+    """Of a matrix whose squared norm is known and not 0."""
+    return float(stable_rank_of_sums(np.float64(square), np.float64(leading_square(matrix))))
 
 
 def _lines(matrix: np.ndarray) -> list[list[float | None]]:

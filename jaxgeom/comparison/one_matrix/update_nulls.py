@@ -18,6 +18,7 @@ from jaxgeom.diagnostics.entry_statistics import OVERLAPS
 from jaxgeom.diagnostics.moments import moments_of_draws
 from jaxgeom.diagnostics.null_permutation import permutation_statistics
 from jaxgeom.diagnostics.null_profile import profile_statistics
+from jaxgeom.diagnostics.update_numbers import participation_ratio_of_sums, stable_rank_of_sums
 
 Moments = tuple[float, float]
 """Expected value and standard deviation of a statistic under a null."""
@@ -73,11 +74,11 @@ def permuted_ranks(a: np.ndarray, b: np.ndarray, draws: int, rng: np.random.Gene
     if not delta.any():
         return {}
     delta *= np.float32(2.0 ** -np.clip(math.frexp(float(np.abs(delta).max()))[1], -126, 126))
-    squares = float(np.einsum("ij,ij->", delta, delta, dtype=np.float64))
+    squares = np.einsum("ij,ij->", delta, delta, dtype=np.float64)
     found = []
     for _ in range(draws):
         rng.shuffle(delta.reshape(-1))
-        top, fourth = leading_and_fourth(Matrix(delta))
-        found.append((squares / top, squares**2 / fourth))
+        top, fourth = map(np.float64, leading_and_fourth(Matrix(delta)))
+        found.append((stable_rank_of_sums(squares, top), participation_ratio_of_sums(squares, top, fourth)))
     mean, std = moments_of_draws(np.array(found))
     return {name: (float(mean[i]), float(std[i])) for i, name in enumerate(("stable_rank", "participation_ratio"))}

@@ -166,7 +166,7 @@ class WeightChanges:
 
     def _angles(self, final: Spectrum, final_matrix: Matrix, pulled: np.ndarray) -> None:
         stored, k, shape = self.base.stored, self.k, (self.initial.shape[0], self.initial.shape[1])
-        decay = self.totals.inner / self.totals.initial_squares
+        decay = self.totals.counts.decay
         flags = families.angle_flags(stored.values, final.values, norm=self._norm, decay=decay, k=k)
         if flags.open:
             self.row["angle_gap"] = float(flags.gap)

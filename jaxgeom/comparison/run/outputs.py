@@ -4,8 +4,9 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+from jaxgeom.checkpoints.runs import split_step
 from jaxgeom.errors import UserError, listed
-from jaxgeom.owned_files import KINDS, contents_of
+from jaxgeom.owned_files import KINDS, contents_of, is_text_of_others
 
 _FINAL = ("report.json", "trajectory.json")
 
@@ -25,11 +26,13 @@ def check_folder(folder: pathlib.Path, inputs: Iterable[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is no directory")
     if not folder.is_dir():
+        _refuse_rooms_of_a_run(folder)
         return
     for name in inputs:
-        for path in (pathlib.Path(name), pathlib.Path(name.rpartition("@")[0] or name)):
+        for path in (pathlib.Path(name), pathlib.Path(split_step(name)[0])):
             if path.is_dir() and path.resolve() == folder.resolve():
                 raise UserError(f"{folder}: is {name}, which is measured; choose another --out")
+    _refuse_rooms_of_a_run(folder)
     kind = _json(folder / "config.json").get("kind")
     if kind in ("run", "study", "recipe"):
         raise UserError(f"{folder}: holds a {kind}; choose another --out")
@@ -39,10 +42,20 @@ def check_folder(folder: pathlib.Path, inputs: Iterable[str]) -> None:
         # A table, page or figure without the measurement that it would be of.
         foreign = [name for name in ("matrices.csv", "report.html") if (folder / name).exists()]
         foreign += ["figures/"] if (folder / "figures").exists() and any((folder / "figures").iterdir()) else []
+    foreign += [path.name for path in folder.glob(".partial*.jsonl") if path.is_file() and is_text_of_others(path)]
     if foreign:
         raise UserError(
             f"{folder}: {listed(foreign)} would be written over, and jaxgeom did not write it; choose another --out"
         )
+
+
+def _refuse_rooms_of_a_run(folder: pathlib.Path) -> None:
+    """Refuses what lies among the checkpoints of a run, its tokenizer or its rows: files of others are none there."""
+    place = folder.resolve()
+    for run in place.parents:
+        room = place.relative_to(run).parts[0]
+        if room in ("checkpoints", "tokenizer", "rows") and _json(run / "config.json").get("kind") == "run":
+            raise UserError(f"{folder}: lies among the {room} of the run {run}; choose another --out")
 
 
 def replaced(folder: pathlib.Path) -> list[str]:

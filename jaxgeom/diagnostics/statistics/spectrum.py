@@ -110,7 +110,7 @@ SPECTRUM = (
     ),
     Statistic(
         "hill_k", "k of the Hill index", "hill_k, or max(10, ⌈0.1·min(m, n)⌉)", "As the settings have it, capped.",
-        unit="count", suites=("full",), is_setting=True,
+        unit="count", commands=("compare", "trajectory"), suites=("full",), is_setting=True,
     ),
     Statistic(
         "nss", "spectral shift (NSS)", "‖σ(W+) − σ(W0)‖₂/‖σ(W0)‖₂",

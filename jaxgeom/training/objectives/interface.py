@@ -39,6 +39,10 @@ class Tools(NamedTuple):
     scoring: Callable[[], contextlib.AbstractContextManager[Callable[[Any], Any]]] = _unmeasured
 
 
+LARGEST = ("sampler_mismatch",)
+"""Metrics that are maxima over the answers' tokens, and stay so where several rollouts or parts of one are joined."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What one rollout gives.

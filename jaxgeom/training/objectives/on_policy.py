@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from jaxgeom.objectives import loss_denominator, policy_gradient_loss
 from jaxgeom.sharding import mesh_of
-from jaxgeom.training.objectives.interface import Objective, Prepared, Tools
+from jaxgeom.training.objectives.interface import LARGEST, Objective, Prepared, Tools
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor, Answers, sample_groups, sampling_settings, truncated
 from jaxgeom.training.scoring import sequence_log_probs
@@ -152,9 +152,13 @@ class OnPolicy(Objective):
             batches += [] if batch is None else [batch]
             found.append(metrics)
             tokens.append(float(part.answers.response.sum()))
+        metrics = rollout.metrics | self.of_answers(rollout) | _joined(found, tokens)
+        return Prepared(batches, metrics, rollout.answers)
+
+    def of_answers(self, rollout: Rollout) -> dict[str, float]:
+        """Means over the answers of a whole rollout, each counting once however long it is."""
         length = float(rollout.answers.response.sum(axis=1).mean())
-        of_answers = {"response_length": length, "truncated": float(rollout.truncated.mean())}
-        return Prepared(batches, rollout.metrics | of_answers | _joined(found, tokens), rollout.answers)
+        return {"response_length": length, "truncated": float(rollout.truncated.mean())}
 
     @abc.abstractmethod
     def learned_from(
@@ -238,16 +242,14 @@ def _part(rollout: Rollout, size: int, place: int, count: int) -> Rollout:
 
 
 def _joined(found: Sequence[dict[str, Any]], tokens: Sequence[float]) -> dict[str, Any]:
-    """Metrics of the parts of a rollout, of all its tokens: means weighted, `sampler_mismatch` the largest."""
+    """Metrics of the parts of a rollout, of all its tokens: means weighted, and what is `LARGEST`."""
     if len(found) == 1:
         return found[0]
     shares = np.asarray(tokens, np.float32) / np.float32(sum(tokens))
     joined: dict[str, Any] = {
         name: sum(share * part[name] for share, part in zip(shares, found, strict=True)) for name in found[0]
     }
-    if "sampler_mismatch" in joined:
-        joined["sampler_mismatch"] = max(float(part["sampler_mismatch"]) for part in found)
-    return joined
+    return joined | {name: max(float(part[name]) for part in found) for name in LARGEST if name in joined}
 
 
 @jax.jit

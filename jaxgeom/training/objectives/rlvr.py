@@ -40,11 +40,8 @@ class RLVR(OnPolicy):
             teaches = np.repeat(np.ptp(self._groups(answers.rewards), axis=1) > 0, settings.samples_per_prompt)
         if settings.overlong == "mask":
             teaches = teaches & ~rollout.truncated
-        if settings.overlong_buffer is not None:
-            lengths = answers.response.sum(axis=1)
-            penalty = soft_overlong_penalty(lengths, limit=settings.max_new_tokens, buffer=settings.overlong_buffer)
+        if (penalty := self._penalty(answers)) is not None:
             rewards = rewards + penalty
-            metrics |= {"overlong_penalty": float(penalty.mean())}
         if not teaches.any():
             return None, metrics
         mask = answers.response & teaches[:, None]
@@ -58,6 +55,18 @@ class RLVR(OnPolicy):
             reference_log_probs=self.reference_scores(frozen, placed),
         )
         return batch, metrics
+
+    def of_answers(self, rollout: Rollout) -> dict[str, float]:
+        penalty = self._penalty(rollout.answers)
+        return super().of_answers(rollout) | ({} if penalty is None else {"overlong_penalty": float(penalty.mean())})
+
+    def _penalty(self, answers: Answers) -> np.ndarray | None:
+        """What every answer loses by its length, float64 `[batch]`; None where nothing is taken off."""
+        settings = self.settings
+        if settings.overlong_buffer is None:
+            return None
+        lengths = answers.response.sum(axis=1)
+        return soft_overlong_penalty(lengths, limit=settings.max_new_tokens, buffer=settings.overlong_buffer)
 
     def _groups(self, rewards: np.ndarray) -> np.ndarray:
         return rewards.reshape(-1, self.settings.samples_per_prompt)

@@ -68,3 +68,14 @@ def test_products_in_every_memory_order():
         gram = np.zeros((4, 4), order="F")
         lapack.add_gram(gram, rows)
         np.testing.assert_allclose(np.triu(gram), np.triu(a.T @ a), rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_a_scaled_difference_is_one_in_both_precisions(shape):
+    w, v = np.random.default_rng(4).standard_normal((2, *shape)).astype(np.float32)
+    dense = w.astype(np.float64) - 0.3 * v.astype(np.float64)
+    wanted = dense @ dense.T if shape[0] < shape[1] else dense.T @ dense
+    for dtype, rtol in ((np.float32, 1e-5), (np.float64, 1e-13)):
+        gram = Matrix(w, v, 0.3).gram(dtype)
+        assert gram.dtype == dtype
+        np.testing.assert_allclose(np.triu(gram), np.triu(wanted), rtol=rtol, atol=rtol)

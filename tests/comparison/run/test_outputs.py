@@ -68,7 +68,7 @@ def test_the_same_files_by_another_path_go_on_and_are_the_same_comparison(pair, 
         compare((moved[1], moved[1]), out)
 
 
-@pytest.mark.parametrize("name", ["matrices.csv", "report.html", "report.json", "figures/mine.svg"])
+@pytest.mark.parametrize("name", ["matrices.csv", "report.html", "report.json", "figures/mine.svg", ".partial.jsonl"])
 def test_files_of_the_users_are_not_written_over(pair, tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
@@ -90,6 +90,10 @@ def test_an_input_a_run_and_a_study_are_no_output(pair, tmp_path):
         (tmp_path / kind / "config.json").write_text(json.dumps({"schema": 1, "kind": kind}))
         with pytest.raises(UserError, match=f"holds a {kind}"):
             compare(own, tmp_path / kind, force=True)
+    for room in ("checkpoints", "checkpoints/4", "tokenizer/report"):
+        with pytest.raises(UserError, match=f"lies among the {room.split('/')[0]} of the run"):
+            compare(own, tmp_path / "run" / room, force=True)
+        assert not (tmp_path / "run" / room).exists()
 
 
 def test_force_names_what_is_replaced_and_leaves_the_rest(jaxgeom, pair, tmp_path):
