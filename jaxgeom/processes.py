@@ -12,6 +12,8 @@ import contextlib
 import os
 import pathlib
 import pickle
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -32,6 +34,7 @@ SIGN_OF_LIFE = 60
 SEEING = 60.0
 """Seconds in which a file that process 0 has written must be seen by the others."""
 
+_SLACK = 60  # seconds in which JAX's own end of waiting, which is no error but an abort, comes after ours
 _VARIABLES = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
 _FIRST = 1024  # bytes that are exchanged at once; longer values take a second exchange
 
@@ -53,26 +56,34 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
         sign_of_life: seconds of silence after which a process counts as lost, `SIGN_OF_LIFE` where None.
 
     Raises:
-        UserError: the other processes could not be found in that time.
+        UserError: what says who is who is missing or wrong. Where the others do not come in that time, or their
+            coordinator cannot be reached, the process itself ends, with a line and exit status 2: JAX's waiting can
+            neither be interrupted nor raises.
     """
     if jax.distributed.is_initialized():
         return
     patience = JOINING if patience is None else patience
+    way_out = f"start on a TPU pod, under SLURM or MPI, or set {_VARIABLES}"
+    where = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    missing = (
+        f"--distributed: not all processes came within {patience} s"
+        f"{f', or the coordinator {where} cannot be reached' if where else ''}; start the same command in all of them"
+    )
+    if where and not re.fullmatch(r".+:\d+", where):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={where}: HOST:PORT is needed")
     # JAX's own notice of SIGTERM would take the place of the handler that saves (`interruption`, `Signals`).
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            num_processes=_number("JAX_NUM_PROCESSES"),
-            process_id=_number("JAX_PROCESS_ID"),
-            initialization_timeout=patience,
-            heartbeat_timeout_seconds=SIGN_OF_LIFE if sign_of_life is None else sign_of_life,
-        )
+        with _ended_after(patience, missing):
+            jax.distributed.initialize(
+                num_processes=_number("JAX_NUM_PROCESSES"),
+                process_id=_number("JAX_PROCESS_ID"),
+                initialization_timeout=patience + _SLACK,
+                heartbeat_timeout_seconds=SIGN_OF_LIFE if sign_of_life is None else sign_of_life,
+            )
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--distributed: {said} (all must come within {patience} s; start on a TPU pod, under SLURM or MPI, or set "
-            f"{_VARIABLES})"
-        ) from error
+        raise UserError(f"--distributed: {said.rstrip('.')}; {way_out}") from error
 
 
 def refuse_unjoined() -> None:
@@ -292,6 +303,24 @@ def told(where: str | os.PathLike[str]) -> Iterator[None]:
             f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start"
             " all of them again with the same command, it goes on from the last checkpoint"
         ) from error
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: int, said: str) -> Iterator[None]:
+    """What takes longer than so many seconds within it ends this process, with a line and exit status 2."""
+    done = threading.Event()
+
+    def watch() -> None:
+        if not done.wait(seconds):
+            with contextlib.suppress(OSError):
+                os.write(2, f"jaxgeom: {said}\n".encode())
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _number(variable: str) -> int | None:

@@ -57,6 +57,7 @@ def start(
     commands: Sequence[Sequence[Sequence[str]]], *, devices: int = 2, count: int | None = None, script: str = SCRIPT,
     patience: tuple[float, float, float] = (300, 100, 2.0), directories: Mapping[int, pathlib.Path] | None = None,
     falls: Mapping[int, pathlib.Path] | None = None, alone: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> list[subprocess.Popen[str]]:  # fmt: skip
     """One process for each list of commands.
 
@@ -69,6 +70,7 @@ def start(
         directories: where a process works, by its number.
         falls: by its number a path, as soon as which is there a process kills itself.
         alone: whether one process is told, as several are, where it would find the others.
+        environment: further variables, of all.
     """
     count = count or len(commands)
     with socket.socket() as probe:
@@ -81,13 +83,15 @@ def start(
     }  # fmt: skip
     started = []
     for index, words in enumerate(commands):
-        own = {"JAX_NUM_PROCESSES": str(count), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+        own = {}
+        if count > 1 or alone:
+            own = {"JAX_NUM_PROCESSES": str(count), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
         more, path = ["--distributed"] if count > 1 else [], (falls or {}).get(index)
         said = [[[*one, *more] for one in words], patience, [os.fspath(path) if path else "", bool(falls)]]
+        own |= {"JAX_PROCESS_ID": str(index)} | dict(environment or {})
         started.append(
             subprocess.Popen(
-                [sys.executable, "-c", script, *map(json.dumps, said)],
-                env={**shared, **(own if count > 1 or alone else {}), "JAX_PROCESS_ID": str(index)}, text=True,
+                [sys.executable, "-c", script, *map(json.dumps, said)], env=shared | own, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=(directories or {}).get(index, ROOT),
             )
         )  # fmt: skip

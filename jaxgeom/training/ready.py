@@ -25,7 +25,7 @@ from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
-from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings
+from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Frozen
 from jaxgeom.training.teachers import assigned, load_teachers
 from jaxgeom.training.vocabulary import require_tokens_fit
@@ -83,14 +83,21 @@ def make_ready(
         UserError: something that cannot be used.
     """
     name = settings.objective
+    # Before anything that one of them alone may refuse, for whose end the others would wait.
+    processes.require_same(
+        {
+            "kind": "run", "objective": name, "settings": to_json(settings), "inputs": to_json(inputs),
+            "out": os.fspath(out), "force": force, "jax": jax.__version__,
+            "kept_rows": None if kept_rows is None else os.fspath(kept_rows),
+        }
+    )  # fmt: skip
     if inputs.teachers and not settings.is_taught:
         raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
     settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
     mesh, taught_on = split_devices(settings)
     require_batch_divides(settings, mesh)
     config = processes.together(lambda: run_config(settings, inputs))
-    asked = {"out": os.fspath(out), "force": force, "jax": jax.__version__}
-    processes.require_same(config | asked | {"kept_rows": None if kept_rows is None else os.fspath(kept_rows)})
+    processes.require_same(config)
     template = settings.rows.chat_template
     given = [*inputs.paths, *([] if template is None else [template])]
 
