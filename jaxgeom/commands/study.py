@@ -39,7 +39,7 @@ def study(
         if distributed:
             processes.join()
         keep_freed_memory()
-        experiment = load_experiment(file)
+        experiment = processes.together(lambda: load_experiment(file))
         if seeds is not None:
             experiment = experiment.with_seeds(seeds)
         where = out or Path("runs") / experiment.name

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxgeom.planning.programs import Planned, bytes_a_device, compile_program, plan_run
+from jaxgeom.planning.programs import Planned, compile_program, plan_run
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.settings import PlanSettings
 from jaxgeom.planning.shapes import model_config, products
 from jaxgeom.planning.topologies import Topology, open_topology
 from jaxgeom.sharding import batch_divisor
-from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, run_mesh
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
 
 
 class Plan(NamedTuple):
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
         batch_size: sequences a step.
         programs: at that batch, in the order in which they run.
         expected: operations of a device by the rule of thumb (2·N a token forward, 6·N with its gradient), by program.
-        resident: bytes a device of what lies on it all the time.
+        resident: bytes a device of what lies on it all the time; of those that have most, where a teacher has its own.
         largest: the largest batch that fits; None where the memory of a device is unknown.
         advice: what would make it fit, and what is odd, a sentence each.
     """
@@ -59,7 +59,7 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     student = model_config("--model", settings.model)
     teacher = None if settings.teacher is None else model_config("--teacher", settings.teacher)
     topology = open_topology(settings.topology)
-    mesh = run_mesh(settings.mesh, topology.devices)
+    mesh, taught_on = split_devices(settings.mesh, settings.teacher_devices, topology.devices)
     unit = settings.unit(batch_divisor(mesh))
     batch = unit if settings.batch_size is None else settings.batch_size
     run = settings.run_settings(batch)
@@ -68,10 +68,10 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     if teacher is not None and teacher.vocab_size != student.vocab_size:
         advice.append(f"the teacher's embedding is planned with the student's {student.vocab_size} rows")
         teacher = dataclasses.replace(teacher, vocab_size=student.vocab_size)
-    planned_run = plan_run(settings, run, student, teacher, mesh)
+    planned_run = plan_run(settings, run, student, teacher, mesh, taught_on)
     planned = []
     for name in planned_run.programs:
-        say(f"{name}: compiling for {len(topology.devices)} devices ({topology.kind})")
+        say(f"{name}: compiling for {planned_run.mesh_of(name).size} devices ({topology.kind})")
         planned.append(compile_program(planned_run, name, topology))
         needed = f"needs {planned[-1].needed / 2**30:.2f} GiB a device"
         say(f"{name}: compiled in {planned[-1].compile_seconds:.0f} s, {needed}")
@@ -80,19 +80,19 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         other = dataclasses.replace(settings, **changes)
         said = ", ".join([f"batch {batch}", *(f"{key}={value}" for key, value in changes.items())])
         say(f"{name}: compiling at {said}")
-        again = plan_run(other, other.run_settings(batch), student, teacher, mesh)
+        again = plan_run(other, other.run_settings(batch), student, teacher, mesh, taught_on)
         return compile_program(again, name, topology)
 
-    resident = sum(map(bytes_a_device, planned_run.resident))
+    resident = planned_run.resident_bytes()
     largest = None
     if topology.memory is not None:
         largest = largest_batch(planned, batch, unit, topology.memory, compile_at, settings.search)
         advice += _advice(settings, planned, batch, resident, largest, topology, compile_at)
-    tokens = {name: _tokens(settings, batch, name) / len(topology.devices) for name in planned_run.programs}
+    tokens = {name: _tokens(settings, batch, name) / planned_run.mesh_of(name).size for name in planned_run.programs}
     expected = {name: _rule_of_thumb(student if not name.startswith("score.teacher") else teacher, name, count)
                 for name, count in tokens.items()}  # fmt: skip
     return Plan(
-        settings, topology, dict(mesh.shape), batch, planned, expected, resident, largest,
+        settings, topology, dict(mesh.shape), batch, planned, expected, max(held for _, held in resident), largest,
         [*advice, *(f"{one.name}: {note}" for one in planned if one.counts for note in one.counts.notes)],
     )  # fmt: skip
 
@@ -115,8 +115,8 @@ def _rule_of_thumb(config: Any, name: str, tokens: float) -> float:
 
 
 def _advice(
-    settings: PlanSettings, planned: list[Planned], batch: int, resident: int, largest: Largest, topology: Topology,
-    compile_at: Callable[..., Planned],
+    settings: PlanSettings, planned: list[Planned], batch: int, resident: list[tuple[int, int]], largest: Largest,
+    topology: Topology, compile_at: Callable[..., Planned],
 ) -> list[str]:  # fmt: skip
     """What would make the run fit; nothing where it does."""
     memory = topology.memory or 0
@@ -126,11 +126,12 @@ def _advice(
     said = []
     for one in short:
         said.append(f"{one.name} needs {one.needed / 2**30:.1f} GiB a device, {memory / 2**30:.2f} GiB are there")
-    if resident >= memory:
-        devices = -(-resident * len(topology.devices) // memory)
+    whose = ["parameters, optimizer and teachers"] if len(resident) == 1 else ["parameters and optimizer", "teachers"]
+    overfull = [one for one in zip(whose, resident, strict=True) if one[1][1] >= memory]
+    for what, (there, held) in overfull:
         said.append(
-            f"parameters, optimizer and teachers alone are {resident / 2**30:.1f} GiB a device: more than {devices}"
-            " devices are needed, or fewer of them in --mesh-data"
+            f"{what} alone are {held / 2**30:.1f} GiB a device: more than {-(-held * there // memory)} devices are"
+            f" needed{'' if what == 'teachers' else ', or fewer of them in --mesh-data'}"
         )
     train = next((one for one in short if one.name == "train"), None)
     if train is not None and not settings.remat and settings.search:
@@ -143,6 +144,6 @@ def _advice(
         parts = settings.micro_batches * -(-batch // largest.batch)
         if train is not None and short == [train] and batch % (parts * settings.unit(1)) == 0:
             said.append(f"or the same batch in parts: --micro-batches {parts}")
-    elif resident < memory:
+    elif not overfull:
         said.append("no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed")
     return said

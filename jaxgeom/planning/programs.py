@@ -67,17 +67,30 @@ class PlannedRun(NamedTuple):
     Attributes:
         programs: by name.
         resident: leaves that lie on the devices all the time: state, teachers, the start's parameters.
-        mesh: the devices.
+        mesh: the devices; the student's where the teacher has its own.
     """
 
     programs: dict[str, Program]
     resident: list[Any]
     mesh: jax.sharding.Mesh
 
+    def mesh_of(self, name: str) -> jax.sharding.Mesh:
+        """The devices that a program runs on."""
+        return next((found for leaf in _shapes(self.programs[name]) if (found := _mesh(leaf)) is not None), self.mesh)
+
+    def resident_bytes(self) -> list[tuple[int, int]]:
+        """What lies all the time on each of so many devices, in bytes; a teacher's own devices stand last."""
+        found = dict.fromkeys([self.mesh], 0)
+        for leaf in self.resident:
+            there = _mesh(leaf) or self.mesh
+            found[there] = found.get(there, 0) + bytes_a_device(leaf)
+        return [(there.size, held) for there, held in found.items()]
+
 
 def plan_run(
-    settings: PlanSettings, run: RunSettings, student: Qwen3Config, teacher: Qwen3Config | None, mesh: jax.sharding.Mesh
-) -> PlannedRun:
+    settings: PlanSettings, run: RunSettings, student: Qwen3Config, teacher: Qwen3Config | None,
+    mesh: jax.sharding.Mesh, taught_on: jax.sharding.Mesh,
+) -> PlannedRun:  # fmt: skip
     """The programs that `train` would run, from shapes.
 
     Args:
@@ -85,7 +98,8 @@ def plan_run(
         run: of the run.
         student: what is trained.
         teacher: of OPD.
-        mesh: the devices.
+        mesh: the student's devices.
+        taught_on: the teacher's, which may be the same.
     """
     dtype = jnp.dtype(run.compute_dtype)
     model, params = _abstract_model(student, jnp.dtype("float32"), dtype, run.remat, mesh)
@@ -93,7 +107,7 @@ def plan_run(
     if teacher is not None:
         own = jnp.dtype("float32" if settings.teacher_dtype is None else settings.teacher_dtype)
         computed = dtype if settings.teacher_dtype is None else own
-        module, teacher_params = _abstract_model(teacher, own, computed, run.remat, mesh)
+        module, teacher_params = _abstract_model(teacher, own, computed, run.remat, taught_on)
         modules, teachers = [module], (teacher_params,)
     # A copy of the parameters, as the start's are: one, whatever it is for.
     referred = settings.kl_coefficient is not None and settings.objective != "sft"
@@ -136,9 +150,10 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         jax.errors.JaxRuntimeError: the compiler does not take it, for another reason than the memory.
     """
     program = run.programs[name]
-    read = [leaf for leaf in jax.tree.leaves(program.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
+    read, mesh = _shapes(program), run.mesh_of(name)
     given = set(map(id, read))
-    held = sum(bytes_a_device(leaf) for leaf in run.resident if id(leaf) not in given)
+    beside = [leaf for leaf in run.resident if id(leaf) not in given and (_mesh(leaf) or run.mesh) == mesh]
+    held = sum(map(bytes_a_device, beside))
     start = time.monotonic()
     try:
         compiled = program.lower().compile()
@@ -151,7 +166,7 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         return Planned(name, arguments, temporary, None, 0, held, None, None, time.monotonic() - start)
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
     assert memory is not None
-    counts = count_program(compiled.as_text() or "", dict(run.mesh.shape))
+    counts = count_program(compiled.as_text() or "", dict(mesh.shape))
     rates = topology.chip
     times = None if rates is None else roofline(rates, flops=counts.flops, memory=counts.bytes, sent=counts.sent)
     return Planned(
@@ -165,6 +180,16 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         seconds=times,
         compile_seconds=seconds,
     )
+
+
+def _shapes(program: Program) -> list[Any]:
+    """What a program reads."""
+    return [leaf for leaf in jax.tree.leaves(program.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+
+def _mesh(leaf: Any) -> jax.sharding.Mesh | None:
+    """What a leaf is laid over, None where that is not said."""
+    return getattr(getattr(leaf, "sharding", None), "mesh", None)
 
 
 def bytes_a_device(leaf: Any) -> int:

@@ -44,6 +44,7 @@ class PlanSettings:
         kl_coefficient: Of the KL to the start (RLVR, OPD): given, the start's parameters stay on the devices and score.
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
         compute_dtype: Of activations.
+        teacher_devices: So many devices, the last ones, are the teacher's alone, and the student has the others.
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32.
         remat: Recompute activations in the backward pass.
         divergence: Of OPD.
@@ -67,6 +68,7 @@ class PlanSettings:
     kl_coefficient: float | None = None
     micro_batches: int = 1
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    teacher_devices: int | None = None
     teacher_dtype: Literal["float32", "bfloat16"] | None = None
     remat: bool = False
     divergence: Divergence = "reverse"
@@ -85,6 +87,8 @@ class PlanSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be positive")
+        if self.teacher_devices is not None and self.teacher is None:
+            raise UserError(f"--teacher-devices {self.teacher_devices}: {self.objective} has no teacher")
         if self.search < 0:
             raise UserError(f"search={self.search}: must be at least 0")
 
@@ -99,7 +103,7 @@ class PlanSettings:
         Args:
             shards: of the batch over the mesh.
         """
-        parts = shards * self.micro_batches
+        parts = math.lcm(shards * self.micro_batches, self.teacher_devices or 1)
         return parts if self.objective == "sft" else math.lcm(parts, self.samples_per_prompt)
 
     def run_settings(self, batch_size: int) -> RunSettings:

@@ -1,12 +1,12 @@
 """Whether a mesh divides a model: what it cannot split is whole on every device, which is said before a run begins."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxgeom import processes
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config
 from jaxgeom.sharding import batch_divisor, make_mesh
@@ -29,31 +29,30 @@ def run_mesh(settings: MeshSettings, devices: Any = None) -> Mesh:
         raise UserError(str(error)) from error
 
 
-def split_devices(settings: RunSettings) -> tuple[Mesh, Mesh]:
+def split_devices(settings: MeshSettings, own: int | None, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
     """The mesh of the student, and that of the teachers: the same unless they have devices of their own.
 
     Args:
-        settings: of the run.
+        settings: sizes of the axes of the student's.
+        own: devices of the teachers alone, the last ones; None for all, together with the student.
+        devices: what there is; all of JAX's where None.
 
     Raises:
-        UserError: sizes that do not multiply to the student's devices, a batch that the teachers' devices do not
-            divide, no device left for the student, devices of several processes.
+        UserError: sizes that do not multiply to the student's devices, no device left for the student, devices of
+            several processes.
     """
-    own = getattr(settings, "teacher_devices", None)
     if own is None:
-        mesh = run_mesh(settings.mesh)
+        mesh = run_mesh(settings, devices)
         return mesh, mesh
-    devices = jax.devices()
-    if processes.count() > 1:
+    devices = jax.devices() if devices is None else devices
+    if len({device.process_index for device in devices}) > 1:
         raise UserError(
             f"--teacher-devices {own}: answers would go from the student's devices to others, which JAX does within one"
             " process alone; leave it out (teachers then lie on all devices, sharded)"
         )
     if own >= len(devices):
         raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices, and the student needs one or more")
-    if settings.batch_size % own:
-        raise UserError(f"batch_size={settings.batch_size} is not divisible by the {own} devices of --teacher-devices")
-    return run_mesh(settings.mesh, devices[:-own]), run_mesh(MeshSettings(), devices[-own:])
+    return run_mesh(settings, devices[:-own]), run_mesh(MeshSettings(), devices[-own:])
 
 
 def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:
@@ -66,6 +65,9 @@ def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:
     Raises:
         UserError: naming the batch and what it must be a multiple of.
     """
+    own = getattr(settings, "teacher_devices", None)
+    if own is not None and settings.batch_size % own:
+        raise UserError(f"batch_size={settings.batch_size} is not divisible by the {own} devices of --teacher-devices")
     if settings.batch_size % (batch_divisor(mesh) * settings.micro_batches):
         raise UserError(
             f"batch_size={settings.batch_size} is not divisible by the {batch_divisor(mesh)} batch shards of the mesh"

@@ -97,8 +97,10 @@ def run_programs(
     drawn = sampler_programs(sampler.model, sampler.params, sampling, rows=answers, width=prompt_length, pad_id=pad_id)
     programs |= {f"rollout.{name}": Program(*program) for name, program in drawn.items()}
     for name, actor in objective.scorers(params, frozen).items():
-        arguments = (actor.model, mesh, settings.temperature, actor.params, batch.tokens, batch.valid)
-        programs[name] = Program(_score, arguments)
+        there, read = mesh_of(actor.params), (batch.tokens, batch.valid)
+        if there is not None and there != mesh:  # a teacher on devices of its own
+            read = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=batch_sharding(there)) for one in read]
+        programs[name] = Program(_score, (actor.model, there, settings.temperature, actor.params, *read))
     return programs
 
 

@@ -94,7 +94,7 @@ def make_ready(
     if inputs.teachers and not settings.is_taught:
         raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
     settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
-    mesh, taught_on = split_devices(settings)
+    mesh, taught_on = split_devices(settings.mesh, getattr(settings, "teacher_devices", None))
     require_batch_divides(settings, mesh)
     config = processes.together(lambda: run_config(settings, inputs))
     processes.require_same(config)

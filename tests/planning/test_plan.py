@@ -96,6 +96,28 @@ def test_distillation_holds_its_teacher_and_its_optimizer(jaxgeom, model, tmp_pa
     )
 
 
+def test_a_teacher_on_its_own_devices_is_planned_there(jaxgeom, model, tmp_path, monkeypatch):
+    """Held by them alone: the student's devices hold it no more, and its scores are sums over its own."""
+    devices = jax.devices()[:3]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    options = "--topology local --objective opd --max-prompt-length 12 --max-new-tokens 4 --search 0".split()
+    options += "--mesh-data -1 --mesh-fsdp 1 --samples-per-prompt 2 --teacher-devices 1".split()
+    said = jaxgeom("plan", "--model", model, "--teacher", model, *options, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert (found["devices"], found["batch_size"], found["mesh"]["data"]) == (3, 2, 2)
+    scored = found["programs"]["score"]["parts"]
+    student, teacher = scored["score"], scored["score.teacher0"]
+    parameters = 4 * sum(
+        leaf.size for leaf in jax.tree.leaves(abstract_parameters(Qwen3(tiny_config(num_hidden_layers=1))))
+    )
+    assert found["programs"]["train"]["held_bytes"] == teacher["held_bytes"] == 0
+    assert 2 * parameters <= student["held_bytes"] < 2 * parameters + 64  # the optimizer's moments, and no teacher
+    assert 3 * parameters <= found["resident_bytes"] < 3 * parameters + 64
+    assert 0 <= teacher["argument_bytes"] - student["argument_bytes"] < parameters / 10  # twice the rows
+    assert teacher["flops"] == 2 * student["flops"] and not teacher["collectives"]
+
+
 def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_path):
     """A batch of a million rows: compiled from shapes, nothing of it is allocated."""
     options = "--topology local --objective sft --max-length 128 --search 0 --remat --batch-size".split()
@@ -116,6 +138,8 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
         ("--topology local --objective rlvr --batch-size 24 --samples-per-prompt 16", "not divisible by samples_per"),
         ("--topology local --objective opd", "opd needs --teacher"),
         ("--topology local --objective sft --teacher qwen3-8b", "sft has no teacher"),
+        ("--topology local --objective rlvr --teacher-devices 2", "--teacher-devices 2: rlvr has no teacher"),
+        ("--topology local --objective opd --teacher qwen3-8b --teacher-devices 8", "there are 8 devices"),
         ("--topology local --objective sft --mesh-expert 2", "the model is dense"),
         ("--topology local --objective sft --batch-size 0", "batch_size=0: must be positive"),
         ("--topology local --objective sft --max-length 0", "max_length=0: must be positive"),

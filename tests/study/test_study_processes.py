@@ -43,10 +43,15 @@ def test_two_processes_write_the_study_of_one(tmp_path):
     file = tmp_path / "pair.py"
     file.write_text(EXPERIMENT.replace("MODEL", str(model)))
     for count in (2, 1):
-        commands = [["study", str(file), "--out", str(tmp_path / str(count))]]
-        ended = launching.each(launching.end(launching.start([commands] * count, devices=4 // count)))
-        assert [one[0].status for one in ended] == [0] * count, ended
-        assert "page:" in ended[0][0].out and not any(one[0].out for one in ended[1:])
+        command = ["study", str(file), "--out", str(tmp_path / str(count))]
+        # First with other seeds in each: refused by both, and nothing is written.
+        commands = [[[*command, "--seeds", str(2 + index)], command][2 - count :] for index in range(count)]
+        ended = launching.each(launching.end(launching.start(commands, devices=4 // count)))
+        assert [one[-1].status for one in ended] == [0] * count, ended
+        assert "page:" in ended[0][-1].out and not any(one[-1].out for one in ended[1:])
+        for refused, _ in ended if count == 2 else ():
+            assert refused.status == 2 and refused.err.count("\n") == 1, refused
+            assert "the processes disagree: seeds" in refused.err and not refused.out
     one, two = (tmp_path / str(count) for count in (1, 2))
     files = [sorted(str(path.relative_to(out)) for path in out.rglob("*.json*")) for out in (one, two)]
     assert files[0] == files[1]

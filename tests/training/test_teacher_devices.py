@@ -4,13 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgeom import processes
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training import Frozen, OPDSettings, objective_of
-from jaxgeom.training.mesh_fit import split_devices
+from jaxgeom.training.mesh_fit import require_batch_divides, split_devices
 from jaxgeom.training.rollouts import Answers
 from tests.tiny import tiny_config, tiny_params, write_tiny_model
 from tests.training import runs
@@ -27,7 +26,7 @@ ANSWERS = Answers(
 def scores(own):
     """Of student and teacher, and where the teacher lies."""
     settings = OPDSettings(**COMMON, teacher_devices=own)
-    meshes = split_devices(settings)
+    meshes = split_devices(settings.mesh, own)
     models, params = [], []
     for place, mesh in enumerate(meshes):
         config = tiny_config(num_hidden_layers=1, hidden_size=16 * (1 + place))
@@ -63,13 +62,8 @@ def test_a_teacher_is_scored_on_its_own_devices():
 )
 def test_what_cannot_be_split_is_refused(given, words):
     with pytest.raises(UserError, match=words):
-        split_devices(OPDSettings(**COMMON, **given))
-
-
-def test_devices_of_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(processes, "count", lambda: 2)
-    with pytest.raises(UserError, match="--teacher-devices 4: .* within one process alone"):
-        split_devices(OPDSettings(**COMMON, teacher_devices=4))
+        settings = OPDSettings(**COMMON, **given)
+        require_batch_divides(settings, split_devices(settings.mesh, settings.teacher_devices)[0])
 
 
 @pytest.mark.slow
