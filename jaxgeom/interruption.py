@@ -48,6 +48,7 @@ class _State:
 
     installed = False
     held = 0
+    listening = 0
     pending: int | None = None
     said = ""
     leaving = threading.Event()
@@ -112,8 +113,23 @@ def held() -> Iterator[None]:
         raise Interrupted(_State.pending)
 
 
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Within it a first signal does nothing but that `asked` tells it: who stops together with others says when.
+
+    Nor does the time run that the main thread has to begin to save; a second signal ends the process.
+    """
+    _State.held += 1
+    _State.listening += 1
+    try:
+        yield
+    finally:
+        _State.held -= 1
+        _State.listening -= 1
+
+
 def asked() -> int:
-    """The signal that waits in `held`, 0 where none does."""
+    """The signal that waits in `held` or `listening`, 0 where none does."""
     return _State.pending or 0
 
 
@@ -189,6 +205,9 @@ def _watch(read: int, grace: float) -> None:
         ready, _, _ = select.select([read], [], [], _AGAIN if got and not _State.leaving.is_set() else None)
         if not ready:
             if _State.leaving.is_set():
+                continue
+            if _State.listening:
+                since = time.monotonic()
                 continue
             if time.monotonic() >= since + grace:
                 _end(got)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
-from jaxgeom.interruption import Interrupted, asked, goes_on, held, said_within, saving, stoppable
+from jaxgeom.interruption import Interrupted, asked, goes_on, held, listening, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
 from jaxgeom.training.checkpointing import Checkpoints, Resume
@@ -142,8 +142,7 @@ def _carry_out(
                 save_steps=save_steps,
             )  # fmt: skip
             try:
-                # One process must not leave the others alone: they stop together, where they have all been told.
-                with held() if processes.count() > 1 else contextlib.nullcontext():
+                with _stopping_together():
                     with reporter.task(name, settings.steps, done=done or 0) as task:
                         loop.run(done or 0, task)
                     checkpoints.wait()
@@ -152,6 +151,25 @@ def _carry_out(
                 loop.rescue()
                 raise Interrupted(stop.number) from None
     processes.from_first(lambda: _end(settings, out, reporter))
+
+
+@contextlib.contextmanager
+def _stopping_together() -> Iterator[None]:
+    """Within it, where there are several processes, none leaves the others alone: they stop where all have been told.
+
+    What reaches one of them too late for another step stops all of them at the end.
+    """
+    if processes.count() == 1:
+        yield
+        return
+    with listening():
+        try:
+            yield
+            if signal := max(processes.exchanged(asked())):
+                raise Interrupted(signal)
+        except Interrupted:
+            saving()
+            raise
 
 
 def _end(settings: RunSettings, out: Path, reporter: Reporter) -> None:
@@ -221,11 +239,8 @@ class _Loop:
                 self._save()
             self._checkpoints.check()
             task.advance(1, self._log.status())
-            if processes.count() > 1:
-                if asked():
-                    saving()  # it is heard here, and the others hear of it at the next step: no hurry from beside
-                if signal := self._signals.turn(asked()):
-                    raise Interrupted(signal)
+            if processes.count() > 1 and (signal := self._signals.turn(asked())):
+                raise Interrupted(signal)
 
     def rescue(self) -> None:
         """Saves what was reached, after a signal."""

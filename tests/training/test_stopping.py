@@ -16,7 +16,7 @@ import pytest
 
 from jaxgeom import cli, lock
 from jaxgeom.errors import UserError
-from jaxgeom.interruption import Interrupted, goes_on, held, stoppable
+from jaxgeom.interruption import Interrupted, asked, goes_on, held, listening, stoppable
 from jaxgeom.training import checkpointing, logs, loop, objectives, ready
 from tests.command_line import command
 from tests.training import runs
@@ -274,6 +274,19 @@ with stoppable(grace=0.5):
     print("stuck", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
+
+
+def test_who_stops_together_with_others_is_told_and_has_the_time_that_they_need():
+    """Longer than the time to begin to save; that runs from when it listens no more."""
+    with stoppable(grace=0.3), pytest.raises(Interrupted) as stop:
+        with listening():
+            assert not asked()
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(1.0)
+            assert asked() == signal.SIGTERM
+        with held():
+            pass
+    assert stop.value.status == 128 + signal.SIGTERM
 
 
 def test_a_main_thread_that_runs_no_handler_is_ended_from_beside():
