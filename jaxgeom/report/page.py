@@ -10,19 +10,19 @@ from markupsafe import Markup
 
 from ..comparison.files.report import to_csv_text
 from ..files import write_atomically
-from .between_findings import between_findings, between_lead
 from .figures_between import between_drawings
 from .figures_compare import compare_drawings
 from .figures_study import study_drawings
 from .figures_trajectory import trajectory_drawings
-from .findings import findings, trajectory_findings
+from .findings_between import between_findings, between_lead
+from .findings_compare import findings, trajectory_findings
+from .findings_study import listed, study_findings
 from .formatting import MODULES, format_count, format_value, further_nulls_say, headline_of, statistic
 from .learned import nothing_learned
 from .loading import Contents, load
 from .looks import looks_of, own_variables, variable_of, variables_css
 from .reading import cell, from_words, label_of, methods_of, number, seeds_of
 from .steady import steady_trajectory
-from .study_findings import listed, study_findings
 from .style import Drawing, house_style, remove_others, save
 from .tables import (
     coverage_rows,

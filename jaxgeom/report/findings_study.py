@@ -7,8 +7,8 @@ matrices that are defined in all of them.
 from typing import Any, NamedTuple
 
 from ..diagnostics.statistics import SOURCES
-from .confined_findings import confined_sentences
-from .findings import early_sentence, over_words, path_word, rank_path
+from .findings_compare import early_sentence, over_words, path_word, rank_path
+from .findings_confined import confined_sentences
 from .formatting import format_count, format_number, format_value, statistic
 from .learned import nothing_learned, undefined_numbers, without_seeds
 from .reading import (
