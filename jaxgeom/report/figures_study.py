@@ -18,6 +18,7 @@ from .drawing import (
     OVERLAPS,
     SUBSPACE,
     SUBSPACE_TEXT,
+    TRACK_NULLS,
     TRACKS,
     Methods,
     against_null,
@@ -287,9 +288,7 @@ def ranks(report: dict[str, Any]) -> Drawing | None:
     return Drawing(
         "ranks",
         "Rank, size and tail of the update along training",
-        "Each solid line follows the cumulative update of a run from its first to its last checkpoint; the dashed line "
-        "is its null. Read the two upper panels together: a fall that shows only in the bf16 view comes from rounding "
-        "a small update, and not from training.",
+        "Each solid line follows the cumulative update of a run from its first to its last checkpoint; " + TRACK_NULLS,
         f"Stable rank along training, first to last checkpoint: {ends}.",
         figure,
     )
