@@ -22,8 +22,11 @@ def gather_matrix(x: Shaped[jax.Array, "*batch out in"]) -> Shaped[jax.Array, "*
     return jax.sharding.reshard(x, PartitionSpec(*spec[:-2], None, None))
 
 
-def matmul(a: Float[jax.Array, "*batch m k"], b: Float[jax.Array, "*batch k n"]) -> Float[jax.Array, "*batch m n"]:
-    """`a @ b` in full precision on every device (TPUs and recent GPUs default to less)."""
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`a @ b` (`[..., m, k]` by `[..., k, n]` or `[k]`) in full precision on every device.
+
+    TPUs and recent GPUs default to less.
+    """
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
