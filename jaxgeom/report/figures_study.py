@@ -32,6 +32,7 @@ from .drawing import (
     triple,
     with_population,
 )
+from .figures_run import live_geometry
 from .formatting import format_value, statistic
 from .looks import looks_of
 from .published import METHOD_FAMILY, published_sources, references
@@ -67,7 +68,7 @@ def study_drawings(report: dict[str, Any]) -> list[Drawing]:
     """Every figure that the study's numbers allow, in the order of the page."""
     methods = methods_of(report)
     drawings = [accuracy(methods), *(maker(report) for maker in (sparsity, rotation, overlaps))]
-    drawings += [ranks(report), subspace(report), matched(report)]
+    drawings += [ranks(report), subspace(report), matched(report), live_geometry(methods)]
     return [d for d in drawings if d is not None]
 
 
