@@ -52,7 +52,7 @@ def _status(arguments: list[str], *, own_process: bool) -> int:
     try:
         return _run(arguments)
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), status=error.status)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what Python still writes when it ends may go
         return 0

@@ -14,7 +14,12 @@ class UserError(ValueError):
 
     >>> len(str(UserError(f"config.json: eos_token_id={'a' * 5000} is no token id")))
     429
+
+    Attributes:
+        status: that the command line exits with.
     """
+
+    status = 2
 
     def __init__(self, message: str = "") -> None:
         word = re.sub(rf"\S{{{_WORD},}}", lambda found: f"{found[0][:300]}…{found[0][-100:]}", message)

@@ -42,7 +42,12 @@ _T = TypeVar("_T")
 
 
 class ProcessLost(UserError):
-    """A computation that all processes take part in has failed: another is lost, most likely."""
+    """A computation that all processes take part in has failed: another is lost, most likely.
+
+    No mistake of the user's: whoever starts commands again by their exit status starts this one again.
+    """
+
+    status = 1
 
 
 def join(*, patience: int | None = None, sign_of_life: int | None = None) -> None:
@@ -57,8 +62,9 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
 
     Raises:
         UserError: what says who is who is missing or wrong. Where the others do not come in that time, or their
-            coordinator cannot be reached, the process itself ends, with a line and exit status 2: JAX's waiting can
-            neither be interrupted nor raises.
+            coordinator cannot be reached, the process itself ends, with a line: JAX's waiting can neither be
+            interrupted nor raises. Its exit status is 2 where the address was given, which may be wrong, and 1 where
+            it was detected: a host is missing then, and a later start may find it.
     """
     if jax.distributed.is_initialized():
         return
@@ -69,12 +75,12 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
         f"--distributed: not all processes came within {patience} s"
         f"{f', or the coordinator {where} cannot be reached' if where else ''}; start the same command in all of them"
     )
-    if where and not re.fullmatch(r".+:\d+", where):
+    if where is not None and not re.fullmatch(r".+:\d+", where):
         raise UserError(f"JAX_COORDINATOR_ADDRESS={where}: HOST:PORT is needed")
     # JAX's own notice of SIGTERM would take the place of the handler that saves (`interruption`, `Signals`).
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        with _ended_after(patience, missing):
+        with _ended_after(patience, missing, 2 if where else ProcessLost.status):
             jax.distributed.initialize(
                 num_processes=_number("JAX_NUM_PROCESSES"),
                 process_id=_number("JAX_PROCESS_ID"),
@@ -306,15 +312,15 @@ def told(where: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended_after(seconds: int, said: str) -> Iterator[None]:
-    """What takes longer than so many seconds within it ends this process, with a line and exit status 2."""
+def _ended_after(seconds: int, said: str, status: int) -> Iterator[None]:
+    """What takes longer than so many seconds within it ends this process, with a line and an exit status."""
     done = threading.Event()
 
     def watch() -> None:
         if not done.wait(seconds):
             with contextlib.suppress(OSError):
                 os.write(2, f"jaxgeom: {said}\n".encode())
-            os._exit(2)
+            os._exit(status)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
