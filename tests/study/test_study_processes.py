@@ -51,7 +51,7 @@ def test_two_processes_write_the_study_of_one(tmp_path):
         assert "page:" in ended[0][-1].out and not any(one[-1].out for one in ended[1:])
         for refused, _ in ended if count == 2 else ():
             assert refused.status == 2 and refused.err.count("\n") == 1, refused
-            assert "the processes disagree: seeds" in refused.err and not refused.out
+            assert "the processes disagree: experiment.seeds: [0, 1] in process 0" in refused.err and not refused.out
     one, two = (tmp_path / str(count) for count in (1, 2))
     files = [sorted(str(path.relative_to(out)) for path in out.rglob("*.json*")) for out in (one, two)]
     assert files[0] == files[1]
