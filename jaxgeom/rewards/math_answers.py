@@ -114,7 +114,13 @@ def verify_batch(
     """
     if len(texts) != len(truths):
         raise ValueError(f"verify_batch: {len(texts)} texts but {len(truths)} truths")
-    pairs = [(extract_answer(text), allowed_answers(truth)) for text, truth in zip(texts, truths, strict=True)]
+    known: dict[str, tuple[str, ...]] = {}  # the answers to one prompt have one truth, which is read once
+    pairs = []
+    for text, truth in zip(texts, truths, strict=True):
+        key = repr(truth)
+        if key not in known:
+            known[key] = allowed_answers(truth)
+        pairs.append((extract_answer(text), known[key]))
     verdicts: dict[tuple[str | None, tuple[str, ...]], bool] = {}
     unsettled: list[tuple[str, tuple[str, ...]]] = []
     for answer, allowed in dict.fromkeys(pairs):

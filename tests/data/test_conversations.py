@@ -222,7 +222,9 @@ def test_a_name_that_stands_twice_in_json_within_a_row_is_refused():
     ):
         with pytest.raises(RowError, match="stands twice in one object, with different values"):
             read_prompt(row)
-    assert read_prompt({"prompt": "a", "reward_model": '{"ground_truth": "1", "ground_truth": "1"}'}).ground_truth == "1"
+    assert (
+        read_prompt({"prompt": "a", "reward_model": '{"ground_truth": "1", "ground_truth": "1"}'}).ground_truth == "1"
+    )
 
 
 @pytest.mark.parametrize(
