@@ -1,4 +1,4 @@
-"""Whole numbers of absurd sizes in every settings class: refused by name when they are made, or capped as documented."""
+"""Whole numbers of absurd sizes in every settings class: refused by name, or capped as documented."""
 
 import dataclasses
 import json
