@@ -2,11 +2,11 @@
 
 Value, null and excess of a statistic are over the same matrices: those where value and null are both defined, which is
 where the excess is; where no matrix has a null, those where the value is. Of a statistic that is weighted by parameters
-(what is counted entry by entry) the same holds where those with a null are less than half of the parameters: a null of a
-few small tensors is none of the whole, and the value of those tensors alone would be taken for that of all. The mean
-excess is the mean value less the
-mean null. The mean z is over those of them that have one, which may be fewer (a null without a deviation), and has a
-count of its own. All are weighted alike: by parameters, or plainly, as the table of statistics has it.
+(what is counted entry by entry) those where the value is also where the others are less than half of the parameters: a
+null of a few small tensors is none of the whole, and their value alone would be taken for that of all. The mean excess
+is the mean value less the mean null. The mean z is over those of them that have one, which may be fewer (a null without
+a deviation), and has a count of its own. All are weighted alike: by parameters, or plainly, as the table of statistics
+has it.
 """
 
 from collections.abc import Mapping
