@@ -53,7 +53,8 @@ _CHECKPOINTS = _either(
 _ROWS = r"rows/(?:[0-9a-f]+\.npz|\.[0-9a-f]+\.npz\.\d+)"
 _FIGURES = r"figures/[\w.-]+\.(?:svg|png)"
 _RUN = _either(
-    _written("config.json", "done"),
+    _written("config.json", "done", "report.html"),
+    _FIGURES,
     r"metrics\.jsonl|samples\.jsonl|events\.out\.tfevents\.\d{10}\.[\w.-]+\.\d+\.\d+",
     _LOCK,
     _TOKENIZER,

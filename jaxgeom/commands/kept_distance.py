@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgeom.comparison import Report
-from jaxgeom.training.functional_distance import NULL
+from jaxgeom.training.model_distance import NULL
 
 
 def with_distance(report: Report, distance: dict[str, Any], prompts: str) -> Report:

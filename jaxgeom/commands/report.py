@@ -8,10 +8,10 @@ from tyro.conf import Positional, arg
 
 
 def report(directory: Annotated[Positional[Path], arg(metavar="DIR")]) -> Callable[[str], None]:
-    """Writes figures and page anew from the `report.json` and `trajectory.json` that DIR holds.
+    """Writes figures and page anew from the `report.json` and `trajectory.json` that DIR holds, or from a run's log.
 
     Args:
-        directory: Output of `study`, `compare`, `between` or `trajectory`.
+        directory: Output of `study`, `compare`, `between`, `trajectory` or `train`.
     """
 
     def run(command: str) -> None:

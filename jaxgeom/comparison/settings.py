@@ -103,13 +103,13 @@ class CompareSettings:
 
     def hill_order(self, smaller: int) -> int:
         """k of the Hill estimate for a matrix whose smaller side is `smaller`."""
-        from jaxgeom.diagnostics.singular_values import default_hill_k  # with it comes JAX
+        from jaxgeom.diagnostics.spectral_numbers import default_hill_k  # with it comes JAX
 
         return min(self.hill_k, smaller) if self.hill_k else default_hill_k((smaller, smaller))
 
     def to_json(self) -> dict[str, Any]:
         """Every parameter of every statistic, those that are fixed in the code too."""
-        from jaxgeom.diagnostics.entry_counts import ABSOLUTE_TOLERANCE, RMS_TOLERANCES  # with them comes JAX
+        from jaxgeom.diagnostics.counting import ABSOLUTE_TOLERANCE, RMS_TOLERANCES  # with them comes JAX
         from jaxgeom.diagnostics.weight_numbers import PROJECTION_SHARES
 
         return dataclasses.asdict(self) | {

@@ -22,7 +22,7 @@ from jaxgeom.comparison.run.processes import Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.entry_statistics import entry_statistics
+from jaxgeom.diagnostics.entry_numbers import entry_statistics
 from jaxgeom.diagnostics.statistics import null_forms
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically

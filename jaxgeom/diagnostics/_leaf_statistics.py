@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from ._layout import safe_sqrt
 from ._namespace import divide, real
-from .entry_counts import RMS_TOLERANCES as RMS_TOLERANCES
-from .entry_counts import EntryCounts, entry_counts
-from .entry_statistics import entry_statistics, hidden_by_decile
+from .counting import RMS_TOLERANCES as RMS_TOLERANCES
+from .counting import EntryCounts, entry_counts
+from .entry_numbers import entry_statistics, hidden_by_decile
 from .leading import leading_triplets
 from .leaf_matrix import LeafMatrix, block_inner, block_squares, unit_columns
 from .matrix_spec import MatrixSpec, as_matrix

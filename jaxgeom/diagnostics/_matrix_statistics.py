@@ -15,8 +15,8 @@ from ._leaf_statistics import Numbers
 from ._namespace import as_real, real
 from ._sequential import svd, svd_values
 from .angles import angles_from_bases
-from .entry_counts import EntryCounts, entry_counts, magnitude_histogram
-from .entry_statistics import OVERLAPS, MaskCounts, overlap_statistics
+from .counting import EntryCounts, entry_counts, magnitude_histogram
+from .entry_numbers import OVERLAPS, MaskCounts, overlap_statistics
 from .masks import low_magnitude_mask, mask_of_reconstruction
 from .moments import moments_of_draws, triple
 from .null_rotation import (
@@ -32,7 +32,8 @@ from .null_shift import norm_matched_shift
 from .null_update import update_null_statistics
 from .precision import bf16_view, grid_bits
 from .selection import largest_mask
-from .singular_values import (
+from .sparsity import changed_mask
+from .spectral_numbers import (
     capped_rank,
     default_hill_k,
     numerical_zero,
@@ -40,7 +41,6 @@ from .singular_values import (
     shifts_linearly,
     stable_rank_from_singular_values,
 )
-from .sparsity import changed_mask
 from .update_numbers import kurtosis_from_sums, update_statistics
 from .weight_numbers import (
     PROJECTION_SHARES,

@@ -26,27 +26,27 @@ def real(xp: Any) -> Any:
 
 
 def as_real(x: Any, xp: Any) -> Any:
-    """Numbers (counts, a constant table) as an array of `real(xp)`."""
+    """Numbers of any shape (counts, a constant table) as an array of `real(xp)`, of that shape."""
     if not isinstance(x, jax.Array):  # JAX remembers a NumPy array with the width that it had first: give it a new one.
         return xp.asarray(np.asarray(x).astype(real(xp)))
     return x.astype(real(xp))
 
 
 def ndtr(x: Any) -> Any:
-    """The normal distribution function `Φ(x)`, with full relative accuracy in the lower tail."""
+    """The normal distribution function `Φ(x)` of floats of any shape, with full relative accuracy in the lower tail."""
     # JAX's own ndtr computes three functions and chooses: this one compiles in a third of the time.
     return 0.5 * lax.erfc(x * -(0.5**0.5)) if isinstance(x, jax.Array) else scipy.special.ndtr(x)
 
 
 def bitcast(x: Any, dtype: Any) -> Any:
-    """The bits of an array read as another dtype of the same width."""
+    """The bits of an array of any shape read as another dtype of the same width, in that shape."""
     if isinstance(x, jax.Array):
         return lax.bitcast_convert_type(x, dtype)
     return np.asarray(x).view(dtype)
 
 
 def divide(numerator: Any, denominator: Any) -> Any:
-    """`numerator / denominator`, NaN where the denominator is zero, with clean gradients elsewhere."""
+    """`numerator / denominator` of shapes that broadcast, NaN where the denominator is zero, with clean gradients."""
     xp = namespace(numerator, denominator)
     numerator, denominator = xp.asarray(numerator), xp.asarray(denominator)
     defined = denominator != 0

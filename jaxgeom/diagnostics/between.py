@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ._namespace import divide, namespace, real
+from .counting import EntryCounts
 from .drift import inner_product
-from .entry_counts import EntryCounts
 from .masks import mask_jaccard, mask_overlap
 from .moments import NullMoments, triple
 from .precision import require_matrix, widen_pair

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .entry_counts import decay_in_units, norm_and_unit
+from .counting import decay_in_units, norm_and_unit
 from .precision import require_matrix, widen, widen_pair
 from .spectrum import frobenius_norm, normalized_spectral_shift
 

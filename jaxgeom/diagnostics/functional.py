@@ -20,6 +20,23 @@ def _masked_mean(values: jax.Array, mask: ArrayLike | None) -> jax.Array:
     return jnp.where(total > 0, kept / jnp.maximum(total, 1.0), jnp.nan)
 
 
+def kl_of_log_probs(
+    log_probs: Float[Array, "*batch outcomes"], others: Float[Array, "*batch outcomes"]
+) -> Float[Array, "*batch"]:
+    """`KL(p‖q) = Σ_y p(y)·(log p(y) − log q(y))` of two distributions: the one sum behind every exact KL here.
+
+    Args:
+      log_probs: log p `[..., outcomes]`, nats, normalised; −∞ where an outcome cannot be.
+      others: log q, same shape and dtype.
+
+    Returns:
+      Nats `[...]`, of that dtype; outcomes of no mass under p add nothing, to the gradient neither. Differentiable in
+      both.
+    """
+    mass = jnp.exp(log_probs)
+    return jnp.sum(mass * jnp.where(mass > 0, log_probs - others, jnp.zeros_like(mass)), axis=-1)
+
+
 def token_forward_kl(
     initial_logits: Float[ArrayLike, "*batch vocab"], logits: Float[ArrayLike, "*batch vocab"]
 ) -> Float[Array, "*batch"]:
@@ -33,10 +50,7 @@ def token_forward_kl(
       KL in nats `[...]`, float32 or float64.
     """
     reference, trained = widen_pair(initial_logits, logits, ("initial_logits", "logits"))
-    log_reference, log_trained = jax.nn.log_softmax(reference), jax.nn.log_softmax(trained)
-    weight = jnp.exp(log_reference)
-    terms = jnp.where(weight > 0, weight * (log_reference - log_trained), jnp.zeros_like(weight))
-    return jnp.maximum(jnp.sum(terms, axis=-1), 0.0)
+    return jnp.maximum(kl_of_log_probs(jax.nn.log_softmax(reference), jax.nn.log_softmax(trained)), 0.0)
 
 
 def forward_kl(

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ._layout import count_true, gather_matrix, matmul, safe_divide, transpose
+from ._layout import count_true, gather_matrix, matmul, transpose
+from ._namespace import divide
 from .precision import require_matrix, widen
 from .selection import largest_mask, smallest_mask
-from .singular_values import numerical_zero
+from .spectral_numbers import numerical_zero
 from .subspaces import top_subspaces
 
 
@@ -125,7 +126,7 @@ def mask_overlap(
     reference, changed = jnp.asarray(reference), jnp.asarray(changed)
     if reference.shape != changed.shape:
         raise ValueError(f"reference has shape {reference.shape} and changed has shape {changed.shape}; equal needed")
-    return safe_divide(count_true(reference & changed), count_true(changed))
+    return divide(count_true(reference & changed), count_true(changed))
 
 
 def enrichment(overlap: Float[ArrayLike, "..."], expected: Float[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -140,7 +141,7 @@ def enrichment(overlap: Float[ArrayLike, "..."], expected: Float[ArrayLike, "...
     """
     overlap, expected = jnp.asarray(overlap), jnp.asarray(expected)
     dtype = jnp.result_type(overlap.dtype, expected.dtype)
-    return safe_divide(overlap.astype(dtype), expected.astype(dtype))
+    return divide(overlap.astype(dtype), expected.astype(dtype))
 
 
 def mask_jaccard(a: Bool[ArrayLike, "*batch out in"], b: Bool[ArrayLike, "*batch out in"]) -> Float[Array, "*batch"]:
@@ -154,4 +155,4 @@ def mask_jaccard(a: Bool[ArrayLike, "*batch out in"], b: Bool[ArrayLike, "*batch
       Shares in [0, 1], one per matrix; NaN where both are empty.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
-    return safe_divide(count_true(a & b), count_true(a | b))
+    return divide(count_true(a & b), count_true(a | b))

@@ -27,7 +27,7 @@ import scipy.linalg
 
 from ._namespace import as_real, namespace
 from .moments import NullMoments
-from .singular_values import (
+from .spectral_numbers import (
     energy_share_from_singular_values,
     entropy_rank_from_singular_values,
     hill_from_singular_values,

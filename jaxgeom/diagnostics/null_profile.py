@@ -21,7 +21,7 @@ from ._decompose import matmul
 from ._namespace import as_real, divide, namespace, repeat
 from .moments import NullMoments, triple
 from .rounding_cells import RoundingCells, change, left_noise, moments_of_share, scale_for_density, select
-from .scale_profile import (  # fmt: skip
+from .row_column_scales import (  # fmt: skip
     STEPS_PER_OCTAVE,
     kinds_of,
     places,

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ._namespace import as_real
-from .entry_counts import entry_counts, magnitude_histogram, storage_of
-from .entry_statistics import DECILES, decile_of_bins, isotropic_null
+from .counting import entry_counts, magnitude_histogram, storage_of
+from .entry_numbers import DECILES, decile_of_bins, isotropic_null
 from .moments import NullMoments
 from .precision import bf16_bits, bf16_view, grid_bits, require_matrix, widen
 from .rounding_cells import change, moments_of_share, origin_cells, overlap_law, scale_for_density

@@ -14,9 +14,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from ._layout import count_true, gather_matrix, safe_divide
-from ._namespace import as_real
-from .entry_counts import EntryCounts, entry_counts
+from ._layout import count_true, gather_matrix
+from ._namespace import as_real, divide
+from .counting import EntryCounts, entry_counts
 from .null_permutation import (  # fmt: skip
     UPDATE_BINS,
     PermutationCounts,
@@ -28,7 +28,7 @@ from .null_permutation import (  # fmt: skip
 from .null_profile import ProfileCells, averages, estimation, profile_statistics
 from .precision import grid_bits, widen_pair
 from .rounding_cells import ENDS, RoundingCells, cells_of
-from .scale_profile import (  # fmt: skip
+from .row_column_scales import (  # fmt: skip
     OCTAVES,
     STEPS_PER_OCTAVE,
     ScaleProfile,
@@ -165,7 +165,7 @@ def update_null_statistics(
         bits, delta, changed, counts, masks = arguments
         size = count_true(changed)
         values = {"sparsity_bf16": (counts.count - size) / counts.count}
-        values |= {name: safe_divide(count_true(mask & changed), size) for name, mask in masks.items()}
+        values |= {name: divide(count_true(mask & changed), size) for name, mask in masks.items()}
         found: dict[str, jax.Array] = {}
         if "profile" in kinds:
             found |= profile_statistics(_profile_cells(bits, delta, counts, masks, eta), values, size)

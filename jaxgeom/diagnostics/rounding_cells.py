@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ._namespace import as_real, divide, increasing_root, namespace, newton_root
-from .entry_counts import EntryCounts, is_on_bf16_grid, magnitude_histogram, storage_of
+from .counting import EntryCounts, is_on_bf16_grid, magnitude_histogram, storage_of
 from .moments import NullMoments
 from .precision import grid_bits
 from .rounding_response import Change, change_at_place, change_in_cell

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._namespace import as_real, divide, namespace
-from .entry_counts import EntryCounts
+from .counting import EntryCounts
 from .storage_grids import FINITE
 
 _FAR = 0.04

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ._layout import count_true
-from .entry_counts import bits_changed, exceeds, is_equal, norm_and_unit
+from .counting import bits_changed, exceeds, is_equal, norm_and_unit
 from .precision import bf16_bits, require_matrix, ulp_distance, widen_pair
 
 

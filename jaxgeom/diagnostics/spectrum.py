@@ -5,11 +5,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from ._layout import gather_matrix, matmul, safe_divide, safe_sqrt, transpose
+from ._layout import gather_matrix, matmul, safe_sqrt, transpose
+from ._namespace import divide
 from ._sequential import svd_values
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
-from .singular_values import (
+from .spectral_numbers import (
     default_hill_k,
     energy_share_from_singular_values,
     entropy_rank_from_singular_values,
@@ -64,7 +65,7 @@ def relative_norm(
       Ratios, one per matrix; NaN where W0 is zero.
     """
     a, b = widen_pair(w0, w1)
-    return safe_divide(frobenius_norm(b - a), frobenius_norm(a))
+    return divide(frobenius_norm(b - a), frobenius_norm(a))
 
 
 def entry_kurtosis(matrix: Float[ArrayLike, "*batch out in"]) -> Float[Array, "*batch"]:
@@ -232,7 +233,7 @@ def participation_ratio(delta: Float[ArrayLike, "*batch out in"]) -> Float[Array
     wide = unit.shape[-1] > unit.shape[-2]
     gram = matmul(unit, transpose(unit)) if wide else matmul(transpose(unit), unit)
     total = jnp.square(jnp.sum(jnp.square(unit), axis=(-2, -1)))
-    return safe_divide(total, jnp.sum(jnp.square(gram), axis=(-2, -1)))
+    return divide(total, jnp.sum(jnp.square(gram), axis=(-2, -1)))
 
 
 def energy_share(delta: Float[ArrayLike, "*batch out in"], *, k: int) -> Float[Array, "*batch"]:

@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from . import _decompose
-from ._layout import gather_matrix, matmul, safe_divide, transpose
-from ._namespace import namespace
+from ._layout import gather_matrix, matmul, transpose
+from ._namespace import divide, namespace
 from ._sequential import svd
 from .krylov import krylov_top_singular
 from .precision import require_matrix, widen, widen_pair
@@ -219,7 +219,7 @@ def projection_energy_from_bases(
         return jnp.sum(jnp.square(x), axis=(-2, -1))
 
     total = energy(unit)
-    return ProjectionEnergy(*(safe_divide(energy(part), total) for part in (joint, rows, columns)))
+    return ProjectionEnergy(*(divide(energy(part), total) for part in (joint, rows, columns)))
 
 
 def projection_energy(
@@ -267,4 +267,4 @@ def subspace_leakage(
     delta = gather_matrix(widen(delta, "delta"))
     basis = gather_matrix(widen(basis, "basis").astype(delta.dtype))
     rest = delta - matmul(matmul(delta, basis), transpose(basis))
-    return jnp.square(safe_divide(frobenius_norm(rest), frobenius_norm(delta)))
+    return jnp.square(divide(frobenius_norm(rest), frobenius_norm(delta)))

@@ -5,7 +5,7 @@ from typing import Any
 from ._namespace import divide, namespace
 from .moments import NullMoments, triple
 from .null_isotropic import isotropic_moments
-from .singular_values import (
+from .spectral_numbers import (
     default_hill_k,
     energy_share_from_singular_values,
     entropy_rank_from_singular_values,

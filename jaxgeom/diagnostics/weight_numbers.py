@@ -10,7 +10,7 @@ from .moments import NullMoments, triple
 from .null_projection import norm_matched_projection
 from .null_rotation import AngleNull, RotationDraws, SampledAngles, norm_matched_angles
 from .null_shift import ShiftNull
-from .singular_values import nss_from_singular_values, spectral_gap
+from .spectral_numbers import nss_from_singular_values, spectral_gap
 from .update_numbers import Numbers
 
 RESOLUTION = {"float64": 1e-9, "float32": 1e-6}

@@ -8,9 +8,9 @@ from .advantages import mix_advantages as mix_advantages
 from .advantages import opd_advantages as opd_advantages
 from .advantages import soft_overlong_penalty as soft_overlong_penalty
 from .advantages import sparsify_tokens as sparsify_tokens
-from .distillation import Distilled as Distilled
-from .distillation import distillation as distillation
-from .distillation import distillation_loss as distillation_loss
+from .divergence_on_support import Distilled as Distilled
+from .divergence_on_support import distillation as distillation
+from .divergence_on_support import distillation_loss as distillation_loss
 from .divergences import forward_kl as forward_kl
 from .divergences import generalized_jsd as generalized_jsd
 from .divergences import reverse_kl as reverse_kl

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from jaxgeom.diagnostics.functional import kl_of_log_probs
+
 from .log_probs import (
     DEFAULT_CHUNK,
     ChunkedWeight,
@@ -57,7 +59,7 @@ def reverse_kl(
     """
 
     def divergence(student: Array, teacher: Array) -> Array:
-        return jnp.sum(jnp.exp(student) * (student - teacher), axis=-1)
+        return kl_of_log_probs(student, teacher)
 
     models = (student_hidden, student_unembedding, teacher_hidden, teacher_unembedding)
     return _over_chunks("reverse_kl", divergence, models, chunk, temperature, remat)
@@ -94,7 +96,7 @@ def forward_kl(
     """
 
     def divergence(student: Array, teacher: Array) -> Array:
-        return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+        return kl_of_log_probs(teacher, student)
 
     models = (student_hidden, student_unembedding, teacher_hidden, teacher_unembedding)
     return _over_chunks("forward_kl", divergence, models, chunk, temperature, remat)
@@ -140,10 +142,7 @@ def generalized_jsd(
         raise ValueError(f"generalized_jsd: beta is {beta}; a number strictly between 0 and 1 is needed")
 
     def divergence(student: Array, teacher: Array) -> Array:
-        middle = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-        from_teacher = jnp.sum(jnp.exp(teacher) * (teacher - middle), axis=-1)
-        from_student = jnp.sum(jnp.exp(student) * (student - middle), axis=-1)
-        return beta * from_teacher + (1.0 - beta) * from_student
+        return jensen_shannon(student, teacher, beta)
 
     models = (student_hidden, student_unembedding, teacher_hidden, teacher_unembedding)
     return _over_chunks("generalized_jsd", divergence, models, chunk, temperature, remat)
@@ -195,10 +194,16 @@ def teacher_top_k_kl(
         teacher = jax.nn.log_softmax(top, axis=-1)
         student = jax.nn.log_softmax(jnp.take_along_axis(student, index, axis=-1), axis=-1)
         first, second = (student, teacher) if direction == "reverse" else (teacher, student)
-        return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
+        return kl_of_log_probs(first, second)
 
     models = (student_hidden, student_unembedding, teacher_hidden, teacher_unembedding)
     return _over_chunks("teacher_top_k_kl", divergence, models, chunk, temperature, remat)
+
+
+def jensen_shannon(student: Array, teacher: Array, beta: float) -> Array:
+    """`generalized_jsd` of log-probabilities `[..., outcomes]` -> `[...]`, for β strictly between 0 and 1."""
+    middle = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * kl_of_log_probs(teacher, middle) + (1.0 - beta) * kl_of_log_probs(student, middle)
 
 
 def _over_chunks(

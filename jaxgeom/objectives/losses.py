@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Num
 
+from jaxgeom.diagnostics.functional import token_forward_kl_k3
+
 Mask = Num[Array, "batch time"] | Bool[Array, "batch time"]
 Aggregate = Literal["token", "sequence", "constant"]
 
@@ -63,7 +65,7 @@ def sft_loss(
     2.0
     """
     weight = mask.astype(jnp.float32)
-    return -divide(jnp.sum(_masked(log_probs, weight)), jnp.sum(weight) if denominator is None else denominator)
+    return -divide_or_zero(jnp.sum(_masked(log_probs, weight)), jnp.sum(weight) if denominator is None else denominator)
 
 
 def k3_kl(
@@ -80,8 +82,8 @@ def k3_kl(
     Returns:
         float32 `[batch, time]`, nats.
     """
-    difference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32)) - log_probs.astype(jnp.float32)
-    return jnp.expm1(difference) - difference
+    reference = jax.lax.stop_gradient(reference_log_probs.astype(jnp.float32))
+    return token_forward_kl_k3(log_probs.astype(jnp.float32), reference)
 
 
 def policy_gradient_loss(
@@ -169,7 +171,7 @@ def policy_gradient_loss(
     tokens = jnp.sum(weight)
 
     def token_mean(values: Array) -> Array:
-        return jax.lax.stop_gradient(divide(jnp.sum(_masked(values.astype(jnp.float32), weight)), tokens))
+        return jax.lax.stop_gradient(divide_or_zero(jnp.sum(_masked(values.astype(jnp.float32), weight)), tokens))
 
     if reference_log_probs is not None:
         reference_kl = _masked(k3_kl(_masked(log_probs, weight, 0), _masked(reference_log_probs, weight, 0)), weight, 0)
@@ -190,7 +192,7 @@ def policy_gradient_loss(
     }
     if entropy is not None:
         metrics["entropy"] = token_mean(entropy)
-    return divide(total, denominator), metrics
+    return divide_or_zero(total, denominator), metrics
 
 
 def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
@@ -201,11 +203,11 @@ def _masked(values: Array, weight: Array, times: Literal[0, 1] = 1) -> Array:
 def aggregated(per_token: Array, weight: Array, aggregate: Aggregate) -> Array:
     """The sum of `[batch, time]` losses that are weighted already; under "sequence" of each sequence's mean."""
     if aggregate == "sequence":
-        return jnp.sum(divide(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
+        return jnp.sum(divide_or_zero(jnp.sum(per_token, axis=1), jnp.sum(weight, axis=1)))
     return jnp.sum(per_token)
 
 
-def divide(total: Array, count: Array) -> Array:
+def divide_or_zero(total: Array, count: Array) -> Array:
     """`total / count` elementwise in float32, and 0 where the count is 0."""
     count = count.astype(jnp.float32)
     return jnp.where(count > 0, total / jnp.where(count > 0, count, 1.0), 0.0)

@@ -3,7 +3,7 @@
 from jax import Array
 from jaxtyping import Float
 
-from .losses import divide
+from .losses import divide_or_zero
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -30,4 +30,4 @@ def token_means(sums: Metrics) -> Metrics:
     Returns:
         scalars: "tokens", the whole batch's, and means over all of them.
     """
-    return {name: value if name == "tokens" else divide(value, sums["tokens"]) for name, value in sums.items()}
+    return {name: value if name == "tokens" else divide_or_zero(value, sums["tokens"]) for name, value in sums.items()}

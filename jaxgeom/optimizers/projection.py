@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from .confined import project
+from .confinement import project
 from .leaves import Side, check_basis, map_leaves, own_copy
 
 

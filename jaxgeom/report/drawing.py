@@ -198,6 +198,13 @@ TRACKS = (
     ("relative_norm", "Size of the update", "‖ΔW‖/‖W0‖"),
     ("hill", "Spectral tail of ΔW", "Hill index"),
 )
+# Shared by the two figures that draw these tracks: the null of the bf16 panel is not that of the others.
+TRACK_NULLS = (
+    "the dashed line is its null: an isotropic update of that norm or, in the bf16 panel, the last update's direction "
+    "at that norm, rounded, which ends at the value itself (the table's null is the isotropic one). Read the two upper "
+    "panels together: a fall that shows only in the bf16 view comes from rounding a small update, and not from "
+    "training."
+)
 
 
 def draw_tracks(

@@ -18,6 +18,7 @@ from .drawing import (
     OVERLAPS,
     SUBSPACE,
     SUBSPACE_TEXT,
+    TRACK_NULLS,
     TRACKS,
     Methods,
     against_null,
@@ -31,6 +32,7 @@ from .drawing import (
     triple,
     with_population,
 )
+from .figures_run import live_geometry
 from .formatting import format_value, statistic
 from .looks import looks_of
 from .published import METHOD_FAMILY, published_sources, references
@@ -66,7 +68,7 @@ def study_drawings(report: dict[str, Any]) -> list[Drawing]:
     """Every figure that the study's numbers allow, in the order of the page."""
     methods = methods_of(report)
     drawings = [accuracy(methods), *(maker(report) for maker in (sparsity, rotation, overlaps))]
-    drawings += [ranks(report), subspace(report), matched(report)]
+    drawings += [ranks(report), subspace(report), matched(report), live_geometry(methods)]
     return [d for d in drawings if d is not None]
 
 
@@ -287,9 +289,7 @@ def ranks(report: dict[str, Any]) -> Drawing | None:
     return Drawing(
         "ranks",
         "Rank, size and tail of the update along training",
-        "Each solid line follows the cumulative update of a run from its first to its last checkpoint; the dashed line "
-        "is its null. Read the two upper panels together: a fall that shows only in the bf16 view comes from rounding "
-        "a small update, and not from training.",
+        "Each solid line follows the cumulative update of a run from its first to its last checkpoint; " + TRACK_NULLS,
         f"Stable rank along training, first to last checkpoint: {ends}.",
         figure,
     )

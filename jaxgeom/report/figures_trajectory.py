@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .drawing import SUBSPACE, SUBSPACE_TEXT, TRACKS, against_null, draw_tracks
+from .drawing import SUBSPACE, SUBSPACE_TEXT, TRACK_NULLS, TRACKS, against_null, draw_tracks
 from .figures_compare import draw_grid
 from .formatting import format_value
 from .reading import number, numbers, track, track_cells
@@ -53,8 +53,7 @@ def ranks(trajectory: dict[str, Any]) -> Drawing | None:
         "trajectory",
         "Rank, size and tail of the update along the checkpoints",
         "Each solid line follows the update from the initial checkpoint to each later one, averaged over the matrices; "
-        "the dashed line is its null. Read the two upper panels together: a fall that shows only in the bf16 view "
-        "comes from rounding a small update, and not from training.",
+        + TRACK_NULLS,
         f"Along the checkpoints: stable rank {_ends(trajectory, 'stable_rank')}, "
         f"Hill index {_ends(trajectory, 'hill')}.",
         figure,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import UserError
 from .reading import number, numbers
+from .run_log import run_report
 
 
 class Contents(NamedTuple):
@@ -29,10 +30,13 @@ _NESTED = (("groups", dict), ("inputs", dict), ("methods", dict), ("similarity",
 
 
 def load(directory: Path) -> Contents:
-    """Read DIR/report.json and DIR/trajectory.json; UserError where there is neither, or one is damaged."""
+    """Read DIR/report.json and DIR/trajectory.json, or a run's log; UserError where none is, or one is damaged."""
     report_path, trajectory_path = directory / "report.json", directory / "trajectory.json"
     if not report_path.is_file() and not trajectory_path.is_file():
-        raise UserError(f"{directory}: holds neither report.json nor trajectory.json")
+        config = _config_of_run(directory / "config.json")
+        if config is None:
+            raise UserError(f"{directory}: holds neither report.json nor trajectory.json, and is no training run")
+        return Contents("run", run_report(directory, config), None, [])
     report = _read_json(report_path) if report_path.is_file() else None
     trajectory = _read_json(trajectory_path) if trajectory_path.is_file() else None
     if report is None or report.get("kind") == "trajectory":
@@ -45,6 +49,18 @@ def load(directory: Path) -> Contents:
     if not isinstance(rows, list):
         rows = _read_csv(directory / str(report.get("matrices_csv") or "matrices.csv"), directory)
     return Contents(kind, report, trajectory, [r for r in rows if isinstance(r, dict)])
+
+
+def _config_of_run(path: Path) -> dict[str, Any] | None:
+    """The configuration of a training run; None where there is none, or it is another's."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    ours = isinstance(content, dict) and content.get("kind") == "run" and "schema" in content
+    return content if ours else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,19 +10,21 @@ from markupsafe import Markup
 
 from ..comparison.files.report import to_csv_text
 from ..files import write_atomically
-from .between_findings import between_findings, between_lead
 from .figures_between import between_drawings
 from .figures_compare import compare_drawings
+from .figures_run import run_drawings
 from .figures_study import study_drawings
 from .figures_trajectory import trajectory_drawings
-from .findings import findings, trajectory_findings
+from .findings_between import between_findings, between_lead
+from .findings_compare import findings, trajectory_findings
+from .findings_run import run_findings, run_lead
+from .findings_study import listed, study_findings
 from .formatting import MODULES, format_count, format_value, further_nulls_say, headline_of, statistic
 from .learned import nothing_learned
 from .loading import Contents, load
 from .looks import looks_of, own_variables, variable_of, variables_css
 from .reading import cell, from_words, label_of, methods_of, number, seeds_of
 from .steady import steady_trajectory
-from .study_findings import listed, study_findings
 from .style import Drawing, house_style, remove_others, save
 from .tables import (
     coverage_rows,
@@ -50,7 +52,7 @@ def write_report(directory: Path) -> Path:
     outside. The same input gives the same bytes.
 
     Args:
-        directory: what `compare`, `trajectory` or `study` wrote.
+        directory: what `compare`, `trajectory`, `between`, `study` or `train` wrote.
 
     A comparison's `matrices.csv` is written again too, from the rows of its report. Figures of an earlier report, of
     statistics that this one does not hold, are removed.
@@ -79,6 +81,8 @@ def write_report(directory: Path) -> Path:
 def _drawings(contents: Contents) -> list[Drawing]:
     if contents.kind == "study":
         return study_drawings(contents.report)
+    if contents.kind == "run":
+        return run_drawings(contents.report)
     text = [row for row in contents.rows if row.get("tower") is None]  # a tower is in no figure of the text model
     if contents.kind == "compare":
         found = compare_drawings(contents.report, text)
@@ -108,7 +112,7 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         "kind": contents.kind,
         "version": str(report.get("version") or ""),
         "warnings": nothing_learned(report) if contents.kind == "study" else [],
-        "rule": RULE,
+        "rule": "" if contents.kind == "run" else RULE,  # of a run's log no sentence speaks of chance
         "created": str(report.get("created") or ""),
         "command": _command(report.get("command")),
         "figures": figures,
@@ -154,6 +158,9 @@ def _render(contents: Contents, figures: list[dict[str, Any]]) -> str:
         values["summary"] = summary_rows(report.get("summary"), report.get("coverage"), forms, report)
         values |= {"title": "What two runs share", "lead": between_lead(report)}
         values["findings"] = between_findings(report)
+    elif contents.kind == "run":
+        values |= {"title": f"What a run learned: {label_of(report['objective'])}", "lead": run_lead(report)}
+        values["findings"] = run_findings(report)
     else:
         steps = report.get("steps") or []
         values |= {

@@ -12,6 +12,7 @@ from jaxgeom.comparison.files.summary import Row, coverage_of, groups_of, popula
 from jaxgeom.diagnostics.statistics import COMPARED, bounds_of, is_counted
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
+from jaxgeom.report.run_log import geometry_curves
 from jaxgeom.study.matched import Measured, along, at_end, at_relative_norm, at_step, early, seed_values
 from jaxgeom.study.seeds import mean_interval, mean_rows, over_seeds
 from jaxgeom.training import RunSettings, wilson_interval
@@ -106,6 +107,8 @@ def read_result(directory: Path, run: Path, settings: RunSettings, total: int) -
         "used": {key: by for one in (comparison, trajectory) for key, by in one["settings"].get("used", {}).items()},
         "trajectory": {key: trajectory[key] for key in ("steps", "coverage", "summary", "similarity")},
     }
+    if live := geometry_curves(rows):
+        said["live"] = live
     confined = [row for row in steps if "leakage" in row]
     if confined:
         said["leakage"] = {"mean": confined[-1]["leakage"], "largest": confined[-1]["leakage_max"]}

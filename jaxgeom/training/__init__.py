@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from .confine_settings import ConfineSettings as ConfineSettings
     from .evaluation import evaluate as evaluate
     from .evaluation import wilson_interval as wilson_interval
-    from .functional_distance import functional_distance as functional_distance
     from .learning_rates import run_learning_rates as run_learning_rates
     from .loop import train as train
+    from .model_distance import functional_distance as functional_distance
     from .objectives import objective_of as objective_of
     from .optimizer import make_optimizer as make_optimizer
     from .programs import make_train_step as make_train_step

@@ -19,12 +19,12 @@ from jaxgeom.training.run_templates import own_templates
 
 _CONFIG = "config.json"
 _FOLDERS = {
-    "run": ("checkpoints", "tokenizer", "rows"),
+    "run": ("checkpoints", "tokenizer", "rows", "figures"),
     "study": ("data", "runs", "measures", "figures", "rows"),
     "recipe": ("ours", "figures"),
 }
 _FILES = {
-    "run": ("done", "samples.jsonl"),
+    "run": ("done", "samples.jsonl", "report.html"),
     "study": ("done", "stages.json", "report.json", "matrices.csv", "report.html"),
     "recipe": ("recipe.json",),
 }

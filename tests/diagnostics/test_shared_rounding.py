@@ -12,7 +12,7 @@ from jaxgeom.comparison.one_matrix.along_run import MatrixTrajectory
 from jaxgeom.comparison.one_matrix.entries import put_entries
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
-from jaxgeom.diagnostics.entry_statistics import isotropic_null
+from jaxgeom.diagnostics.entry_numbers import isotropic_null
 from jaxgeom.diagnostics.shared_rounding import shared_error
 
 BF16 = ml_dtypes.bfloat16

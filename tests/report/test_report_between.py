@@ -10,7 +10,7 @@ from rich.console import Console
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs
 from jaxgeom.report import print_table, write_report
-from jaxgeom.report.between_findings import between_findings
+from jaxgeom.report.findings_between import between_findings
 from tests.comparison import disk
 
 

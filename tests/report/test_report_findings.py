@@ -211,3 +211,13 @@ def test_numbers_that_no_float_holds_and_layers_that_are_none_are_passed_over():
     layers = {"0": {"norm": 1.0}, "²": {"norm": 2.0}, "--3": {}, "9" * 5000: {}, "-1": {"norm": 10**400}}
     order, cells = by_layer({"layer": layers}, "norm")
     assert order == [-1, 0] and [one.value for one in cells] == [None, 1.0]
+
+
+def test_an_order_at_the_same_step_says_over_how_many_tensors_and_matrices_it_is():
+    report = examples.study_report()
+    for block in (report["matched"]["step"], report["matched"]["relative_norm"]):
+        block["of"] = {"parameters": 9, "matrices": 7}
+        for row in block["rows"]:
+            row |= {f"{key}_count": 7 for key in ("overlap_low", "nss")} | {"sparsity_bf16_count": 9}
+    (told,) = (s for s in study_findings(report) if s.startswith("At the same step"))
+    assert told.count("n = 9 of 9 tensors, n = 7 of 7 matrices") == 2

@@ -6,7 +6,7 @@ import report_examples as examples
 from jaxgeom.report import findings, study_findings
 from jaxgeom.report.drawing import against_null
 from jaxgeom.report.figures_study import study_drawings
-from jaxgeom.report.findings import early_sentence
+from jaxgeom.report.findings_compare import early_sentence
 from jaxgeom.report.reading import Cell, cell, compared_cell, spread
 from jaxgeom.report.steady import steady_trajectory
 from jaxgeom.report.style import house_style

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
+from jaxgeom.report.findings_study import study_findings
 from jaxgeom.report.learned import nothing_learned, undefined_numbers
-from jaxgeom.report.study_findings import study_findings
 from jaxgeom.study import Measured
 from jaxgeom.study.measuring import pairs_of_runs
 from jaxgeom.study.results import Result, matched_results, method_results

@@ -16,7 +16,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models import load_model, save_model
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training import functional_distance
-from jaxgeom.training.functional_distance import answer_sums, summed
+from jaxgeom.training.model_distance import answer_sums, summed
 from jaxgeom.training.rollouts import Actor
 from tests.comparison import disk
 from tests.tiny import write_tiny_model

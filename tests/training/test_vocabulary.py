@@ -11,7 +11,7 @@ import pytest
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
-from jaxgeom.optimizers.adamw import AdamWSettings
+from jaxgeom.optimizers.adam import AdamWSettings
 from jaxgeom.rollout import SamplingSettings, sample
 from jaxgeom.training import RunInputs, SFTSettings, train
 from jaxgeom.training.programs import score

@@ -18,7 +18,7 @@ from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view, widen
 from jaxgeom.comparison.one_matrix.subspaces import inner, inner_and_alignment, right_subspace, similarity
 from jaxgeom.comparison.one_matrix.update_ranks import order_is_resolved, put_rank_note
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.diagnostics.entry_statistics import entry_statistics
+from jaxgeom.diagnostics.entry_numbers import entry_statistics
 from jaxgeom.diagnostics.null_isotropic import Carried
 from jaxgeom.diagnostics.null_similarity import similarity_curve
 from jaxgeom.diagnostics.null_trajectory import carried_directions, random_walk_similarity
@@ -26,7 +26,7 @@ from jaxgeom.diagnostics.path_numbers import few_left, path_statistics, rate_sta
 from jaxgeom.diagnostics.precision import along_update
 from jaxgeom.diagnostics.shared_rounding import grid_of_run, spacing_counts
 from jaxgeom.diagnostics.similarity_numbers import disjoint_walk_similarity, similarity_statistics
-from jaxgeom.diagnostics.singular_values import capped_rank
+from jaxgeom.diagnostics.spectral_numbers import capped_rank
 from jaxgeom.diagnostics.stored_walk import walk_covariance
 from jaxgeom.diagnostics.subspaces import has_directions
 from jaxgeom.diagnostics.update_numbers import (  # fmt: skip

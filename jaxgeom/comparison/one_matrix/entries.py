@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums
-from jaxgeom.diagnostics.entry_statistics import (  # fmt: skip
+from jaxgeom.diagnostics.entry_numbers import (  # fmt: skip
     OVERLAPS,
     MaskCounts,
     entry_statistics,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgeom.diagnostics.entry_counts import (  # fmt: skip
+from jaxgeom.diagnostics.counting import (  # fmt: skip
     ABSOLUTE_TOLERANCE,
     RMS_TOLERANCES,
     EntryCounts,

@@ -16,7 +16,7 @@ from jaxgeom.diagnostics.path_numbers import orthogonal_statistics
 from jaxgeom.diagnostics.rounding_cells import cells_of
 from jaxgeom.diagnostics.shared_rounding import shared_cosine
 from jaxgeom.diagnostics.similarity_numbers import similarity_between
-from jaxgeom.diagnostics.singular_values import capped_rank
+from jaxgeom.diagnostics.spectral_numbers import capped_rank
 
 STATISTICS = (*MASK_STATISTICS, "orthogonal_share", "subspace_similarity")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jaxgeom.comparison.one_matrix.scan import EntrySums, histogram_bits
-from jaxgeom.diagnostics.entry_statistics import OVERLAPS
+from jaxgeom.diagnostics.entry_numbers import OVERLAPS
 from jaxgeom.diagnostics.null_permutation import (  # fmt: skip
     UPDATE_BINS,
     PermutationCounts,
@@ -22,7 +22,7 @@ from jaxgeom.diagnostics.null_permutation import (  # fmt: skip
 )
 from jaxgeom.diagnostics.null_profile import ProfileCells, averages, estimation
 from jaxgeom.diagnostics.rounding_cells import ENDS, RoundingCells, cells_of
-from jaxgeom.diagnostics.scale_profile import (  # fmt: skip
+from jaxgeom.diagnostics.row_column_scales import (  # fmt: skip
     STEPS_PER_OCTAVE,
     ScaleProfile,
     fit_profile,

@@ -14,7 +14,7 @@ from jaxgeom.comparison.algebra.matrix import Matrix
 from jaxgeom.comparison.one_matrix.rows import Row, put_null, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.update_cells import count_cells
-from jaxgeom.diagnostics.entry_statistics import OVERLAPS
+from jaxgeom.diagnostics.entry_numbers import OVERLAPS
 from jaxgeom.diagnostics.moments import moments_of_draws
 from jaxgeom.diagnostics.null_permutation import permutation_statistics
 from jaxgeom.diagnostics.null_profile import profile_statistics

@@ -28,7 +28,7 @@ from jaxgeom.diagnostics.null_rotation import (
     rotation_is_large,
 )
 from jaxgeom.diagnostics.null_shift import ShiftNull, norm_matched_shift
-from jaxgeom.diagnostics.singular_values import capped_rank, nss_from_singular_values, shifts_linearly, spectral_gap
+from jaxgeom.diagnostics.spectral_numbers import capped_rank, nss_from_singular_values, shifts_linearly, spectral_gap
 
 SHIFTS = ("nss", "nss_bf16", "nss_without_decay")
 ANGLES = tuple(f"angle_{side}_{figure}_deg" for side in ("left", "right") for figure in ("mean", "max"))

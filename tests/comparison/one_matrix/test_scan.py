@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxgeom.comparison.one_matrix.scan import EntrySums, bf16_view, low_magnitude_mask, require_finite
-from jaxgeom.diagnostics.entry_statistics import MaskCounts, hidden_by_decile, overlap_statistics
+from jaxgeom.diagnostics.entry_numbers import MaskCounts, hidden_by_decile, overlap_statistics
 from jaxgeom.diagnostics.precision import bf16_bits
 from jaxgeom.diagnostics.rounding_cells import cells_of, scale_for_density
 from jaxgeom.errors import UserError

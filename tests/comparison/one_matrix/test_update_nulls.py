@@ -13,11 +13,11 @@ from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.scan import EntrySums
 from jaxgeom.comparison.one_matrix.update_cells import UpdateSums, count_cells
 from jaxgeom.diagnostics import isotropic_stable_rank
-from jaxgeom.diagnostics.entry_statistics import OVERLAPS
+from jaxgeom.diagnostics.entry_numbers import OVERLAPS
 from jaxgeom.diagnostics.null_permutation import permutation_statistics
 from jaxgeom.diagnostics.null_profile import profile_statistics
 from jaxgeom.diagnostics.rounding_cells import change
-from jaxgeom.diagnostics.scale_profile import fit_profile, scale_of_levels
+from jaxgeom.diagnostics.row_column_scales import fit_profile, scale_of_levels
 from jaxgeom.errors import UserError
 
 BF16 = ml_dtypes.bfloat16

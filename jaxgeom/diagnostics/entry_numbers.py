@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ._namespace import as_real, divide, namespace
-from .entry_counts import RMS_TOLERANCES, EntryCounts
+from .counting import RMS_TOLERANCES, EntryCounts
 from .moments import NullMoments, triple
 from .rounding_cells import (  # fmt: skip
     cells_of,

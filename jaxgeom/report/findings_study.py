@@ -7,8 +7,8 @@ matrices that are defined in all of them.
 from typing import Any, NamedTuple
 
 from ..diagnostics.statistics import SOURCES
-from .confined_findings import confined_sentences
-from .findings import early_sentence, over_words, path_word, rank_path
+from .findings_compare import early_sentence, over_words, path_word, rank_path
+from .findings_confined import confined_sentences
 from .formatting import format_count, format_number, format_value, statistic
 from .learned import nothing_learned, undefined_numbers, without_seeds
 from .reading import (
@@ -297,8 +297,7 @@ def _matched(report: dict[str, Any]) -> str:
             at = number((block or {}).get(field))
             where = "" if at is None else f" ({at:.0f})" if field == "step" else f" ({format_number(at)})"
             named = f" ({', '.join(there)})" if there else ""
-            cells = [compared_cell(report, n, c.key, at=field) for c, _ in found for n in names if not _is_counted(c)]
-            over = population_range("nss", cells)
+            over = ", ".join(filter(None, (_over(found, report, names, field, kind) for kind in (True, False))))
             parts.append(
                 f"{words}{where}, the published order of {label_of(start, methods.get(start))}, OPD, RLVR appears in "
                 f"{len(there)} of {len(found)} statistics{named}{f', {over}' if over else ''}"
@@ -306,8 +305,11 @@ def _matched(report: dict[str, Any]) -> str:
     return ". ".join(parts) + "." if parts else ""
 
 
-def _is_counted(claim: _Claim) -> bool:
-    return statistic(claim.key).counted
+def _over(found: list[Any], report: dict[str, Any], names: tuple[str, ...], at: str, counted: bool) -> str:
+    """`n = 21 of 21 matrices`, for the claims on what is counted (over tensors) or for the others (over matrices)."""
+    keys = [claim.key for claim, _ in found if statistic(claim.key).counted is counted]
+    cells = [compared_cell(report, name, key, at=at) for key in keys for name in names]
+    return population_range(keys[0], cells) if keys else ""
 
 
 _PATHS = (("opd", "stays in a band"), ("sft_anchor", "widens"), ("rlvr", "contracts"))

@@ -1,6 +1,5 @@
 """Distillation as a differentiable loss: a divergence of student and teacher, on the whole vocabulary or on a part."""
 
-import math
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -8,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Num
 
-from .divergences import Hidden, TeacherHidden, TeacherUnembedding, Unembedding
+from jaxgeom.diagnostics.functional import kl_of_log_probs
+
+from .divergences import Hidden, TeacherHidden, TeacherUnembedding, Unembedding, jensen_shannon
 from .log_probs import (
     DEFAULT_CHUNK,
     ChunkedWeight,
@@ -19,7 +20,7 @@ from .log_probs import (
     scaled_logits,
     shift_to_tokens,
 )
-from .losses import Aggregate, aggregated, divide, loss_denominator
+from .losses import Aggregate, aggregated, divide_or_zero, loss_denominator
 
 Divergence = Literal["reverse", "forward", "jsd"]
 Support = Literal["full", "teacher-top-k", "student-top-k"]
@@ -181,27 +182,20 @@ def distillation_loss(
     if denominator is None:
         denominator = loss_denominator(mask, aggregate=aggregate, constant=constant)
     weighted = values if weights is None else values * weights
-    loss = divide(aggregated(jnp.where(weight > 0, weighted * weight, 0.0), weight, aggregate), denominator)
+    loss = divide_or_zero(aggregated(jnp.where(weight > 0, weighted * weight, 0.0), weight, aggregate), denominator)
     tokens = jnp.sum(weight)
 
     def mean(of: Array) -> Array:
-        return jax.lax.stop_gradient(divide(jnp.sum(jnp.where(weight > 0, of * weight, 0.0)), tokens))
+        return jax.lax.stop_gradient(divide_or_zero(jnp.sum(jnp.where(weight > 0, of * weight, 0.0)), tokens))
 
     return loss, {"tokens": tokens, "divergence": mean(values), "gap": mean(gap)}
 
 
 def _divergence(student: Array, teacher: Array, kind: Divergence, beta: float) -> Array:
     """Of log-probabilities `[..., outcomes]`."""
-    if kind == "reverse":
-        return _kl(student, teacher)
-    if kind == "forward":
-        return _kl(teacher, student)
-    middle = jnp.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
-    return beta * _kl(teacher, middle) + (1.0 - beta) * _kl(student, middle)
-
-
-def _kl(first: Array, second: Array) -> Array:
-    return jnp.sum(jnp.exp(first) * (first - second), axis=-1)
+    if kind == "jsd":
+        return jensen_shannon(student, teacher, beta)
+    return kl_of_log_probs(*((student, teacher) if kind == "reverse" else (teacher, student)))
 
 
 def _check(divergence: str, support: str, k: int | None, tail_bucket: bool, beta: float, vocabulary: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from .confined import confined
+from .confinement import confined
 from .leaves import Side
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from .adamw import with_standard_promotion
+from .adam import with_standard_promotion
 from .leaves import Leaf, Side, check_basis, from_coordinates, map_leaves, own_copy, to_coordinates
 
 Form = Literal["gradients", "updates", "coordinates"]

@@ -209,7 +209,7 @@ def above_half_ulp(magnitude: Any, bits: Any) -> Any:
 
 
 def is_equal(a: Any, b: Any) -> Any:
-    """`a == b`, of subnormal numbers too, all of which XLA takes for zero."""
+    """`a == b` of arrays of one shape and dtype, of subnormal numbers too, all of which XLA takes for zero."""
     if namespace(a, b) is np:
         return a == b
     kind = jnp.uint64 if a.dtype == jnp.float64 else jnp.uint32
@@ -218,7 +218,7 @@ def is_equal(a: Any, b: Any) -> Any:
 
 
 def is_on_bf16_grid(w: Any) -> Any:
-    """Whether every entry of each matrix `[..., out, in]` is a bfloat16 number."""
+    """Whether every entry of each matrix `[..., out, in]` is a bfloat16 number; boolean `[...]`."""
     if w.dtype.name == "bfloat16":
         return jnp.ones(w.shape[:-2], bool) | jnp.all(w == w, axis=(-2, -1))
     wide = widen(w)
@@ -247,7 +247,9 @@ def magnitude_histogram(bits: Any, mask: Any = None) -> Any:
     return count(bins)
 
 
-def norm_and_unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def norm_and_unit(
+    x: Float[jax.Array, "*batch out in"],
+) -> tuple[Float[jax.Array, "*batch"], Float[jax.Array, "*batch"]]:
     """Frobenius norm, and the power of two near the largest magnitude by which it is formed without underflow."""
     peak = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     _, exponent = jnp.frexp(jnp.where(jnp.isfinite(peak) & (peak > 0), peak, jnp.ones_like(peak)))
@@ -258,8 +260,12 @@ def norm_and_unit(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def decay_in_units(
-    a: jax.Array, delta: jax.Array, norm: jax.Array, unit: jax.Array, delta_unit: jax.Array
-) -> jax.Array:
+    a: Float[jax.Array, "*batch out in"],
+    delta: Float[jax.Array, "*batch out in"],
+    norm: Float[jax.Array, "*batch"],
+    unit: Float[jax.Array, "*batch"],
+    delta_unit: Float[jax.Array, "*batch"],
+) -> Float[jax.Array, "*batch"]:
     """`⟨ΔW, W0⟩/‖W0‖²` without underflow, from what `norm_and_unit` gives of W0 and of ΔW; NaN where W0 is zero."""
     inner = jnp.sum((a / unit[..., None, None]) * (delta / delta_unit[..., None, None]), axis=(-2, -1))
     relative = norm / unit

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .findings import over_words, undefined_sentences
+from .findings_compare import over_words, undefined_sentences
 from .formatting import format_count, format_value
 from .reading import cell
 from .verdict import Verdict, beside_words, ratio_words, verdict
