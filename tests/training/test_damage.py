@@ -261,7 +261,7 @@ def test_a_folder_that_lost_its_files_does_not_stand_in_the_way_of_its_step(jaxg
     """`params/d` without a file in it is ours: the list of the step's files says so."""
     for path in (run / "checkpoints/4/params/d").iterdir():
         path.unlink()
-    said = jaxgeom(*runs.arguments(inputs, run, eval_data=None))
+    said = jaxgeom(*runs.arguments(inputs, run))
     assert said.status == 0 and "goes on from step 2" in said.out, said.err
     assert find_resume(run).step == 4
 
