@@ -27,14 +27,16 @@ def print_table(report: dict[str, Any], console: Console) -> None:
 
     Args:
         report: the content of a study's or a comparison's `report.json`.
-        console: where it is printed; on a narrow one, a study's table is turned so that it fits.
+        console: where it is printed; on a narrow one, a study's table is turned and, where its methods are too many,
+            cut into several of as many methods as fit.
     """
     if "methods" not in report:
         console.print(_comparison(report))
     else:
         wide = _wide(report)
         fits = Measurement.get(console, console.options.update(max_width=10_000), wide).maximum <= console.width
-        console.print(wide if fits else _turned(report))
+        for table in [wide] if fits else _turned(report, console):
+            console.print(table)
 
 
 def _stacked(key: str, cells: list[Cell], own: Cell) -> Text:
@@ -86,13 +88,27 @@ def _name(name: str, method: dict[str, Any]) -> Text:
     return Text.assemble((label_of(name, method), "bold"), ("\n" + note if note else "", "bold red"))
 
 
-def _turned(report: dict[str, Any]) -> Table:
-    table = Table(title=_title(report), title_justify="left", show_lines=True)
+def _turned(report: dict[str, Any], console: Console) -> list[Table]:
+    """One column a method; several tables where not all columns fit with every number whole."""
+    methods, columns = methods_of(report), _study_columns(report)
+    for count in range(len(methods), 0, -1):
+        starts = range(0, len(methods), count)
+        tables = [_of_methods(report, columns, slice(start, start + count)) for start in starts]
+        unlimited = console.options.update(max_width=10_000)
+        if all(Measurement.get(console, unlimited, table).minimum <= console.width for table in tables):
+            break
+    tables[0].title, tables[0].title_justify = _title(report), "left"
+    return tables
+
+
+def _of_methods(report: dict[str, Any], columns: list[tuple[str, list[Text]]], some: slice) -> Table:
+    """A column each for some of the methods."""
+    table = Table(show_lines=True)
     table.add_column("")
-    for name, method in methods_of(report).items():
+    for name, method in list(methods_of(report).items())[some]:
         table.add_column(_name(name, method), justify="right")
-    for label, cells in _study_columns(report):
-        table.add_row(Text(label.replace("\n", " ")), *cells)
+    for label, cells in columns:
+        table.add_row(Text(label.replace("\n", " ")), *cells[some])
     return table
 
 
