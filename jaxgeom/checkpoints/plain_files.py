@@ -1,12 +1,12 @@
 """Files that a checkpoint's directory names, opened only where they are files: no pipe, device or path elsewhere."""
 
-import json
 import pathlib
 import stat
 from typing import Any
 
 from jaxgeom.errors import UserError
 from jaxgeom.files import refuse_pointer
+from jaxgeom.plain_json import TwiceError, read_json_text, utf8_text
 
 _MAX_JSON_BYTES = 200_000_000
 _POINTER_BYTES = 1024  # the most that a pointer of Git LFS has
@@ -45,9 +45,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if require_file(path) > _MAX_JSON_BYTES:
         raise UserError(f"{path}: too large for a JSON file of a checkpoint")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_text(utf8_text(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except TwiceError as error:
+        raise UserError(f"{path}: {error}: which is meant cannot be told") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):

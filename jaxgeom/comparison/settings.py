@@ -7,6 +7,9 @@ from typing import Any, Literal
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
 
+MOST_DRAWS = 10_000
+"""Of a null: its mean and deviation are known to a hundredth of the deviation then; more is a mistake of typing."""
+
 ATTENTION = ("q", "k", "v", "o")
 """Modules of the population `attention`."""
 
@@ -22,13 +25,14 @@ class CompareSettings:
         population: `all`, or `attention`: q, k, v and o of every layer alone (a fused projection's parts too), which
             is what the trajectory statistics of *On the Geometry of OPD* are taken of.
         angle_k: singular vectors per side for the principal angles; capped at min(m, n) − 1, the cap is reported.
-        mask_rank: rank of the reconstruction of W0 behind the principal mask.
+        mask_rank: rank of the reconstruction of W0 behind the principal mask; capped at min(m, n).
         mask_fraction: share of the entries in the principal and in the low-magnitude mask.
         eta: relative tolerance of the bfloat16 unchanged test; below 2⁻⁸ the same as bitwise inequality.
-        hill_k: order statistics in the Hill estimate; max(10, ⌈min(m, n)/10⌉) when None.
-        subspace_k: dimension of the subspaces of the update that are compared along and between runs.
+        hill_k: order statistics in the Hill estimate, capped at min(m, n); max(10, ⌈min(m, n)/10⌉) when None.
+        subspace_k: dimension of the subspaces of the update that are compared along and between runs; capped at
+            min(m, n).
         projection_fraction: share of min(m, n) taken as k of the projection energies.
-        null_draws: draws of each null that is sampled.
+        null_draws: draws of each null that is sampled (2 to 10,000).
         permutation_draws: draws of the permutation null of the stable rank and the participation ratio, 0 for none.
             Taken by the full suite. None are drawn unless asked for: where the entries have no heavy tails, the
             spectrum of permuted entries is that of Gaussian noise (its bulk and its edge are universal) and the
@@ -74,6 +78,9 @@ class CompareSettings:
             if not isinstance(value, int) or value < least:
                 raise UserError(f"{field} = {value!r}: a whole number of at least {least} is needed")
         draws = self.permutation_draws
+        for field in ("null_draws", "permutation_draws"):
+            if getattr(self, field) > MOST_DRAWS:
+                raise UserError(f"{field} = {getattr(self, field)}: at most {MOST_DRAWS:,} draws are taken")
         if not isinstance(draws, int) or draws < 0 or draws == 1:
             raise UserError(f"permutation_draws = {draws!r}: 0 or a whole number of at least 2 is needed")
         if self.hill_k is not None and (not isinstance(self.hill_k, int) or self.hill_k < 2):

@@ -13,8 +13,10 @@ import numpy as np
 from jaxgeom.data.templates import Rendered, RowError, Template, render_demonstration, render_prompt
 from jaxgeom.errors import UserError
 from jaxgeom.files import refuse_pointer
+from jaxgeom.plain_json import TwiceError, read_json_text, utf8_text
 
 _FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+_TABLES = ("tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
     for name in _FILES:
         if (directory / name).is_file():
             refuse_pointer(directory / name)
+    for name in _TABLES:
+        if (directory / name).is_file():
+            _require_once(directory / name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
         tokenizer("", add_special_tokens=False)
@@ -83,6 +88,16 @@ def load_tokenizer(directory: str | Path, *, chat_template: Path | None = None) 
             said = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
             raise UserError(f"{chat_template}: the chat template cannot be read: {said}") from error
     return tokenizer
+
+
+def _require_once(path: Path) -> None:
+    """Refuses a table that says two things of one name, of which its reader would take one silently."""
+    try:
+        read_json_text(path.read_text(encoding="utf-8"))
+    except TwiceError as error:
+        raise UserError(f"{path}: {error}: which is meant cannot be told") from error
+    except (OSError, ValueError, RecursionError):  # what else is wrong with it, its reader says
+        return
 
 
 def _unreadable(directory: Path, error: BaseException) -> UserError:
@@ -227,7 +242,9 @@ def declared_stop_tokens(directory: str | Path) -> tuple[int, ...]:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json_text(utf8_text(path.read_bytes()))
+        except TwiceError as error:
+            raise UserError(f"{path}: {error}: which is meant cannot be told") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON: {error}") from error
         if not isinstance(content, dict):

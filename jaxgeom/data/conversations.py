@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxgeom.data.templates import RowError
-from jaxgeom.rewards import GroundTruth, Truth, read_tests, read_truth
+from jaxgeom.plain_json import TwiceError, read_json_text
+from jaxgeom.rewards import (
+    CodeTests,
+    GroundTruth,
+    Truth,
+    allowed_answers,
+    extract_answer,
+    holds_tests,
+    read_tests,
+    read_truth,
+    same_truth,
+)
 
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -28,6 +39,9 @@ Need = Literal["needed", "optional", "unread"]
 
 _QUESTIONS = ("prompt", "problem", "question", "question_content")
 _ANSWERS = ("ground_truth", "answer", "solution")
+_GROUND_TRUTH = "reward_model.ground_truth"
+_SHOWN = 60  # characters of a truth in a message
+_PROGRAM = re.compile(r"```|\b(?:def|class|import|return|print|int main)\b")
 _BESIDE_TEXT = (
     "instruction", "instructions", "input", "query", "questions", "answers", "response", "output", "target", "code",
     "program", "canonical_solution", "solutions", "chosen", "rejected", "tests", "test", "test_cases", "test_list",
@@ -172,16 +186,35 @@ def _teacher(row: Mapping[str, Any]) -> str | int | None:
 def _truth(row: Mapping[str, Any], need: Need) -> Truth | None:
     try:
         tests = read_tests(row)
+        if tests is not None:
+            _require_tests_alone(row, tests)
+            return tests
+    except RowError:
+        raise
     except ValueError as error:
         raise RowError(f"tests: {error}") from error
-    if tests is not None:
-        return tests
     if need == "optional" and not _has_answer(row):
         return None
     try:
         return _answers(row)
     except ValueError as error:
         raise RowError(str(error)) from error
+
+
+def _require_tests_alone(row: Mapping[str, Any], tests: CodeTests) -> None:
+    """Refuses a right answer beside tests; a program there is one that passes them, and judges nothing."""
+    reward = row.get("reward_model")
+    reward = _parsed(reward) if isinstance(reward, str) else reward
+    held = {name: row.get(name) for name in ("ground_truth", "answer")}
+    if isinstance(reward, Mapping):
+        held[_GROUND_TRUTH] = reward.get("ground_truth")
+    for name, value in held.items():
+        is_text = isinstance(value, str) and value.strip() and not _PROGRAM.search(value)
+        if (is_text or (isinstance(value, int | float) and not isinstance(value, bool))) and not holds_tests(value):
+            raise RowError(
+                f"has {name!r} ({_short(str(value))}) beside tests of a program ({tests.summary()}): which is meant"
+                " cannot be told"
+            )
 
 
 def _has_answer(row: Mapping[str, Any]) -> bool:
@@ -197,17 +230,42 @@ def _answers(row: Mapping[str, Any]) -> GroundTruth:
     reward = row.get("reward_model")
     if isinstance(reward, str):
         reward = _parsed(reward)
+    found: dict[str, GroundTruth] = {}
     if isinstance(reward, Mapping) and "ground_truth" in reward:
-        return read_truth(reward["ground_truth"], "'reward_model.ground_truth'")
-    found = {name: read_truth(row[name], repr(name)) for name in _ANSWERS if row.get(name) is not None}
+        found[_GROUND_TRUTH] = read_truth(reward["ground_truth"], f"'{_GROUND_TRUTH}'")
+    for name in _ANSWERS:
+        value = row.get(name)
+        # Beside an answer an empty column says nothing, and a worked solution what it comes to, if it says that.
+        if value is not None and not (found and (_is_empty(value) or (name == "solution" and _is_worked(value)))):
+            found[name] = read_truth(value, repr(name))
     if not found:
-        raise RowError("'reward_model.ground_truth' is missing (and so are 'ground_truth', 'answer' and 'solution')")
-    # A worked solution beside its answer: the answer is what it comes to.
-    if "solution" in found and len(found) > 1:
-        del found["solution"]
-    if len(set(found.values())) > 1:
-        raise RowError(f"has {' and '.join(map(repr, found))}, which differ: which is meant cannot be told")
-    return next(iter(found.values()))
+        raise RowError(f"'{_GROUND_TRUTH}' is missing (and so are 'ground_truth', 'answer' and 'solution')")
+    (first, truth), *others = found.items()
+    for name, other in others:
+        if truth != other and not same_truth(truth, other):
+            raise RowError(
+                f"has {first!r} ({_short(truth)}) and {name!r} ({_short(other)}), which differ: which is meant cannot be"
+                " told"
+            )
+    return truth
+
+
+def _is_empty(value: Any) -> bool:
+    return value == [] or (isinstance(value, str) and not value.strip())
+
+
+def _is_worked(solution: Any) -> bool:
+    """Whether a solution is a text that does not say what it comes to, or no text at all."""
+    if not isinstance(solution, str):
+        return isinstance(solution, bool) or not isinstance(solution, int | float)
+    words = re.findall(r"(?<![\\a-zA-Z])[a-zA-Z]{2,}", solution)
+    return extract_answer(solution) is None and ("\n" in solution.strip() or len(words) >= 3)
+
+
+def _short(truth: GroundTruth) -> str:
+    """A truth in a message: what it comes to, where it is long."""
+    shown = " or ".join(allowed_answers(truth)) if len(str(truth)) > _SHOWN else str(truth)
+    return repr(shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…")
 
 
 def _messages(value: Any, where: str, role: str | None = None) -> list[dict]:
@@ -323,7 +381,9 @@ def _depth(value: Any, limit: int) -> int:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return read_json_text(text)
+    except TwiceError as error:
+        raise RowError(str(error)) from error
     except (ValueError, RecursionError):
         return text
 
@@ -332,9 +392,11 @@ def _written_messages(text: str) -> list[dict] | None:
     """Messages that are written out as JSON, or as Python prints them; None for any other text."""
     if not (text.lstrip().startswith("[") and re.search(r"""["'](role|from)["']""", text)):
         return None
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (read_json_text, ast.literal_eval):
         try:
             found = parse(text.strip())
+        except TwiceError as error:
+            raise RowError(str(error)) from error
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(found, list) and all(isinstance(m, dict) and m.keys() & {"role", "from"} for m in found):

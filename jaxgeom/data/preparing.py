@@ -16,7 +16,7 @@ import numpy as np
 from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
 from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.prepared import Limits, Prepared, recall
-from jaxgeom.data.rendering import EndlessTemplateError, Request, render_rows
+from jaxgeom.data.rendering import CHUNK, EndlessTemplateError, LostRowsError, Request, render_rows
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.data.rows import Row, file_digest, read_row_file
 from jaxgeom.data.templates import Rendered, RowError
@@ -292,6 +292,8 @@ class _Work:
                     good: list[tuple[int, Rendered]] = []
                     for _, rendered in chunk:
                         row, _ = next(following)
+                        if isinstance(rendered, LostRowsError):
+                            raise self._lost([row, *(row for row, _ in following)][: CHUNK - len(chunk) + 1], rendered)
                         if isinstance(rendered, EndlessTemplateError):
                             raise UserError(f"{self.path}: {row.place}: {rendered}")
                         if isinstance(rendered, RowError):
@@ -306,6 +308,15 @@ class _Work:
             part = texts[start : start + _CHUNK]
             self._put([(row.number, Rendered(one.text, ((0, len(one.text)),))) for row, one in part], made)
             yield len(part)
+
+    def _lost(self, rows: Sequence[Row], error: LostRowsError) -> UserError:
+        """The process that renders died; the rows that it had in work are named, none of them as at fault."""
+        first, last = rows[0], rows[-1]
+        which = first.place
+        if last is not first:
+            lines = "" if first.line is None else f" (lines {first.line} to {last.line})"
+            which = f"rows {first.number} to {last.number}{lines}"
+        return UserError(f"{self.path}: {error} with {which} in work; nothing is written, run the same command again")
 
     def _put(self, good: Sequence[tuple[int, Rendered]], made: dict[int, Demonstration]) -> None:
         encoded = encode_texts(self.tokenizer, [rendered for _, rendered in good])

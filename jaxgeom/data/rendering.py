@@ -2,6 +2,7 @@
 
 import atexit
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ from jaxgeom.data.templates import Rendered, RowError, Template
 from jaxgeom.errors import UserError
 
 SECONDS_A_ROW = 3.0  # of processor time; a long conversation takes milliseconds
-_CHUNK = 256
+CHUNK = 256
 _ROWS_A_PROCESS = 4_000  # below, starting another process takes longer than it saves
+_TO_DIE = 10.0  # seconds of wall time, for the system to take down a process whose pipe is closed
+_OUT_OF_TIME = (-signal.SIGPROF, -signal.SIGVTALRM)
 _PROGRAM = Path(__file__).with_name("templates.py")
 
 Request = tuple[Sequence[dict], Any] | tuple[Sequence[dict], Any, int]
@@ -25,6 +28,10 @@ Request = tuple[Sequence[dict], Any] | tuple[Sequence[dict], Any, int]
 
 class EndlessTemplateError(RowError):
     """The template did not come to an end on a row."""
+
+
+class LostRowsError(RowError):
+    """The process that renders died with rows in work; whether one of them was at fault, nobody knows."""
 
 
 class _UnusableTemplateError(ValueError):
@@ -48,31 +55,50 @@ class _Renderer:
             raise RuntimeError(f"the process that renders chat templates did not start: {last}")
 
     def render(self, template: Template, rows: Sequence[Request], *, prompts: bool) -> list[Rendered | RowError]:
-        """A chunk of rows; after a row that did not end the others are missing, and the process is of no more use."""
+        """A chunk of rows; after a row that did not end the others are missing, and the process is of no more use.
+
+        Where the process died, the first of the rows that were in work has that as its error.
+        """
         assert self.process.stdin is not None
         request = {"template": template.source, "variables": template.variables, "prompts": prompts, "rows": rows}
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
         except OSError:
-            self.close()
-            return [EndlessTemplateError("the process that renders chat templates died")]
+            return [self._death()]
         found: list[Rendered | RowError] = []
         for _ in rows:
             line = self._line()
-            reply: dict[str, Any] = json.loads(line) if line else {"endless": True}
+            if not line.endswith("\n"):
+                return [*found, self._death()]
+            reply: dict[str, Any] = json.loads(line)
             if "fatal" in reply:
                 raise _UnusableTemplateError(reply["fatal"])
             if "endless" in reply:
                 self.close()
-                limit = f"{SECONDS_A_ROW:g} s of processor time"
-                return [*found, EndlessTemplateError(f"the chat template does not come to an end on it ({limit})")]
+                return [*found, _endless()]
             if "bad" in reply:
                 found.append(RowError(reply["bad"]))
             else:
                 spans = tuple((begin, end) for begin, end in reply["spans"])
                 found.append(Rendered(reply["text"], spans, reply["last_only"], reply["asked_too"]))
         return found
+
+    def _death(self) -> RowError:
+        """What is said of a process that has closed its end, after it is gone."""
+        try:
+            status = self.process.wait(_TO_DIE)
+        except subprocess.TimeoutExpired:  # it closed its output and lives on
+            status = 0
+        self.close()
+        if status in _OUT_OF_TIME:  # the limit on a row, for what no handler in Python can interrupt
+            return _endless()
+        if status < 0:
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            how = f"was ended by {name}" + (" (out of memory, perhaps)" if name == "SIGKILL" else "")
+        else:
+            how = f"ended with status {status}"
+        return LostRowsError(f"the process that renders chat templates {how}")
 
     def _line(self) -> str:
         assert self.process.stdout is not None
@@ -81,6 +107,11 @@ class _Renderer:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def _endless() -> EndlessTemplateError:
+    limit = f"{SECONDS_A_ROW:g} s of processor time"
+    return EndlessTemplateError(f"the chat template does not come to an end on it ({limit})")
 
 
 _idle: list[_Renderer] = []
@@ -101,13 +132,12 @@ def render_rows(
     Raises:
         UserError: the template itself is not usable.
         EndlessTemplateError: raised by nothing here: it is the last entry of its chunk, which ends there.
+        LostRowsError: likewise; all rows of its chunk from there on were in work.
     """
-    chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+    chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
     def work(chunk: Sequence[Request]) -> list[tuple[Request, Rendered | RowError]]:
-        with _lock:
-            renderer = _idle.pop() if _idle else None
-        renderer = renderer or _Renderer()
+        renderer = _lent() or _Renderer()
         try:
             found = renderer.render(template, chunk, prompts=prompts)
         except BaseException:  # an interrupt too leaves no process behind; it is raised again
@@ -130,6 +160,18 @@ def render_rows(
         finally:
             for future in futures:
                 future.cancel()
+
+
+def _lent() -> _Renderer | None:
+    """An idle process that lives; one that died while it was idle cost nobody a row."""
+    while True:
+        with _lock:
+            if not _idle:
+                return None
+            renderer = _idle.pop()
+        if renderer.process.poll() is None:
+            return renderer
+        renderer.close()
 
 
 def close_renderers() -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import refuse_pointer
+from jaxgeom.plain_json import TwiceError, once, other_encoding, read_json_text, utf8_text
 
 _ENDINGS = (".jsonl", ".json", ".ndjson", ".jsonl.gz", ".json.gz", ".ndjson.gz", ".parquet")
-_BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def _decompressed(path: Path, data: bytes) -> bytes:
 
 
 def _json_rows(path: Path, data: bytes) -> list[Row]:
-    for mark, name in _BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            raise UserError(f"{path}: {name}; save it as UTF-8")
+    encoding = other_encoding(data)
+    if encoding is not None:
+        raise UserError(f"{path}: {encoding}; save it as UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
     begin = data.lstrip()[:1]
     if begin == b"[":
@@ -155,6 +155,10 @@ def _refuse_whole(path: Path, data: bytes, begin: bytes) -> None:
             )
     elif begin == b"[" and _value(text.split("\n", 1)[0].encode()) is None:
         try:
+            utf8_text(data)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
+        try:
             json.loads(text)
         except json.JSONDecodeError as error:
             where = f"line {error.lineno}, column {error.colno}"
@@ -166,31 +170,51 @@ def _refuse_whole(path: Path, data: bytes, begin: bytes) -> None:
 def _array(data: bytes) -> list[Any] | None:
     """The whole as one JSON array; None where it is none (lines that are arrays, say)."""
     value = _value(data)
-    return value if isinstance(value, list) and all(isinstance(entry, dict) for entry in value[:1]) else None
+    is_array = isinstance(value, list) and all(isinstance(entry, dict | RowError) for entry in value[:1])
+    return value if is_array else None
 
 
 def _value(data: bytes) -> Any:
+    """The value; an object that has a name twice is an error in its place."""
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_once_or_error)
     except (ValueError, RecursionError):
         return None
 
 
+def _once_or_error(pairs: list[tuple[str, Any]]) -> dict[str, Any] | RowError:
+    spoilt = next(filter(None, (_spoilt(value) for _, value in pairs)), None)
+    if spoilt is not None:
+        return spoilt
+    try:
+        return once(pairs)
+    except TwiceError as error:
+        return RowError(str(error))
+
+
+def _spoilt(value: Any) -> RowError | None:
+    """The error that stands in the place of an object, in lists however deep."""
+    if isinstance(value, list):
+        return next(filter(None, map(_spoilt, value)), None)
+    return value if isinstance(value, RowError) else None
+
+
 def _parse(raw: bytes) -> dict | RowError:
     try:
-        return _as_object(json.loads(raw.decode("utf-8")))
-    except UnicodeDecodeError:
-        return RowError("not UTF-8 text")
+        return _as_object(read_json_text(utf8_text(raw)))
+    except TwiceError as error:
+        return RowError(str(error))
     except json.JSONDecodeError as error:
         return RowError(f"not JSON: {error.msg} at character {error.pos + 1}")
     except RecursionError:
         return RowError("nested too deeply")
-    except ValueError as error:  # an integer of more digits than Python reads
-        return RowError(f"not readable: {str(error).split(';')[0]}")
+    except ValueError as error:  # no UTF-8, or an integer of more digits than Python reads
+        text = str(error)
+        return RowError(text if text.startswith(("not UTF-8", "UTF-")) else f"not readable: {text.split(';')[0]}")
 
 
 def _as_object(value: Any) -> dict | RowError:
-    return value if isinstance(value, dict) else RowError(f"not a JSON object but {_kind(value)}")
+    return value if isinstance(value, dict | RowError) else RowError(f"not a JSON object but {_kind(value)}")
 
 
 def _kind(value: Any) -> str:

@@ -3,12 +3,14 @@
 from .code import code_reward as code_reward
 from .code import extract_code as extract_code
 from .code_tests import CodeTests as CodeTests
+from .code_tests import holds_tests as holds_tests
 from .code_tests import read_tests as read_tests
 from .combined import Judge as Judge
 from .combined import Judged as Judged
 from .combined import Rewards as Rewards
 from .math_answers import math_reward as math_reward
 from .math_answers import normalize_answer as normalize_answer
+from .math_answers import same_truth as same_truth
 from .math_answers import verify_batch as verify_batch
 from .math_extraction import extract_answer as extract_answer
 from .own import GivenRow as GivenRow

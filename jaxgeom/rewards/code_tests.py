@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.plain_json import TwiceError, read_json_text
+
 from . import code_values
 from .code_asserts import Call, calls_of, json_of
 
@@ -95,11 +97,34 @@ def read_tests(row: Mapping[str, Any]) -> CodeTests | None:
     """
     reward = row.get("reward_model")
     truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
-    if _look_like_tests(truth):
-        return CodeTests.of(truth)
     found = [column for column in _COLUMNS if _holds_something(row.get(column))]
-    if not found:
-        return None
+    if holds_tests(truth):
+        given = CodeTests.of(truth)
+        if found:
+            _require_no_contradiction(given, row, found)
+        return given
+    return _of_columns(row, found) if found else None
+
+
+def _require_no_contradiction(given: CodeTests, row: Mapping[str, Any], columns: list[str]) -> None:
+    """Refuses columns that want another output for an input that `reward_model.ground_truth` has too."""
+    try:
+        beside = _of_columns(row, columns)
+    except ValueError:  # columns of another meaning, which were not asked for
+        return
+    outputs = dict(given.scripts)
+    results = {case.calls: case.allowed for case in given.functions if case.check is None}
+    differ = any(outputs.get(entered, right) != right for entered, right in beside.scripts) or any(
+        case.check is None and results.get(case.calls, case.allowed) != case.allowed for case in beside.functions
+    )
+    if differ:
+        raise ValueError(
+            f"'reward_model.ground_truth' and {' and '.join(map(repr, columns))} want different outputs for the same"
+            " input: which is meant cannot be told"
+        )
+
+
+def _of_columns(row: Mapping[str, Any], found: list[str]) -> CodeTests:
     name = _function_name(row.get("metadata"))
     scripts: list[tuple[str, str]] = []
     functions: list[FunctionCase] = []
@@ -120,9 +145,16 @@ def _holds_something(value: Any) -> bool:
     return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
 
 
-def _look_like_tests(truth: Any) -> bool:
+def holds_tests(truth: Any) -> bool:
+    """Whether a value of `reward_model.ground_truth` is tests of a program, rather than an answer.
+
+    Raises:
+        ValueError: it is JSON that says two things of one name.
+    """
     try:
         truth = _plain(truth)
+    except TwiceError:
+        raise
     except ValueError:
         return False
     if isinstance(truth, Mapping):
@@ -140,7 +172,9 @@ def _plain(tests: Any) -> Any:
     """Tests that may stand as JSON in a text."""
     if isinstance(tests, str) and tests.lstrip()[:1] in ("[", "{", '"'):
         try:
-            return _plain(json.loads(tests))
+            return _plain(read_json_text(tests))
+        except TwiceError:
+            raise
         except (ValueError, RecursionError) as error:
             raise ValueError("the tests are no JSON") from error
     return tests.tolist() if isinstance(tests, np.ndarray) else tests

@@ -8,7 +8,7 @@ from .math_checker import CHECKERS, DEFAULT_TIMEOUT, check_by_algebra
 from .math_extraction import extract_answer
 from .math_judgement import AlgebraNeededError, is_right
 from .math_text import clean
-from .truths import allowed_answers
+from .truths import GroundTruth, allowed_answers
 
 AnswerOrSeveral = str | int | float | Sequence[str | int | float]
 
@@ -69,6 +69,32 @@ def math_reward(response_text: str, ground_truth: AnswerOrSeveral, *, timeout: f
     return verify_batch([response_text], [ground_truth], timeout=timeout)[0]
 
 
+def same_truth(one: GroundTruth, other: GroundTruth, *, timeout: float = DEFAULT_TIMEOUT) -> bool:
+    """Whether every right answer of one is right by the other, and the other way round.
+
+    Args:
+        one: an answer or several, as `read_truth` returns them.
+        other: likewise.
+        timeout: seconds of processor time for one answer.
+
+    Raises:
+        RuntimeError: the checking process cannot be started at all.
+
+    >>> same_truth("0.5", r"so it is \\boxed{\\frac{1}{2}}"), same_truth("5", ("5", "6"))
+    (True, False)
+    """
+    ours, theirs = allowed_answers(one), allowed_answers(other)
+    pairs = [(answer, theirs) for answer in ours] + [(answer, ours) for answer in theirs]
+    return all(_is_right(answer, allowed, timeout) for answer, allowed in pairs)
+
+
+def _is_right(answer: str, allowed: tuple[str, ...], timeout: float) -> bool:
+    try:
+        return is_right(answer, allowed)
+    except AlgebraNeededError:
+        return _check(answer, allowed, timeout)
+
+
 def verify_batch(
     texts: Sequence[str], truths: Sequence[AnswerOrSeveral], *, timeout: float = DEFAULT_TIMEOUT
 ) -> list[float]:
@@ -88,7 +114,13 @@ def verify_batch(
     """
     if len(texts) != len(truths):
         raise ValueError(f"verify_batch: {len(texts)} texts but {len(truths)} truths")
-    pairs = [(extract_answer(text), allowed_answers(truth)) for text, truth in zip(texts, truths, strict=True)]
+    known: dict[str, tuple[str, ...]] = {}  # the answers to one prompt have one truth, which is read once
+    pairs = []
+    for text, truth in zip(texts, truths, strict=True):
+        key = repr(truth)
+        if key not in known:
+            known[key] = allowed_answers(truth)
+        pairs.append((extract_answer(text), known[key]))
     verdicts: dict[tuple[str | None, tuple[str, ...]], bool] = {}
     unsettled: list[tuple[str, tuple[str, ...]]] = []
     for answer, allowed in dict.fromkeys(pairs):

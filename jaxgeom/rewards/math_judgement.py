@@ -9,6 +9,7 @@ from .math_structure import Answer, Equal, read, same
 from .math_text import clean
 
 _LONGEST, _DEEPEST = 2000, 30
+_CHOICES = 2  # a choice whose text begins with a letter is one; behind that no letter is a choice's
 
 
 class AlgebraNeededError(Exception):
@@ -43,7 +44,7 @@ def is_right(answer: str, truths: Sequence[str], algebra: Equal | None = None) -
     return False
 
 
-def _is_right(answer: str, truth: str, algebra: Equal | None) -> bool:
+def _is_right(answer: str, truth: str, algebra: Equal | None, choices: int = 0) -> bool:
     if answer.strip() == truth.strip():
         return bool(truth.strip())
     if max(len(answer), len(truth)) > _LONGEST or max(_depth(answer), _depth(truth)) > _DEEPEST:
@@ -53,10 +54,10 @@ def _is_right(answer: str, truth: str, algebra: Equal | None) -> bool:
         return False
     if ours == theirs:
         return True
-    letter, other = choice(theirs), choice(ours)
+    letter, other = (choice(theirs), choice(ours)) if choices < _CHOICES else (None, None)
     if letter is not None and other is not None and letter[0] == other[0]:
         if letter[1] and other[1]:  # `(B) 12` is not `(B) 13`
-            return _is_right(other[1], letter[1], algebra)
+            return _is_right(other[1], letter[1], algebra, choices + 1)
         # `a` is `A` among choices; of variables, `N` is not `n`.
         return letter[0] <= "H" or ours.strip('"()') == theirs.strip('"()')
     name = words(theirs)

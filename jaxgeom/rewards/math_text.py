@@ -39,6 +39,7 @@ _DOUBLED = re.compile(r"\\\\(?=(?:frac|dfrac|sqrt|pi|text|cdot|times|infty|left|
 _SQUARE_ROOT = re.compile(r"(?:√|(?<![\\a-zA-Z])sqrt)\s*(\d+(?:\.\d+)?(?!\.?\d)|[A-Za-z]|\{)|(?:√|\\?sqrt)\s*\(")
 _PLAIN = re.compile(r"(?<![\\a-zA-Z])(infinity|pi|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:\{,\}\d{3})+(?!\d)")
+_BLANKS = re.compile(r"\s{2,}")
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))")
 
 
@@ -58,7 +59,10 @@ def clean(answer: str) -> str:
     """
     s = re.sub(f"[{_SUPERSCRIPTS}]+", lambda m: "^{" + m.group().translate(_RAISED) + "}", answer)
     s = re.sub(f"[{_SUBSCRIPTS}]+", lambda m: "_{" + m.group().translate(_LOWERED) + "}", s)
-    s = re.sub(r"[∛∜]\s*(\d+|[A-Za-z]|\(\d+\)|\{[^{}]*\})", _higher_root, s.translate(_CHARACTERS))
+    # Runs of blanks are one, here and where commands left some: what looks for `\s*` before a sign takes time
+    # quadratic in their length.
+    s = _BLANKS.sub(" ", s.translate(_CHARACTERS))
+    s = re.sub(r"[∛∜]\s*(\d+|[A-Za-z]|\(\d+\)|\{[^{}]*\})", _higher_root, s)
     s = _DOUBLED.sub(r"\\", s)
     s = _ENVIRONMENT.sub(" ", s)
     s = _BOX.sub("", s).replace("\\!", "")
@@ -77,7 +81,7 @@ def clean(answer: str) -> str:
     s = _GROUPED.sub(lambda m: m.group().replace("{,}", ""), s).replace("{,}", ",")
     s = _PLAIN.sub(lambda m: r"\infty " if m.group(1) == "infinity" else "\\" + m.group(1) + " ", s)
     s = _roots(s)
-    s = _DEGREES.sub(r"^\\circ ", s)
+    s = _DEGREES.sub(r"^\\circ ", _BLANKS.sub(" ", s))
     s = s.replace("<=", "≤").replace(">=", "≥").replace("!=", "≠").replace("**", "^").replace("*", r"\cdot ")
     s = re.sub(r"\s+", " ", s)
     s = re.sub(" ", _kept_space, s)
@@ -108,12 +112,12 @@ def _higher_root(match: re.Match[str]) -> str:
 
 def _roots(s: str) -> str:
     r"""`√2`, `sqrt(2)` and `\sqrt(2)` with braces."""
-    out, at = [], 0
+    out, at, ends = [], 0, _closings(s)
     while match := _SQUARE_ROOT.search(s, at):
         out.append(s[at : match.start()])
         if match.group(1) is None or match.group(1) == "{":
             start = match.end() - 1
-            end = closing(s, start)
+            end = ends.get(start)
             if end is None or match.group(1) == "{":
                 out.append(r"\sqrt" + s[start])
                 at = match.end()
@@ -124,6 +128,18 @@ def _roots(s: str) -> str:
             out.append(r"\sqrt{" + match.group(1) + "}")
             at = match.end()
     return "".join(out) + s[at:]
+
+
+def _closings(s: str) -> dict[int, int]:
+    """Where each bracket that is closed is closed, as `closing` finds it, all in one pass."""
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for at, character in enumerate(s):
+        if character in "([{":
+            opened.append(at)
+        elif character in ")]}" and opened:
+            ends[opened.pop()] = at
+    return ends
 
 
 def closing(s: str, start: int) -> int | None:

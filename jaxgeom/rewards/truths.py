@@ -13,6 +13,8 @@ GroundTruth = str | tuple[str, ...]
 """The right answer, or several of which any is right."""
 
 _LONGEST_LIST = 100_000
+_MOST = 10_000  # of answers that are right alike
+_LONGEST = 100_000  # characters; the longest worked solutions have some ten thousand
 _BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}")
 _HALVES = re.compile(r"[\ud800-\udfff]")
 _HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|[\s{}$]")
@@ -30,7 +32,7 @@ def read_truth(value: Any, name: str = "ground_truth") -> GroundTruth:
         name: of the field, for messages.
 
     Raises:
-        ValueError: nothing that an answer can be compared with.
+        ValueError: nothing that an answer can be compared with, or what is too long for one.
 
     >>> read_truth("['34', '34.0']")
     ('34', '34.0')
@@ -43,6 +45,8 @@ def read_truth(value: Any, name: str = "ground_truth") -> GroundTruth:
     if isinstance(value, list | tuple):
         if not value:
             raise ValueError(f"{name} is an empty list")
+        if len(value) > _MOST:
+            raise ValueError(f"{name} is a list of {len(value):,} answers; at most {_MOST:,} can be right")
         several = tuple(dict.fromkeys(_one(entry, f"an entry of {name}") for entry in value))
         return several[0] if len(several) == 1 else several
     return _one(value, name)
@@ -68,6 +72,8 @@ def _one(value: Any, name: str) -> str:
     if isinstance(value, str):
         if not value.strip():
             raise ValueError(f"{name} is empty: no answer can be right")
+        if len(value) > _LONGEST:
+            raise ValueError(f"{name} has {len(value):,} characters: a right answer has at most {_LONGEST:,}")
         if _HALVES.search(value):
             raise ValueError(f"{name} has half of a surrogate pair, which is no text: no answer can be right")
         if _HOLLOW.sub("", value) in ("", "[]") or (_BOXED.search(value) and extract_answer(value) is None):

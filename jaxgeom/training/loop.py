@@ -123,7 +123,7 @@ def _carry_out(
             _say_how(reporter, name, out, done, found, resume, settings, run.config)
 
         def judge(number: int, row: dict[str, float]) -> None:
-            _stop_if_lost(number, row, run.model.config.vocab_size, out, checkpoints)
+            _stop_if_lost(number, row, run, out, checkpoints)
 
         positions = resume.logs if done is not None else {}
         with StepClock() as clock, Log(settings, out, done, positions, clock=clock, judge=judge) as log:
@@ -294,12 +294,19 @@ class _Loop:
             self._saved = self._step
 
 
-def _stop_if_lost(step: int, row: dict[str, float], vocabulary: int, out: Path, checkpoints: Checkpoints) -> None:
+def _stop_if_lost(step: int, row: dict[str, float], run: Ready, out: Path, checkpoints: Checkpoints) -> None:
     """Stops a run whose numbers say that it is lost, before they are logged and its state is saved."""
+    vocabulary = run.model.config.vocab_size
     why = cannot_go_on(row, vocabulary)
     if why is None:
         return
     checkpoints.wait()
+    at_start = cannot_go_on({name: row[name] for name in ("loss", "grad_norm") if name in row}, vocabulary)
+    if step == 1 and at_start is not None:  # these are of the weights before the step
+        raise UserError(
+            f"step 1: {at_start}, with the weights that the run began with: {run.config['inputs']['model']} cannot be"
+            " trained on these data as it is"
+        )
     raise UserError(
         f"step {step}: {why}; the last good checkpoint is {out}@{checkpoints.last()}: begin another run from it"
         " (--model) with a lower --lr"

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from jaxgeom.checkpoints.run_models import model_fault
 from jaxgeom.errors import UserError
@@ -16,6 +18,7 @@ from jaxgeom.models import Qwen3
 from jaxgeom.optimizers.leaves import own_copy
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Verifier
+from jaxgeom.sharding import batch_divisor
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
@@ -24,10 +27,14 @@ from jaxgeom.training.objectives import Objective, objective_of
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
+from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings
 from jaxgeom.training.state import Frozen
 from jaxgeom.training.teachers import assigned, load_teachers
 from jaxgeom.training.vocabulary import require_tokens_fit
+
+_LARGEST_TRAINED = 1e4  # of weights; those of language models stay below some hundreds
+_TRIED = 16  # tokens of the gradient of larger ones
 
 
 class Ready(NamedTuple):
@@ -115,12 +122,13 @@ def make_ready(
     require_tokens_fit(model.config, rows.tokenizer, inputs.model)
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
     model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
-    _require_finite(params, inputs.model)
+    tokens = rows.data.row(0).tokens
+    _require_finite(Actor(model, params), inputs.model, tokens, mesh)
     teachers: list[Actor] = []
     if isinstance(settings, OPDSettings):
         model, teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load)
         for path, actor in zip(inputs.teachers, teachers, strict=True):
-            _require_finite(actor.params, path)
+            _require_finite(actor, path, tokens, mesh)
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
     if changed is not None:
@@ -191,8 +199,47 @@ def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
     return (out / "done").exists() and resume.step == settings.steps
 
 
-def _require_finite(params: Any, source: Path) -> None:
-    finite = jax.jit(lambda tree: jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), tree))(params)
-    for path, good in jax.tree_util.tree_leaves_with_path(jax.device_get(finite)):
-        if not good:
-            raise UserError(f"{source}: {jax.tree_util.keystr(path, simple=True, separator='.')} has NaN or infinity")
+def _require_finite(actor: Actor, source: Path, tokens: np.ndarray, mesh: jax.sharding.Mesh) -> None:
+    """Refuses weights that are not finite, and finite ones so large that what they compute is not.
+
+    Where some weight is larger than any that is trained, a gradient is taken, for which a program more is compiled.
+
+    Args:
+        actor: the model with its parameters.
+        source: where they are from.
+        tokens: of a row, to take it of.
+        mesh: the devices.
+
+    Raises:
+        UserError: the tensor is named.
+    """
+    largest = jax.jit(lambda tree: jax.tree.map(_largest, tree))(actor.params)
+    found = [(float(size), path) for path, size in jax.tree_util.tree_leaves_with_path(jax.device_get(largest))]
+    named = {path: jax.tree_util.keystr(path, simple=True, separator=".") for _, path in found}
+    for size, path in found:
+        if not np.isfinite(size):
+            raise UserError(f"{source}: {named[path]} has NaN or infinity")
+    size, path = max(found, key=lambda one: one[0])
+    if size <= _LARGEST_TRAINED:
+        return
+    # Alike for every shard of the batch; of one token nothing is predicted.
+    # Alike for every shard of the batch; of one token nothing is predicted.
+    rows = jnp.asarray(np.tile(np.resize(tokens, _TRIED), (batch_divisor(mesh), 1)).astype(np.int32))
+
+    def total(params: Any) -> jax.Array:
+        return sequence_log_probs(actor.model, params, rows, rows >= 0, mesh=mesh).sum()
+
+    value, gradient = jax.jit(jax.value_and_grad(total))(actor.params)
+    said = {
+        "what it computes": value,
+        "its gradient": optax.tree.norm(gradient),
+        "its norm": optax.tree.norm(actor.params),
+    }
+    for what, number in said.items():
+        if not np.isfinite(number):
+            raise UserError(f"{source}: {what} is not finite in float32: {named[path]} has entries of up to {size:.3g}")
+
+
+def _largest(leaf: jax.Array) -> jax.Array:
+    """The largest magnitude; NaN where there is one."""
+    return jnp.max(jnp.abs(leaf)) if leaf.size else jnp.zeros((), leaf.dtype)

@@ -164,6 +164,69 @@ def test_what_is_no_prompt_says_why(row, words):
         read_prompt(row)
 
 
+HELD = {"reward_model": {"ground_truth": "1/2"}}
+TESTED = {"reward_model": {"ground_truth": json.dumps({"inputs": ["1"], "outputs": ["2"]})}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        HELD | {"answer": r"\frac{1}{2}"},
+        HELD | {"answer": 0.5, "ground_truth": "1/2"},
+        HELD | {"answer": "Half of it is left.\n#### 0.5"},
+        HELD | {"answer": "", "ground_truth": []},
+        HELD | {"solution": "One of the two halves goes.\nSo a half is left."},
+        HELD | {"solution": r"so it is \boxed{\dfrac12}"},
+        HELD | {"solution": {"steps": 3}},
+        {"ground_truth": "1/2", "answer": "0.5"},
+        {"reward_model": {"ground_truth": ["1/2"]}, "answer": ["0.5", "1/2"]},
+        {"reward_model": {"ground_truth": r"\sqrt{8}"}, "answer": r"2\sqrt{2}"},
+    ],
+)
+def test_two_right_answers_that_are_equal_are_one(row):
+    first = row.get("reward_model", row)["ground_truth"]
+    assert read_prompt({"prompt": "a"} | row).ground_truth == read_truth(first)
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        (HELD | {"answer": "3/2"}, "'reward_model.ground_truth' \\('1/2'\\) and 'answer' \\('3/2'\\)"),
+        (HELD | {"ground_truth": 2}, "'reward_model.ground_truth' \\('1/2'\\) and 'ground_truth' \\('2'\\)"),
+        (HELD | {"answer": "Half of it.\n#### 7"}, "'answer'"),
+        (HELD | {"solution": r"so it is \boxed{7}"}, "'solution'"),
+        (HELD | {"solution": "x + 1"}, "'solution'"),
+        (HELD | {"solution": 7}, "'solution'"),
+        (HELD | {"answer": ["1/2", "7"]}, "'answer' .*\\('1/2', '7'\\)"),
+        ({"reward_model": '{"ground_truth": "1/2"}', "answer": "7"}, "'answer'"),
+        ({"answer": "1/2", "solution": r"\boxed{7}"}, "'answer' .*and 'solution'"),
+        (TESTED | {"answer": "7"}, "'answer' \\('7'\\) beside tests"),
+        (TESTED | {"tests": [{"input": "1", "output": "3"}]}, "'tests' want different outputs"),
+    ],
+)
+def test_two_right_answers_that_differ_are_refused_with_both(row, names):
+    with pytest.raises(RowError, match=names):
+        read_prompt({"prompt": "a"} | row)
+
+
+def test_tests_may_stand_beside_a_program_and_fewer_tests():
+    row = TESTED | {"answer": "print(int(input()) + 1)", "tests": [{"input": "1", "output": "2"}], "ground_truth": ""}
+    assert read_prompt({"prompt": "a"} | row).ground_truth == read_prompt({"prompt": "a"} | TESTED).ground_truth
+
+
+def test_a_name_that_stands_twice_in_json_within_a_row_is_refused():
+    for row in (
+        {"prompt": "a", "reward_model": '{"ground_truth": "1", "ground_truth": "2"}'},
+        {"prompt": "a", "reward_model": {"ground_truth": '{"inputs": ["1"], "inputs": ["2"], "outputs": ["2"]}'}},
+        {"prompt": '[{"role": "user", "content": "a", "content": "b"}]'} | TRUTH,
+    ):
+        with pytest.raises(RowError, match="stands twice in one object, with different values"):
+            read_prompt(row)
+    assert (
+        read_prompt({"prompt": "a", "reward_model": '{"ground_truth": "1", "ground_truth": "1"}'}).ground_truth == "1"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "truth"),
     [

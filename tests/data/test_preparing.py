@@ -2,6 +2,8 @@
 
 import io
 import json
+import signal
+import threading
 
 import numpy as np
 import pytest
@@ -208,6 +210,34 @@ def test_an_endless_template_ends_the_preparation(tokenizer, prepare, monkeypatc
     with pytest.raises(UserError, match=r"row 1 \(line 2\): the chat template does not come to an end"):
         prepare([shown("1", "2"), shown("go", "2")], settings=SKIP)
     rendering.close_renderers()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_process_that_dies_while_it_renders_is_said_with_the_rows_in_work(prepare, kind):
+    rendering.close_renderers()
+    prepare([shown("1", "2")])
+    process = rendering._idle[-1].process
+    process.send_signal(signal.SIGSTOP)  # it takes the rows and comes to none of them
+    ending = threading.Timer(2.0, lambda: (process.send_signal(kind), process.send_signal(signal.SIGCONT)))
+    ending.start()
+    with pytest.raises(UserError) as refused:
+        prepare([shown("1", "2"), {"nothing": 1}, shown("3", "4"), shown("5", "6")], settings=SKIP)
+    ending.join()
+    more = " (out of memory, perhaps)" if kind == signal.SIGKILL else ""
+    assert (
+        f"rows.jsonl: the process that renders chat templates was ended by {kind.name}{more} with rows 0 to 3 (lines 1"
+        " to 4) in work; nothing is written, run the same command again"
+    ) in str(refused.value)
+    assert len(prepare([shown("1", "2"), shown("3", "4")])[0]) == 2
+
+
+def test_a_process_that_died_while_it_was_idle_costs_nobody_a_row(prepare):
+    prepare([shown("1", "2")])
+    process = rendering._idle[-1].process
+    process.kill()
+    process.wait()
+    assert len(prepare([shown("1", "2"), shown("3", "4")])[0]) == 2
+    assert rendering._idle[-1].process is not process
 
 
 def test_what_is_kept_is_found_again_and_only_for_the_same_data(prepare, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.safetensors_files import tensors_of
 from jaxgeom.checkpoints.torch_files import torch_tensors_of
 from jaxgeom.data import arithmetic
-from jaxgeom.data.chat import load_tokenizer
+from jaxgeom.data.chat import declared_stop_tokens, load_tokenizer
 from jaxgeom.data.rows import read_row_file, read_rows, write_jsonl
 from jaxgeom.data.templates import RowError
 from jaxgeom.errors import UserError
@@ -105,7 +105,19 @@ def test_a_parquet_row_that_is_no_text_is_named(tmp_path):
         (b'{\n"a": 1\n}\n{\n"a": 2\n}\n', "rows.json", "a JSON object over several lines"),
         (b'[\n{"a": 1},\n{"a": 2}\n', "rows.json", "an array that is cut off or broken: .* at line 4"),
         (b'[{"a": 1},]', "rows.json", "an array that is cut off or broken"),
-        ('{"a": 1}\n'.encode("utf-16"), "rows.jsonl", "UTF-16"),
+        ('{"a": 1}\n'.encode("utf-16"), "rows.jsonl", "rows.jsonl: UTF-16; save it as UTF-8"),
+        ('{"a": 1}\n'.encode("utf-16-le"), "rows.jsonl", "UTF-16;"),
+        (b"\xfe\xff" + '{"a": 1}\n'.encode("utf-16-be"), "rows.jsonl", "UTF-16;"),
+        ("[1]".encode("utf-16-be"), "rows.json", "UTF-16;"),
+        ('{"a": 1}\n'.encode("utf-32"), "rows.jsonl", "UTF-32;"),
+        ('\n{"a": 1}\n'.encode("utf-32-le"), "rows.jsonl", "UTF-32;"),
+        (b"\x00\x00\xfe\xff" + '{"a": 1}\n'.encode("utf-32-be"), "rows.jsonl", "UTF-32;"),
+        ('[{"a": 1}]'.encode("utf-32-be"), "rows.json", "UTF-32;"),
+        (gzip.compress('{"a": 1}\n'.encode("utf-32")), "rows.jsonl.gz", "UTF-32;"),
+        ('[\n{"a": "é"}\n]'.encode("latin-1"), "rows.json", r"not UTF-8 text \(byte 0xe9 at 9: Latin-1"),
+        (b'{"a": 1, "b": 2, "a": 3}\n', "rows.jsonl", r"row 0 \(line 1\): 'a' stands twice in one object, with diff"),
+        (b'[{"a": 1}, {"a": [[{"b": 1, "b": true}]]}]', "rows.json", "row 1: 'b' stands twice"),
+        (b'[{"a": 1, "a": 2}]', "rows.json", "row 0: 'a' stands twice"),
         (gzip.compress(TEXT.encode())[:-30], "rows.jsonl.gz", "damaged gzip"),
         (b"PAR1 no more", "broken.parquet", "broken.parquet: not a readable parquet file"),
         (b"a,b\n", "rows.csv", "expected a .jsonl or .parquet"),
@@ -133,6 +145,36 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
         (tmp_path / name).write_text(pointer)
         with pytest.raises(UserError, match=rf"{name}: a pointer of Git LFS .*git lfs pull"):
             read(tmp_path / name)
+
+
+def test_a_name_twice_in_a_table_is_refused_where_its_values_differ(tmp_path):
+    """A weight map that has a tensor in two shards, a field of a configuration with two values, a token with two ids."""
+    tables = {
+        "config.json": (read_json, '{"rope_theta": 1.0, "layers": 2, "rope_theta": %s}', ("1.0", "2.0")),
+        "model.safetensors.index.json": (read_json, '{"weight_map": {"a": "1.st", "b": "1.st", "a": "%s"}}', ("1.st", "2.st")),
+        "generation_config.json": (lambda path: declared_stop_tokens(path.parent), '{"eos_token_id": 1, "eos_token_id": %s}', "12"),
+        "tokenizer.json": (lambda path: load_tokenizer(path.parent), '{"model": {"vocab": {"a": 1, "b": 0, "a": %s}}}', "12"),
+    }  # fmt: skip
+    for place, (name, (read, text, (same, other))) in enumerate(tables.items()):
+        path = tmp_path / str(place) / name
+        path.parent.mkdir()
+        path.write_text(text % other)
+        with pytest.raises(UserError, match=rf"{name}: '[a-z_]+' stands twice in one object, with different values"):
+            read(path)
+        path.write_text(text % same)
+        if name == "tokenizer.json":
+            with pytest.raises(UserError, match="cannot be read"):
+                read(path)
+        else:
+            read(path)
+
+
+def test_json_in_another_encoding_is_called_so(tmp_path):
+    path = tmp_path / "config.json"
+    for encoding, said in (("utf-16", "UTF-16"), ("utf-32-be", "UTF-32"), ("latin-1", "Latin-1 or Windows-1252")):
+        path.write_bytes('{"é": 1}'.encode(encoding))
+        with pytest.raises(UserError, match=f"config.json: not JSON: .*{said}.*save it as UTF-8"):
+            read_json(path)
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path):

@@ -1,5 +1,6 @@
 """Math rewards: what is equal, and that nothing a model writes can break or stall the verifier."""
 
+import contextlib
 import os
 import random
 import threading
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jaxgeom.rewards import close_checkers, extract_answer, math_reward, normalize_answer, verify_batch
 from jaxgeom.rewards import math_checker as checker_module
 from jaxgeom.rewards.math_exact import equal
-from jaxgeom.rewards.math_judgement import is_right
+from jaxgeom.rewards.math_judgement import AlgebraNeededError, is_right
 from jaxgeom.rewards.workers import Worker
 from tests.rewards import answer_traps
 from tests.rewards.answer_pairs import RESPONSES, RIGHT, WRONG
@@ -174,6 +175,12 @@ def test_one_answer_takes_a_bounded_time_with_all_its_truths(answer, truths):
     assert processor_seconds() - before < 0.5 + 1.0 + 3.0  # the limit, the hard end, the start
 
 
+MANY = (
+    r"\boxed{", "7", r"\frac", " ", "$", "{", "}", "\n", "####", "answer is ", "a\u0301", "\\", "Answer:\n", "答案",
+    "<think>", "</think>", "because ", "\r\n",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -187,14 +194,35 @@ def test_one_answer_takes_a_bounded_time_with_all_its_truths(answer, truths):
         r"\boxed{" + "(" * 900 + ")" * 900 + "}",
         r"\boxed{" + "sqrt(" * 390 + "}",
         r"\boxed{" + "1," * 900 + "}",
+        "(a) " * 499,
+        *(piece * (2**22 // len(piece)) for piece in MANY),
     ],
-    ids=range(10),
+    ids=range(11 + len(MANY)),
 )
 def test_finding_and_reading_take_linear_time(text):
     begun = time.process_time()
     extract_answer(text)
     math_reward(text, "5," + "6," * 800 + "7")
     assert time.process_time() - begun < 3.0  # 0.3 s where this was written; 47 s and more where it was quadratic
+
+
+@pytest.mark.parametrize("piece", [*MANY, "sqrt(", "(a) ", "√", r"\, ", r"\text{", "1{,}000", "π", "|", r"\left"])
+def test_what_is_judged_takes_linear_time(piece):
+    """Of what no limit on lengths keeps away: the spelling, and the longest answers that are judged at all."""
+    begun = time.process_time()
+    normalize_answer(piece * (60_000 // len(piece)))
+    longest = piece * (1990 // len(piece))
+    for answer in (longest, longest + "1", "1" + longest):
+        with contextlib.suppress(AlgebraNeededError):  # which has its own limit, in a process of its own
+            is_right(answer, [longest + "5"])
+    assert time.process_time() - begun < 2.0  # 0.1 s where this was written; 5 s and more where it was quadratic
+
+
+def test_a_truth_of_many_answers_is_read_once():
+    truth = "so it is " * 10_000 + r"\boxed{5}"
+    begun = time.process_time()
+    assert verify_batch([r"\boxed{5}", r"\boxed{6}"] * 500, [truth] * 1000) == [1.0, 0.0] * 500
+    assert time.process_time() - begun < 2.0  # 0.1 s where this was written
 
 
 def test_closing_ends_the_processes_and_new_ones_start():
