@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
+from jaxgeom.data.alphabet import Alphabet
+from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts, require_written
 from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.prepared import Limits, Prepared, recall
 from jaxgeom.data.rendering import CHUNK, EndlessTemplateError, LostRowsError, Request, render_rows
@@ -23,7 +24,7 @@ from jaxgeom.data.templates import Rendered, RowError
 from jaxgeom.errors import UserError, listed
 from jaxgeom.progress import Reporter
 
-_FORMAT = 4  # of the rules by which rows become tokens
+_FORMAT = 5  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
@@ -152,11 +153,12 @@ class _Work:
         )
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self.alphabet = Alphabet(tokenizer)
         self.key = self.key_of(kind)
         self.total = 0
         self.used: list[tuple[int, np.ndarray, np.ndarray, Conversation | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
-        self.bad_rows: list[tuple[Row, str]] = []
+        self.bad_rows: list[tuple[Row, RowError]] = []
         self.last_only = self.asked_too = 0
         self.notes: list[str] = []
         self.unread: dict[str, None] = {}
@@ -188,7 +190,7 @@ class _Work:
 
     def bad(self, row: Row, error: RowError) -> None:
         """Counts a row that cannot be used."""
-        self.bad_rows.append((row, str(error)))
+        self.bad_rows.append((row, error))
 
     def leave_out(self, row: Row, reason: str) -> None:
         """Counts a row that the settings leave out."""
@@ -213,7 +215,7 @@ class _Work:
             raise UserError(f"{self.path}: {row.place}: {said}{more}{way_out}")
         reasons = {reason: entries for reason, entries in self.faults.items()}
         for row, said in self.bad_rows:
-            reasons.setdefault(re.sub(r"\d+", "N", said), []).append((row, said))
+            reasons.setdefault(re.sub(r"\d+", "N", said.reason), []).append((row, str(said)))
         by_count = sorted(reasons.values(), key=len, reverse=True)
         counts = [f"{len(entries):,}: {entries[0][1]} (first: {entries[0][0].place})" for entries in by_count]
         if len(counts) > _REASONS:
@@ -289,9 +291,9 @@ class _Work:
                     (one.messages, one.tools, one.asked) if shown else (one.messages, one.tools) for _, one in part
                 ]
                 for chunk in render_rows(template, requests, prompts=not shown, source=str(source)):
-                    good: list[tuple[int, Rendered]] = []
+                    good: list[tuple[Row, Conversation, Rendered]] = []
                     for _, rendered in chunk:
-                        row, _ = next(following)
+                        row, conversation = next(following)
                         if isinstance(rendered, LostRowsError):
                             raise self._lost([row, *(row for row, _ in following)][: CHUNK - len(chunk) + 1], rendered)
                         if isinstance(rendered, EndlessTemplateError):
@@ -299,14 +301,14 @@ class _Work:
                         if isinstance(rendered, RowError):
                             self.bad(row, rendered)
                         else:
-                            good.append((row.number, rendered))
+                            good.append((row, conversation, rendered))
                             self.last_only += rendered.last_only
                             self.asked_too += rendered.asked_too
                     self._put(good, made)
                     yield len(chunk)
         for start in range(0, len(texts), _CHUNK):
             part = texts[start : start + _CHUNK]
-            self._put([(row.number, Rendered(one.text, ((0, len(one.text)),))) for row, one in part], made)
+            self._put([(row, one, Rendered(one.text, ((0, len(one.text)),))) for row, one in part], made)
             yield len(part)
 
     def _lost(self, rows: Sequence[Row], error: LostRowsError) -> UserError:
@@ -318,9 +320,15 @@ class _Work:
             which = f"rows {first.number} to {last.number}{lines}"
         return UserError(f"{self.path}: {error} with {which} in work; nothing is written, run the same command again")
 
-    def _put(self, good: Sequence[tuple[int, Rendered]], made: dict[int, Demonstration]) -> None:
-        encoded = encode_texts(self.tokenizer, [rendered for _, rendered in good])
-        made |= {number: one for (number, _), one in zip(good, encoded, strict=True)}
+    def _put(self, good: Sequence[tuple[Row, Conversation, Rendered]], made: dict[int, Demonstration]) -> None:
+        encoded = encode_texts(self.tokenizer, [rendered for _, _, rendered in good], self.alphabet)
+        for (row, conversation, rendered), one in zip(good, encoded, strict=True):
+            try:
+                require_written(rendered, one, conversation.messages)
+            except RowError as error:
+                self.bad(row, error)
+            else:
+                made[row.number] = one
 
     def _require_vocabulary(self, row: Row, tokens: np.ndarray) -> None:
         if len(tokens) and int(tokens.max()) >= self.limits.vocabulary:

@@ -21,7 +21,14 @@ _LONGEST_TEXT = 32 << 20  # characters that it may make
 
 
 class RowError(ValueError):
-    """A row that cannot be used as it is; the message says what is wrong, without the row's place."""
+    """A row that cannot be used as it is; the message says what is wrong, without the row's place.
+
+    Rows are counted together by `reason`, which is the message where none is given.
+    """
+
+    def __init__(self, message: str = "", *, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,26 @@ def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare)
     assert learned(tokenizer, prepare([{"text": text}])[0]) == [text]
 
 
+def test_text_that_the_tokenizer_cannot_write_makes_a_row_bad(tokenizer, prepare):
+    rows = [shown("1", "2"), shown("3", "é = 15"), shown("Что?", "4"), {"text": "a\tb"}]
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer cannot write 'é'; so are 2 more of 4 rows"):
+        prepare(rows)
+    prepared, said = prepare(rows, settings=SKIP)
+    assert learned(tokenizer, prepared) == ["2<|im_end|>"]
+    assert "3 of 4 rows are left out: 3: the tokenizer cannot write 'é' (first: row 1 (line 2))" in said
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer cannot write 'Что'"):
+        prepare([asked("1", "2"), asked("Что?", "3")], prepare_prompts)
+
+
+def test_what_a_template_writes_beside_the_messages_may_be_lost(tokenizer, prepare, monkeypatch):
+    around = "»{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", around)
+    assert learned(tokenizer, prepare([shown("1", "2")])[0]) == ["2]"]
+    monkeypatch.setattr(tokenizer, "chat_template", around.replace("]{% endfor", "»{% endfor"))
+    with pytest.raises(UserError, match="row 0 .*cannot write '»'"):
+        prepare([shown("1", "2")])
+
+
 @pytest.mark.parametrize(
     "place",
     [
