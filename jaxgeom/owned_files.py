@@ -122,7 +122,7 @@ def contents_of(directory: pathlib.Path, pattern: str, *, also: Collection[str] 
         name = path.relative_to(directory).as_posix()
         if kind == "file" and (name in also or (expression.fullmatch(name) and bears_mark(path))):
             own.append(name)
-        elif kind != "empty" or not _room_of(name, pattern):
+        elif kind != "empty" or not (_room_of(name, pattern) or any(one.startswith(f"{name}/") for one in also)):
             foreign.append(name + ("/" if kind == "empty" else ""))
     return Contents(sorted(own), sorted(foreign))
 

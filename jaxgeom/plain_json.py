@@ -14,7 +14,12 @@ _MARKS = (
     (b"\xfe\xff", "UTF-16"),
 )
 # Where there is no mark: JSON begins with a character of ASCII, and has another one or a blank after it.
-_ZEROS = {(0, 1, 1, 1): "UTF-32", (1, 1, 1, 0): "UTF-32", (0, 1, 0, 1): "UTF-16", (1, 0, 1, 0): "UTF-16"}
+_ZEROS: dict[tuple[int, ...], str] = {
+    (0, 1, 1, 1): "UTF-32",
+    (1, 1, 1, 0): "UTF-32",
+    (0, 1, 0, 1): "UTF-16",
+    (1, 0, 1, 0): "UTF-16",
+}
 
 
 class TwiceError(ValueError):

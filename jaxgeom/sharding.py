@@ -104,6 +104,26 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def spread_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """What was looked up in a table whose columns lie over fsdp, `[batch, time, dim]`, as the batch lies.
+
+    In two steps, forward and (reversed) backward: each device looks up its columns for the rows of its share of data,
+    then the devices of that share exchange columns for rows. Told only of both ends, the compiler gathers all rows, and
+    their gradients, on every device of a mesh with data and fsdp.
+
+    Args:
+        x: what was looked up.
+        mesh: what it lies on; None for one device. Nothing is done where it does not split both.
+    """
+    sizes = {} if mesh is None else dict(mesh.shape)
+    data, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
+    if mesh is None or data == 1 or fsdp == 1 or x.shape[0] % (data * fsdp) or x.shape[-1] % fsdp:
+        return x
+    columns = PartitionSpec("data", *[None] * (x.ndim - 2), "fsdp")
+    x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, columns))
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
 def mesh_of(params: Any) -> Mesh | None:
     """The mesh that a tree's arrays lie on, None where that is none with the axes that split a batch."""
     sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)

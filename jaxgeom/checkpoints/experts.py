@@ -51,25 +51,27 @@ def half(name: str, shape: tuple[int, ...], out: int) -> int:
     return out // 2
 
 
-def expert_matrices(name: str, shape: tuple[int, ...], text: Mapping[str, Any]) -> list[ExpertMatrix]:
+def expert_matrices(
+    name: str, shape: tuple[int, ...], text: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> list[ExpertMatrix]:
     """The matrices of a stack: `[expert, out, in]`, or `[expert, in, out]` where the hidden size says so.
 
-    GPT-OSS stores `[expert, in, out]`, of a square one too, and takes gate and up from every other output.
+    A square stack lies as the others of its layer do. GPT-OSS stores `[expert, in, out]`, of a square one too, and
+    takes gate and up from every other output.
 
     Args:
         name: a tensor for which `stacked_kind` is not None.
         shape: its shape.
         text: the configuration of the text model, with `hidden_size` and `model_type`.
+        shapes: of all tensors of the checkpoint.
 
     Raises:
-        UserError: gate and up of unequal size.
+        UserError: gate and up of unequal size; every stack of the layer is square, so that nothing says how they lie.
     """
     last = stacked_kind(name, shape) or ""
     experts, rows, columns = shape
-    hidden, interleaved = text.get("hidden_size"), text.get("model_type") == "gpt_oss"
-    is_pair, is_down = last == PAIR, _MODULES.get(last) == "down"
-    into = hidden is not None and (columns if is_down else rows) == hidden
-    swapped = interleaved or (into and not (hidden == (rows if is_down else columns)))
+    interleaved, is_pair = text.get("model_type") == "gpt_oss", last == PAIR
+    swapped = interleaved or _is_turned(name, shape, text.get("hidden_size"), shapes)
     out, in_ = (columns, rows) if swapped else (rows, columns)
     if not is_pair:
         return [ExpertMatrix(_MODULES[last], expert, (out, in_), None, None, swapped) for expert in range(experts)]
@@ -80,6 +82,23 @@ def expert_matrices(name: str, shape: tuple[int, ...], text: Mapping[str, Any]) 
         for expert in range(experts)
         for module, cut in zip(("gate", "up"), cuts, strict=True)
     ]
+
+
+def _is_turned(name: str, shape: tuple[int, ...], hidden: Any, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a stack is `[expert, in, out]`: what its inputs (the outputs of down) are is the hidden size."""
+    stem, dot, last = name.removesuffix(".weight").rpartition(".")
+    if shape[1] == shape[2] == hidden:
+        suffix = name[len(stem) + len(dot) + len(last) :]
+        for other in (PAIR, *_MODULES):
+            beside = shapes.get(f"{stem}{dot}{other}{suffix}", ())
+            if len(beside) == 3 and beside[1] != beside[2] and hidden in beside[1:]:
+                return _is_turned(f"{stem}{dot}{other}{suffix}", beside, hidden, shapes)
+        raise UserError(
+            f"{name}: experts of shape {list(shape[1:])} are square, and no other stack beside it says whether they are"
+            " [out, in] or [in, out]; store the experts one by one"
+        )
+    is_down = _MODULES.get(last) == "down"
+    return shape[2 if is_down else 1] == hidden and shape[1 if is_down else 2] != hidden
 
 
 def read_piece(
@@ -115,12 +134,13 @@ def unstacked(tensors: Mapping[str, Tensor], text: Mapping[str, Any]) -> dict[st
         text: the configuration of the text model.
     """
     found: dict[str, Tensor] = {}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if stacked_kind(name, tensor.shape) is None or tensor.tower is not None:
             found[name] = tensor
             continue
         stem = name.removesuffix(".weight").rpartition(".")[0]
-        for one in expert_matrices(name, tensor.shape, text):
+        for one in expert_matrices(name, tensor.shape, text, shapes):
             single = f"{stem}.{one.expert}.{one.module}_proj.weight"
             if single in found or single in tensors:
                 raise UserError(f"tensors {name!r} and {single!r} hold the same expert")

@@ -88,20 +88,31 @@ def step_of_path(path: str) -> int | None:
     return next((int(found.group(1)) for name in names if (found := _STEP.search(name))), None)
 
 
+def is_a_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether a folder has what a checkpoint has, whole or not: a configuration, weights, an adapter."""
+    return (folder / "config.json").exists() or has_weights(folder) or has_adapter(folder)
+
+
 def step_folders(folder: pathlib.Path) -> list[tuple[int, str]]:
     """The checkpoints of a folder that has one a step (`checkpoint-20`, `global_step_20`), ascending by step.
 
-    Whatever the folder's own name is, unless it is a checkpoint itself.
+    Whatever the folder's own name is. Where it is a checkpoint itself, as where a trainer leaves its final model above
+    them, only folders with weights of their own count; none in one that is named as a step.
 
     Raises:
         UserError: two of them name the same step.
     """
-    # An adapter's checkpoint may hold its trainer's state in a folder that names the step again.
-    if not folder.is_dir() or (folder / "config.json").exists() or has_weights(folder) or has_adapter(folder):
+    if not folder.is_dir():
+        return []
+    # A checkpoint may hold its trainer's state in a folder that names the step again.
+    is_checkpoint = is_a_checkpoint(folder)
+    if is_checkpoint and step_of_path(folder.name) is not None:
         return []
     found: dict[int, str] = {}
     for entry in sorted(folder.iterdir()):
         step = step_of_path(entry.name) if entry.is_dir() else None
+        if is_checkpoint and not (has_weights(entry) or has_adapter(entry)):
+            continue
         if step is not None and step in found:
             raise UserError(f"{folder}: {found[step]} and {entry} are both of step {step}")
         if step is not None:

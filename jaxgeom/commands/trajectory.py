@@ -9,7 +9,7 @@ from tyro.conf import Positional, arg
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.checkpoints.plain_files import read_json
-from jaxgeom.checkpoints.runs import named_run, split_step, step_folders, step_of_path
+from jaxgeom.checkpoints.runs import is_a_checkpoint, named_run, split_step, step_folders, step_of_path
 from jaxgeom.commands.options import INITIAL, Directory, SomeCount, SomeDirectory, SomeNumber, offered
 from jaxgeom.comparison import CompareSettings
 from jaxgeom.errors import UserError
@@ -74,6 +74,8 @@ def trajectory(
             keep_freed_memory(settings.device)
             first = open_checkpoint(initial, base=base)
             opened = [(step, open_checkpoint(path, base=base)) for step, path in numbered(checkpoints)]
+            if left_out := model_above(checkpoints):
+                reporter.say(left_out)
             rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)
             reporter.say(said)
             with entry_progress(reporter, "trajectory") as progress:
@@ -100,6 +102,14 @@ def numbered(paths: Sequence[str]) -> list[tuple[int, str]]:
     """
     named = _by_name(paths)
     return list(enumerate(paths, start=1)) if named is None else named
+
+
+def model_above(paths: Sequence[str]) -> str | None:
+    """That the model above the steps of a single folder is no step, where there is one."""
+    if len(paths) != 1 or not is_a_checkpoint(Path(paths[0])):
+        return None
+    steps = step_folders(Path(paths[0]))
+    return f"{paths[0]}: its {len(steps)} steps are taken, not the model beside them" if steps else None
 
 
 def _by_name(paths: Sequence[str]) -> list[tuple[int, str]] | None:

@@ -244,8 +244,8 @@ def _answers(row: Mapping[str, Any]) -> GroundTruth:
     for name, other in others:
         if truth != other and not same_truth(truth, other):
             raise RowError(
-                f"has {first!r} ({_short(truth)}) and {name!r} ({_short(other)}), which differ: which is meant cannot be"
-                " told"
+                f"has {first!r} ({_short(truth)}) and {name!r} ({_short(other)}), which differ: which is meant cannot"
+                " be told"
             )
     return truth
 

@@ -1,9 +1,12 @@
 """The one rule by which numbers per matrix become one number: over which matrices, and with which weights.
 
 Value, null and excess of a statistic are over the same matrices: those where value and null are both defined, which is
-where the excess is; where no matrix has a null, those where the value is. The mean excess is the mean value less the
-mean null. The mean z is over those of them that have one, which may be fewer (a null without a deviation), and has a
-count of its own. All are weighted alike: by parameters, or plainly, as the table of statistics has it.
+where the excess is; where no matrix has a null, those where the value is. Of a statistic that is weighted by parameters
+(what is counted entry by entry) those where the value is also where the others are less than half of the parameters: a
+null of a few small tensors is none of the whole, and their value alone would be taken for that of all. The mean excess
+is the mean value less the mean null. The mean z is over those of them that have one, which may be fewer (a null without
+a deviation), and has a count of its own. All are weighted alike: by parameters, or plainly, as the table of statistics
+has it.
 """
 
 from collections.abc import Mapping
@@ -12,13 +15,16 @@ from typing import Any
 from ._namespace import namespace
 
 
-def population_mask(columns: Mapping[str, Any], *, further: bool = False, members: Any = True) -> Any:
+def population_mask(
+    columns: Mapping[str, Any], *, further: bool = False, members: Any = True, parameters: Any = None
+) -> Any:
     """The matrices that a statistic's value, null and excess are over.
 
     Args:
       columns: `value`, `null`, `excess`, `z`, as many as there are: `[matrices]` each, NaN where undefined.
       further: whether the null is one beside the first; a matrix without it is then never taken.
       members: of groups of matrices which belong to them, booleans `[*groups, matrices]`; all of them to one.
+      parameters: of each matrix `[matrices]`, for a statistic that is weighted by them.
 
     Returns:
       Booleans `[*groups, matrices]`.
@@ -29,25 +35,31 @@ def population_mask(columns: Mapping[str, Any], *, further: bool = False, member
     both = ~xp.isnan(xp.stack(known)).any(0) & members
     if further or "value" not in columns:
         return both
-    return xp.where(both.any(-1, keepdims=True), both, ~xp.isnan(columns["value"]) & members)
+    valued = ~xp.isnan(columns["value"]) & members
+    if parameters is None:
+        enough = both.any(-1, keepdims=True)
+    else:
+        held, whole = (xp.where(over, parameters, 0 * parameters).sum(-1, keepdims=True) for over in (both, valued))
+        enough = (held > 0) & (2 * held >= whole)
+    return xp.where(enough, both, valued)
 
 
 def population_means(
-    columns: Mapping[str, Any], weights: Any, *, further: bool = False, members: Any = True
+    columns: Mapping[str, Any], weights: Any, *, further: bool = False, members: Any = True, parameters: Any = None
 ) -> dict[str, Any]:
     """Means of what is there of value, null, excess and z, by the rule of this module.
 
     Args:
       columns: as `population_mask` takes them.
       weights: `[matrices]`, numpy or JAX.
-      further: as `population_mask` takes it.
-      members: as `population_mask` takes it.
+      further, members, parameters: as `population_mask` takes them.
 
     Returns:
       Under the keys of `columns` the means `[*groups]`, NaN over no matrices; `count`; and `z_count` where there is
       a z.
     """
-    return means_over(columns, weights, population_mask(columns, further=further, members=members))
+    over = population_mask(columns, further=further, members=members, parameters=parameters)
+    return means_over(columns, weights, over)
 
 
 def means_over(columns: Mapping[str, Any], weights: Any, over: Any) -> dict[str, Any]:
@@ -59,6 +71,8 @@ def means_over(columns: Mapping[str, Any], weights: Any, over: Any) -> dict[str,
     found["count"] = xp.sum(over, axis=-1)
     if "z" in columns:
         judged = over & ~xp.isnan(columns["z"])
+        if "null" in found:
+            judged = judged & ~xp.isnan(found["null"])[..., None]
         found |= {"z": weighted_mean(columns["z"], weights, judged), "z_count": xp.sum(judged, axis=-1)}
     return found
 

@@ -15,7 +15,8 @@ def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
     """Means over the matrices of a tree, each statistic with its own weighting.
 
     Value, null and excess of a statistic are taken over the same matrices: those where value and null are defined, or,
-    where no matrix has a null, those where the value is. Their number stands beside them, and the excess is the mean
+    where no matrix has a null (of what is weighted by parameters: where less than half of the parameters have one),
+    those where the value is. Their number stands beside them, and the excess is the mean
     value minus the mean null. The mean z is over those of them that have one, `<name>_z_count`. A further null has a
     population of its own, with the value over it: `<name>_<kind>_mean`, `<name>_<kind>_count`. The summaries of a
     report follow the same rule (`population_means`). May be jitted.
@@ -51,7 +52,9 @@ def summarize(measured: Mapping[str, Any], specs: Any) -> dict[str, jax.Array]:
         weights = _weights(columns, name)
         if kind and name in columns:
             parts = {**parts, "value": name}
-        means = population_means({what: columns[key] for what, key in parts.items()}, weights, further=bool(kind))
+        own = {what: columns[key] for what, key in parts.items()}
+        parameters = weights if is_counted(name) else None
+        means = population_means(own, weights, further=bool(kind), parameters=parameters)
         for what, key in parts.items():
             found[f"{name}_{kind}_mean" if kind and what == "value" else key] = means[what]
         ahead = f"{name}_{kind}_" if kind else f"{name}_"

@@ -14,6 +14,7 @@ from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 from jaxgeom.objectives.log_probs import without_padding
+from jaxgeom.sharding import spread_rows
 
 Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
@@ -208,7 +209,7 @@ class Qwen3(nn.Module):
 
     def _look_up(self, tokens: Array) -> Array:
         """The tokens' embeddings; none of the padding token's gradient, as PyTorch's embedding has it."""
-        x = self.embed["embedding"][tokens]
+        x = spread_rows(self.embed["embedding"][tokens], self.mesh)
         if self.config.pad_token_id is not None:
             x = jnp.where((tokens == self.config.pad_token_id)[..., None], jax.lax.stop_gradient(x), x)
         return x.astype(self.dtype)

@@ -24,8 +24,9 @@ singular vectors. Titles of the papers are in the [bibliography](bibliography.md
 the null has a standard deviation, `<key>_z`, the excess in units of it; that of angles, spectral shift and orthogonal
 share, and of cosines and the drift ratio of rounded checkpoints, is
 [something else](sceptic.md#where-z-is-not-the-excess-in-deviations). In a summary, a group or a curve, value,
-null and excess are over the same matrices, those where value and null are both defined (where none has a null, those
-where the value is), and `count` says how many of `of`; the mean `z` is over those of them that have one, `z_count`.
+null and excess are over the same matrices, those where value and null are both defined (where none has a null or, of
+what is counted entry by entry, less than half of the parameters have one, those where the value is), and `count` says
+how many of `of`; the mean `z` is over those of them that have one, `z_count`.
 Nulls beside the first one have the same three, with their kind in the name (`<key>_rounding_null`), over their own
 population (`rounding_mean`, `rounding_null`, `rounding_excess`, `rounding_count` in a summary). Methods are compared
 over the matrices that are defined in all of them, their curves over the same ones at every step.

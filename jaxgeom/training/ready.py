@@ -223,7 +223,6 @@ def _require_finite(actor: Actor, source: Path, tokens: np.ndarray, mesh: jax.sh
     if size <= _LARGEST_TRAINED:
         return
     # Alike for every shard of the batch; of one token nothing is predicted.
-    # Alike for every shard of the batch; of one token nothing is predicted.
     rows = jnp.asarray(np.tile(np.resize(tokens, _TRIED), (batch_divisor(mesh), 1)).astype(np.int32))
 
     def total(params: Any) -> jax.Array:

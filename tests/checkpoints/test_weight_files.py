@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.runs import named_run, step_folders
+from jaxgeom.commands.trajectory import model_above, numbered
 from jaxgeom.errors import UserError
 from tests.comparison import disk
 
@@ -129,6 +130,17 @@ def test_steps_of_a_folder(tmp_path):
     (tmp_path / "run" / "checkpoint-40").mkdir()
     with pytest.raises(UserError, match="both of step 40"):
         step_folders(tmp_path / "run")
+
+
+def test_a_final_model_above_its_steps_hides_none_of_them(model):
+    for step in (10, 9):
+        disk.write(model / f"checkpoint-{step}", disk.weights())
+    (model / "checkpoint-9" / "global_step9").mkdir()  # the state of a trainer
+    (model / "checkpoint-11").mkdir()
+    steps = [(step, str(model / f"checkpoint-{step}")) for step in (9, 10)]
+    assert numbered([str(model)]) == steps and step_folders(model / "checkpoint-9") == []
+    assert "its 2 steps are taken, not the model beside them" in (model_above([str(model)]) or "")
+    assert model_above([str(model / "checkpoint-9")]) is None
 
 
 def eight_bits(tensors):

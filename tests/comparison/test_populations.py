@@ -44,6 +44,29 @@ def test_a_further_null_has_a_population_and_a_mean_of_its_own():
     assert entry["rounding_excess"] == 0.2 - 0.15
 
 
+def test_a_null_of_a_few_small_tensors_is_none_of_all_parameters():
+    rows = [
+        _row("q", parameters=60, sparsity_bf16=0.3, sparsity_bf16_null=None, sparsity_bf16_z=None),
+        _row("k", parameters=39, sparsity_bf16=0.4, sparsity_bf16_null=None, sparsity_bf16_z=None),
+        _row("norm", parameters=1, sparsity_bf16=1.0, sparsity_bf16_null=1.0, sparsity_bf16_z=2.0),
+    ]
+    entry = summary_of(rows)["sparsity_bf16"]
+    assert entry["mean"] == pytest.approx(0.6 * 0.3 + 0.39 * 0.4 + 0.01) and entry["count"] == 3
+    assert entry["null"] is entry["excess"] is entry["z"] is None
+    rows[0] |= {"sparsity_bf16_null": 0.25}
+    entry = summary_of(rows)["sparsity_bf16"]
+    assert entry["mean"] == pytest.approx((60 * 0.3 + 1) / 61) and entry["null"] == pytest.approx(16 / 61)
+    specs = {name: MatrixSpec((), (1,), (0,)) for name in ("q", "k", "norm")}
+    measured = {
+        "parameters": {"q": jnp.array(60.0), "k": jnp.array(39.0), "norm": jnp.array(1.0)},
+        "sparsity_bf16": {"q": jnp.array(0.3), "k": jnp.array(0.4), "norm": jnp.array(1.0)},
+        "sparsity_bf16_null": {"q": jnp.array(jnp.nan), "k": jnp.array(jnp.nan), "norm": jnp.array(1.0)},
+    }
+    found = jd.summarize(measured, specs)
+    assert float(found["sparsity_bf16"]) == pytest.approx(0.346) and found["sparsity_bf16_count"] == 3
+    assert jnp.isnan(found["sparsity_bf16_null"])
+
+
 def test_groups_taken_together_are_each_that_of_its_own_rows():
     rng = np.random.default_rng(0)
     rows = []
@@ -61,8 +84,12 @@ def test_groups_taken_together_are_each_that_of_its_own_rows():
             for key, ahead in (("nss", "nss"), ("sparsity_bf16", "sparsity_bf16"), ("sparsity_bf16", "profile")):
                 null = f"{key}_null" if ahead == key else f"{key}_{ahead}_null"
                 over = [row for row in own if row.get(key) is not None and row.get(null) is not None]
-                if not over and ahead == key:
-                    over = [row for row in own if row.get(key) is not None]
+                valued = [row for row in own if row.get(key) is not None]
+                few = key == "sparsity_bf16" and 2 * sum(r["parameters"] for r in over) < sum(
+                    r["parameters"] for r in valued
+                )
+                if (not over or few) and ahead == key:
+                    over = valued
                 weights = [row["parameters"] if key == "sparsity_bf16" else 1 for row in over]
                 mean = found[key]["mean" if ahead == key else f"{ahead}_mean"]
                 assert mean == pytest.approx(np.average([row[key] for row in over], weights=weights), rel=1e-12)

@@ -148,13 +148,17 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
 
 
 def test_a_name_twice_in_a_table_is_refused_where_its_values_differ(tmp_path):
-    """A weight map that has a tensor in two shards, a field of a configuration with two values, a token with two ids."""
+    """A tensor in two shards, a field of a configuration with two values, a token with two ids."""
+    config = '{"rope_theta": 1.0, "layers": 2, "rope_theta": %s}'
+    index = '{"weight_map": {"a": "1.st", "b": "1.st", "a": "%s"}}'
+    stops = '{"eos_token_id": 1, "eos_token_id": %s}'
+    vocabulary = '{"model": {"vocab": {"a": 1, "b": 0, "a": %s}}}'
     tables = {
-        "config.json": (read_json, '{"rope_theta": 1.0, "layers": 2, "rope_theta": %s}', ("1.0", "2.0")),
-        "model.safetensors.index.json": (read_json, '{"weight_map": {"a": "1.st", "b": "1.st", "a": "%s"}}', ("1.st", "2.st")),
-        "generation_config.json": (lambda path: declared_stop_tokens(path.parent), '{"eos_token_id": 1, "eos_token_id": %s}', "12"),
-        "tokenizer.json": (lambda path: load_tokenizer(path.parent), '{"model": {"vocab": {"a": 1, "b": 0, "a": %s}}}', "12"),
-    }  # fmt: skip
+        "config.json": (read_json, config, ("1.0", "2.0")),
+        "model.safetensors.index.json": (read_json, index, ("1.st", "2.st")),
+        "generation_config.json": (lambda path: declared_stop_tokens(path.parent), stops, "12"),
+        "tokenizer.json": (lambda path: load_tokenizer(path.parent), vocabulary, "12"),
+    }
     for place, (name, (read, text, (same, other))) in enumerate(tables.items()):
         path = tmp_path / str(place) / name
         path.parent.mkdir()

@@ -167,7 +167,7 @@ def _release(folder: Path) -> None:
 def table(outcomes: list[Outcome]) -> str:
     """Counts by kind of input, as a table in Markdown."""
     rows = ["| input | cases | accepted | refused in one line | otherwise |", "|---|---|---|---|---|"]
-    for kind in KINDS:
+    for kind in [*KINDS, *{outcome.kind: None for outcome in outcomes if outcome.kind not in KINDS}]:
         held = [outcome for outcome in outcomes if outcome.kind == kind]
         counts = [sum(outcome.result == result for outcome in held) for result in ("accepted", "refused")]
         rows.append(f"| {kind} | {len(held)} | {counts[0]} | {counts[1]} | {len(held) - sum(counts)} |")

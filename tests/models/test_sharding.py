@@ -18,6 +18,7 @@ from jaxgeom.sharding import (
     parameter_shardings,
     partition_specs,
     platform_of,
+    spread_rows,
 )
 from tests.tiny import tiny_params
 
@@ -56,6 +57,28 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, want_gradient)
     want = sample(model, local, tokens.tolist(), range(4), settings, pad_id=0)
     assert rollout.responses() == want.responses()
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (2, 2, 2, 1)])
+def test_the_compiler_finds_a_way_between_all_shardings(sizes, capfd):
+    """Where it does not, it says so on stderr and keeps a whole copy of what it moves on every device."""
+    mesh = make_mesh(*sizes)
+    model = Qwen3(CONFIG, mesh=mesh)
+    params = tiny_params(CONFIG)
+    shardings = parameter_shardings(params, mesh)
+
+    def loss(params, tokens):
+        return jnp.mean(jnp.square(model.apply({"params": params}, tokens)))
+
+    tokens = jax.device_put(np.zeros((8, 24), np.int32), batch_sharding(mesh))
+    jax.jit(jax.grad(loss), out_shardings=shardings).lower(jax.device_put(params, shardings), tokens).compile()
+    assert "rematerialization" not in capfd.readouterr().err
+
+
+def test_what_does_not_divide_is_left_to_the_compiler():
+    mesh, odd = make_mesh(2, 4), jnp.zeros((3, 5, 7))
+    for x, place in ((odd, mesh), (jnp.zeros((8, 5, 8)), make_mesh(8)), (odd, None)):
+        assert spread_rows(x, place) is x
 
 
 def test_mesh_sizes_are_checked():

@@ -257,6 +257,15 @@ def test_a_damaged_run_ends_as_an_undisturbed_one(jaxgeom, inputs, finished, run
     assert again.status == 0 and "finished already" in again.out
 
 
+def test_a_folder_that_lost_its_files_does_not_stand_in_the_way_of_its_step(jaxgeom, inputs, run):
+    """`params/d` without a file in it is ours: the list of the step's files says so."""
+    for path in (run / "checkpoints/4/params/d").iterdir():
+        path.unlink()
+    said = jaxgeom(*runs.arguments(inputs, run))
+    assert said.status == 0 and "goes on from step 2" in said.out, said.err
+    assert find_resume(run).step == 4
+
+
 def test_a_run_without_a_whole_checkpoint_is_refused_and_begun_anew_with_force(jaxgeom, inputs, finished, run):
     for path in (run / "checkpoints").iterdir():
         (path / "params" / "_METADATA").unlink()

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -169,10 +170,12 @@ def _fused_attention(tensor: Tensor, config: Mapping[str, Any], layer: int | Non
     return parts
 
 
-def _fused_experts(tensor: Tensor, text: Mapping[str, Any], layer: int | None) -> list[Part]:
+def _fused_experts(
+    tensor: Tensor, text: Mapping[str, Any], layer: int | None, shapes: Mapping[str, tuple[int, ...]]
+) -> list[Part]:
     """The matrices of experts that are stacked on the leading axis, `NAME[expert]` or `NAME[expert,gate]`."""
     parts = []
-    for one in expert_matrices(tensor.name, tensor.shape, text):
+    for one in expert_matrices(tensor.name, tensor.shape, text, shapes):
         which = f"{one.expert},{one.module}" if stacked_kind(tensor.name, tensor.shape) == PAIR else f"{one.expert}"
         parts.append(
             Part(
@@ -191,8 +194,15 @@ def _fused_experts(tensor: Tensor, text: Mapping[str, Any], layer: int | None) -
     return parts
 
 
-def parts_of(tensor: Tensor, config: Mapping[str, Any] | None) -> list[Part]:
+def parts_of(
+    tensor: Tensor, config: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> list[Part]:
     """The pieces of a tensor; together they hold each of its entries once.
+
+    Args:
+        tensor: of a checkpoint.
+        config: the checkpoint's.
+        shapes: of the checkpoint's tensors by name: how square stacked experts lie, those beside them tell.
 
     Raises:
         UserError: a fused projection that the configuration does not explain.
@@ -213,7 +223,7 @@ def parts_of(tensor: Tensor, config: Mapping[str, Any] | None) -> list[Part]:
         if (module := _module(tensor.name, shape, config)) is not None and not tensor.name.endswith("bias"):
             return [Part(tensor.name, tensor.name, "matrices", module, layer, shape)]
     if stacked_kind(tensor.name, shape) is not None:
-        return _fused_experts(tensor, text_config(config), layer)
+        return _fused_experts(tensor, text_config(config), layer, shapes)
     group = _group(tensor.name, shape)
     return [Part(tensor.name, tensor.name, group, group, layer, shape)]
 

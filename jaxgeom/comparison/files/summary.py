@@ -51,12 +51,14 @@ def population(rows: Iterable[Row], key: str, kind: str = "") -> list[Row]:
         kind: which of its further nulls; "" for the first one.
 
     Returns:
-        The rows where value and null are defined; where none has a null, those where the value is.
+        The rows where value and null are defined; where none has a null (of what is weighted by parameters: where they
+        are of less than half of the parameters), those where the value is.
     """
     rows = list(rows)
     if not rows:
         return []
-    over = population_mask(_columns(rows, key, kind), further=bool(kind))
+    parameters = _parameters(rows) if is_counted(key) else None
+    over = population_mask(_columns(rows, key, kind), further=bool(kind), parameters=parameters)
     return [row for row, chosen in zip(rows, over, strict=True) if chosen]
 
 
@@ -65,6 +67,10 @@ def _columns(rows: Sequence[Row], key: str, kind: str = "") -> dict[str, np.ndar
     ahead = f"{key}_{kind}_" if kind else f"{key}_"
     names = {"value": key, "null": f"{ahead}null", "z": f"{ahead}z"}
     return {what: np.array([row.get(name) for row in rows], np.float64) for what, name in names.items()}
+
+
+def _parameters(rows: Sequence[Row]) -> np.ndarray:
+    return np.array([row["parameters"] for row in rows], np.float64)
 
 
 def mean_of(rows: Sequence[Row], key: str, *, weighted: bool) -> float | None:
@@ -96,9 +102,10 @@ def _triples(
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Of every group, booleans `[groups, rows]`: what `triple` gives, and the values of its population."""
     weighted = is_counted(key) if weighted is None else weighted
-    weights = np.array([row["parameters"] if weighted else 1 for row in rows], np.float64)
+    weights = _parameters(rows) if weighted else np.ones(len(rows))
     columns = _columns(rows, key, kind)
-    over = population_mask(columns, further=bool(kind), members=members)
+    parameters = weights if is_counted(key) else None
+    over = population_mask(columns, further=bool(kind), members=members, parameters=parameters)
     means = means_over(columns, weights, over)
     found = []
     for index, chosen in enumerate(over):

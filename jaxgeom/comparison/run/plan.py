@@ -68,13 +68,29 @@ def check_pair(initial: Reader, final: Reader, settings: CompareSettings) -> lis
     return names
 
 
+class _Shapes(Mapping[str, tuple[int, ...]]):
+    """The shapes of a checkpoint's tensors, looked up where they are asked for."""
+
+    def __init__(self, side: Reader) -> None:
+        self._side = side
+
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        return self._side[name].shape
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._side)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._side)
+
+
 def _selected(side: Reader, name: str, settings: CompareSettings) -> bool:
     """Whether a tensor, or a part of it, is measured at all."""
     if not settings.selects(name):
         return False
     if settings.population == "all":
         return True
-    return any(settings.admits(part.module) for part in parts_of(side[name], side.config))
+    return any(settings.admits(part.module) for part in parts_of(side[name], side.config, _Shapes(side)))
 
 
 def _way_out(names: Sequence[str], differing: set[str]) -> str:
@@ -112,7 +128,8 @@ def plan_parts(initial: Reader, names: Sequence[str], settings: CompareSettings)
     Raises:
         UserError: nothing of the population is there.
     """
-    parts = [part for name in names for part in parts_of(initial[name], initial.config) if initial[name].size]
+    shapes = _Shapes(initial)
+    parts = [part for name in names for part in parts_of(initial[name], initial.config, shapes) if initial[name].size]
     parts = sorted(admitted(parts, settings), key=_order)
     alone = bool(parts) and all(part.tower for part in parts)
     return [dataclasses.replace(part, tower=None) for part in parts] if alone else parts

@@ -121,6 +121,23 @@ def test_stacked_experts_are_single_matrices(swapped):
         np.testing.assert_array_equal(part.read(down), stacked[part.expert].T if swapped else stacked[part.expert])
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_square_stacks_lie_as_the_others_of_their_layer(swapped):
+    """gate_up_proj of a hidden size of twice the inner one is square: down_proj, which is not, tells."""
+    source, array = tensor("model.layers.0.mlp.experts.gate_up_proj", 3, 8, 8)
+    down = "model.layers.0.mlp.experts.down_proj"
+    shapes = {source.name: (3, 8, 8), down: (3, 4, 8) if swapped else (3, 8, 4)}
+    for part in parts_of(source, CONFIG, shapes):
+        matrix = array[part.expert].T if swapped else array[part.expert]
+        np.testing.assert_array_equal(part.read(source), matrix[:4] if part.module == "gate" else matrix[4:])
+    square, held = tensor(down, 3, 8, 8)
+    for part in parts_of(square, CONFIG, {down: (3, 8, 8), source.name: (3, 8, 16) if swapped else (3, 16, 8)}):
+        np.testing.assert_array_equal(part.read(square), held[part.expert].T if swapped else held[part.expert])
+    for shapes in ({}, {source.name: (3, 8, 8), down: (3, 8, 8)}):
+        with pytest.raises(UserError, match="are square, and no other stack beside it"):
+            parts_of(source, CONFIG, shapes)
+
+
 def test_experts_of_gpt_oss_are_turned_and_their_gate_and_up_alternate():
     config = {"model_type": "gpt_oss", "hidden_size": 8, "intermediate_size": 8}
     source, array = tensor("model.layers.0.mlp.experts.gate_up_proj", 2, 8, 16)
