@@ -28,6 +28,7 @@ _FORMAT = 5  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
+_HEAD = 60  # characters of what a template writes, in a note
 
 
 def prepare_demonstrations(
@@ -53,7 +54,7 @@ def prepare_demonstrations(
     limit = min(limits.context, limits.max_length or limits.context)
     found = recall(kept, work.key)
     if found is None:
-        cut = lost = ended = 0
+        cut = lost = ended = beyond = 0
         for row, conversation, encoded in work.encoded():
             tokens, mask = encoded.tokens, encoded.loss_mask
             if not mask[1:].any():  # the first token is predicted from nothing
@@ -64,9 +65,17 @@ def prepare_demonstrations(
             )
             cut += len(tokens) > limit and bool(mask[1:limit].any())
             lost += int(mask[limit:].sum()) if mask[1:limit].any() else 0
-            ended += conversation.text is not None or bool(np.isin(tokens[:limit][mask[:limit]], stops).any())
+            ends = np.isin(tokens, stops) & mask
+            ended += conversation.text is not None or bool(ends[:limit].any())
+            if conversation.text is None and work.goes_on(tokens, mask, ends):
+                beyond += 1
         if cut:
             work.note(f"{cut:,} rows are cut at {limit:,} tokens and lose {lost:,} tokens of their answers")
+        if beyond and not work.asked_too:
+            work.note(
+                f"in {beyond:,} rows the chat template goes on after the token that ends the answer, and that is"
+                " learned too: what is sampled ends before it"
+            )
         if work.unread:
             work.note(f"columns that are not read: {listed([name[:40] for name in work.unread], 8)}")
         if stops and not ended:
@@ -159,7 +168,8 @@ class _Work:
         self.used: list[tuple[int, np.ndarray, np.ndarray, Conversation | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
         self.bad_rows: list[tuple[Row, RowError]] = []
-        self.last_only = self.asked_too = 0
+        self.last_only = self.asked_too = self.headless = 0
+        self.head = ""
         self.notes: list[str] = []
         self.unread: dict[str, None] = {}
 
@@ -187,6 +197,15 @@ class _Work:
             if row.number in made:
                 self._require_vocabulary(row, made[row.number].tokens)
                 yield row, conversation, made.pop(row.number)
+
+    def goes_on(self, tokens: np.ndarray, mask: np.ndarray, ends: np.ndarray) -> bool:
+        """Whether text is learned right after a token that ends an answer; a line's end is none."""
+        for place in np.flatnonzero(ends[:-1] & mask[1:]):
+            beyond = mask[place + 1 :]
+            size = len(beyond) if beyond.all() else int(np.argmin(beyond))
+            if self.tokenizer.decode(tokens[place + 1 : place + 1 + size]).strip():
+                return True
+        return False
 
     def bad(self, row: Row, error: RowError) -> None:
         """Counts a row that cannot be used."""
@@ -234,6 +253,12 @@ class _Work:
             self.notes.append(
                 f"in {self.asked_too:,} rows the chat template's {{% generation %}} marks hold questions or"
                 " instructions, which are learned too"
+            )
+        if self.headless:
+            whose = "learned with the answers" if self.kind == "demonstrations" else "left to the model to write"
+            self.notes.append(
+                f"in {self.headless:,} rows the chat template writes {self.head[:_HEAD]!r} before an answer and not at"
+                f" the end of a prompt (it does not read add_generation_prompt): that is {whose}"
             )
         self.used.sort(key=lambda entry: entry[0])
         numbers, tokens, masks, rows = zip(*self.used, strict=True)
@@ -304,6 +329,8 @@ class _Work:
                             good.append((row, conversation, rendered))
                             self.last_only += rendered.last_only
                             self.asked_too += rendered.asked_too
+                            self.headless += bool(rendered.head)
+                            self.head = self.head or rendered.head
                     self._put(good, made)
                     yield len(chunk)
         for start in range(0, len(texts), _CHUNK):

@@ -154,6 +154,34 @@ def test_questions_that_the_template_marks_are_said(tokenizer, prepare, monkeypa
         assert ("in 1 rows the chat template's {% generation %} marks hold questions" in said) == said_is
 
 
+def test_a_template_without_a_generation_prompt_is_said_once(tokenizer, prepare, monkeypatch):
+    bare = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", bare)
+    prepared, said = prepare([shown("1", "2"), shown("3", "4")])
+    assert learned(tokenizer, prepared)[0] == "<|im_start|>assistant\n2<|im_end|>"
+    note = "in 2 rows the chat template writes '<|im_start|>assistant' before an answer and not at the end of a prompt"
+    assert said.count(note) == 1 and "learned with the answers" in said
+    said = prepare([asked("1", "2"), asked("3", "4")], prepare_prompts)[1]
+    assert said.count(note) == 1 and "left to the model to write" in said
+
+
+def test_what_is_learned_after_the_end_of_an_answer_is_said(tokenizer, prepare, monkeypatch):
+    plain = tokenizer.chat_template
+    footer = (
+        "{% if not add_generation_prompt %}<|im_start|>system\nsummary {{ messages[-1].content }}<|im_end|>{% endif %}"
+    )
+    line_end = plain.replace(
+        "message['content'] + '<|im_end|>' + '\\n'", "message['content'] + '<|im_end|>' + '\\n\\n'"
+    )
+    for template, said_is in ((plain, False), (line_end, False), (plain + footer, True)):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        prepared, said = prepare([shown("1", "b"), shown("1", "c")], stops=(2,))
+        assert ("in 2 rows the chat template goes on after the token that ends the answer" in said) == said_is
+        assert learned(tokenizer, prepared)[0].startswith("b<|im_end|>")
+    text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+    assert "goes on" not in prepare([{"text": text}], stops=(2,))[1]
+
+
 def test_of_a_prompt_and_its_completion_the_completion_alone_is_learned(tokenizer, prepare, monkeypatch):
     earlier = [*shown("1", "2")["messages"], {"role": "user", "content": "3"}]
     later = shown("5", "6")["messages"]
