@@ -52,7 +52,7 @@ def prepare_demonstrations(
     """
     work = _Work(path, tokenizer, settings, limits, "demonstrations", reporter)
     limit = min(limits.context, limits.max_length or limits.context)
-    found = recall(kept, work.key)
+    found = work.recalled(kept, work.key)
     if found is None:
         cut = lost = ended = beyond = 0
         for row, conversation, encoded in work.encoded():
@@ -105,7 +105,7 @@ def prepare_prompts(
     work = _Work(path, tokenizer, settings, limits, truth, reporter)
     # Rows that all have their answer are the same rows whether it is needed or not, and are kept once.
     answered = work.key_of("needed") if truth == "optional" and settings.on_bad_row == "refuse" else work.key
-    found = recall(kept, answered) or recall(kept, work.key)
+    found = work.recalled(kept, answered) or work.recalled(kept, work.key)
     if found is None:
         for row, conversation, encoded in work.encoded():
             size = len(encoded.tokens)
@@ -172,6 +172,14 @@ class _Work:
         self.head = ""
         self.notes: list[str] = []
         self.unread: dict[str, None] = {}
+
+    def recalled(self, kept: Path | None, key: str) -> Prepared | None:
+        """What was kept under a key; where that is damaged it is said, and None."""
+        was_there = kept is not None and (kept / f"{key}.npz").is_file()
+        found = recall(kept, key)
+        if was_there and found is None:
+            self.reporter.say(f"{self.path}: the kept rows {kept}/{key}.npz are not as they were written: made anew")
+        return found
 
     def encoded(self) -> Iterator[tuple[Row, Conversation, Demonstration]]:
         """Row, conversation and tokens of every row that can be read and rendered; the others are counted."""

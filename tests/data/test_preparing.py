@@ -317,6 +317,23 @@ def test_what_is_kept_is_found_again_and_only_for_the_same_data(prepare, tmp_pat
         assert found is None or all_prompts(found) == all_prompts(first), place
 
 
+def test_kept_rows_that_were_rewritten_are_made_anew(prepare, tmp_path):
+    first, _ = prepare([asked("1+2", "3"), asked("4", "5")], prepare_prompts)
+    first.keep(tmp_path / "kept")
+    file = tmp_path / "kept" / f"{first.key}.npz"
+    with np.load(file) as archive:
+        held = dict(archive)
+    for name, other in (("tokens", held["tokens"][::-1]), ("numbers", held["numbers"] + 1)):
+        np.savez(file, **(held | {name: other}))  # a whole archive, with right sums of its own
+        assert recall(tmp_path / "kept", first.key) is None and not file.exists()
+    np.savez(file, **(held | {"tokens": held["tokens"][::-1]}))
+    rows = [asked("1+2", "3"), asked("4", "5")]
+    again, said = prepare(rows, prepare_prompts, kept=tmp_path / "kept")
+    assert "are not as they were written: made anew" in said and all_prompts(again) == all_prompts(first)
+    np.savez(file, **held)
+    assert all_prompts(recall(tmp_path / "kept", first.key)) == all_prompts(first)
+
+
 def test_what_cannot_be_kept_leaves_no_part(prepare, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
