@@ -185,8 +185,13 @@ def empty(
         last: the file by which the rest is known, deleted after everything else so that a kill leaves no riddle.
 
     Raises:
-        UserError: something else is in the directory, or an input is; nothing is deleted then.
+        UserError: something else is in the directory, or an input is, or it is a link; nothing is deleted then.
     """
+    if directory.is_symlink():
+        raise UserError(
+            f"{directory}: is a link to {directory.resolve()}, and --force deletes nothing behind a link; give that"
+            " directory itself"
+        )
     if contents.foreign:
         raise UserError(
             f"{directory}: --force deletes only what jaxgeom wrote, and here is more: {listed(contents.foreign)}; "

@@ -46,7 +46,24 @@ class AdapterConfig:
                 raise UserError(
                     f"{directory}: a LoRA adapter with {field}, which is not W0 + scale*BA; merge it into its base"
                 )
-        self._by_pattern("rank_pattern", "")  # the stored shapes say the ranks
+
+    def require_rank(self, module: str, rank: int) -> None:
+        """Holds the rank that it gives a module against that of its matrices; one that it does not give is theirs.
+
+        Args:
+            module: its name in the model.
+            rank: of its matrices.
+
+        Raises:
+            UserError: they differ, and which scale the adapter was trained with cannot be told.
+        """
+        given = self._by_pattern("rank_pattern", module)
+        field, given = ("r", self._fields.get("r")) if given is None else ("rank_pattern", given)
+        if given is not None and (isinstance(given, bool) or given != rank):
+            raise UserError(
+                f"{self._where}: {field}={repr(given)[:40]}, but its file holds matrices of rank {rank} for {module!r}:"
+                " one of the two is stale"
+            )
 
     def scale(self, module: str, rank: int) -> float:
         """`alpha / r`, or `alpha / √r` for rank-stabilised LoRA, with the module's own alpha where a pattern has it.

@@ -105,8 +105,8 @@ def open_adapter(
     stale = settings.require_fits([_in_model(module) for module in pairs], whole, modules)
     said = _range(ranks), _range(scales)
     notes = [
-        f"a LoRA adapter on {checkpoint.name}: the update of its {len(pairs)} matrices is scale·BA, of rank {said[0]}"
-        f" at most (scale {said[1]}), merged in float32"
+        f"a LoRA adapter on {checkpoint.name}: {len(pairs)} of its matrices with scale·BA added, of rank {said[0]} at"
+        f" most (scale {said[1]}), merged in float32"
     ]
     notes += [*settings.notes(), *stale]
     if replaced:
@@ -117,7 +117,7 @@ def open_adapter(
         notes=(*checkpoint.notes, *notes),
         adapter={
             "base": checkpoint.name, "rank": max(ranks), "scale": max(scales), "matrices": len(pairs),
-            "update": f"scale*BA, of rank {said[0]} at most",
+            "update": f"scale*BA, of rank {said[0]} at most", "base_files": checkpoint.fingerprint,
         },
     )  # fmt: skip
 
@@ -196,6 +196,7 @@ def _merged(
     for part in (a, b, weight):
         if not part.is_float:
             raise UserError(f"{directory}: {part.name} is stored as {part.dtype}; float weights are needed")
+    settings.require_rank(_in_model(module), a.shape[0])
     reader = _Merged(weight, a, b, settings.scale(_in_model(module), a.shape[0]), flipped)
     return a.shape[0], Tensor(weight.name, weight.shape, "float32", reader, weight.tower)
 

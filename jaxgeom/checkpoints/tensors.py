@@ -86,7 +86,8 @@ class Checkpoint(Mapping[str, Tensor]):
         config: the Hugging Face configuration, None where there is none.
         fingerprint: changes whenever the files do; cheap, unlike `sha256`.
         notes: what was left out or read in another way than it may seem; a sentence each.
-        adapter: of a LoRA adapter its base, rank and scale; None for every other checkpoint.
+        adapter: of a LoRA adapter its base with the fingerprint of that (`base_files`), its rank and scale; None for
+            every other checkpoint.
     """
 
     def __init__(

@@ -151,12 +151,20 @@ def _report(
     same_view = all(checkpoint.dtype == "bfloat16" for checkpoint in (initial, final))
     described = settings | {"null_forms": null_forms("compare", settings["suite"]), "views_coincide": same_view}
     described["used"] = settings_used(matrices)
+    notes = read_notes([initial, final])
+    if (adapter := final.adapter) is not None and adapter["base_files"] != initial.fingerprint:
+        # The adapter's low rank is that of what it adds to its own base.
+        inputs["final"]["adapter"]["update"] += ", and what its base differs by from INITIAL"
+        notes = {"notes": [*notes.get("notes", []), (
+            f"{final.name}: its base {adapter['base']} is not {initial.name}: where the two differ, the update is that"
+            " difference and scale·BA, of any rank"
+        )]}  # fmt: skip
     described["orientation"] = "[out, in]; left singular vectors on the output side"
     return Report(
         command=command,
         inputs=inputs,
         settings=described,
-        coverage=coverage_of(matrices, parameters, total) | read_notes([initial, final]),
+        coverage=coverage_of(matrices, parameters, total) | notes,
         summary=summary_of(matrices, parameters),
         groups=groups_of(matrices, parameters),
         matrices=matrices,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgeom.data.alphabet import Alphabet, unwritten
 from jaxgeom.data.templates import Rendered, RowError, Template, render_demonstration, render_prompt
 from jaxgeom.errors import UserError
 from jaxgeom.files import refuse_pointer
@@ -26,10 +27,12 @@ class Demonstration:
     Attributes:
         tokens: int32 `[length]`.
         loss_mask: bool `[length]`, true on the assistant's tokens, their end-of-turn token included.
+        lost: Begin and end, in characters of the text, of what the tokens do not hold.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    lost: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[dict], *, arguments: Sequen
         rendered = render_prompt(chat_format(tokenizer, arguments).plain, messages)
     except RowError as error:
         raise UserError(str(error)) from error
-    return encode_texts(tokenizer, [rendered])[0].tokens.tolist()
+    return _encode_one(tokenizer, rendered, messages).tokens.tolist()
 
 
 def encode_demonstration(tokenizer: Any, messages: Sequence[dict], *, arguments: Sequence[str] = ()) -> Demonstration:
@@ -184,25 +187,55 @@ def encode_demonstration(tokenizer: Any, messages: Sequence[dict], *, arguments:
         rendered = render_demonstration(chat_format(tokenizer, arguments).plain, messages)
     except RowError as error:
         raise UserError(str(error)) from error
-    return encode_texts(tokenizer, [rendered])[0]
+    return _encode_one(tokenizer, rendered, messages)
 
 
-def encode_texts(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Demonstration]:
+def _encode_one(tokenizer: Any, rendered: Rendered, messages: Sequence[dict]) -> Demonstration:
+    made = encode_texts(tokenizer, [rendered])[0]
+    try:
+        require_written(rendered, made, messages)
+    except RowError as error:
+        raise UserError(str(error)) from error
+    return made
+
+
+def require_written(rendered: Rendered, made: Demonstration, messages: Sequence[dict]) -> None:
+    """Refuses tokens that do not hold all that is learned, and all that the messages say.
+
+    What a template writes around them may be lost: it is the same in every row, and where answers are sampled.
+
+    Raises:
+        RowError: what is lost is named.
+    """
+    if not made.lost:
+        return
+    text, said = rendered.text, "".join(str(value) for message in messages for value in message.values())
+    parts = [
+        (begin, end)
+        for begin, end in made.lost
+        if text[begin:end] in said or any(begin < stop and start < end for start, stop in rendered.spans)
+    ]
+    if parts:
+        raise RowError(unwritten(text, parts), reason="the tokenizer cannot write some of it")
+
+
+def encode_texts(tokenizer: Any, rendered: Sequence[Rendered], alphabet: Alphabet | None = None) -> list[Demonstration]:
     """Tokens of rendered texts, in parallel; the mask is true on tokens that begin inside a span.
 
     A text is tokenized apart where a span begins within a token (` yes` after a generation prompt that ends in a
     space): what stands before an answer are then the tokens that answers are sampled after, and the answer's first
-    letters are learned.
+    letters are learned. `alphabet` is the tokenizer's, for a caller with many texts.
     """
     if not rendered:
         return []
+    alphabet = alphabet or Alphabet(tokenizer)
     texts = [one.text for one in rendered]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     made, apart = [], []
     for one, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         begins = [begin for begin, end in one.spans if begin < end]
         apart.append([b for b in begins if any(start < b < stop for start, stop in offsets)])
-        made.append(_masked(one, ids, offsets))
+        made.append(_masked(one, ids, offsets, alphabet))
     divided = [place for place, cuts in enumerate(apart) if cuts]
     if divided:
         ends = [[0, *sorted(set(apart[place])), len(texts[place])] for place in divided]
@@ -217,17 +250,18 @@ def encode_texts(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Demonstra
                 more, where = next(following)
                 ids += more
                 offsets += [(begin + start, begin + stop) for start, stop in where]
-            made[place] = _masked(rendered[place], ids, offsets)
+            made[place] = _masked(rendered[place], ids, offsets, alphabet)
     return made
 
 
-def _masked(one: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Demonstration:
+def _masked(one: Rendered, ids: Sequence[int], offsets: Sequence[tuple[int, int]], alphabet: Alphabet) -> Demonstration:
     """Tokens, and which of them begin inside a span."""
     starts = np.array([start for start, _ in offsets], np.int64)
     mask = np.zeros(len(starts), bool)
     for begin, end in one.spans:
         mask |= (starts >= begin) & (starts < end)
-    return Demonstration(np.array(ids, np.int32), mask)
+    tokens = np.array(ids, np.int32)
+    return Demonstration(tokens, mask, alphabet.lost(one.text, tokens, offsets))
 
 
 def declared_stop_tokens(directory: str | Path) -> tuple[int, ...]:

@@ -5,10 +5,12 @@ never taken for these.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,8 @@ import numpy as np
 from jaxgeom.data.chat import Demonstration
 from jaxgeom.owned_files import MARK
 from jaxgeom.rewards import GivenRow, Truth, restored, stored
+
+_ARRAYS = ("tokens", "targets", "starts", "numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +89,21 @@ class Prepared:
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    **{MARK: np.array(1)},  # type: ignore[arg-type]  (allow_pickle, a bool, is its one other keyword)
-                    tokens=self.tokens,
-                    targets=self.targets,
-                    starts=self.starts,
-                    numbers=self.numbers,
-                    words=np.frombuffer(words, np.uint8),
-                )
+                arrays = {name: getattr(self, name) for name in _ARRAYS} | {"words": np.frombuffer(words, np.uint8)}
+                held = {MARK: np.array(1), **arrays, "digest": np.array(_digest(self.key, arrays))}
+                np.savez(file, **held)  # type: ignore[arg-type]  (allow_pickle, a bool, is its one other keyword)
             partial.replace(path)
         except BaseException:  # of a full disk, or of an interrupt, nothing stays; it is raised again
             partial.unlink(missing_ok=True)
             raise
+
+
+def _digest(key: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the arrays under a key: an archive's own sums say that it is whole, not that it is ours."""
+    digest = hashlib.sha256(key.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def recall(directory: Path | None, key: str) -> Prepared | None:
@@ -107,9 +113,11 @@ def recall(directory: Path | None, key: str) -> Prepared | None:
         return None
     try:
         with path.open("rb") as file, np.load(file) as held:
-            words = json.loads(held["words"].tobytes())
+            arrays = {name: held[name] for name in (*_ARRAYS, "words")}
+            if str(held["digest"]) != _digest(key, arrays):
+                raise ValueError("other rows than were kept")
+            words = json.loads(arrays.pop("words").tobytes())
             truths = [restored(truth) for truth in words["truths"]]
-            arrays = {name: held[name] for name in ("tokens", "targets", "starts", "numbers")}
             return Prepared(key=key, **arrays, truths=truths, teachers=words["teachers"], notes=words["notes"])
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         with contextlib.suppress(OSError):  # a folder that is not to be written to is said where something is written

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts
+from jaxgeom.data.alphabet import Alphabet
+from jaxgeom.data.chat import ChatFormat, Demonstration, chat_format, encode_texts, require_written
 from jaxgeom.data.conversations import Conversation, Need, read_demonstration, read_prompt, unread_columns
 from jaxgeom.data.prepared import Limits, Prepared, recall
 from jaxgeom.data.rendering import CHUNK, EndlessTemplateError, LostRowsError, Request, render_rows
@@ -23,10 +24,11 @@ from jaxgeom.data.templates import Rendered, RowError
 from jaxgeom.errors import UserError, listed
 from jaxgeom.progress import Reporter
 
-_FORMAT = 4  # of the rules by which rows become tokens
+_FORMAT = 5  # of the rules by which rows become tokens
 _SHOWN_FROM = 5_000  # rows; fewer take seconds
 _CHUNK = 256
 _REASONS = 8
+_HEAD = 60  # characters of what a template writes, in a note
 
 
 def prepare_demonstrations(
@@ -50,9 +52,9 @@ def prepare_demonstrations(
     """
     work = _Work(path, tokenizer, settings, limits, "demonstrations", reporter)
     limit = min(limits.context, limits.max_length or limits.context)
-    found = recall(kept, work.key)
+    found = work.recalled(kept, work.key)
     if found is None:
-        cut = lost = ended = 0
+        cut = lost = ended = beyond = 0
         for row, conversation, encoded in work.encoded():
             tokens, mask = encoded.tokens, encoded.loss_mask
             if not mask[1:].any():  # the first token is predicted from nothing
@@ -63,9 +65,17 @@ def prepare_demonstrations(
             )
             cut += len(tokens) > limit and bool(mask[1:limit].any())
             lost += int(mask[limit:].sum()) if mask[1:limit].any() else 0
-            ended += conversation.text is not None or bool(np.isin(tokens[:limit][mask[:limit]], stops).any())
+            ends = np.isin(tokens, stops) & mask
+            ended += conversation.text is not None or bool(ends[:limit].any())
+            if conversation.text is None and work.goes_on(tokens, mask, ends):
+                beyond += 1
         if cut:
             work.note(f"{cut:,} rows are cut at {limit:,} tokens and lose {lost:,} tokens of their answers")
+        if beyond and not work.asked_too:
+            work.note(
+                f"in {beyond:,} rows the chat template goes on after the token that ends the answer, and that is"
+                " learned too: what is sampled ends before it"
+            )
         if work.unread:
             work.note(f"columns that are not read: {listed([name[:40] for name in work.unread], 8)}")
         if stops and not ended:
@@ -95,7 +105,7 @@ def prepare_prompts(
     work = _Work(path, tokenizer, settings, limits, truth, reporter)
     # Rows that all have their answer are the same rows whether it is needed or not, and are kept once.
     answered = work.key_of("needed") if truth == "optional" and settings.on_bad_row == "refuse" else work.key
-    found = recall(kept, answered) or recall(kept, work.key)
+    found = work.recalled(kept, answered) or work.recalled(kept, work.key)
     if found is None:
         for row, conversation, encoded in work.encoded():
             size = len(encoded.tokens)
@@ -152,14 +162,24 @@ class _Work:
         )
         special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         self.special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+        self.alphabet = Alphabet(tokenizer)
         self.key = self.key_of(kind)
         self.total = 0
         self.used: list[tuple[int, np.ndarray, np.ndarray, Conversation | None]] = []
         self.faults: dict[str, list[tuple[Row, str]]] = {}
-        self.bad_rows: list[tuple[Row, str]] = []
-        self.last_only = self.asked_too = 0
+        self.bad_rows: list[tuple[Row, RowError]] = []
+        self.last_only = self.asked_too = self.headless = 0
+        self.head = ""
         self.notes: list[str] = []
         self.unread: dict[str, None] = {}
+
+    def recalled(self, kept: Path | None, key: str) -> Prepared | None:
+        """What was kept under a key; where that is damaged it is said, and None."""
+        was_there = kept is not None and (kept / f"{key}.npz").is_file()
+        found = recall(kept, key)
+        if was_there and found is None:
+            self.reporter.say(f"{self.path}: the kept rows {kept}/{key}.npz are not as they were written: made anew")
+        return found
 
     def encoded(self) -> Iterator[tuple[Row, Conversation, Demonstration]]:
         """Row, conversation and tokens of every row that can be read and rendered; the others are counted."""
@@ -186,9 +206,18 @@ class _Work:
                 self._require_vocabulary(row, made[row.number].tokens)
                 yield row, conversation, made.pop(row.number)
 
+    def goes_on(self, tokens: np.ndarray, mask: np.ndarray, ends: np.ndarray) -> bool:
+        """Whether text is learned right after a token that ends an answer; a line's end is none."""
+        for place in np.flatnonzero(ends[:-1] & mask[1:]):
+            beyond = mask[place + 1 :]
+            size = len(beyond) if beyond.all() else int(np.argmin(beyond))
+            if self.tokenizer.decode(tokens[place + 1 : place + 1 + size]).strip():
+                return True
+        return False
+
     def bad(self, row: Row, error: RowError) -> None:
         """Counts a row that cannot be used."""
-        self.bad_rows.append((row, str(error)))
+        self.bad_rows.append((row, error))
 
     def leave_out(self, row: Row, reason: str) -> None:
         """Counts a row that the settings leave out."""
@@ -213,7 +242,7 @@ class _Work:
             raise UserError(f"{self.path}: {row.place}: {said}{more}{way_out}")
         reasons = {reason: entries for reason, entries in self.faults.items()}
         for row, said in self.bad_rows:
-            reasons.setdefault(re.sub(r"\d+", "N", said), []).append((row, said))
+            reasons.setdefault(re.sub(r"\d+", "N", said.reason), []).append((row, str(said)))
         by_count = sorted(reasons.values(), key=len, reverse=True)
         counts = [f"{len(entries):,}: {entries[0][1]} (first: {entries[0][0].place})" for entries in by_count]
         if len(counts) > _REASONS:
@@ -232,6 +261,12 @@ class _Work:
             self.notes.append(
                 f"in {self.asked_too:,} rows the chat template's {{% generation %}} marks hold questions or"
                 " instructions, which are learned too"
+            )
+        if self.headless:
+            whose = "learned with the answers" if self.kind == "demonstrations" else "left to the model to write"
+            self.notes.append(
+                f"in {self.headless:,} rows the chat template writes {self.head[:_HEAD]!r} before an answer and not at"
+                f" the end of a prompt (it does not read add_generation_prompt): that is {whose}"
             )
         self.used.sort(key=lambda entry: entry[0])
         numbers, tokens, masks, rows = zip(*self.used, strict=True)
@@ -289,9 +324,9 @@ class _Work:
                     (one.messages, one.tools, one.asked) if shown else (one.messages, one.tools) for _, one in part
                 ]
                 for chunk in render_rows(template, requests, prompts=not shown, source=str(source)):
-                    good: list[tuple[int, Rendered]] = []
+                    good: list[tuple[Row, Conversation, Rendered]] = []
                     for _, rendered in chunk:
-                        row, _ = next(following)
+                        row, conversation = next(following)
                         if isinstance(rendered, LostRowsError):
                             raise self._lost([row, *(row for row, _ in following)][: CHUNK - len(chunk) + 1], rendered)
                         if isinstance(rendered, EndlessTemplateError):
@@ -299,14 +334,16 @@ class _Work:
                         if isinstance(rendered, RowError):
                             self.bad(row, rendered)
                         else:
-                            good.append((row.number, rendered))
+                            good.append((row, conversation, rendered))
                             self.last_only += rendered.last_only
                             self.asked_too += rendered.asked_too
+                            self.headless += bool(rendered.head)
+                            self.head = self.head or rendered.head
                     self._put(good, made)
                     yield len(chunk)
         for start in range(0, len(texts), _CHUNK):
             part = texts[start : start + _CHUNK]
-            self._put([(row.number, Rendered(one.text, ((0, len(one.text)),))) for row, one in part], made)
+            self._put([(row, one, Rendered(one.text, ((0, len(one.text)),))) for row, one in part], made)
             yield len(part)
 
     def _lost(self, rows: Sequence[Row], error: LostRowsError) -> UserError:
@@ -318,9 +355,15 @@ class _Work:
             which = f"rows {first.number} to {last.number}{lines}"
         return UserError(f"{self.path}: {error} with {which} in work; nothing is written, run the same command again")
 
-    def _put(self, good: Sequence[tuple[int, Rendered]], made: dict[int, Demonstration]) -> None:
-        encoded = encode_texts(self.tokenizer, [rendered for _, rendered in good])
-        made |= {number: one for (number, _), one in zip(good, encoded, strict=True)}
+    def _put(self, good: Sequence[tuple[Row, Conversation, Rendered]], made: dict[int, Demonstration]) -> None:
+        encoded = encode_texts(self.tokenizer, [rendered for _, _, rendered in good], self.alphabet)
+        for (row, conversation, rendered), one in zip(good, encoded, strict=True):
+            try:
+                require_written(rendered, one, conversation.messages)
+            except RowError as error:
+                self.bad(row, error)
+            else:
+                made[row.number] = one
 
     def _require_vocabulary(self, row: Row, tokens: np.ndarray) -> None:
         if len(tokens) and int(tokens.max()) >= self.limits.vocabulary:

@@ -81,7 +81,7 @@ class _Renderer:
                 found.append(RowError(reply["bad"]))
             else:
                 spans = tuple((begin, end) for begin, end in reply["spans"])
-                found.append(Rendered(reply["text"], spans, reply["last_only"], reply["asked_too"]))
+                found.append(Rendered(reply["text"], spans, reply["last_only"], reply["asked_too"], reply["head"]))
         return found
 
     def _death(self) -> RowError:

@@ -107,7 +107,8 @@ def write_jsonl(path: str | Path, rows: Sequence[dict]) -> None:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
+        what = "is a directory; give a file of rows in it" if path.is_dir() else "is no regular file"
+        raise UserError(f"{path}: {what if path.exists() else 'no such file'}")
     if not path.name.lower().endswith(_ENDINGS):
         raise UserError(f"{path}: expected a .jsonl or .parquet file (also .json, .jsonl.gz)")
     refuse_pointer(path)

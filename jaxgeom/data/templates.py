@@ -16,12 +16,24 @@ from typing import Any
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
+_ASKING = ("system", "developer", "user")
 _MEMORY = 512 << 20  # bytes that a template may take
 _LONGEST_TEXT = 32 << 20  # characters that it may make
 
 
+Part = tuple[str, int, int]
+"""Where a conversation is marked: `message`, `call` or `tool`, the message's number, that of the call or the tool."""
+
+
 class RowError(ValueError):
-    """A row that cannot be used as it is; the message says what is wrong, without the row's place."""
+    """A row that cannot be used as it is; the message says what is wrong, without the row's place.
+
+    Rows are counted together by `reason`, which is the message where none is given.
+    """
+
+    def __init__(self, message: str = "", *, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
 
 
 @dataclass(frozen=True)
@@ -33,19 +45,23 @@ class Rendered:
         spans: Begin and end, in characters of `text`, of what the assistant writes.
         last_only: Whether earlier answers are left out of `spans`, because the template rewrites them.
         asked_too: Whether `spans` hold what the assistant was told or asked, because the template marks it.
+        head: What the template writes before an answer and not at the end of a prompt, whatever it is told.
     """
 
     text: str
     spans: tuple[tuple[int, int], ...]
     last_only: bool = False
     asked_too: bool = False
+    head: str = ""
 
 
 class Template:
-    """A chat template with its variables."""
+    """A chat template with its variables, and what was found out of it by marked conversations."""
 
     def __init__(self, source: str, variables: dict[str, Any]):
         self.source, self.variables = source, variables
+        self.left_out: dict[Any, tuple[Part, ...]] = {}
+        self.heads: dict[Any, str] = {}
         self.marks_answers = _GENERATION.search(source) is not None
 
     def render(self, messages: Sequence[dict], tools: Any, *, prompt: bool = False, marks: bool = False) -> Any:
@@ -80,11 +96,11 @@ def render_prompt(template: Template, messages: Sequence[dict], tools: Any = Non
     """The messages and the template's generation prompt.
 
     Raises:
-        RowError: the template fails, or leaves out a message or a tool.
+        RowError: the template fails, or leaves out a message, a call or a tool.
     """
     text = template.render(messages, tools, prompt=True)
-    _require_context(text, messages, tools)
-    return Rendered(text, ())
+    _require_context(template, text, messages, tools, prompt=True)
+    return Rendered(text, (), head=_head(template, messages, tools))
 
 
 def render_demonstration(template: Template, messages: Sequence[dict], tools: Any = None, asked: int = 0) -> Rendered:
@@ -113,19 +129,20 @@ def render_demonstration(template: Template, messages: Sequence[dict], tools: An
         if asked:
             begin = len(_before(template, text, messages, answers[0], tools))
             spans = [(max(start, begin), end) for start, end in spans if end > begin]
-        _require_context(text, messages, tools)
+        _require_context(template, text, messages, tools)
         _require_answer(text, messages[-1])
         marked = [_squash(text[begin:end]) for begin, end in spans]
         _require_marked("".join(marked), messages[-1])
         return Rendered(text, tuple((begin, end) for begin, end in spans), asked_too=_is_asked(marked, messages))
     text = template.render(messages, tools)
-    _require_context(text, messages, tools)
+    _require_context(template, text, messages, tools)
     before = _before(template, text, messages, answers[-1], tools)
     begin = len(before)
     _require_answer(text[begin:], messages[-1])
     _require_end(template, text, before, messages, tools)
     # A newline that the template puts between turns is no token that the assistant writes.
     last = (begin, len(text.rstrip("\n")))
+    head = _head(template, messages[:-1], tools)
     spans = []
     for place in answers[:-1]:
         try:
@@ -135,9 +152,9 @@ def render_demonstration(template: Template, messages: Sequence[dict], tools: An
                 raise RowError("rewritten")
             _require_answer(after[len(before) :], messages[place])
         except RowError:
-            return Rendered(text, (last,), last_only=True)
+            return Rendered(text, (last,), last_only=True, head=head)
         spans.append((len(before), len(after.rstrip("\n"))))
-    return Rendered(text, (*spans, last))
+    return Rendered(text, (*spans, last), head=head)
 
 
 def _before(template: Template, text: str, messages: Sequence[dict], place: int, tools: Any) -> str:
@@ -151,21 +168,118 @@ def _before(template: Template, text: str, messages: Sequence[dict], place: int,
     return before
 
 
-def _require_context(text: str, messages: Sequence[dict], tools: Any) -> None:
-    """What the model is asked, and every tool and call, stands in the text."""
-    squashed = _squash(text)
+def _require_context(
+    template: Template, text: str, messages: Sequence[dict], tools: Any, *, prompt: bool = False
+) -> None:
+    """What the model is asked, and every tool and call, stands in the text.
+
+    That a message's words are found in the text says little (`hello` is in `hello world`, and `user` in any text of
+    ChatML): a conversation of the same shape is rendered once with a mark in the place of each, and the marks must come
+    through. Where one does not, and where the words are not found one after another, the row itself is marked.
+    """
+    squashed, begin, in_order = _squash(text), 0, True
     for place, message in enumerate(messages):
         content = message.get("content")
         # An answer's thoughts may go, that is what templates are for; a tool's output may be escaped.
-        if message["role"] in ("system", "user") and isinstance(content, str) and _squash(content) not in squashed:
-            raise RowError(f"the chat template leaves out message {place} ({message['role']}), or part of it")
-        for name in _call_names(message):
+        if message["role"] in _ASKING and isinstance(content, str):
+            wanted = _squash(content)
+            found = squashed.find(wanted, begin)
+            if found < 0 and wanted not in squashed:
+                raise RowError(_leaves_out(("message", place, 0), messages, tools))
+            in_order, begin = in_order and found >= 0, max(begin, found + len(wanted))
+        for number, name in enumerate(_call_names(message)):
             if name not in text:
-                raise RowError(f"the chat template leaves out the tool call of message {place} ({name})")
-    for tool in tools or ():
+                raise RowError(_leaves_out(("call", place, number), messages, tools))
+    for number, tool in enumerate(tools or ()):
         name = tool.get("function", tool).get("name")
         if isinstance(name, str) and name not in text:
-            raise RowError(f"the chat template leaves out the tool {name!r}")
+            raise RowError(_leaves_out(("tool", 0, number), messages, tools))
+    shape = (prompt, len(tools or ()), *map(_shape, messages))
+    if shape not in template.left_out:
+        template.left_out[shape] = _unmarked(template, messages, tools, _parts(messages, tools, prompt), prompt)
+    doubtful = template.left_out[shape]
+    if not in_order:
+        doubtful = _unmarked(template, messages, tools, _parts(messages, tools, prompt), prompt)
+    for part in doubtful:
+        if _unmarked(template, messages, tools, (part,), prompt):
+            raise RowError(_leaves_out(part, messages, tools))
+
+
+def _shape(message: dict) -> tuple:
+    """What decides, besides its words, how a template takes a message."""
+    fields = tuple(sorted(key for key, value in message.items() if value))
+    return (message["role"], fields, len(message.get("tool_calls") or ()))
+
+
+def _parts(messages: Sequence[dict], tools: Any, prompt: bool) -> tuple[Part, ...]:
+    """What must not be left out: earlier answers among it where nothing else looks at them, in a prompt."""
+    parts: list[Part] = [("tool", 0, number) for number in range(len(tools or ()))]
+    for place, message in enumerate(messages):
+        calls = _call_names(message)
+        parts += [("call", place, number) for number in range(len(calls))]
+        is_said = isinstance(message.get("content"), str) and message["content"].strip()
+        if is_said and (message["role"] != "assistant" or (prompt and not calls)):
+            parts.append(("message", place, 0))
+    return tuple(parts)
+
+
+def _unmarked(
+    template: Template, messages: Sequence[dict], tools: Any, parts: Sequence[Part], prompt: bool
+) -> tuple[Part, ...]:
+    """Those of the parts whose mark, put in their place, is not in what the template makes; none where it fails."""
+    messages, tools = list(messages), list(tools or ()) or None
+    for part in parts:
+        kind, place, number = part
+        if kind == "message":
+            messages[place] = messages[place] | {"content": _mark(part)}
+        elif kind == "call":
+            calls = list(messages[place]["tool_calls"])
+            calls[number] = _renamed(calls[number], _mark(part))
+            messages[place] = messages[place] | {"tool_calls": calls}
+        elif tools is not None:
+            tools[number] = _renamed(tools[number], _mark(part))
+    try:
+        text = template.render(messages, tools, prompt=prompt).lower()  # letters that it makes large are there
+    except RowError:  # the row itself was rendered: it is the mark that the template stumbles over
+        return ()
+    return tuple(part for part in parts if _mark(part) not in text)
+
+
+def _mark(part: Part) -> str:
+    return f"q{part[0][0]}z{part[1]}x{part[2]}q"
+
+
+def _renamed(entry: dict, name: str) -> dict:
+    if "function" in entry:
+        return entry | {"function": entry["function"] | {"name": name}}
+    return entry | {"name": name}
+
+
+def _leaves_out(part: Part, messages: Sequence[dict], tools: Any) -> str:
+    kind, place, number = part
+    if kind == "message":
+        return f"the chat template leaves out message {place} ({messages[place]['role']}), or part of it"
+    if kind == "call":
+        return f"the chat template leaves out the tool call of message {place} ({_call_names(messages[place])[number]})"
+    return f"the chat template leaves out the tool {tools[number].get('function', tools[number]).get('name')!r}"
+
+
+def _head(template: Template, messages: Sequence[dict], tools: Any) -> str:
+    """What stands before an answer to these messages and not at the end of them as a prompt; "" where it does."""
+    shape = (len(tools or ()), *map(_shape, messages))
+    if shape not in template.heads:
+        mark = _mark(("message", len(messages), 0))
+        try:
+            asked = template.render(messages, tools, prompt=True)
+            is_read = asked != template.render(messages, tools)
+            shown = template.render([*messages, {"role": "assistant", "content": mark}], tools)
+        except RowError:
+            is_read, asked, shown = True, "", ""
+        if is_read or not shown.startswith(asked):
+            template.heads[shape] = ""
+        else:
+            template.heads[shape] = shown[len(asked) :].partition(mark)[0].strip()
+    return template.heads[shape]
 
 
 def _require_answer(part: str, message: dict) -> None:
@@ -239,9 +353,11 @@ def main() -> None:
         os.open(os.devnull, os.O_WRONLY), 2
     )  # until here a complaint reaches the parent; now nobody reads that pipe
     replies.write("ready\n")
+    template = Template("", {})
     for line in sys.stdin:
         request = json.loads(line)
-        template = Template(request["template"], request["variables"])
+        if (template.source, template.variables) != (request["template"], request["variables"]):
+            template = Template(request["template"], request["variables"])
         work: Callable[..., Rendered] = render_prompt if request["prompts"] else render_demonstration
         for row in request["rows"]:
             # Processor time, so that a busy machine changes nothing. The first timer raises; what no Python handler can
@@ -257,6 +373,7 @@ def main() -> None:
                     "spans": done.spans,
                     "last_only": done.last_only,
                     "asked_too": done.asked_too,
+                    "head": done.head,
                 }
             except RowError as error:
                 reply = {"bad": str(error)}

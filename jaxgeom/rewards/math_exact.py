@@ -7,7 +7,7 @@ differ; that they are equal is shown by algebra.
 
 import re
 from itertools import product
-from math import log2, prod
+from math import isfinite, log2, prod
 from typing import Any
 
 import sympy
@@ -41,7 +41,9 @@ _ODD_ROOT = re.compile(r"\\sqrt ?\[(\d*[13579])\] ?\{-(\d+(?:\.\d+)?|\\frac\{\d+
 # An exponent T is a variable, as any other: the grammar would transpose.
 _EXPONENT_T = re.compile(r"\^\s*(?:\{\s*T\s*\}|T(?![A-Za-z_]))")
 _FUNCTIONS = re.compile(r"\\[a-zA-Z]+")
+_BINOMIAL = re.compile(r"\\binom(?![a-zA-Z])")
 _LARGEST_BITS = 100_000
+_LARGEST_SYMBOLIC = 200  # factors that a binomial of a variable may have
 _SAMPLES = tuple(sympy.Rational(*pair) for pair in ((7, 5), (22, 9), (13, 17)))
 
 
@@ -123,11 +125,53 @@ def _parsed(text: str) -> Any:
     letters = re.sub(r"\\[a-zA-Z]+(?:_(?:\{\w+\}|\w))?", " ", text)
     if _UNREADABLE.search(_SUBSCRIPT.sub(r"\1", letters)):
         return None
+    # The grammar computes binomials of numbers while it reads them.
+    return None if _has_large_binomial(text) else _converted(text)
+
+
+def _converted(text: str) -> Any:
     try:
         expression = latex2sympy(text, normalization_config=_AS_IS, conversion_config=_READING)
     except Exception:  # the grammar raises bare exceptions on what it cannot read
         return None
     return expression if isinstance(expression, sympy.Expr) else None
+
+
+def _has_large_binomial(text: str) -> bool:
+    """Whether a binomial has more bits than are computed; those inside others are looked at first."""
+    for found in reversed(list(_BINOMIAL.finditer(text))):
+        upper = _group(text, found.end())
+        lower = None if upper is None else _group(text, upper[1])
+        if upper is None or lower is None:
+            return True
+        n, k = _converted(upper[0]), _converted(lower[0])
+        if n is None or k is None or _binomial_bits(n, k) > _LARGEST_BITS:
+            return True
+    return False
+
+
+def _group(text: str, begin: int) -> tuple[str, int] | None:
+    """The content of the braces that begin here, and the place after them."""
+    begin = len(text) - len(text[begin:].lstrip())
+    depth = 0
+    for place in range(begin, len(text)):
+        depth += (text[place] == "{") - (text[place] == "}")
+        if depth <= 0:
+            return (text[begin + 1 : place], place + 1) if text[begin] == "{" else None
+    return None
+
+
+def _binomial_bits(n: Any, k: Any) -> float:
+    """An upper bound, roughly, of log2 of (|n| + k)^k / k!, with the digits of an n that is no integer."""
+    above, below = _magnitude(n), _magnitude(k)
+    if n.free_symbols or k.free_symbols:
+        return max(_bits(n), _bits(k)) if n.free_symbols and below <= _LARGEST_SYMBOLIC else float("inf")
+    if not isfinite(above) or not isfinite(below):
+        return float("inf")
+    if n.is_Integer and 0 <= below <= above and not n.is_negative:
+        below = min(below, above - below)
+    fraction = 0.0 if n.is_integer else below * _bits(n)
+    return _bits(n) + below * log2(3 * (above + below) / max(below, 1) + 1) + fraction
 
 
 def _bits(expression: Any) -> float:
@@ -144,6 +188,8 @@ def _bits(expression: Any) -> float:
     if isinstance(expression, sympy.factorial | sympy.gamma):
         size = _magnitude(expression.args[0])
         return size * log2(size + 2) if size < 1e6 else float("inf")
+    if isinstance(expression, sympy.binomial):
+        return _binomial_bits(*expression.args)
     if isinstance(expression, sympy.Sum | sympy.Product):
         return float("inf") if max(parts, default=0) > 16 else sum(parts)
     return sum(parts, 1.0)

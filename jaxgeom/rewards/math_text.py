@@ -22,6 +22,7 @@ _TEXT_COMMANDS = "text|textbf|textit|textrm|textnormal|textsf|mathrm|mathbf|math
 _TEXT = re.compile(rf"\\({_TEXT_COMMANDS})\s*\*?\{{([^{{}}]*)\}}")
 _LETTER_UNITS = tuple("mgshlLNJWV")
 _SWITCH = re.compile(r"\\(?:bf|rm|it|displaystyle|textstyle|limits|mathstrut|strut|hfill|bm|boldsymbol)(?![a-zA-Z])")
+_DOLLAR = re.compile(r"\$(?= ?\.?\d)|(?<=\d) ?\$(?= ?\.?$)")
 _SIZE = re.compile(r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?(?=\s*[()\[\]{}|\\./<>]|$)")
 _SPACE = re.compile(r"(?<!\\)\\(?:[,;: ]|quad(?![a-zA-Z])|qquad(?![a-zA-Z])|hspace\s*\{[^{}]*\})|~|&nbsp;")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|align\*|equation|equation\*|gathered|split|center)\}")
@@ -66,7 +67,10 @@ def clean(answer: str) -> str:
     s = _DOUBLED.sub(r"\\", s)
     s = _ENVIRONMENT.sub(" ", s)
     s = _BOX.sub("", s).replace("\\!", "")
-    s = s.replace("\\$", "\x01").replace("$", "").replace("\x01", "$")
+    s = s.replace("\\$", "\x01")
+    if s.count("$") == 1:  # not a formula's, of which there are two
+        s = _DOLLAR.sub("\x01", s)
+    s = s.replace("$", "").replace("\x01", "$")
     for mark in (r"\(", r"\)", r"\[", r"\]"):
         # A line break with a length, `\\[2pt]`, is none of these.
         s = re.sub(r"(?<!\\)" + re.escape(mark), " ", s)

@@ -17,7 +17,7 @@ _MOST = 10_000  # of answers that are right alike
 _LONGEST = 100_000  # characters; the longest worked solutions have some ten thousand
 _BOXED = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{\s*\}")
 _HALVES = re.compile(r"[\ud800-\udfff]")
-_HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|[\s{}$]")
+_HOLLOW = re.compile(r"\\(?:boxed|fbox|framebox|text|textbf|mathrm|mbox|[,;:! ()\[\]])|</?answer>|[\s{}$]")
 """What a text may have around an answer; one that is nothing but that, or an empty list, holds none."""
 
 
@@ -65,7 +65,8 @@ def allowed_answers(value: Any) -> tuple[str, ...]:
     ('5', '6')
     """
     truth = read_truth(value)
-    return tuple(extract_answer(answer) or answer for answer in ((truth,) if isinstance(truth, str) else truth))
+    several = (truth,) if isinstance(truth, str) else truth
+    return tuple(extract_answer(answer) or answer.rpartition("</think>")[2].strip() for answer in several)
 
 
 def _one(value: Any, name: str) -> str:
@@ -76,7 +77,10 @@ def _one(value: Any, name: str) -> str:
             raise ValueError(f"{name} has {len(value):,} characters: a right answer has at most {_LONGEST:,}")
         if _HALVES.search(value):
             raise ValueError(f"{name} has half of a surrogate pair, which is no text: no answer can be right")
-        if _HOLLOW.sub("", value) in ("", "[]") or (_BOXED.search(value) and extract_answer(value) is None):
+        answer = value.rpartition("</think>")[2]
+        if "<think>" in answer:
+            raise ValueError(f"{name} is a thought that is not closed (<think>): no answer can be right")
+        if _HOLLOW.sub("", answer) in ("", "[]") or (_BOXED.search(value) and extract_answer(value) is None):
             raise ValueError(f"{name} is {value.strip()[:40]!r}, which holds no answer: none can be right")
         return value
     if isinstance(value, bool) or value is None or not isinstance(value, int | float | Decimal):

@@ -52,7 +52,9 @@ def cannot_go_on(row: Mapping[str, float], vocabulary: int) -> str | None:
     if abs(row.get("loss", 0.0)) > limit:
         return f"the loss is {row['loss']:.3g}, beyond {limit:.3g}, ten times that of guessing"
     if row.get("update_norm", 0.0) > row.get("param_norm", math.inf) > 0.0:
-        return f"the update's norm is {row['update_norm']:.3g}, larger than the weights' {row['param_norm']:.3g}"
+        update, weights = row["update_norm"], row["param_norm"]
+        digits = next((n for n in range(3, 17) if f"{update:.{n}g}" != f"{weights:.{n}g}"), 17)
+        return f"the update's norm is {update:.{digits}g}, larger than the weights' {weights:.{digits}g}"
     return None
 
 

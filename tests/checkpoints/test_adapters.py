@@ -56,6 +56,7 @@ def update(tensors, name, scale):
         ({}, (2.0, 2.0)),
         ({"use_rslora": True}, (6 / np.sqrt(3), 6 / np.sqrt(3))),
         ({"alpha_pattern": {"down_proj": 9}}, (2.0, 3.0)),
+        ({"r": 8, "rank_pattern": {"q_proj": 3, "down_proj": 3}}, (2.0, 2.0)),
         ({"alpha_pattern": {"layers.0.self_attn.q_proj": 3}}, (1.0, 2.0)),
         ({"alpha_pattern": {"^model.layers.0.self_attn.q_proj": 64}}, (64 / 3, 2.0)),
         ({"alpha_pattern": {"^layers.0.self_attn.q_proj": 64, r"model\.layers\.\d+\.mlp.*": 9}}, (2.0, 3.0)),
@@ -87,6 +88,18 @@ def test_a_report_says_that_the_update_has_the_adapters_rank(base, tmp_path):
     assert any("a LoRA adapter on" in note for note in report.coverage["notes"])
 
 
+def test_a_report_says_where_the_adapters_base_is_not_what_it_is_measured_from(base, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", pairs())
+    other = {name: value.astype(np.float32) + 0.5 * (value.ndim == 2) for name, value in base_weights().items()}
+    settings = CompareSettings(angle_k=4, mask_rank=4, include="q_proj")
+    for initial, is_base in ((base, True), (disk.write(tmp_path / "other", other), False)):
+        report = compare_checkpoints(open_checkpoint(initial), open_checkpoint(adapter), settings)
+        said = [note for note in report.coverage["notes"] if "its base" in note]
+        assert bool(said) != is_base
+        assert report.inputs["final"]["adapter"]["update"].endswith("at most") == is_base
+    assert "is not" in said[0] and "base_files" not in report.inputs["final"]["adapter"]
+
+
 def test_embeddings_and_tensors_stored_whole(base, tmp_path):
     rng = np.random.default_rng(4)
     tensors = pairs() | {
@@ -115,6 +128,9 @@ def test_the_base_is_named_or_given(base, tmp_path):
     [
         ({"peft_type": "IA3"}, "an adapter of type 'IA3'"),
         ({"use_dora": True}, "LoRA adapter with use_dora"),
+        ({"r": 8, "use_rslora": True}, "r=8, but its file holds matrices of rank 3 for .*: one of the two is stale"),
+        ({"r": 8, "rank_pattern": {"q_proj": 3}}, "r=8, but .* of rank 3 for 'model.layers.1.mlp.down_proj'"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern=2, but .* of rank 3 for 'model.layers.0.self_attn.q_proj'"),
         ({"init_lora_weights": "pissa_niter_4"}, "LoRA adapter begun by 'pissa_niter_4'"),
         ({"lora_alpha": "16"}, "lora_alpha='16' is no number"),
         ({"alpha_pattern": {"q_proj": 3, "*.down_proj": 9}}, r"alpha_pattern has the key '\*.down_proj', which is no"),

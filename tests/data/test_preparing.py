@@ -154,6 +154,34 @@ def test_questions_that_the_template_marks_are_said(tokenizer, prepare, monkeypa
         assert ("in 1 rows the chat template's {% generation %} marks hold questions" in said) == said_is
 
 
+def test_a_template_without_a_generation_prompt_is_said_once(tokenizer, prepare, monkeypatch):
+    bare = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", bare)
+    prepared, said = prepare([shown("1", "2"), shown("3", "4")])
+    assert learned(tokenizer, prepared)[0] == "<|im_start|>assistant\n2<|im_end|>"
+    note = "in 2 rows the chat template writes '<|im_start|>assistant' before an answer and not at the end of a prompt"
+    assert said.count(note) == 1 and "learned with the answers" in said
+    said = prepare([asked("1", "2"), asked("3", "4")], prepare_prompts)[1]
+    assert said.count(note) == 1 and "left to the model to write" in said
+
+
+def test_what_is_learned_after_the_end_of_an_answer_is_said(tokenizer, prepare, monkeypatch):
+    plain = tokenizer.chat_template
+    footer = (
+        "{% if not add_generation_prompt %}<|im_start|>system\nsummary {{ messages[-1].content }}<|im_end|>{% endif %}"
+    )
+    line_end = plain.replace(
+        "message['content'] + '<|im_end|>' + '\\n'", "message['content'] + '<|im_end|>' + '\\n\\n'"
+    )
+    for template, said_is in ((plain, False), (line_end, False), (plain + footer, True)):
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+        prepared, said = prepare([shown("1", "b"), shown("1", "c")], stops=(2,))
+        assert ("in 2 rows the chat template goes on after the token that ends the answer" in said) == said_is
+        assert learned(tokenizer, prepared)[0].startswith("b<|im_end|>")
+    text = "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n2<|im_end|>\n"
+    assert "goes on" not in prepare([{"text": text}], stops=(2,))[1]
+
+
 def test_of_a_prompt_and_its_completion_the_completion_alone_is_learned(tokenizer, prepare, monkeypatch):
     earlier = [*shown("1", "2")["messages"], {"role": "user", "content": "3"}]
     later = shown("5", "6")["messages"]
@@ -175,6 +203,26 @@ def test_text_that_was_rendered_before_is_not_rendered_again(tokenizer, prepare)
     with pytest.raises(UserError, match=r"row 0 .*message 0 holds the special token '<\|im_start\|>'"):
         prepare([asked(text, "2")], prepare_prompts)
     assert learned(tokenizer, prepare([{"text": text}])[0]) == [text]
+
+
+def test_text_that_the_tokenizer_cannot_write_makes_a_row_bad(tokenizer, prepare):
+    rows = [shown("1", "2"), shown("3", "é = 15"), shown("Что?", "4"), {"text": "a\tb"}]
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer cannot write 'é'; so are 2 more of 4 rows"):
+        prepare(rows)
+    prepared, said = prepare(rows, settings=SKIP)
+    assert learned(tokenizer, prepared) == ["2<|im_end|>"]
+    assert "3 of 4 rows are left out: 3: the tokenizer cannot write 'é' (first: row 1 (line 2))" in said
+    with pytest.raises(UserError, match=r"row 1 \(line 2\): the tokenizer cannot write 'Что'"):
+        prepare([asked("1", "2"), asked("Что?", "3")], prepare_prompts)
+
+
+def test_what_a_template_writes_beside_the_messages_may_be_lost(tokenizer, prepare, monkeypatch):
+    around = "»{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}[{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", around)
+    assert learned(tokenizer, prepare([shown("1", "2")])[0]) == ["2]"]
+    monkeypatch.setattr(tokenizer, "chat_template", around.replace("]{% endfor", "»{% endfor"))
+    with pytest.raises(UserError, match="row 0 .*cannot write '»'"):
+        prepare([shown("1", "2")])
 
 
 @pytest.mark.parametrize(
@@ -267,6 +315,23 @@ def test_what_is_kept_is_found_again_and_only_for_the_same_data(prepare, tmp_pat
         file.write_bytes(spoilt)
         found = recall(tmp_path / "kept", first.key)
         assert found is None or all_prompts(found) == all_prompts(first), place
+
+
+def test_kept_rows_that_were_rewritten_are_made_anew(prepare, tmp_path):
+    first, _ = prepare([asked("1+2", "3"), asked("4", "5")], prepare_prompts)
+    first.keep(tmp_path / "kept")
+    file = tmp_path / "kept" / f"{first.key}.npz"
+    with np.load(file) as archive:
+        held = dict(archive)
+    for name, other in (("tokens", held["tokens"][::-1]), ("numbers", held["numbers"] + 1)):
+        np.savez(file, **(held | {name: other}))  # a whole archive, with right sums of its own
+        assert recall(tmp_path / "kept", first.key) is None and not file.exists()
+    np.savez(file, **(held | {"tokens": held["tokens"][::-1]}))
+    rows = [asked("1+2", "3"), asked("4", "5")]
+    again, said = prepare(rows, prepare_prompts, kept=tmp_path / "kept")
+    assert "are not as they were written: made anew" in said and all_prompts(again) == all_prompts(first)
+    np.savez(file, **held)
+    assert all_prompts(recall(tmp_path / "kept", first.key)) == all_prompts(first)
 
 
 def test_what_cannot_be_kept_leaves_no_part(prepare, tmp_path, monkeypatch):

@@ -147,6 +147,11 @@ def test_a_pointer_of_git_lfs_is_called_so(tmp_path):
             read(tmp_path / name)
 
 
+def test_a_directory_in_place_of_rows_is_called_so(tmp_path):
+    with pytest.raises(UserError, match="is a directory; give a file of rows in it"):
+        read_row_file(tmp_path)
+
+
 def test_a_name_twice_in_a_table_is_refused_where_its_values_differ(tmp_path):
     """A tensor in two shards, a field of a configuration with two values, a token with two ids."""
     config = '{"rope_theta": 1.0, "layers": 2, "rope_theta": %s}'

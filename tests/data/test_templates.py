@@ -1,5 +1,7 @@
 """Chat templates as they are found: which answers are learned from, and what is refused."""
 
+import random
+
 import pytest
 
 from jaxgeom.data import chat, rendering, templates
@@ -70,6 +72,71 @@ def parts(source, messages, tools=None, **variables):
 )  # fmt: skip
 def test_what_is_learned_from(source, messages, learned, last_only):
     assert parts(source, messages) == (learned, last_only)
+
+
+def keeping(*places):
+    """Writes the questions at these places alone, which it tells by their number and never by their words."""
+    kept = "{%- if loop.index0 in " + str(list(places)) + " or m.role == 'assistant' -%}"
+    body = HEAD + "{{- m.content + '<|im_end|>\\n' -}}"
+    return "{%- for m in messages -%}" + kept + body + "{%- endif -%}{%- endfor -%}" + PROMPT
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_message_that_is_left_out_is_found_whatever_its_words_are(seed):
+    """Words that stand in other messages, in answers and in what the template writes; against the places kept."""
+    generator = random.Random(seed)
+    words = ["hello", "hello world", "user", "im_start", "a", "system user", "hi", "1"]
+    for _ in range(150):
+        asking = generator.choice((["system", "user"], ["user"], ["developer", "user"]))
+        roles = [*asking, *("assistant", "user") * generator.randrange(3)]
+        messages = [{"role": role, "content": generator.choice(words)} for role in roles]
+        asked = [place for place, role in enumerate(roles) if role != "assistant"]
+        kept = [place for place in asked if generator.random() < 0.7]
+        template = Template(keeping(*kept), {})
+        if kept == asked:
+            assert render_prompt(template, messages).text.count("<|im_end|>") == len(messages)
+        else:
+            with pytest.raises(RowError, match=r"leaves out message \d \((system|developer|user)\), or part of it"):
+                render_prompt(template, messages)
+
+
+def test_messages_that_the_template_moves_joins_or_writes_large_are_there():
+    rest, end = "{{ messages[1:] | map(attribute='content') | join(' ') }}", "{{ 'A:' if add_generation_prompt }}"
+    joined = rest + " ({{ messages[0].content }})" + end
+    for content in ("hello", "world", "user"):
+        messages = [{"role": "system", "content": content}, {"role": "user", "content": "hello world"}]
+        assert render_prompt(Template(joined, {}), messages).text == f"hello world ({content})A:"
+    large = PLAIN.replace("m.content", "m.content | upper")
+    assert "12 + 3" in render_prompt(Template(large, {}), talk("12 + 3")).text
+
+
+def test_an_earlier_answer_and_a_name_that_are_left_out_of_a_prompt_are_found():
+    asked = PLAIN.replace("for m in messages", "for m in messages if m.role == 'user'")
+    with pytest.raises(RowError, match=r"leaves out message 1 \(assistant\)"):
+        render_prompt(Template(asked, {}), talk("say hi", "hi", "hi"))
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    called = talk("add 1", "2", "and?")
+    called[1]["tool_calls"] = [{"function": {"name": "add", "arguments": {}}}]
+    with pytest.raises(RowError, match="leaves out the tool 'add'"):
+        render_prompt(Template(PLAIN, {}), talk("add 1"), tools)
+    with pytest.raises(RowError, match=r"leaves out the tool call of message 1 \(add\)"):
+        render_prompt(Template(PLAIN, {}), called)
+    written = PLAIN.replace(
+        "{{- m.content", "{%- for c in m.tool_calls or [] -%}{{- c.function.name -}}{%- endfor -%}{{- m.content"
+    )
+    assert "assistant\nadd2" in render_prompt(Template(written, {}), called).text
+
+
+def test_what_stands_before_answers_alone_is_told_from_a_generation_prompt():
+    heads = {
+        PLAIN: "",
+        PLAIN.removesuffix(PROMPT): "<|im_start|>assistant",
+        THINKING: "",  # its empty thought is the answer's, where the prompt has a head
+        BRACKETS: "",
+    }
+    for source, head in heads.items():
+        assert render_prompt(Template(source, {}), talk("1")).head == head
+        assert render_demonstration(Template(source, {}), talk("1", "2", "3", "4")).head == head
 
 
 def test_an_argument_of_the_template_reaches_it():

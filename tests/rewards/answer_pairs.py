@@ -1,6 +1,14 @@
 """Answers and ground truths, with what a grader would say."""
 
 RIGHT = [
+    # One dollar sign is of money, two are a formula's.
+    ("$5", "5"),
+    ("$5", "5 dollars"),
+    ("$5$", "5 cents"),
+    ("-$5", "-5"),
+    ("5$", "5"),
+    ("$5.50", "5.5"),
+    ("$x$", "x"),
     ("\\frac{1}{2}", "['\\\\frac{1}{2}']"),
     ("\\frac{1}{2}", '["\\\\frac{1}{2}"]'),
     ("34", "['34', '34.0']"),
@@ -228,6 +236,11 @@ RIGHT = [
 ]
 
 WRONG = [
+    ("$5", "5 cents"),
+    (r"\$5", "5 cents"),
+    ("5$", "5 cents"),
+    ("$5", "5 euros"),
+    ("$5", "6"),
     ("35", "['34']"),
     ("5\\%", "50\\%"),
     ("13\\text{ cm}", "12\\text{ cm}"),
@@ -392,6 +405,20 @@ WRONG = [
 
 # A whole response, its ground truth, and the reward.
 RESPONSES = [
+    ("Final Answer: The final answer is $7$. I hope it is correct.", "7", 1.0),
+    ("Final Answer: The final answer is $7$. I hope it is correct.", "8", 0.0),
+    ("The answer is $7$. I hope this is right!", "7", 1.0),
+    ("<think>2 + 5</think>\n<answer>7</answer>", "7", 1.0),
+    ("<answer>\n8\n</answer> no: <answer>The answer is 7.</answer>", "7", 1.0),
+    ("<answer>7</answer> no: <answer>8</answer>", "7", 0.0),
+    (r"so \boxed{5} <answer>\boxed{7}</answer>", "7", 1.0),
+    (r"so \boxed{5} <answer>7</answer>", "5", 0.0),
+    (r"<answer>\boxed{7</answer>", "7", 0.0),
+    ("<think><answer>7</answer>", "7", 0.0),
+    ("<think><answer>7</answer></think> so", "7", 0.0),
+    (r"\boxed{7}", "<think>t</think><answer>7</answer>", 1.0),
+    ("<answer>7</answer>", "<think>8</think> 7", 1.0),
+    (r"\boxed{8}", "<think>8</think> 7", 0.0),
     ("The answer is $\\boxed{5}$ apples.", "5", 1.0),
     ("**Final Answer**\n\n$\\boxed{5}$", "5", 1.0),
     ("Final Answer: 5", "5", 1.0),

@@ -1,16 +1,18 @@
 """Math rewards: what is equal, and that nothing a model writes can break or stall the verifier."""
 
 import contextlib
+import math
 import os
 import random
 import threading
 import time
 
 import pytest
+import sympy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxgeom.rewards import close_checkers, extract_answer, math_reward, normalize_answer, verify_batch
+from jaxgeom.rewards import close_checkers, extract_answer, math_exact, math_reward, normalize_answer, verify_batch
 from jaxgeom.rewards import math_checker as checker_module
 from jaxgeom.rewards.math_exact import equal
 from jaxgeom.rewards.math_judgement import AlgebraNeededError, is_right
@@ -37,6 +39,21 @@ def test_what_looks_alike_is_told_apart(kind):
                 found[answer, truth] = is_right(answer, (truth,), equal)
                 expected[answer, truth] = verdict
     assert {pair: verdict for pair, verdict in found.items() if verdict is not expected[pair]} == {}
+
+
+def test_a_binomial_is_computed_where_it_has_few_bits_and_never_otherwise():
+    """Against `math.comb`; two equal ones that are too large are not shown to be equal, and nothing is computed."""
+    generator = random.Random(0)
+    for _ in range(40):
+        n = generator.choice((20, 3000, 10**9))
+        k = generator.randrange(9) if n > 3000 or generator.random() < 0.5 else n - generator.randrange(9)
+        assert equal(rf"\binom{{{n}}}{{{k}}}", str(math.comb(n, k))), (n, k)
+        exact = math.log2(math.comb(n, k))
+        assert exact <= math_exact._binomial_bits(sympy.Integer(n), sympy.Integer(k)) <= 4 * exact + 100, (n, k)
+    large = [(r"10^8", r"10^7", r"9\cdot 10^7"), ("1000000", "100000", "900000"), (r"\binom{50}{25}", "200000", "n")]
+    for n, k, other in large:
+        assert not equal(rf"\binom{{{n}}}{{{k}}}", rf"\binom {{{n}}} {{{other}}}")
+    assert equal(r"\binom{n}{2}", r"\frac{n(n-1)}{2}") and not equal(r"\binom{n}{10^7}", r"\binom{n}{10^7+1}")
 
 
 @pytest.mark.parametrize(("text", "truth", "reward"), RESPONSES)

@@ -65,6 +65,8 @@ def test_extraction(text, answer):
         ([r"so \boxed{3}"], ("3",)),
         (10**400, ("1" + "0" * 400,)),
         (r"\{\}", (r"\{\}",)),
+        ("<think>t</think><answer>7</answer>", ("7",)),
+        ("<think>8</think> 7", ("7",)),
     ],
 )
 def test_allowed_answers(truth, answers):
@@ -92,6 +94,9 @@ def test_allowed_answers(truth, answers):
         pytest.param(list(range(20_000)), "list of 20,000 answers", id="many"),
         (["1", None], "null"),
         ("4\ud800", "surrogate"),
+        ("<think>7", "a thought that is not closed"),
+        ("<think>7</think> ", "no answer"),
+        ("<think>7</think><answer> </answer>", "no answer"),
         ([["1"]], "list"),
         ({"target": 1}, "dict"),
         (b"5", "bytes"),

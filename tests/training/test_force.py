@@ -37,6 +37,15 @@ def test_another_run_is_deleted_and_said_first(run):
     assert list(runs.files(run)) == ["config.json"] and [path.name for path in run.iterdir()] == ["config.json"]
 
 
+def test_nothing_behind_a_link_is_deleted(run, tmp_path):
+    link, held = tmp_path / "link", runs.files(run)
+    link.symlink_to(run, target_is_directory=True)
+    with pytest.raises(UserError, match=r"link: is a link to .*--force deletes nothing behind a link"):
+        claim_directory(link, "run", lambda held: OTHER, force=True)
+    assert runs.files(run) == held
+    claim_directory(link, "run", lambda held: [])  # the same run goes on through it
+
+
 def test_without_force_nothing_is_deleted(run):
     with pytest.raises(UserError, match="another run .a reason.*--force"):
         claim_directory(run, "run", lambda held: OTHER)

@@ -50,8 +50,12 @@ def check_folder(folder: pathlib.Path, inputs: Iterable[str]) -> None:
 
 
 def _refuse_rooms_of_a_run(folder: pathlib.Path) -> None:
-    """Refuses what lies among the checkpoints of a run, its tokenizer or its rows: files of others are none there."""
+    """Refuses what lies among the checkpoints of a run, its tokenizer or rows, or among any result's figures."""
     place = folder.resolve()
+    if place.name == "figures":
+        beside = [name for name in (*_FINAL, "config.json") if _json(place.parent / name).keys() & {"schema", "kind"}]
+        if beside:
+            raise UserError(f"{folder}: holds the figures of {place.parent / beside[0]}; choose another --out")
     for run in place.parents:
         room = place.relative_to(run).parts[0]
         if room in ("checkpoints", "tokenizer", "rows") and _json(run / "config.json").get("kind") == "run":

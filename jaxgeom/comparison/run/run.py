@@ -130,7 +130,7 @@ class Measurement(Generic[Result]):
                 digest = _joined(digests)
             found.append({"name": reader.name, "dtype": reader.dtype, "sha256": digest})
             if reader.adapter is not None:
-                found[-1]["adapter"] = reader.adapter
+                found[-1]["adapter"] = {key: value for key, value in reader.adapter.items() if key != "base_files"}
         return self.by_role(found)
 
 

@@ -96,6 +96,16 @@ def test_an_input_a_run_and_a_study_are_no_output(pair, tmp_path):
         assert not (tmp_path / "run" / room).exists()
 
 
+def test_the_figures_of_another_measurement_are_no_output(pair, tmp_path):
+    first, second, settings = open_checkpoint(pair[0]), open_checkpoint(pair[1]), CompareSettings(include="q_proj")
+    compare_checkpoints(first, second, settings, out=tmp_path / "one")
+    figures = tmp_path / "one" / "figures"
+    for force in (False, True):
+        with pytest.raises(UserError, match=r"figures: holds the figures of .*report.json; choose another --out"):
+            compare_checkpoints(first, second, settings, out=figures, force=force)
+    compare_checkpoints(first, second, settings, out=tmp_path / "figures")  # of nobody
+
+
 def test_force_names_what_is_replaced_and_leaves_the_rest(jaxgeom, pair, tmp_path):
     out = tmp_path / "out"
     compare(pair, out)
