@@ -176,7 +176,7 @@ def test_between(seed, size):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("storage", STORAGES)
-@settings(max_examples=3, phases=DRAWS)
+@settings(max_examples=2, phases=DRAWS)
 @given(**DRAWN)
 def test_any_shape_and_storage(storage, shape, seed, size):
     where = f"{storage} {shape} {seed} {size}"
@@ -187,8 +187,7 @@ def test_any_shape_and_storage(storage, shape, seed, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(("storage", "shape"), list(zip(STORAGES, SHAPES, strict=True)))
 @settings(max_examples=1, phases=DRAWS)
 @given(**DRAWN)
 def test_further_nulls_of_any_shape_and_storage(storage, shape, seed, size):
@@ -198,7 +197,7 @@ def test_further_nulls_of_any_shape_and_storage(storage, shape, seed, size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["bfloat16", "float16"])
-@settings(max_examples=3, phases=DRAWS)
+@settings(max_examples=2, phases=DRAWS)
 @given(**DRAWN)
 def test_checkpoints_that_are_stored_coarser_than_their_origin(storage, seed, size):
     where = f"float32, {storage} {seed} {size}"

@@ -164,7 +164,7 @@ def test_wrong_types_are_named(models):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: SyntheticData(demonstrations=10**12), "demonstrations=1000000000000: at most 4,194,304 rows"),
+        (lambda: SyntheticData(demonstrations=10**9), "demonstrations=1000000000: at most 4,194,304 rows"),
         (lambda: SyntheticData(prompts=0), "prompts=0: must be positive"),
         (lambda: SyntheticData(seed=-1), "seed=-1: must not be negative"),
         (

@@ -117,6 +117,7 @@ def compared(alone, name, sizes, packed, sampled):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sizes", "packed"), [("dense", (2, 2, 2, 1), True), ("moe", (1, 2, 2, 2), False)], ids=["dense", "moe"]
 )

@@ -74,6 +74,7 @@ def test_on_a_mesh_too():
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_packed_run_that_goes_on_is_the_run(inputs, tmp_path):
     given = {"max_length": 24, "eval_data": None}
     assert runs.train(inputs, tmp_path / "whole", "--packing", **given) == 0

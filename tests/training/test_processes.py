@@ -81,6 +81,7 @@ REFUSED = {
 """What the first process is told, what the second is, and what both say."""
 
 
+@pytest.mark.slow
 def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
     """In one line each, without waiting for a lost process; nothing is written, not even an empty directory."""
     folders = {index: tmp_path / str(index) for index in range(2)}

@@ -52,6 +52,7 @@ def finished(inputs, tmp_path_factory):
     return main(list(map(str, recipe(inputs, out, "opd", "--lr", 1e-3)))), out
 
 
+@pytest.mark.slow
 def test_a_recipe_by_the_command(finished):
     status, out = finished
     held = json.loads((out / "recipe.json").read_text())
