@@ -43,10 +43,15 @@ LONGEST = (
     "test_kills.py",
     "test_calibration.py",
     "comparison/test_agreement.py",
-    "rollout/test_sampling.py",
-    "models/test_qwen3.py",
+    "training/test_processes.py",
+    "training/test_factorisations.py",
     "study/test_study.py",
-    "models/test_sharding.py",
+    "training/test_stopping.py",
+    "comparison/test_compare.py",
+    "test_fuzzing.py",
+    "diagnostics/test_transforms.py",
+    "diagnostics/test_measure.py",
+    "comparison/algebra/test_devices.py",
 )
 
 
