@@ -107,6 +107,7 @@ def test_what_cannot_be_scored_is_said(models, tmp_path):
         functional_distance(first, small, prompts)
 
 
+@pytest.mark.slow
 def test_compare_puts_it_beside_the_matrices(models, tmp_path, monkeypatch):
     first, second, prompts, _ = models
     out = tmp_path / "out"

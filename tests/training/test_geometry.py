@@ -81,6 +81,7 @@ def test_similarity_and_leakage_are_beside_the_subspace_of_the_earlier_step(tree
     assert "geometry/basis_similarity" not in geometry.of_update(late, start)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_it_is_the_same(trees):
     specs, start, early, late = trees
     geometry = geometry_of(specs, subspace_k=4)

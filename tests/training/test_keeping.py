@@ -20,6 +20,7 @@ def state_at(step, value=1.0):
     return state.replace(step=jnp.int32(step))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_newest_the_multiples_and_those_that_are_named(inputs, tmp_path, jaxgeom):
     out = tmp_path / "run"
     options = {"steps": 9, "save_every": 1, "eval_data": None}

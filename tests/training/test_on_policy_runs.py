@@ -59,6 +59,7 @@ def train(jaxgeom, given, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_middle_of_a_rollout_as_it_would_have(train, given, tmp_path, monkeypatch):
     held_out = ("easy=easy.jsonl", "hard=hard.jsonl")
     whole = tmp_path / "whole"

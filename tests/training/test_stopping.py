@@ -29,6 +29,7 @@ def wait_for(condition, process, seconds=240):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_and_goes_on_and_holds_its_directory(inputs, tmp_path):
     out = tmp_path / "run"
     options = {"batch_size": 2, "save_every": 100_000, "eval_data": None}
