@@ -32,7 +32,7 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     # A test compiles longer than it runs, and LLVM's optimisation is most of that. XLA's own passes (fusion, sharding,
     # layout, buffers: the compiled text) are the same without it, and what runs in a process of its own has it.
     jax.config.update("jax_disable_most_optimizations", True)
-# A worker holds millions of traced objects, which the collector would walk through again and again: a tenth of the time.
+# A worker holds millions of traced objects, which the collector would walk through again and again.
 gc.set_threshold(50_000, 20, 50)
 # Compilation makes the first example of any test slow, and a run must not depend on the machine's load or on luck.
 hypothesis.settings.register_profile("jaxgeom", deadline=None, derandomize=True)
