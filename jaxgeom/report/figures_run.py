@@ -80,7 +80,7 @@ def learning(rows: list[dict[str, Any]], name: str) -> Drawing | None:
         return None
     figure, axes = _grid(len(held), 2.2)
     style, said = looks_of({name: {}})[name], []
-    for one, (key, title, axis, among) in zip(axes, held, strict=False):
+    for one, (key, title, axis, among) in zip(axes, held, strict=True):
         x, y = [float(row["step"]) for row in among], [number(row.get(key)) for row in among]
         plot_track(one, x, y, style)
         one.set_title(title)

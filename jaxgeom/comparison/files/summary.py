@@ -81,30 +81,28 @@ def mean_of(rows: Sequence[Row], key: str, *, weighted: bool) -> float | None:
     return float(np.average([row[key] for row in rows], weights=weights))
 
 
-def triple(rows: Iterable[Row], key: str, kind: str = "", *, weighted: bool | None = None) -> dict[str, Any]:
+def triple(rows: Iterable[Row], key: str, kind: str = "") -> dict[str, Any]:
     """Mean, null, excess (mean less null, exactly) and count over the statistic's population, and its mean z.
 
     Args:
         rows: one a matrix or parameter.
         key: the statistic.
         kind: which of its further nulls; "" for the first one.
-        weighted: by parameters; as the table of statistics has it where None.
 
     Returns:
         `{"mean", "null", "excess", "count", "z", "z_count"}`, None where undefined.
     """
     rows = list(rows)
-    return _triples(rows, np.ones((1, len(rows)), bool), key, kind, weighted=weighted)[0][0]
+    return _triples(rows, np.ones((1, len(rows)), bool), key, kind)[0][0]
 
 
 def _triples(
-    rows: Sequence[Row], members: np.ndarray, key: str, kind: str = "", *, weighted: bool | None = None
+    rows: Sequence[Row], members: np.ndarray, key: str, kind: str = ""
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
     """Of every group, booleans `[groups, rows]`: what `triple` gives, and the values of its population."""
-    weighted = is_counted(key) if weighted is None else weighted
-    weights = _parameters(rows) if weighted else np.ones(len(rows))
+    parameters = _parameters(rows) if is_counted(key) else None
+    weights = np.ones(len(rows)) if parameters is None else parameters
     columns = _columns(rows, key, kind)
-    parameters = weights if is_counted(key) else None
     over = population_mask(columns, further=bool(kind), members=members, parameters=parameters)
     means = means_over(columns, weights, over)
     found = []
