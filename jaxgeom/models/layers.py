@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.moe import mixture_of_experts
+from jaxgeom.models.moe import mixture_by_rows
 from jaxgeom.models.rope import apply_rope
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
@@ -53,6 +54,8 @@ def block(
     attend: Attend,
     *,
     queries: int | None = None,
+    spread: Callable[[Array], Array] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "batch queries dim"], Any]:
     """One pre-norm transformer block; `attend` decides which keys a query sees.
 
@@ -63,11 +66,15 @@ def block(
         cos, sin: rotary tables of the columns.
         attend: mixes values.
         queries: how many of the last columns go on; None for all. Keys and values are of all columns in any case.
+        spread: lays out over devices what the kernels of attention and a dense feed-forward are multiplied with; None
+            leaves it to the compiler.
+        mesh: devices over which the batch's rows lie, for a mixture of experts; None for one, or for the compiler.
     Returns:
         The block's output, `[batch, queries, dim]`, and the second result of `attend`.
     """
     attention, eps = layer["attention"], config.rms_norm_eps
     normed = rms_norm(x, layer["input_norm"]["scale"], eps)
+    normed = normed if spread is None else spread(normed)
     k, v = (project_heads(normed, attention[name]) for name in ("k", "v"))
     first = 0 if queries is None else x.shape[1] - queries
     x = x[:, first:]
@@ -81,11 +88,10 @@ def block(
     flat = x.reshape(batch * time, dim) + _add_bias(mixed.reshape(batch * time, -1) @ out, attention["o"])
     normed = rms_norm(flat, layer["post_norm"]["scale"], eps)
     if config.is_moe:
-        update = mixture_of_experts(
-            normed, layer["mlp"], experts_per_token=config.num_experts_per_tok, normalize=config.norm_topk_prob
-        )
+        chosen: dict[str, Any] = {"experts_per_token": config.num_experts_per_tok, "normalize": config.norm_topk_prob}
+        update = mixture_by_rows(normed, layer["mlp"], **chosen, mesh=mesh)
     else:
-        update = feed_forward(normed, layer["mlp"])
+        update = feed_forward(normed if spread is None else spread(normed), layer["mlp"])
     return (flat + update).reshape(batch, time, dim), kept
 
 

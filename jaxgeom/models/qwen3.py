@@ -1,6 +1,7 @@
 """Qwen3, dense and mixture of experts: a Flax module that declares parameters and applies the functions of `layers`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import block, rms_norm
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 from jaxgeom.objectives.log_probs import without_padding
-from jaxgeom.sharding import spread_rows
+from jaxgeom.sharding import spread_columns, spread_rows
 
 Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
@@ -136,6 +137,8 @@ class Qwen3(nn.Module):
             logits, cache = cpu_layers.decode_columns(config, turned, x[:, 0], tables, cache, index, visible)
             return without_padding(logits, self.vocabulary), cache
 
+        spread = partial(spread_columns, mesh=self.mesh)
+
         def step(carry, scanned):
             x, keys, values = carry
             layer, number = scanned
@@ -146,12 +149,12 @@ class Qwen3(nn.Module):
                 out = attend_cache(q, new_keys[number], new_values[number], visible)
                 return out, (new_keys, new_values)
 
-            x, (keys, values) = block(config, layer, x, cos, sin, attend)
+            x, (keys, values) = block(config, layer, x, cos, sin, attend, spread=spread)
             return (x, keys, values), None
 
         layers = (dict(self.layers), jnp.arange(config.num_hidden_layers))
         (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), layers)
-        return self.unembed(self._final_norm(x)[:, 0]), {"k": keys, "v": values}
+        return self.unembed(spread(self._final_norm(x)[:, 0])), {"k": keys, "v": values}
 
     @property
     def is_unrolled(self) -> bool:
@@ -191,7 +194,7 @@ class Qwen3(nn.Module):
             return attend_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), cached(k, v)
 
         def step(x, layer):
-            return block(self.config, layer, x, *tables, attend)
+            return block(self.config, layer, x, *tables, attend, mesh=self.mesh)
 
         if self.is_unrolled:
             # A sampler needs the last column alone, where that is the newest token's.

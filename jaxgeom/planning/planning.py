@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxgeom.errors import UserError
 from jaxgeom.planning.programs import Planned, compile_program, plan_run
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.settings import PlanSettings
@@ -59,6 +60,9 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     student = model_config("--model", settings.model)
     teacher = None if settings.teacher is None else model_config("--teacher", settings.teacher)
     topology = open_topology(settings.topology)
+    _require_context("--model", settings, student.max_position_embeddings)
+    if teacher is not None:
+        _require_context("--teacher", settings, teacher.max_position_embeddings)
     mesh, taught_on = split_devices(settings.mesh, settings.teacher_devices, topology.devices)
     unit = settings.unit(batch_divisor(mesh))
     batch = unit if settings.batch_size is None else settings.batch_size
@@ -95,6 +99,14 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         settings, topology, dict(mesh.shape), batch, planned, expected, max(held for _, held in resident), largest,
         [*advice, *(f"{one.name}: {note}" for one in planned if one.counts for note in one.counts.notes)],
     )  # fmt: skip
+
+
+def _require_context(option: str, settings: PlanSettings, context: int) -> None:
+    """Refuses sequences that are longer than the model has positions: no run has such."""
+    columns = settings.prompt_length + (0 if settings.objective == "sft" else settings.max_new_tokens)
+    if columns > context:
+        said = "max_length" if settings.objective == "sft" else "max_prompt_length and max_new_tokens together"
+        raise UserError(f"{said}: {columns} tokens, and max_position_embeddings of {option} is {context}")
 
 
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
