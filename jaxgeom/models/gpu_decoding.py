@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.models.attention import attend_cache
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.layers import block, split_layers
+from jaxgeom.models.layers import Spread, as_it_lies, block, split_layers
 
 Tables = tuple[Float[Array, "batch 1 half"], Float[Array, "batch 1 half"]]
 
@@ -42,6 +42,8 @@ def decode_layers(
     cache: Mapping[str, Sequence[Array]],
     index: Int[Array, ""],
     visible: Bool[Array, "batch slots"],
+    *,
+    spread: Spread = as_it_lies,
 ) -> tuple[Float[Array, "batch 1 dim"], dict[str, list[Array]]]:
     """One token per request through all layers, whose keys and values go to slot `index` of the cache.
 
@@ -53,6 +55,7 @@ def decode_layers(
         cache: `k` and `v`, as `split_cache` returns them.
         index: the slot to write.
         visible: which slots a request may attend to, the new one included.
+        spread: of `layers.block`.
     Returns:
         The residual stream after the last layer, and the cache with the slot written.
     """
@@ -66,7 +69,7 @@ def decode_layers(
             )
             return attend_cache(q, new_keys, new_values, visible), (new_keys, new_values)
 
-        x, (new_keys, new_values) = block(config, layer, x, *tables, attend)
+        x, (new_keys, new_values) = block(config, layer, x, *tables, attend, spread=spread)
         written["k"].append(new_keys)
         written["v"].append(new_values)
     return x, written

@@ -6,15 +6,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.moe import mixture_of_experts
+from jaxgeom.models.moe import mixture_by_rows
 from jaxgeom.models.recomputation import keep_everything, product
 from jaxgeom.models.rope import apply_rope
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [B,T,H,hd], k [B,T,KV,hd], v [B,T,KV,hd]) -> (out [B,T,H,hd], what the caller keeps, such as the cache)."""
+
+Spread = Callable[[Array], Array]
+"""Lays out what a kernel is multiplied with over devices; its numbers stay."""
 
 
 def split_layers(stacked: PyTree) -> list[PyTree]:
@@ -57,6 +61,11 @@ def project_heads(x: Float[Array, "batch time dim"], weights: Mapping[str, Any])
     return y + weights["bias"].astype(x.dtype) if "bias" in weights else y
 
 
+def as_it_lies(x: Array) -> Array:
+    """`x`, whose layout over devices is left to the compiler."""
+    return x
+
+
 def block(
     config: Qwen3Config,
     layer: Mapping[str, Any],
@@ -66,6 +75,8 @@ def block(
     attend: Attend,
     *,
     queries: int | None = None,
+    spread: Spread = as_it_lies,
+    mesh: Mesh | None = None,
     lighten: Callable[[Callable[..., Any]], Callable[..., Any]] = keep_everything,
 ) -> tuple[Float[Array, "batch queries dim"], Any]:
     """One pre-norm transformer block; `attend` decides which keys a query sees.
@@ -77,22 +88,25 @@ def block(
         cos, sin: rotary tables of the columns.
         attend: mixes values.
         queries: how many of the last columns go on; None for all. Keys and values are of all columns in any case.
+        spread: lays out over devices what the kernels of attention and a dense feed-forward are multiplied with.
+        mesh: devices over which the batch's rows lie, for a mixture of experts; None for one, or for the compiler.
         lighten: put around what stands before attention and behind it, such as `keep_products`.
     Returns:
         The block's output, `[batch, queries, dim]`, and the second result of `attend`.
     """
     first = 0 if queries is None else x.shape[1] - queries
-    q, k, v = lighten(partial(_project, config, first=first))(layer, x, cos, sin)
+    q, k, v = lighten(partial(_project, config, first=first, spread=spread))(layer, x, cos, sin)
     mixed, kept = attend(q, k, v)
-    return lighten(partial(_go_on, config))(layer, x[:, first:], mixed), kept
+    return lighten(partial(_go_on, config, spread=spread, mesh=mesh))(layer, x[:, first:], mixed), kept
 
 
 def _project(
-    config: Qwen3Config, layer: Mapping[str, Any], x: Array, cos: Array, sin: Array, *, first: int
-) -> tuple[Array, Array, Array]:
+    config: Qwen3Config, layer: Mapping[str, Any], x: Array, cos: Array, sin: Array, *, first: int,
+    spread: Spread,
+) -> tuple[Array, Array, Array]:  # fmt: skip
     """Rotated queries of the columns from `first` on, rotated keys and values of all."""
     attention, eps = layer["attention"], config.rms_norm_eps
-    normed = rms_norm(x, layer["input_norm"]["scale"], eps)
+    normed = spread(rms_norm(x, layer["input_norm"]["scale"], eps))
     k, v = (project_heads(normed, attention[name]) for name in ("k", "v"))
     q = project_heads(normed[:, first:], attention["q"])
     cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
@@ -100,7 +114,10 @@ def _project(
     return q, apply_rope(rms_norm(k, attention["k_norm"]["scale"], eps), cos, sin), v
 
 
-def _go_on(config: Qwen3Config, layer: Mapping[str, Any], x: Array, mixed: Array) -> Array:
+def _go_on(
+    config: Qwen3Config, layer: Mapping[str, Any], x: Array, mixed: Array, *, spread: Spread,
+    mesh: Mesh | None,
+) -> Array:  # fmt: skip
     """The residual stream behind attention and feed-forward."""
     attention, eps = layer["attention"], config.rms_norm_eps
     batch, time, dim = x.shape
@@ -109,11 +126,10 @@ def _go_on(config: Qwen3Config, layer: Mapping[str, Any], x: Array, mixed: Array
     flat = x.reshape(batch * time, dim) + _add_bias(update, attention["o"])
     normed = rms_norm(flat, layer["post_norm"]["scale"], eps)
     if config.is_moe:
-        update = mixture_of_experts(
-            normed, layer["mlp"], experts_per_token=config.num_experts_per_tok, normalize=config.norm_topk_prob
-        )
+        chosen: dict[str, Any] = {"experts_per_token": config.num_experts_per_tok, "normalize": config.norm_topk_prob}
+        update = mixture_by_rows(normed, layer["mlp"], **chosen, mesh=mesh)
     else:
-        update = feed_forward(normed, layer["mlp"])
+        update = feed_forward(spread(normed), layer["mlp"])
     return (flat + update).reshape(batch, time, dim)
 
 

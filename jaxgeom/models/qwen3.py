@@ -1,6 +1,7 @@
 """Qwen3, dense and mixture of experts: a Flax module that declares parameters and applies the functions of `layers`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,11 @@ from jaxgeom.float32_products import float32_products
 from jaxgeom.models import cpu_layers, gpu_decoding
 from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.layers import block, rms_norm
+from jaxgeom.models.layers import Spread, block, rms_norm
 from jaxgeom.models.recomputation import keep_everything, keep_products
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 from jaxgeom.objectives.log_probs import without_padding
-from jaxgeom.sharding import spread_rows
+from jaxgeom.sharding import spread_columns, spread_rows
 
 Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
@@ -139,15 +140,18 @@ class Qwen3(nn.Module):
             tables = cos[:, 0], sin[:, 0]
             logits, cache = cpu_layers.decode_columns(config, weights, x[:, 0], tables, cache, index, visible)
             return without_padding(logits, self.vocabulary), cache
+        spread = partial(spread_columns, mesh=self.mesh)
         with float32_products(self.dtype):
             if weights is not None:
-                x, cache = gpu_decoding.decode_layers(config, weights["layers"], x, (cos, sin), cache, index, visible)
-                return self._logits(self._final_norm(x)[:, 0], weights["head"]), cache
-            x, cache = self._scan_decode(x, cos, sin, cache, index, visible)
-        return self.unembed(self._final_norm(x)[:, 0]), cache
+                x, cache = gpu_decoding.decode_layers(
+                    config, weights["layers"], x, (cos, sin), cache, index, visible, spread=spread
+                )
+                return self._logits(spread(self._final_norm(x)[:, 0]), weights["head"]), cache
+            x, cache = self._scan_decode(x, cos, sin, cache, index, visible, spread)
+        return self.unembed(spread(self._final_norm(x)[:, 0])), cache
 
     def _scan_decode(
-        self, x: Array, cos: Array, sin: Array, cache: Cache, index: Array, visible: Array
+        self, x: Array, cos: Array, sin: Array, cache: Cache, index: Array, visible: Array, spread: Spread
     ) -> tuple[Array, Cache]:
         """The residual stream after the last layer, and the stacked cache with slot `index` written."""
 
@@ -161,7 +165,7 @@ class Qwen3(nn.Module):
                 out = attend_cache(q, new_keys[number], new_values[number], visible)
                 return out, (new_keys, new_values)
 
-            x, (keys, values) = block(self.config, layer, x, cos, sin, attend)
+            x, (keys, values) = block(self.config, layer, x, cos, sin, attend, spread=spread)
             return (x, keys, values), None
 
         layers = (dict(self.layers), jnp.arange(self.config.num_hidden_layers))
@@ -221,7 +225,7 @@ class Qwen3(nn.Module):
             return attend_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), cached(k, v)
 
         def step(x, layer):
-            return block(self.config, layer, x, *tables, attend, lighten=lighten)
+            return block(self.config, layer, x, *tables, attend, mesh=self.mesh, lighten=lighten)
 
         if self.is_unrolled:
             # A sampler needs the last column alone, where that is the newest token's.

@@ -199,6 +199,9 @@ def _decode(
     """
     batch, width = valid.shape
     new = settings.max_new_tokens
+    if not model.is_unrolled:
+        # As each product would cast them: so every token reads half of float32 masters.
+        params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), params)
     uniforms = _uniforms(seeds, new, settings.greedy)
     stop_tokens = jnp.asarray(settings.stop_tokens, jnp.int32)
     prompt_lengths = jnp.sum(valid, axis=1)
@@ -208,6 +211,9 @@ def _decode(
     in_prompt = jnp.pad(valid, ((0, 0), (0, new)))
 
     def draw(logits, step):
+        # Made where the head's shards lie, then exchanged: told of the end alone, the compiler gathers the head.
+        if mesh is not None and logits.shape[-1] % mesh.shape["tensor"] == 0:
+            logits = _constrain(logits, mesh, BATCH_AXES, "tensor")
         return choose_tokens(_constrain(logits, mesh, BATCH_AXES), uniforms[step], settings)
 
     def record(buffers, step, tokens, log_probs, active):

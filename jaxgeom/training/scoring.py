@@ -135,13 +135,23 @@ def _by_rows(head: Callable[[Any, Any], Any], arrays: Any, weights: Any, mesh: M
     """`head(arrays, weights)`, a tree of `[batch, time]`, each device working through the chunks of its own rows.
 
     The compiler by itself would gather the weights, and sum their gradients over the devices, once a chunk; so it is
-    once before the first and once after the last.
+    once before the first and once after the last. They are gathered here by name: the gradient of that is a sum of
+    which each device keeps its shard, where a whole one sends twice as much and takes room for the whole.
     """
     shards = batch_divisor(mesh)
-    if shards > 1 and jax.tree.leaves(arrays)[0].shape[0] % shards == 0:
-        rows = PartitionSpec(BATCH_AXES)
-        specs = (rows, PartitionSpec())
-        head = jax.shard_map(
-            head, mesh=mesh, in_specs=specs, out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
+    if mesh is not None and shards > 1 and jax.tree.leaves(arrays)[0].shape[0] % shards == 0:
+        split = jax.tree.map(
+            lambda weight: mesh.shape["fsdp"] > 1 and weight.shape[0] % mesh.shape["fsdp"] == 0, weights
         )
+
+        def gathered(weight: Array, is_split: bool) -> Array:
+            return jax.lax.all_gather(weight, "fsdp", tiled=True) if is_split else weight
+
+        def local(arrays: Any, weights: Any) -> Any:
+            return head(arrays, jax.tree.map(gathered, weights, split))
+
+        rows = PartitionSpec(BATCH_AXES)
+        lies = jax.tree.map(lambda is_split: PartitionSpec("fsdp") if is_split else PartitionSpec(), split)
+        options: dict[str, Any] = {"axis_names": set(BATCH_AXES), "check_vma": False}
+        return jax.shard_map(local, mesh=mesh, in_specs=(rows, lies), out_specs=rows, **options)(arrays, weights)
     return head(arrays, weights)
