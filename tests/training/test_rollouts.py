@@ -14,6 +14,7 @@ from jaxgeom.models import load_model
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training import Actor, Frozen, OPDSettings, RLVRSettings, objective_of
 from jaxgeom.training.objectives import Tools
+from jaxgeom.training.rollouts import Answers, truncated
 from tests.tiny import tiny_prompts, write_tiny_model
 from tests.training.in_step import credited
 
@@ -213,3 +214,11 @@ def test_scores_are_asked_for_before_the_answers_are_judged_and_are_the_same(wor
     ]
     for one, other in zip(*map(jax.tree.leaves, batches), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_answer_is_truncated_unless_a_stop_token_is_its_last():
+    tokens = np.array([[7, 7, 5, 2, 0], [7, 7, 2, 5, 0], [7, 7, 5, 5, 3], [2, 2, 0, 0, 0]], np.int32)
+    response = np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+    blank = np.zeros(tokens.shape, np.float32)
+    answers = Answers(tokens, response, response, blank, np.zeros(4, np.float32), [""] * 4, [])
+    np.testing.assert_array_equal(truncated(answers, (2, 3)), [False, True, False, True])
