@@ -99,7 +99,7 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
 
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
     """Tokens that a program puts through its model."""
-    if name == "rollout.turned_weights":
+    if name == "rollout.decoding_weights":
         return 0
     if name.startswith("rollout."):
         answers = batch * settings.updates_per_rollout

@@ -29,10 +29,14 @@ CONFIG = Qwen3Config(
 MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 
 
-@pytest.mark.parametrize(("config", "sizes"), [(CONFIG, (2, 2, 2, 1)), (MOE, (1, 2, 2, 2))], ids=["dense", "moe"])
-def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
+@pytest.mark.parametrize(
+    ("config", "sizes", "platform"),
+    [(CONFIG, (2, 2, 2, 1), None), (MOE, (1, 2, 2, 2), None), (CONFIG, (2, 2, 2, 1), "gpu")],
+    ids=["dense", "moe", "gpu"],
+)
+def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, platform):
     mesh = make_mesh(*sizes)
-    model = Qwen3(config)
+    model = Qwen3(config, platform=platform)
     params = tiny_params(config)
     sharded = jax.device_put(params, parameter_shardings(params, mesh))
     kernel = sharded["layers"]["attention"]["q"]["kernel"]

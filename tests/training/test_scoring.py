@@ -25,9 +25,9 @@ TIME = 256
 
 @pytest.fixture(autouse=True)
 def chunks(monkeypatch):
-    # As if the logits were too many to be held: 8 chunks of 32 columns.
+    # As if the logits were too many to be held: chunks of 4 columns of 8 rows, of 32 columns of one.
     monkeypatch.setattr(scoring, "_WHOLE_LOGITS", 0)
-    monkeypatch.setattr(scoring, "DEFAULT_CHUNK", 32)
+    monkeypatch.setattr(scoring, "_CHUNK_TOKENS", 32)
 
 
 def gradient(model, mesh):
