@@ -47,20 +47,20 @@ def float32_on_accelerator(platform: str | None, compute_dtype: str) -> str | No
     return f"products are float32 ones on this {platform}; --compute-dtype bfloat16 takes a fraction of their time"
 
 
-def cannot_go_on(row: Mapping[str, float], vocabulary: int) -> str | None:
+def cannot_go_on(row: Mapping[str, float], vocabulary: int | None) -> str | None:
     """What is wrong with a step from which nothing can be learned any more; None where nothing is.
 
-    A loss of more than ten times what a guess among all tokens costs, and an update larger than the weights themselves,
-    are as lost as NaN: both say so steps before that comes.
+    A cross-entropy or a divergence of more than ten times what a guess among all tokens costs, and an update larger
+    than the weights themselves, are as lost as NaN: both say so steps before that comes.
 
     Args:
         row: the numbers of the step.
-        vocabulary: tokens that the model tells apart.
+        vocabulary: tokens that the model tells apart; None for a loss that is not in nats (`Objective.is_in_nats`).
     """
     for name, said in _MUST_BE_FINITE.items():
         if not np.isfinite(row.get(name, 0.0)):
             return f"{said} {'NaN' if np.isnan(row[name]) else 'infinite'}"
-    limit = _EXPLODED * math.log(vocabulary)
+    limit = math.inf if vocabulary is None else _EXPLODED * math.log(vocabulary)
     if abs(row.get("loss", 0.0)) > limit:
         return f"the loss is {row['loss']:.3g}, beyond {limit:.3g}, ten times that of guessing"
     if row.get("update_norm", 0.0) > row.get("param_norm", math.inf) > 0.0:

@@ -140,6 +140,13 @@ class Objective(abc.ABC):
         return 0
 
     @property
+    def is_in_nats(self) -> bool:
+        """Whether the loss is a cross-entropy or a divergence, a mean over tokens of the model's own distribution: that
+        of a guess is a measure of it. A policy gradient's has the scale of rewards, which may be any.
+        """
+        return False
+
+    @property
     def is_matched(self) -> bool:
         """Whether the step differentiates `losses` one by one, and weighs their gradients by `matched`."""
         return False

@@ -182,6 +182,13 @@ class OPD(OnPolicy):
         return on_mesh(found, self.mesh)
 
     @property
+    def is_in_nats(self) -> bool:
+        settings = self.settings
+        # A temperature below 1 sharpens both distributions; weights of few tokens and a KL have a scale of theirs.
+        plain = settings.temperature >= 1.0 and settings.keep_tokens == 1.0 and not settings.kl_coefficient
+        return settings.is_differentiated and not self._is_mixed and plain
+
+    @property
     def is_matched(self) -> bool:
         return self._is_mixed and self.settings.mix == "matched"
 

@@ -22,6 +22,10 @@ class SFT(Objective):
 
     settings: SFTSettings
 
+    @property
+    def is_in_nats(self) -> bool:
+        return True
+
     def draw(self, params: PyTree, frozen: Frozen, tools: Tools, number: int) -> dict[str, np.ndarray]:
         return next(tools.rows)
 
