@@ -127,6 +127,7 @@ def _carry_out(
     ) as checkpoints:
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)
+            state = state.on_schedule()  # of a checkpoint that counted learned-from steps alone
             iterator.set_state(data_state)
             stock = Stock.unpacked(pending, lambda batch: on_mesh(batch, run.mesh))
             _say_how(reporter, name, out, done, found, resume, settings, run.config)
@@ -332,7 +333,7 @@ class _Loop:
 
 def _stop_if_lost(step: int, row: dict[str, float], run: Ready, out: Path, checkpoints: Checkpoints) -> None:
     """Stops a run whose numbers say that it is lost, before they are logged and its state is saved."""
-    vocabulary = run.model.config.vocab_size
+    vocabulary = run.model.config.vocab_size if run.objective.is_in_nats else None
     why = cannot_go_on(row, vocabulary)
     if why is None:
         return

@@ -1,5 +1,6 @@
 """What a training step takes: the state that it changes, the batch that it learns from, and what stays as it is."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -24,8 +25,15 @@ class TrainState:
     opt_state: PyTree
 
     def skipped(self) -> "TrainState":
-        """The state after a step that had nothing to learn from."""
-        return TrainState(step=self.step + 1, params=self.params, opt_state=self.opt_state)
+        """The state after a step that had nothing to learn from: its learning rate is over, Adam has seen nothing."""
+        opt_state = _with_schedules(self.opt_state, lambda count: count + 1)
+        return TrainState(step=self.step + 1, params=self.params, opt_state=opt_state)
+
+    def on_schedule(self) -> "TrainState":
+        """The state with its learning rate that of the step's number, also where steps were skipped uncounted."""
+        # A sum, not the step itself: a donated state must not have one buffer twice.
+        opt_state = _with_schedules(self.opt_state, lambda count: count + (self.step - count))
+        return TrainState(step=self.step, params=self.params, opt_state=opt_state)
 
 
 @flax.struct.dataclass
@@ -126,6 +134,19 @@ def on_mesh(arrays: Any, mesh: jax.sharding.Mesh | None) -> Any:
     if mesh is None:
         return jax.tree.map(jnp.asarray, arrays)
     return jax.tree.map(lambda rows: placed(rows, batch_sharding(mesh)), arrays)
+
+
+def _with_schedules(opt_state: PyTree, change: Callable[[Any], Any]) -> PyTree:
+    """An optimizer's state with another count in its schedules, wherever in it they are."""
+
+    def changed(node: Any) -> Any:
+        return node._replace(count=change(node.count)) if _is_schedule(node) else node
+
+    return jax.tree.map(changed, opt_state, is_leaf=_is_schedule)
+
+
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
 
 
 def _without_constants(function: Any, argument: PyTree) -> tuple[Any, list[Any]]:

@@ -3,14 +3,19 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxgeom.commands.trajectory import rates_of
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings, learning_rate_schedule
-from jaxgeom.training import SFTSettings, run_learning_rates
+from jaxgeom.training import SFTSettings, initial_state, make_optimizer, run_learning_rates
 from jaxgeom.training.logs import Log
+from jaxgeom.training.optimizer_state import leaf_names
+from tests.tiny import tiny_config, tiny_params
+from tests.training.bases import random_confinement
 
 COSINE = AdamWSettings(learning_rate=1e-3, schedule="cosine", learning_rate_end=1e-4, warmup_fraction=0.25)
 
@@ -80,3 +85,27 @@ def test_which_rates_a_trajectory_takes(tmp_path):
     assert rates_of(str(base), ["a", "b"], None, None)[0] is None
     with pytest.raises(UserError, match="learning_rate"):
         rates_of(str(base), ["early", "late"], 1e-5, None)
+
+
+def test_a_skipped_step_takes_its_rate_with_it_and_adam_has_seen_nothing():
+    """Adam's first update is the rate times the gradient's sign; so it is after steps that were skipped."""
+    optimizer = AdamWSettings(learning_rate=1e-3, warmup_fraction=1.0, weight_decay=0.0)
+    made = make_optimizer(SFTSettings(steps=4, batch_size=8, optimizer=optimizer), {})
+    params = {"kernel": jnp.ones((2, 3))}
+    state = initial_state(params, made)
+    uncounted = state.replace(step=jnp.int32(2)).on_schedule()  # of a checkpoint whose schedule did not count them
+    for after in (state.skipped().skipped(), uncounted):
+        updates, _ = made.update({"kernel": jnp.full((2, 3), 5.0)}, after.opt_state, params)
+        np.testing.assert_allclose(updates["kernel"], -0.75e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["coordinates", "updates"])
+def test_the_schedule_of_a_confined_optimizer_counts_them_too(form):
+    config = tiny_config(num_hidden_layers=1)
+    params = tiny_params(config)
+    settings = SFTSettings(steps=4, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3))
+    state = initial_state(params, make_optimizer(settings, params, random_confinement(config, params, form)))
+    after = state.skipped().skipped().opt_state
+    counts = {path[-2]: int(leaf) for path, leaf in zip(leaf_names(after), jax.tree.leaves(after), strict=True)
+              if path[-1] == "count"}  # fmt: skip
+    assert counts == {"ScaleByAdamState": 0, "ScaleByScheduleState": 2}
