@@ -35,11 +35,13 @@ class Distilled(NamedTuple):
         divergence: of the two distributions, nats; differentiable in the student.
         log_probs: of the token itself under the student, nats; differentiable.
         teacher_log_probs: under the teacher; detached.
+        entropy: of the student's whole distribution, nats; detached.
     """
 
     divergence: Array
     log_probs: Array
     teacher_log_probs: Array
+    entropy: Array
 
 
 def distillation(
@@ -109,12 +111,13 @@ def distillation(
             jax.nn.log_softmax(scaled_logits(hidden, weight, temperature, vocabulary), axis=-1)
             for hidden, weight in zip(arrays[:2], weights, strict=True)
         )
-        teacher = jax.lax.stop_gradient(teacher)
+        teacher, mine = jax.lax.stop_gradient((teacher, student))
+        entropy = -jnp.sum(jnp.where(mine > -jnp.inf, jnp.exp(mine) * mine, 0.0), axis=-1)
         of_tokens = at_targets(student, arrays[2]), at_targets(teacher, arrays[2])
         if support != "full":
             leader = teacher if support == "teacher-top-k" else jax.lax.stop_gradient(student)
             student, teacher = coarsened(student, teacher, leader, k=k or 1, tail_bucket=tail_bucket)
-        return Distilled(_divergence(student, teacher, divergence, beta), *of_tokens)
+        return Distilled(_divergence(student, teacher, divergence, beta), *of_tokens, entropy)
 
     arrays = (student_hidden, jax.lax.stop_gradient(teacher_hidden), jnp.roll(targets, -1, axis=1))
     found = map_time_chunks(body, arrays, (student_weight, teacher_weight), chunk=chunk, remat=remat)
@@ -163,6 +166,7 @@ def distillation_loss(
     aggregate: Aggregate = "token",
     constant: float | None = None,
     denominator: Float[Array, ""] | None = None,
+    entropy: Float[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The divergences of the masked tokens as one loss, averaged as `policy_gradient_loss` averages its.
 
@@ -174,9 +178,10 @@ def distillation_loss(
         aggregate: "token", "sequence" or "constant".
         constant: tokens by which a sequence is divided under "constant".
         denominator: what to divide by in place of `loss_denominator` of this mask: the whole batch's.
+        entropy: of the student's distributions, nats, for the metric alone.
 
     Returns:
-        `(loss, metrics)`: "tokens", and means over so many: "divergence", "gap".
+        `(loss, metrics)`: "tokens", and means over so many: "divergence", "gap", and where given "entropy".
     """
     weight = mask.astype(jnp.float32)
     if denominator is None:
@@ -188,7 +193,8 @@ def distillation_loss(
     def mean(of: Array) -> Array:
         return jax.lax.stop_gradient(divide_or_zero(jnp.sum(jnp.where(weight > 0, of * weight, 0.0)), tokens))
 
-    return loss, {"tokens": tokens, "divergence": mean(values), "gap": mean(gap)}
+    told = {} if entropy is None else {"entropy": mean(entropy)}
+    return loss, {"tokens": tokens, "divergence": mean(values), "gap": mean(gap)} | told
 
 
 def _divergence(student: Array, teacher: Array, kind: Divergence, beta: float) -> Array:

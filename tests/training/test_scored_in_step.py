@@ -189,6 +189,46 @@ def test_a_teacher_that_the_student_begins_as_is_known(world):
     assert list(objective.scorers(params, Frozen(teachers=(params,)))) == ["score", "score.teacher0"]
 
 
+WITH_ENTROPY = {
+    "full": OPDSettings(**COMMON, support="full", micro_batches=2),
+    "top-k": OPDSettings(**COMMON, support="teacher-top-k", top_k=4),
+    "full, mixed": OPDSettings(**COMMON, support="full", alpha=0.5),
+    "matched": OPDSettings(**COMMON, alpha=0.5, mix="matched"),
+    "full, matched": OPDSettings(**COMMON, support="full", alpha=0.5, mix="matched"),
+}
+
+
+@pytest.mark.parametrize("form", WITH_ENTROPY)
+def test_entropy_and_mismatch_are_logged_whatever_teaches(world, form):
+    *_, rollout, tables = world
+    _, metrics, objective = stepped(WITH_ENTROPY[form], world)
+    table = tables[0] - np.log(np.exp(tables[0]).sum(-1, keepdims=True))
+    response = rollout.answers.response[:, 1:]
+    picked = np.take_along_axis(table[:, :-1], rollout.answers.tokens[:, 1:, None], -1)[..., 0]
+    entropy = -(np.exp(table) * table).sum(-1)[:, :-1]
+    np.testing.assert_allclose(metrics["entropy"], entropy[response].mean(), rtol=1e-5)
+    gaps = np.abs(picked - rollout.answers.log_probs[:, 1:])[response]
+    np.testing.assert_allclose(metrics["sampler_mismatch"], gaps.max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.25])
+def test_a_constant_is_that_of_the_whole_rollout_in_each_of_its_updates(world, alpha):
+    model, params, teacher, rollout, tables = world
+    common = COMMON | {"batch_size": 8}
+    settings = OPDSettings(**common, advantage="constant", updates_per_rollout=2, alpha=alpha)
+    prepared = objective_of(settings, model, [model]).prepare(params, Frozen(teachers=(teacher,)), rollout, 0)
+    logs = [table - np.log(np.exp(table).sum(-1, keepdims=True)) for table in tables]
+    gap = np.take_along_axis(logs[0] - logs[1], np.roll(rollout.answers.tokens, -1, 1)[..., None], -1)[..., 0][:, :-1]
+    size = np.abs(gap[rollout.answers.response[:, 1:]]).mean()
+    groups = rollout.answers.rewards.astype(np.float64).reshape(4, 4)
+    graded = (groups - groups.mean(1, keepdims=True)) / (groups.std(1, keepdims=True) + 1e-6)
+    for place, batch in enumerate(prepared.batches):
+        mask = np.asarray(batch.loss_mask)
+        shared = np.broadcast_to(graded[place::2].reshape(-1, 1), mask.shape)
+        wanted = (-alpha * size + (1 - alpha) * shared)[mask]
+        np.testing.assert_allclose(np.asarray(batch.advantages)[mask], wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_with_itself_for_a_teacher_has_no_gap_and_does_not_move(tmp_path, jaxgeom):
     """Were the gap rounding alone, Adam would make whole steps of it."""
     inputs = runs.write_inputs(tmp_path)
@@ -214,3 +254,9 @@ def test_a_run_with_itself_for_a_teacher_has_no_gap_and_does_not_move(tmp_path, 
     steps = [row for row in runs.logged(tmp_path / "run") if "gap" in row]
     assert [(row["gap"], row["update_norm"]) for row in steps] == [(0.0, 0.0)] * 2
     assert "another --teacher" in said.out
+    options = (*options, "--support", "full")
+    said = jaxgeom(
+        "train", "opd", "--model", inputs / "model", "--teacher", inputs / "model", "--data",
+        inputs / "prompts.jsonl", "--out", tmp_path / "full", *options,
+    )  # fmt: skip
+    assert said.status == 0 and f"teacher {inputs / 'model'} has the parameters that the student" in said.out + said.err

@@ -175,7 +175,11 @@ class OnPolicy(Objective):
             found.append(metrics)
             tokens.append(float(part.answers.response.sum()))
         metrics = rollout.metrics | self.of_answers(rollout) | _joined(found, tokens)
-        return Prepared(batches, metrics, rollout.answers)
+        return Prepared([self.of_rollout(batch, metrics) for batch in batches], metrics, rollout.answers)
+
+    def of_rollout(self, batch: Batch, metrics: dict[str, Any]) -> Batch:
+        """A batch, given the numbers of the whole rollout that it is a share of."""
+        return batch
 
     def of_answers(self, rollout: Rollout) -> dict[str, float]:
         """Means over the answers of a whole rollout, each counting once however long it is."""

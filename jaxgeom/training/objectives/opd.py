@@ -92,11 +92,15 @@ class OPD(OnPolicy):
         return self.is_scored_in_step and not self.settings.is_differentiated
 
     @property
+    def _takes_mean(self) -> bool:
+        """Whether every token is credited with the mean |gap| of its rollout."""
+        return self.settings.advantage == "constant" and self.settings.advantage_constant is None
+
+    @property
     def is_scored_in_step(self) -> bool:
-        settings = self.settings
+        is_exact = self.has_twin and not self.settings.is_differentiated
         # Of the whole rollout, where a step may see a part of it at a time.
-        takes_mean = settings.advantage == "constant" and settings.advantage_constant is None
-        apart = takes_mean or self._ranks_gaps or self.is_matched or self.has_twin
+        apart = self._takes_mean or self._ranks_gaps or self.is_matched or is_exact
         return super().is_scored_in_step and not apart
 
     def sampler(self, params: PyTree, frozen: Frozen) -> Actor:
@@ -117,7 +121,7 @@ class OPD(OnPolicy):
     def fields_read(self) -> set[str]:
         settings, found = self.settings, super().fields_read()
         if settings.is_differentiated and not self._is_mixed:
-            found &= {"reference_log_probs"}
+            found -= {"old_log_probs", "advantages"}
         if self._credits_in_step:
             found -= {"advantages"}
         weighs = settings.is_differentiated or self._credits_in_step
@@ -149,7 +153,8 @@ class OPD(OnPolicy):
         reinforced = _of_answers(settings, answers.rewards, placed.response, weights) if self._is_mixed else None
         advantages = reinforced
         if not settings.is_differentiated and not self._credits_in_step:
-            advantages = _credit(settings, old, teacher, placed.response, weights, reinforced)
+            mixed = None if self._takes_mean else reinforced
+            advantages = _credit(settings, old, teacher, placed.response, weights, mixed)
             metrics |= _gaps(old, teacher, placed.response)
         batch = Batch(
             tokens=placed.tokens,
@@ -165,7 +170,14 @@ class OPD(OnPolicy):
             sampled_log_probs=placed.sampled_log_probs,
             response=placed.response,
         )
-        return self.read_by_step(batch), metrics
+        return batch if self._takes_mean else self.read_by_step(batch), metrics
+
+    def of_rollout(self, batch: Batch, metrics: dict[str, Any]) -> Batch:
+        if not self._takes_mean:
+            return batch
+        size = metrics["gap_magnitude"]
+        advantages = _times(self.settings, batch.advantages, size, batch.reward_advantages)
+        return self.read_by_step(dataclasses.replace(batch, advantages=advantages))
 
     def _taught(self, frozen: Frozen, placed: Placed, answers: Answers, which: np.ndarray | None) -> Array:
         """Log-probabilities of the answers' tokens, each row's under its own teacher."""
@@ -227,8 +239,8 @@ class OPD(OnPolicy):
             taught, metrics, log_probs = self._distilled(params, batch, frozen, denominator)
             reinforced, more = self.policy_loss(log_probs, batch, denominator)
         else:
-            log_probs = self.log_probs(params, batch)
-            taught, more = self.policy_loss(log_probs, batch, denominator)
+            log_probs, entropy = self.log_probs(params, batch, return_entropy=True)
+            taught, more = self.policy_loss(log_probs, batch, denominator, entropy)
             of_rewards = dataclasses.replace(batch, advantages=batch.reward_advantages, reference_log_probs=None)
             reinforced, metrics = self.policy_loss(log_probs, of_rewards, denominator)
         return jnp.stack([taught, reinforced]), self.told(batch, metrics | more, log_probs)
@@ -250,7 +262,7 @@ class OPD(OnPolicy):
         of_step = {"temperature": settings.temperature, "mesh": self.mesh}
         if settings.support == "sampled":
             # log π_T(y) − log π_θ(y) on the teacher's own answers: the forward KL, sampled.
-            log_probs = self.log_probs(params, batch)
+            log_probs, entropy = self.log_probs(params, batch, return_entropy=True)
             teacher = batch.teacher_log_probs
             values = teacher - log_probs
         else:
@@ -269,7 +281,7 @@ class OPD(OnPolicy):
                 beta=0.5 if settings.jsd_beta is None else settings.jsd_beta,
                 **of_step,
             )
-            values, log_probs, teacher = found
+            values, log_probs, teacher, entropy = found
         loss, metrics = distillation_loss(
             values,
             log_probs - teacher,
@@ -277,6 +289,7 @@ class OPD(OnPolicy):
             weights=batch.weights,
             aggregate=settings.aggregate,
             denominator=denominator,
+            entropy=entropy,
         )
         return loss, metrics, log_probs
 
@@ -295,15 +308,26 @@ def _credit(
     weights: Array | None,
     reinforced: Array | None,
 ) -> Array:
-    """Distillation's advantages, mixed with those of rewards where they are given and not mixed by their gradients."""
+    """Distillation's advantages, mixed with those of rewards where they are given and not mixed by their gradients; for
+    a constant that the whole rollout decides those of 1.
+    """
     if settings.advantage == "constant":
         constant = settings.advantage_constant
-        size = _gaps(student, teacher, response)["gap_magnitude"] if constant is None else constant
-        advantages = constant_advantages(response, size)
+        advantages = constant_advantages(response, 1.0 if constant is None else constant)
     else:
         advantages = opd_advantages(student, teacher, response)
     if weights is not None:
         advantages = advantages * weights
+    return _mixed(settings, advantages, reinforced)
+
+
+@partial(jax.jit, static_argnums=0)
+def _times(settings: OPDSettings, advantages: Array, size: Any, reinforced: Array | None) -> Array:
+    """Advantages of 1 as those of a constant, mixed as `_credit` mixes them."""
+    return _mixed(settings, advantages * size, reinforced)
+
+
+def _mixed(settings: OPDSettings, advantages: Array, reinforced: Array | None) -> Array:
     if reinforced is None or settings.mix == "matched":
         return advantages
     return mix_advantages(advantages, reinforced, settings.alpha)
