@@ -167,7 +167,11 @@ def wilson_interval(successes: float | int, count: int, *, z: float = 1.96) -> t
     share = successes / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # None of them and all of them: exactly 0 and 1, which the formula misses by rounding.
+    return (
+        max(0.0, centre - half) if successes > 0 else 0.0,
+        min(1.0, centre + half) if successes < count else 1.0,
+    )
 
 
 def _right(batches: Sequence[Answers]) -> np.ndarray:

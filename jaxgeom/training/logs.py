@@ -6,6 +6,7 @@ the digest of its bytes, so that a run that goes on continues them byte for byte
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -193,7 +194,8 @@ class Log:
         self._last = row
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Writes a row of numbers at a step."""
+        """Writes a row of numbers at a step; what is undefined (a share of nothing) is left out: JSON has no NaN."""
+        row = {key: value for key, value in row.items() if math.isfinite(value)}
         if self._events is not None:
             self._files["metrics.jsonl"].write([{"step": step, **row}])
             self._events.write(step, row)

@@ -1,6 +1,7 @@
 """All that a run needs, read and checked before anything is written, and whether it is finished already."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
 from jaxgeom.training.objectives import OPD, Objective, objective_of
-from jaxgeom.training.remarks import float32_on_accelerator
+from jaxgeom.training.remarks import float32_on_accelerator, repeated_prompts, twin_teacher
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
@@ -154,11 +155,16 @@ def make_ready(
         reporter.say(f"{out}: {changed}: written anew")
     if rows.rewards.own:
         config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
+    if (repeated := repeated_prompts(settings, len(rows.data))) is not None:
+        reporter.say(f"{name}: {repeated}")
     files = tokenizer_directory(inputs.model, inputs.base)
     objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
     if isinstance(objective, OPD):
-        has_twin = any([are_equal(params, actor.params) for actor in teachers])
-        objective = dataclasses.replace(objective, has_twin=has_twin)
+        twins = [are_equal(params, actor.params) for actor in teachers]
+        objective = dataclasses.replace(objective, has_twin=any(twins))
+        if settings.support != "sampled":
+            for path in itertools.compress(inputs.teachers, twins):
+                reporter.warn(f"{name}: {twin_teacher(settings.support, path)}")
     confinement = make_confinement(
         settings.confine, model.config, model=inputs.model, base=inputs.base, basis_from=inputs.basis_from,
         mask_from=inputs.mask_from, seed=settings.seed, mesh=mesh,

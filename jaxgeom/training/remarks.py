@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxgeom.training.evaluation import is_evaluation
-from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunSettings
+from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RLVRSettings, RunSettings
 
 _EXPLODED = 10.0
 _MUST_BE_FINITE = {
@@ -16,6 +17,7 @@ _MUST_BE_FINITE = {
     "update_norm": "the update is",
     "param_norm": "the weights are",
 }
+_OF_ROLLOUT = ("reward", "gap", "response_length", "truncated")
 _SHOWN = ("loss", "reward", "gap", "grad_norm", "response_length", "truncated")
 
 
@@ -45,6 +47,31 @@ def float32_on_accelerator(platform: str | None, compute_dtype: str) -> str | No
     if platform not in ("gpu", "tpu") or compute_dtype != "float32":
         return None
     return f"products are float32 ones on this {platform}; --compute-dtype bfloat16 takes a fraction of their time"
+
+
+def repeated_prompts(settings: RunSettings, rows: int) -> str | None:
+    """A sentence where one rollout has some prompt more than once.
+
+    Args:
+        settings: of the run.
+        rows: that it may draw.
+    """
+    if not isinstance(settings, OnPolicySettings) or settings.prompts_per_rollout <= rows:
+        return None
+    return f"a rollout of {settings.prompts_per_rollout} prompts from {rows} rows repeats prompts"
+
+
+def twin_teacher(support: str, path: Path) -> str:
+    """A sentence about a teacher with the student's parameters, whose distributions a loss compares.
+
+    Args:
+        support: of the divergence.
+        path: of the teacher.
+    """
+    return (
+        f"teacher {path} has the parameters that the student begins with: over support={support} their divergence is 0,"
+        " its gradient rounding alone, and Adam takes whole steps along that"
+    )
 
 
 def cannot_go_on(row: Mapping[str, float], vocabulary: int | None) -> str | None:
@@ -80,7 +107,10 @@ def last_numbers(rows: Sequence[dict[str, Any]]) -> list[str]:
     said = []
     steps = _steps(rows)
     if steps:
-        shown = [f"{key} {steps[-1][key]:.4g}" for key in _SHOWN if key in steps[-1]]
+        # Several steps may learn from one rollout, of which the first alone has its numbers.
+        rollout = next((row for row in reversed(steps) if "response_length" in row), {})
+        last = {key: rollout[key] for key in _OF_ROLLOUT if key in rollout} | steps[-1]
+        shown = [f"{key} {last[key]:.4g}" for key in _SHOWN if key in last]
         said.append(f"step {steps[-1]['step']}: {', '.join(shown) or 'nothing to learn from'}")
     evaluated = [row for row in rows if is_evaluation(row)]
     for key in evaluated[-1] if evaluated else ():

@@ -85,3 +85,8 @@ def test_files_of_held_out_prompts_by_name(tmp_path):
     for several in (("x.jsonl", "y.jsonl"), ("a=x.jsonl", "y.jsonl"), ("a=x.jsonl", "a=y.jsonl")):
         with pytest.raises(UserError, match="eval_data=.*NAME=FILE"):
             RunInputs(**given, eval_data=tuple(map(Path, several)))
+
+
+def test_none_and_all_right_are_at_the_ends_exactly():
+    for count in range(1, 200):
+        assert wilson_interval(0, count)[0] == 0.0 and wilson_interval(count, count)[1] == 1.0

@@ -7,7 +7,8 @@ import pytest
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training import OPDSettings, RLVRSettings, SFTSettings, objective_of
-from jaxgeom.training.remarks import cannot_go_on
+from jaxgeom.training.logs import Log, read_json_lines
+from jaxgeom.training.remarks import cannot_go_on, last_numbers, repeated_prompts
 from tests.tiny import tiny_config
 
 COMMON = dict(steps=2, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3))
@@ -39,3 +40,24 @@ def test_what_is_lost_whatever_its_loss_is():
     for name, said in (("loss", "loss is NaN"), ("grad_norm", "gradient is NaN"), ("update_norm", "update is NaN")):
         assert said in (cannot_go_on(healthy | {name: math.nan}, None) or "")
     assert "larger than the weights'" in (cannot_go_on(healthy | {"update_norm": 11.0}, None) or "")
+
+
+def test_what_is_undefined_is_left_out_of_the_log(tmp_path):
+    with Log(SFTSettings(**COMMON), tmp_path, None, {}) as log:
+        log.step(1, {"loss": 1.0, "leakage": math.nan, "leakage_max": math.nan, "share": math.inf}, {}, None)
+        log.flush()
+    (row,) = read_json_lines(tmp_path / "metrics.jsonl")
+    assert row["loss"] == 1.0 and not {"leakage", "leakage_max", "share"} & row.keys()
+
+
+def test_the_last_numbers_are_of_the_last_rollout_too():
+    rollout = {"step": 1, "loss": 3.0, "reward": 0.5, "response_length": 7.0, "truncated": 0.25}
+    (said,) = last_numbers([rollout, {"step": 2, "loss": 1.0}])
+    assert said == "step 2: loss 1, reward 0.5, response_length 7, truncated 0.25"
+
+
+@pytest.mark.parametrize("rows, is_said", [(39, True), (40, False)])
+def test_more_prompts_than_rows_are_said(rows, is_said):
+    settings = RLVRSettings(**COMMON | {"batch_size": 80}, samples_per_prompt=4, updates_per_rollout=2)
+    assert (repeated_prompts(settings, rows) == f"a rollout of 40 prompts from {rows} rows repeats prompts") is is_said
+    assert repeated_prompts(SFTSettings(**COMMON), 1) is None
