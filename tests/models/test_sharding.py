@@ -33,7 +33,11 @@ CONFIG = Qwen3Config(
 MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 
 
-@pytest.mark.parametrize(("config", "sizes"), [(CONFIG, (2, 2, 2, 1)), (MOE, (1, 2, 2, 2))], ids=["dense", "moe"])
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [(CONFIG, (2, 2, 2, 1)), (MOE, (1, 2, 2, 2)), (MOE, (2, 4, 1, 1))],
+    ids=["dense", "experts", "experts by rows"],
+)
 def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
     mesh = make_mesh(*sizes)
     model = Qwen3(config)
@@ -41,9 +45,9 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
     spread = Qwen3(config, mesh=mesh)
     sharded = jax.device_put(params, parameter_shardings(params, mesh))
     kernel = sharded["layers"]["attention"]["q"]["kernel"]
-    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
     local = jax.device_put(jax.device_get(sharded), jax.devices()[0])
-    tokens = np.random.default_rng(0).integers(0, 64, (4, 9)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 9)).astype(np.int32)
 
     @partial(jax.jit, static_argnums=0)
     def run(model, params, tokens):
@@ -56,11 +60,11 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
     settings = SamplingSettings(3)
     with jax.set_mesh(mesh):
         gradient, logits = run(spread, sharded, jax.device_put(tokens, batch_sharding(mesh)))
-        rollout = sample(spread, sharded, tokens.tolist(), range(4), settings, pad_id=0)
+        rollout = sample(spread, sharded, tokens.tolist(), range(8), settings, pad_id=0)
     want_gradient, want_logits = run(model, local, tokens)
     np.testing.assert_allclose(logits, want_logits, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, want_gradient)
-    want = sample(model, local, tokens.tolist(), range(4), settings, pad_id=0)
+    want = sample(model, local, tokens.tolist(), range(8), settings, pad_id=0)
     assert rollout.responses() == want.responses()
 
 
