@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from jaxgeom.models.recomputation import product
 from jaxgeom.sharding import BATCH_AXES, batch_divisor
 
 # Which axis of a layer's kernel lies over fsdp, as `sharding.RULES` have it.
@@ -18,7 +19,7 @@ def route(
     x: Float[Array, "tokens dim"], router: Float[Array, "dim experts"], *, experts_per_token: int, normalize: bool
 ) -> tuple[Float[Array, "tokens chosen"], Int[Array, "tokens chosen"]]:
     """The top-k of `softmax(x·router)` in float32, their sum made 1 where `normalize`, and their expert indices."""
-    logits = x @ router.astype(x.dtype)
+    logits = product(x @ router.astype(x.dtype))
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
     weights, chosen = jax.lax.top_k(probabilities, experts_per_token)
     if normalize:
@@ -47,8 +48,9 @@ def mixture_of_experts(
     order = jnp.argsort(chosen.reshape(-1), stable=True)
     group_sizes = jnp.bincount(chosen.reshape(-1), length=gate.shape[0]).astype(jnp.int32)
     inputs = jnp.take(x, order // experts_per_token, axis=0)
-    inner = jax.nn.silu(jax.lax.ragged_dot(inputs, gate, group_sizes)) * jax.lax.ragged_dot(inputs, up, group_sizes)
-    outputs = jax.lax.ragged_dot(inner, down, group_sizes)
+    gated, raised = (product(jax.lax.ragged_dot(inputs, kernel, group_sizes)) for kernel in (gate, up))
+    inner = jax.nn.silu(gated) * raised
+    outputs = product(jax.lax.ragged_dot(inner, down, group_sizes))
     restored = jnp.take(outputs, jnp.argsort(order), axis=0).reshape(tokens, experts_per_token, dim)
     return jnp.sum(restored * weights.astype(x.dtype)[..., None], axis=1)
 

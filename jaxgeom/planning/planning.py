@@ -121,7 +121,7 @@ def _require_sense(option: str, settings: PlanSettings, config: Qwen3Config) -> 
 
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
     """Tokens that a program puts through its model."""
-    if name == "rollout.turned_weights":
+    if name == "rollout.decoding_weights":
         return 0
     if name.startswith("rollout."):
         answers = batch * settings.updates_per_rollout

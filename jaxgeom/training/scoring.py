@@ -1,6 +1,5 @@
 """Log-probabilities of given tokens: the one forward path by which student and teacher are scored and trained."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -13,14 +12,14 @@ from jaxtyping import Array, Bool, Int, PyTree
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import Distilled, distillation, token_log_probs
-from jaxgeom.objectives.log_probs import DEFAULT_CHUNK, ChunkedWeight, chunked_weight
+from jaxgeom.objectives.log_probs import ChunkedWeight, chunked_weight
 from jaxgeom.sharding import BATCH_AXES, batch_divisor
 
-# Up to so many bytes of float32 logits are held whole, for the backward pass too; beyond, they are chunked over time.
+# Up to so many bytes of float32 logits a device holds whole, for the backward pass too; beyond, they are chunked over
+# time, so many tokens at once. Each chunk reads the unembedding and adds to its gradient, which fewer tokens do not pay
+# for; more gain nothing.
 _WHOLE_LOGITS = 1 << 28
-# So many of its tokens an accelerator puts through the unembedding at once, or more: with fewer, reading that, and its
-# gradient, takes longer than the products.
-_TOKENS_AT_ONCE = 1024
+_CHUNK_TOKENS = 1024
 
 
 def sequence_log_probs(
@@ -51,7 +50,7 @@ def sequence_log_probs(
         the first token of a sequence behind another, mean nothing and must be masked.
     """
     hidden = _hidden_states(model, params, tokens, valid, segments)
-    chunk = _chunk(model, tokens.shape, model.config.vocab_size, mesh)
+    chunk = _chunk(tokens.shape, model.config.vocab_size, mesh)
 
     def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Any:
         options: dict[str, Any] = {"temperature": temperature, "chunk": chunk, "vocabulary": model.vocabulary}
@@ -94,7 +93,7 @@ def sequence_divergences(
     """
     hidden = _hidden_states(student, params, tokens, valid)
     weight = chunked_weight(unembedding(student.config, params), hidden.dtype)
-    chunk = _chunk(student, tokens.shape, 2 * student.config.vocab_size, mesh)
+    chunk = _chunk(tokens.shape, 2 * student.config.vocab_size, mesh)
 
     def taught(place: int) -> Distilled:
         teacher, frozen = teachers[place], jax.lax.stop_gradient(teacher_params[place])
@@ -126,14 +125,10 @@ def _hidden_states(model: Qwen3, params: PyTree, tokens: Array, valid: Array, se
     return cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
 
 
-def _chunk(model: Qwen3, shape: tuple[int, ...], vocabulary: int, mesh: Mesh | None) -> int:
+def _chunk(shape: tuple[int, ...], vocabulary: int, mesh: Mesh | None) -> int:
     """Time steps whose logits are held at once."""
-    if 4 * math.prod(shape) * vocabulary <= _WHOLE_LOGITS:
-        return shape[1]
-    if model.platform not in ("tpu", "gpu"):
-        return DEFAULT_CHUNK
-    rows = -(-shape[0] // batch_divisor(mesh))
-    return max(DEFAULT_CHUNK, _TOKENS_AT_ONCE // rows)
+    rows, time = -(-shape[0] // batch_divisor(mesh)), shape[1]
+    return time if 4 * rows * time * vocabulary <= _WHOLE_LOGITS else max(1, _CHUNK_TOKENS // rows)
 
 
 def _by_rows(head: Callable[[Any, Any], Any], arrays: Any, weights: Any, mesh: Mesh | None) -> Any:

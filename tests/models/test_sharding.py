@@ -34,13 +34,13 @@ MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_inte
 
 
 @pytest.mark.parametrize(
-    ("config", "sizes"),
-    [(CONFIG, (2, 2, 2, 1)), (MOE, (1, 2, 2, 2)), (MOE, (2, 4, 1, 1))],
-    ids=["dense", "experts", "experts by rows"],
+    ("config", "sizes", "platform"),
+    [(CONFIG, (2, 2, 2, 1), None), (MOE, (1, 2, 2, 2), None), (MOE, (2, 4, 1, 1), None), (CONFIG, (2, 2, 2, 1), "gpu")],
+    ids=["dense", "experts", "experts by rows", "gpu"],
 )
-def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
+def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, platform):
     mesh = make_mesh(*sizes)
-    model = Qwen3(config)
+    model = Qwen3(config, platform=platform)
     params = tiny_params(config)
     spread = Qwen3(config, mesh=mesh)
     sharded = jax.device_put(params, parameter_shardings(params, mesh))

@@ -25,9 +25,9 @@ TIME = 256
 
 @pytest.fixture(autouse=True)
 def chunks(monkeypatch):
-    # As if the logits were too many to be held: 8 chunks of 32 columns.
+    # As if the logits were too many to be held: chunks of 4 columns of 8 rows, of 32 columns of one.
     monkeypatch.setattr(scoring, "_WHOLE_LOGITS", 0)
-    monkeypatch.setattr(scoring, "DEFAULT_CHUNK", 32)
+    monkeypatch.setattr(scoring, "_CHUNK_TOKENS", 32)
 
 
 def gradient(model, mesh):
@@ -123,16 +123,11 @@ def test_the_unembedding_is_gathered_once_in_bfloat16_and_its_gradient_scattered
 
 
 @pytest.mark.parametrize(
-    ("platform", "rows", "mesh", "chunk"),
-    [
-        ("tpu", 8, (1, 8), 1024),
-        ("gpu", 16, (4, 2), 512),
-        ("tpu", 8, None, 128),
-        ("cpu", 1, None, 32),
-        ("gpu", 64, None, 32),
-    ],
+    ("rows", "mesh", "chunk"), [(8, (1, 8), 1024), (16, (4, 2), 512), (8, None, 128), (64, None, 16), (4096, None, 1)]
 )
-def test_an_accelerator_puts_enough_tokens_through_the_unembedding_at_once(platform, rows, mesh, chunk):
-    """However few rows it has; on a CPU what is held is what counts."""
-    model = Qwen3(CONFIG, platform=platform)
-    assert scoring._chunk(model, (rows, 8192), 1 << 17, None if mesh is None else make_mesh(*mesh)) == chunk
+def test_a_device_puts_as_many_tokens_through_the_unembedding_at_once_however_many_rows_it_has(
+    rows, mesh, chunk, monkeypatch
+):
+    monkeypatch.undo()
+    assert scoring._chunk((rows, 8192), 1 << 17, None if mesh is None else make_mesh(*mesh)) == chunk
+    assert scoring._chunk((8, 512), 1 << 14, None) == 512  # 256 MiB of logits are held whole
