@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models.attention import attend_cache, attend_cache_and_own
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.rollout import SamplingSettings, sample, sampler_programs
 from jaxgeom.sharding import (
@@ -157,3 +158,14 @@ def test_a_mesh_of_another_platform_than_the_default_is_believed():
 def test_arrays_inside_a_program_lie_nowhere():
     with pytest.raises(ValueError, match="inside jit"):
         jax.jit(lambda x: platform_of({"w": x}) and x)(jnp.zeros(2))
+
+
+def test_a_token_reads_a_cache_that_its_own_key_is_not_in():
+    """As one that it is written to: the same attention, with a row that sees nothing before it."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((3, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    keys, values = (jnp.asarray(rng.standard_normal((3, 2, 6, 8)), jnp.float32) for _ in range(2))
+    before = jnp.asarray([[True] * 4 + [False] * 2, [False] * 6, [False, True, True, True, False, False]])
+    written = [cache.at[:, :, 4].set(new[:, 0]) for cache, new in ((keys, k), (values, v))]
+    expected = attend_cache(q, *written, before.at[:, 4].set(True))
+    np.testing.assert_allclose(attend_cache_and_own(q, k, v, keys, values, before), expected, rtol=1e-5, atol=1e-6)
