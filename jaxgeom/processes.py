@@ -9,6 +9,7 @@ With one process every function here does the plain thing and computes nothing.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import pickle
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgeom.buckets.places import named
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 
@@ -219,7 +221,7 @@ def require_same(described: dict[str, Any]) -> None:
     Raises:
         UserError: naming the first field that differs, and both values.
     """
-    first, *others = exchanged(described)
+    first, *others = exchanged(json.loads(named(json.dumps(described, default=str))))  # each has copies of its own
     for index, other in enumerate(others, 1):
         differing = unequal(first, other)
         if differing:

@@ -86,13 +86,14 @@ def require_reachable(url: str, seconds: float = PATIENCE) -> None:
     Raises:
         UserError: with the reason, after at most so many seconds.
     """
-    fs = filesystem()
+    _prepare()
     bucket, _, path = url.removeprefix(SCHEME).partition("/")
     failed: list[Exception] = []
 
     def ask() -> None:
         try:
-            fs.call("GET", "b/{}/o", bucket, prefix=f"{path}/", maxResults=1, json_out=True)
+            # The client too is made here: it looks for credentials, on the network at last.
+            filesystem().call("GET", "b/{}/o", bucket, prefix=f"{path}/", maxResults=1, json_out=True)
         except Exception as error:  # a library's own kinds; the reason is told to the user
             failed.append(error)
 
