@@ -18,8 +18,8 @@ from jaxgeom.errors import UserError, listed
 from jaxgeom.owned_files import KINDS
 
 _CHECKPOINTS = re.compile(r"(?:.*/)?checkpoints/\.?\d+[^/]*/.*", re.DOTALL)
-_HERE = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.[^/]+\.\w{8}|rows/[^/]*)", re.DOTALL)
-"""What is of this machine alone: locks, files that are being written, the tokens of rows."""
+_HERE = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.[^/]+\.\w{8}|(?:rows|base_spectra)/[^/]*)", re.DOTALL)
+"""What is of this machine alone: locks, files that are being written, tokens of rows and spectra of bases."""
 
 
 class WorkingCopy:

@@ -4,7 +4,7 @@ It ignores conditions (`ifGenerationMatch`, `ifGenerationNotMatch`) and does not
 (`x-goog-generation`); TensorStore writes its manifests by both. One request is answered after the other, so that a
 condition still holds while the request is answered.
 
-`python -m tests.buckets.server PORT` serves until it is stopped.
+`python -m tests.object_store PORT` serves until it is stopped.
 """
 
 import http.server
