@@ -158,12 +158,12 @@ def together(make: Callable[[], _T]) -> _T:
         value = make()
     except (UserError, OSError) as error:
         own = error
-    said = exchanged(None if own is None else str(own))
+    said = exchanged(None if own is None else (str(own), _status(own)))
     if own is not None:
         raise own
     for index, error in enumerate(said):
         if error is not None:
-            raise UserError(f"process {index}: {error}")
+            raise _failed(f"process {index}: {error[0]}", error[1])
     return value
 
 
@@ -185,18 +185,18 @@ def from_first(make: Callable[[], _T]) -> _T:
     """
     if count() == 1:
         return make()
-    said: tuple[Any, str | None] = (None, None)
+    said: tuple[Any, tuple[str, int] | None] = (None, None)
     own: Exception | None = None
     if is_first():
         try:
             said = make(), None
         except (UserError, OSError) as error:
-            said, own = (None, str(error)), error
+            said, own = (None, (str(error), _status(error))), error
     value, failed = exchanged(said)[0]
     if own is not None:
         raise own
     if failed is not None:
-        raise UserError(failed)
+        raise _failed(*failed)
     return value
 
 
@@ -329,6 +329,17 @@ def _ended_after(seconds: int, said: str, status: int) -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+def _status(error: Exception) -> int:
+    """The exit status that an error of one process is to have in all."""
+    return getattr(error, "status", UserError.status)
+
+
+def _failed(said: str, status: int) -> UserError:
+    error = UserError(said)
+    error.status = status
+    return error
 
 
 def _number(variable: str) -> int | None:

@@ -80,11 +80,11 @@ def folder(url: str) -> Any:
     return epath.Path(url)
 
 
-def require_reachable(url: str, seconds: float = PATIENCE) -> None:
+def require_reachable(url: str) -> None:
     """Refuses a bucket that is not there, may not be listed, or does not answer.
 
     Raises:
-        UserError: with the reason, after at most so many seconds.
+        UserError: with the reason, after at most `PATIENCE` seconds.
     """
     _prepare()
     bucket, _, path = url.removeprefix(SCHEME).partition("/")
@@ -99,11 +99,11 @@ def require_reachable(url: str, seconds: float = PATIENCE) -> None:
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
-    asking.join(seconds)
+    asking.join(PATIENCE)
     if asking.is_alive():
         where = os.environ.get("STORAGE_EMULATOR_HOST")
         raise UserError(
-            f"{url}: {f'the endpoint {where}' if where else 'the bucket'} does not answer within {seconds:.0f} s;"
+            f"{url}: {f'the endpoint {where}' if where else 'the bucket'} does not answer within {PATIENCE:.0f} s;"
             " see to the network"
         )
     if failed:

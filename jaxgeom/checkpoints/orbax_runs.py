@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pathlib
 import threading
 from typing import Any
 
@@ -17,7 +16,7 @@ from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.errors import UserError
 
 
-def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, Any]) -> Any:
+def _open_store(params: Any, key: tuple[str, ...], metadata: dict[str, Any]) -> Any:
     import tensorstore  # heavy, and only needed for Orbax
 
     base = f"{params}/" if is_stored(params) else f"file://{params.resolve()}/"
@@ -30,7 +29,7 @@ def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, 
 class _LeafSlice:
     """Reads the part of a stacked leaf that one Hugging Face tensor is, in that tensor's layout."""
 
-    def __init__(self, store: Any, config: Any, tensor: Any, where: pathlib.Path, verified: "_Verified") -> None:
+    def __init__(self, store: Any, config: Any, tensor: Any, where: Any, verified: "_Verified") -> None:
         self.store, self.config, self.tensor, self.where, self.verified = store, config, tensor, where, verified
 
     def __call__(self, start: int | None, stop: int | None) -> np.ndarray:
@@ -54,7 +53,7 @@ class _LeafSlice:
 class _Verified:
     """The files of a checkpoint, compared with their checksums once, before the first number is taken from them."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: Any) -> None:
         self.folder, self.done, self.lock = folder, False, threading.Lock()
 
     def require(self) -> None:

@@ -1,7 +1,7 @@
 """`gs://…` among a command's arguments: each becomes the path of its copy here, before anything makes a path of it.
 
-`pathlib` takes `gs://b/run` for the folder `gs:` with `b` in it. So words with a URL never come to a parser: those that a
-command reads or trains to are replaced, all others refused.
+`pathlib` takes `gs://b/run` for the folder `gs:` with `b` in it. So words with a URL never come to a parser: those that
+a command reads or trains to are replaced, all others refused.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,7 @@ _PARTIAL = r"\.\d+\.partial(?:\.\d+)?(?:\.orbax-checkpoint-tmp.*)?"
 Say = Callable[[str], None]
 
 
+@runtime_checkable
 class Folders(Protocol):
     """The checkpoints of a run; only what is whole has a step's name, or its list.
 

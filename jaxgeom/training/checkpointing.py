@@ -345,7 +345,7 @@ def _names(state: Any) -> list[str]:
     return [".".join(path) for path in leaf_names(state)]
 
 
-def _require_same(held: Sequence[str], wanted: Sequence[str], path: Path) -> None:
+def _require_same(held: Sequence[str], wanted: Sequence[str], path: Any) -> None:
     """Refuses the state of another optimizer by the first name that only one of them has."""
     odd = [*(name for name in held if name not in wanted), *(name for name in wanted if name not in held)]
     if odd:

@@ -203,7 +203,6 @@ def test_buckets_that_cannot_be_used(inputs, bucket, jaxgeom, monkeypatch, tmp_p
         if why is None:
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
             monkeypatch.setattr(store, "PATIENCE", 0.5)
-            monkeypatch.setattr(store.require_reachable, "__defaults__", (0.5,))
             why = "does not answer within"
         begun = time.monotonic()
         said = jaxgeom(*runs.arguments(inputs, url))
