@@ -74,6 +74,8 @@ def _status(arguments: list[str], *, own_process: bool) -> int:
     except Exception as error:  # the last resort: whatever else goes wrong is a fault of this program's
         if is_full(error):  # as a library says it
             return _fail(str(full_disk(_out(arguments) or "output")))
+        if (platforms := _without_device(error)) is not None:
+            return _fail(f"JAX_PLATFORMS={platforms}: no such device is here; unset it, or set it to cpu")
         return _fail(_fault(error, arguments), status=1)
 
 
@@ -146,6 +148,13 @@ def _keep_compiled_programs() -> None:
 def _fail(message: str, *, status: int = 2) -> int:
     print("jaxgeom: " + named(" ".join(message.split())), file=sys.stderr)
     return status
+
+
+def _without_device(error: Exception) -> str | None:
+    """What JAX was told to use by a variable, where it ends because that is not here: by an error or an assertion."""
+    platforms, frames = os.environ.get("JAX_PLATFORMS"), traceback.extract_tb(error.__traceback__)
+    is_told = platforms and frames and frames[-1].filename.endswith("xla_bridge.py")
+    return platforms if is_told and isinstance(error, (RuntimeError, AssertionError)) else None
 
 
 def _fault(error: Exception, arguments: Sequence[str]) -> str:

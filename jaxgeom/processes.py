@@ -76,16 +76,24 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
     missing = (
         f"--distributed: not all processes came within {patience} s"
         f"{f', or the coordinator {where} cannot be reached' if where else ''}; start the same command in all of them"
+        f"{', each with a JAX_PROCESS_ID of its own' if where else ''}"
     )
     if where is not None and not re.fullmatch(r".+:\d+", where):
         raise UserError(f"JAX_COORDINATOR_ADDRESS={where}: HOST:PORT is needed")
+    number, several = _number("JAX_PROCESS_ID"), _number("JAX_NUM_PROCESSES")
+    if several is not None and several < 1:
+        raise UserError(f"JAX_NUM_PROCESSES={several}: must be positive")
+    if number is not None and several is not None and not 0 <= number < several:
+        raise UserError(
+            f"JAX_PROCESS_ID={number}: one of 0 to {several - 1} is needed, each once: JAX_NUM_PROCESSES is {several}"
+        )
     # JAX's own notice of SIGTERM would take the place of the handler that saves (`interruption`, `Signals`).
     jax.config.update("jax_enable_preemption_service", False)
     try:
         with _ended_after(patience, missing, 2 if where else ProcessLost.status):
             jax.distributed.initialize(
-                num_processes=_number("JAX_NUM_PROCESSES"),
-                process_id=_number("JAX_PROCESS_ID"),
+                num_processes=several,
+                process_id=number,
                 initialization_timeout=patience + _SLACK,
                 heartbeat_timeout_seconds=SIGN_OF_LIFE if sign_of_life is None else sign_of_life,
             )

@@ -1,5 +1,6 @@
 """The mesh, its platform, and which axis of it splits which axis of every parameter; nothing is allocated."""
 
+import math
 import re
 from typing import Any
 
@@ -122,6 +123,26 @@ def spread_rows(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     columns = PartitionSpec("data", *[None] * (x.ndim - 2), "fsdp")
     x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, columns))
     return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
+
+
+def spread_columns(x: jax.Array, mesh: Mesh | None) -> jax.Array:
+    """Few rows `[batch, ..., dim]`, each device with its part of their columns, as kernels lie over fsdp.
+
+    So the kernels stay where they are, each device multiplies all rows with its own shard, and what is summed over the
+    devices are products of few rows. As the batch lies, every kernel is gathered for every token that is decoded.
+
+    Args:
+        x: what a kernel is multiplied with.
+        mesh: what it lies on; None for one device. Nothing is done where it does not split the columns, or where the
+            rows are so many that their products are more than the kernel.
+    """
+    sizes = {} if mesh is None else dict(mesh.shape)
+    data, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
+    rows = math.prod(x.shape[:-1]) // data
+    if mesh is None or fsdp == 1 or x.shape[0] % data or x.shape[-1] % fsdp or 2 * rows > x.shape[-1]:
+        return x
+    columns = PartitionSpec("data", *[None] * (x.ndim - 2), "fsdp")
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, columns))
 
 
 def mesh_of(params: Any) -> Mesh | None:

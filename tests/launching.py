@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -14,18 +15,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 _DEVICES = "--xla_force_host_platform_device_count"
 
 # One command after the other in one process, which loads its packages once. Waiting is short, but for a busy machine.
-# A process may be one that falls: it kills itself as soon as a path is there. The others then do not wait for it.
+# A process may be one that falls: it kills itself as soon as a path is there. The others then do not wait for it. Or it
+# is told to stop, by a signal that it can hear: for each path once, in their order.
 SCRIPT = """
 import contextlib, io, json, os, pathlib, signal, sys, threading, time
 from jaxgeom import cli, processes
 processes.JOINING, processes.SIGN_OF_LIFE, processes.SEEING = json.loads(sys.argv[2])
-path, others_fall = json.loads(sys.argv[3])
+paths, by, others_fall = json.loads(sys.argv[3])
 def fall():
-    while not os.path.exists(path):
-        time.sleep(0.005)
-    os.kill(os.getpid(), signal.SIGKILL)
-if path:
-    threading.Thread(target=fall, daemon=True).start()
+    for path in paths:
+        while not os.path.exists(path):
+            time.sleep(0.005)
+        os.kill(os.getpid(), by)
+threading.Thread(target=fall, daemon=True).start()
 for words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -56,7 +58,8 @@ class Ended(NamedTuple):
 def start(
     commands: Sequence[Sequence[Sequence[str]]], *, devices: int = 2, count: int | None = None, script: str = SCRIPT,
     patience: tuple[float, float, float] = (300, 100, 2.0), directories: Mapping[int, pathlib.Path] | None = None,
-    falls: Mapping[int, pathlib.Path] | None = None, alone: bool = False,
+    falls: Mapping[int, pathlib.Path] | None = None, told: Mapping[int, Sequence[pathlib.Path]] | None = None,
+    alone: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> list[subprocess.Popen[str]]:  # fmt: skip
     """One process for each list of commands.
@@ -69,6 +72,7 @@ def start(
         patience: seconds to join, without a sign of life, and until a file is seen.
         directories: where a process works, by its number.
         falls: by its number a path, as soon as which is there a process kills itself.
+        told: by its number paths, at each of which a process gets SIGTERM.
         alone: whether one process is told, as several are, where it would find the others.
         environment: further variables, of all.
     """
@@ -86,8 +90,12 @@ def start(
         own = {}
         if count > 1 or alone:
             own = {"JAX_NUM_PROCESSES": str(count), "JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
-        more, path = ["--distributed"] if count > 1 else [], (falls or {}).get(index)
-        said = [[[*one, *more] for one in words], patience, [os.fspath(path) if path else "", bool(falls)]]
+        more = ["--distributed"] if count > 1 else []
+        paths, by = (told or {}).get(index, ()), signal.SIGTERM
+        if falls and index in falls:
+            paths, by = [falls[index]], signal.SIGKILL
+        fate = [list(map(os.fspath, paths)), int(by), bool(falls)]
+        said = [[[*one, *more] for one in words], patience, fate]
         own |= {"JAX_PROCESS_ID": str(index)} | dict(environment or {})
         started.append(
             subprocess.Popen(

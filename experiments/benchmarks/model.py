@@ -2,11 +2,13 @@
 
     python experiments/benchmarks/model.py --shape tiny
     python experiments/benchmarks/model.py --shape 31m
-    python experiments/benchmarks/model.py --shape qwen3-0.6b --dtype bfloat16      # on an accelerator
+    python experiments/benchmarks/model.py --shape qwen3-0.6b --dtype bfloat16 --no-torch      # on an accelerator
 
 Prints seconds (best and median of the rounds), the ratio of PyTorch's to jaxgeom's (above 1: jaxgeom is faster), the
-train step's share of the matmul rate, sampling's share of the memory bandwidth, and the time of decoding's products
-with the weights alone, all measured in the same run. On a CPU also what its own forms are worth, as the ratio of the
+train step's share of the matmul rate, a decoded token's share of the memory bandwidth (what a token must read, weights
+in the compute dtype and the whole cache, over the time of all tokens behind the first), and the time of decoding's
+products with the weights alone, all measured in the same run. jaxgeom's parameters are float32 masters, as in training.
+On a CPU also what its own forms are worth, as the ratio of the
 time without them: `general`, the form that accelerators run (no `models/cpu_layers.py`, one part); `one part`, large
 batches not cut for the cores (no `rollout/cpu_parts.py`). What is kept with the process (`cpu_memory.py`) shows by
 `--default-memory`, in a run of its own. A form that gains less than a tenth at every shape here is not worth its file.
@@ -16,7 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -25,6 +27,7 @@ import numpy as np
 import optax
 
 from jaxgeom.cpu_memory import keep_freed_memory
+from jaxgeom.data.buckets import bucket_length
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.cpu_layers import multiply_columns, turn_weights
 from jaxgeom.models.qwen3 import unembedding
@@ -45,13 +48,29 @@ def _config(
     )  # fmt: skip
 
 
-# Config, train batch (rows, time), sampling batches (rows, new tokens).
-SHAPES: dict[str, tuple[Qwen3Config, tuple[int, int], list[tuple[int, int]]]] = {
-    "tiny": (_config(64, 128, 256, 3, 4, 2, 32), (64, 19), [(64, 9), (512, 9)]),
-    "31m": (_config(4096, 512, 1536, 8, 8, 8, 64, tied=False), (8, 256), [(8, 244), (16, 64), (64, 64)]),
-    "qwen3-0.6b": (_config(151_936, 1024, 3072, 28, 16, 8, 128), (8, 1024), [(64, 128)]),
+class Shape(NamedTuple):
+    """A model and what is measured of it.
+
+    Attributes:
+        config: architecture.
+        training: batches of a step, rows and columns.
+        sampling: rows, tokens of each prompt, new tokens.
+    """
+
+    config: Qwen3Config
+    training: list[tuple[int, int]]
+    sampling: list[tuple[int, int, int]]
+
+
+SHAPES = {
+    "tiny": Shape(_config(64, 128, 256, 3, 4, 2, 32), [(64, 19)], [(64, 12, 9), (512, 12, 9)]),
+    "31m": Shape(
+        _config(4096, 512, 1536, 8, 8, 8, 64, tied=False), [(8, 256)], [(8, 12, 244), (16, 12, 64), (64, 12, 64)]
+    ),
+    "qwen3-0.6b": Shape(
+        _config(151_936, 1024, 3072, 28, 16, 8, 128), [(8, 1024), (1, 8192)], [(64, 256, 64), (64, 960, 64)]
+    ),
 }
-PROMPT = 12
 
 
 def measure(rounds: int, **candidates: Callable[[], Any]) -> dict[str, list[float]]:
@@ -133,19 +152,19 @@ def torch_sampler(model: Any, prompts: np.ndarray, new: int) -> Callable[[], Any
 
 
 def matmul_rate(dtype: Any, size: int) -> float:
-    """FLOP/s of one square matmul, best of several."""
-    x = jnp.ones((size, size), dtype)
-    run = jax.jit(lambda x: x @ x)
+    """FLOP/s of a square matmul of random numbers, several behind one another, best of several."""
+    x, repeats = jax.random.normal(jax.random.key(0), (size, size), dtype) * jnp.asarray(size**-0.5, dtype), 8
+    run = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, y: y @ x, x))
     seconds = min(measure(5, matmul=lambda: run(x).block_until_ready())["matmul"])
-    return 2 * size**3 / seconds
+    return repeats * 2 * size**3 / seconds
 
 
 def bandwidth(bytes_: int) -> float:
-    """Bytes per second read and written by an elementwise pass, best of several."""
-    x = jnp.ones(bytes_ // 4, jnp.float32)
-    run = jax.jit(lambda x: x + 1.0)
+    """Bytes per second read and written by an elementwise pass, several behind one another, best of several."""
+    x, repeats = jnp.ones(bytes_ // 4, jnp.float32), 8
+    run = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, y: y + 1.0, x))
     seconds = min(measure(5, copy=lambda: run(x).block_until_ready())["copy"])
-    return 2 * bytes_ / seconds
+    return repeats * 2 * bytes_ / seconds
 
 
 def products_alone(model: Qwen3, params: Any, rows: int, steps: int) -> Callable[[], Any]:
@@ -188,13 +207,12 @@ def main() -> None:
     options = parser.parse_args()
     if not options.default_memory:
         keep_freed_memory()  # as the commands that train do; PyTorch, in this process too, gains by it as well
-    config, (rows, length), batches = SHAPES[options.shape]
+    config, training, sampling = SHAPES[options.shape]
     dtype = jnp.dtype(options.dtype)
     platform = platform_of(None)
     model = Qwen3(config, dtype=dtype, platform=platform)
     general = model.clone(platform=None)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
         f"{options.shape}: {count / 1e6:.2f} M parameters, {options.dtype}, "
@@ -202,21 +220,27 @@ def main() -> None:
     )
     rng = np.random.default_rng(0)
     theirs = None if options.no_torch else torch_model(config, options.dtype)
-    tokens = rng.integers(0, config.vocab_size, (rows, length), dtype=np.int32)
-    candidates = {"jaxgeom": train_step(model, params, tokens)}
-    if platform == "cpu":
-        candidates["general"] = train_step(general, params, tokens)
-    if theirs is not None:
-        candidates["pytorch"] = torch_train_step(theirs, tokens)
-    seconds = measure(options.rounds, **candidates)
-    report(f"train step, {rows}x{length}", seconds)
     heads = config.num_attention_heads * config.head_dim
-    # Forward and backward: 6 per parameter and token, and the causal half of 12·T per layer and head dimension.
-    flops = 6 * count * tokens.size + 6 * config.num_hidden_layers * heads * length * tokens.size
     rate = matmul_rate(dtype, 8192 if platform != "cpu" else 1024)
-    print(f"  {flops / min(seconds['jaxgeom']) / rate:.1%} of the measured matmul rate, {rate / 1e12:.3f} TFLOP/s")
-    for batch, new in batches:
-        prompts = rng.integers(0, config.vocab_size, (batch, PROMPT), dtype=np.int32)
+    for rows, length in training:
+        tokens = rng.integers(0, config.vocab_size, (rows, length), dtype=np.int32)
+        candidates = {"jaxgeom": train_step(model, params, tokens)}
+        if platform == "cpu":
+            candidates["general"] = train_step(general, params, tokens)
+        if theirs is not None:
+            candidates["pytorch"] = torch_train_step(theirs, tokens)
+        seconds = measure(options.rounds, **candidates)
+        report(f"train step, {rows}x{length}", seconds)
+        # Forward and backward: 6 per parameter and token, and the causal half of 12·T per layer and head dimension.
+        flops = 6 * count * tokens.size + 6 * config.num_hidden_layers * heads * length * tokens.size
+        taken = min(seconds["jaxgeom"])
+        print(
+            f"  {flops / taken / 1e12:.3f} TFLOP/s, {flops / taken / rate:.1%} of the measured matmul rate, "
+            f"{rate / 1e12:.3f} TFLOP/s"
+        )
+    limit = bandwidth(2**32 if platform != "cpu" else 2**27)
+    for batch, prompt, new in sampling:
+        prompts = rng.integers(0, config.vocab_size, (batch, prompt), dtype=np.int32)
         candidates = {"jaxgeom": sampler(model, params, prompts, new)}
         if platform == "cpu":
             candidates["general"] = sampler(general, params, prompts, new)
@@ -226,16 +250,21 @@ def main() -> None:
         if theirs is not None:
             candidates["pytorch"] = torch_sampler(theirs, prompts, new)
         seconds = measure(options.rounds, **candidates)
-        report(f"sampling, {batch}x{new} new tokens after {PROMPT}", seconds)
+        report(f"sampling, {batch}x{new} new tokens after {prompt}", seconds)
+        first = min(measure(options.rounds, one=sampler(model, params, prompts, 1))["one"])
+        token = (min(seconds["jaxgeom"]) - first) / (new - 1)
         if model.is_unrolled and not config.is_moe:
             alone = min(measure(options.rounds, products=products_alone(model, params, batch, new - 1))["products"])
             print(
                 f"  {alone:.4f} s for its products with the weights alone, {alone / min(seconds['jaxgeom']):.0%} of it"
             )
-        cache = 2 * config.num_hidden_layers * batch * (16 + new) * config.num_key_value_heads * config.head_dim
-        moved = (count + cache) * dtype.itemsize * new
-        limit = bandwidth(2**30 if platform != "cpu" else 2**27)
-        print(f"  {moved / min(seconds['jaxgeom']) / limit:.1%} of the measured bandwidth, {limit / 1e9:.1f} GB/s")
+        slots = bucket_length(prompt) + new
+        cache = 2 * config.num_hidden_layers * batch * slots * config.num_key_value_heads * config.head_dim
+        moved = (count + cache) * dtype.itemsize
+        print(
+            f"  {token * 1e3:.3f} ms a token behind the first, {moved / token / limit:.1%} of the measured bandwidth, "
+            f"{limit / 1e9:.1f} GB/s"
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """`jaxgeom plan --model M --topology T --objective O`."""
 
+import os
 from collections.abc import Callable
 from typing import Annotated
 
 from jaxgeom.commands.options import SomeFile, offered
+from jaxgeom.errors import UserError
 from jaxgeom.planning.settings import PlanSettings
 
 
@@ -21,6 +23,9 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
     def run(command: str) -> int:
         from jaxgeom.planning.topologies import LOCAL
 
+        if json is not None and (json.is_dir() or not os.access(json.parent, os.W_OK)):  # before minutes of compiling
+            raise UserError(f"--json {json}: no file can be written there")
+
         if settings.topology != LOCAL:
             import jax
 
@@ -28,6 +33,7 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
             jax.config.update("jax_platforms", "cpu")
         from json import dumps
 
+        from jaxgeom.files import write_atomically
         from jaxgeom.planning.planning import make_plan
         from jaxgeom.planning.writing import print_plan, to_json
         from jaxgeom.progress import Reporter
@@ -36,7 +42,7 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
         made = make_plan(settings, reporter.say)
         print_plan(made, reporter.console)
         if json is not None:
-            json.write_text(dumps(to_json(made, command), indent=1) + "\n", encoding="utf-8")
+            write_atomically(json, dumps(to_json(made, command), indent=1) + "\n")
         return 0 if made.fits else 1
 
     return run

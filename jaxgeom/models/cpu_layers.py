@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.models.attention import attend_cache
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.layers import Attend, block, rms_norm
+from jaxgeom.models.layers import Attend, block, rms_norm, split_layers
 from jaxgeom.models.moe import mixture_of_experts
 from jaxgeom.models.rope import apply_rope
 
@@ -28,17 +28,6 @@ _LAYERS_LIMIT = 12
 def is_unrolled(config: Qwen3Config, platform: str | None, *, remat: bool) -> bool:
     """Whether a model runs by this file's functions: on a CPU, with few layers, all of whose activations are kept."""
     return platform == "cpu" and not remat and config.num_hidden_layers <= _LAYERS_LIMIT
-
-
-def split_layers(stacked: Any) -> list[Any]:
-    """The parameters of each layer, a tree like `stacked` without its leading axis `[layer, ...]`.
-
-    Their gradients become one concatenation per leaf, where indexing would add a padded array per layer.
-    """
-    leaves, structure = jax.tree.flatten(stacked)
-    count = leaves[0].shape[0]
-    cut = [[part.reshape(part.shape[1:]) for part in jax.lax.split(leaf, (1,) * count)] for leaf in leaves]
-    return [structure.unflatten(parts) for parts in zip(*cut, strict=True)]
 
 
 def run_layers(

@@ -1,6 +1,7 @@
 """Qwen3, dense and mixture of experts: a Flax module that declares parameters and applies the functions of `layers`."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -8,13 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxgeom.models import cpu_layers
+from jaxgeom.float32_products import float32_products
+from jaxgeom.models import cpu_layers, gpu_decoding
 from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.layers import block, rms_norm
+from jaxgeom.models.layers import Spread, block, rms_norm
+from jaxgeom.models.recomputation import keep_everything, keep_products
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 from jaxgeom.objectives.log_probs import without_padding
-from jaxgeom.sharding import spread_rows
+from jaxgeom.sharding import spread_columns, spread_rows
 
 Cache = Mapping[str, Any]
 """`k` and `v` as `Qwen3.prefill` returns them."""
@@ -29,10 +32,11 @@ class Qwen3(nn.Module):
     Attributes:
         config: architecture.
         dtype: compute dtype.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: recompute each block in the backward pass. Without it the matrix products and attention are kept, and
+            what is elementwise is computed again (see `recomputation`).
         attention: `auto` (by platform and length), `plain`, `chunked`, `cudnn` or `splash`.
         platform: "cpu", "gpu" or "tpu", as `sharding.platform_of` the parameters says: which of the forms that are for
-            one platform alone are used (attention kernels, and `cpu_layers`). None: none of them.
+            one platform alone are used (attention kernels, `cpu_layers`, `gpu_decoding`). None: none of them.
         mesh: devices that the parameters lie on, for kernels that see one device's rows and heads; None for one.
         vocabulary: rows of the embedding from here on are padding, whose logits give no probability; None: none are.
     """
@@ -83,8 +87,7 @@ class Qwen3(nn.Module):
 
     def unembed(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Logits of normed hidden states, float32."""
-        logits = jnp.matmul(hidden, self._unembedding().astype(hidden.dtype), preferred_element_type=jnp.float32)
-        return without_padding(logits, self.vocabulary)
+        return self._logits(hidden, self._unembedding().astype(hidden.dtype))
 
     def prefill(
         self, tokens: Int[Array, "batch time"], *, valid: Bool[Array, "batch time"], room: int
@@ -92,7 +95,7 @@ class Qwen3(nn.Module):
         """Hidden state of the last column, and the keys and values of every layer with `room` empty slots behind them.
 
         Both are stacked, `[layer, batch, kv, slots, head_dim]`; where `is_unrolled`, lists of what
-        `cpu_layers.cache_layer` makes.
+        `cpu_layers.cache_layer` makes; on a GPU, of what `gpu_decoding.split_cache` makes.
 
         Args:
             tokens: prompts, padded on their left.
@@ -101,16 +104,18 @@ class Qwen3(nn.Module):
         """
         return self._run(tokens, valid, room=room)
 
-    def turned_weights(self) -> dict[str, Any]:
-        """What `decode` reads where `is_unrolled`: made once for all steps."""
-        return cpu_layers.turn_weights(self.config, dict(self.layers), self.norm, self._unembedding())
+    def decoding_weights(self) -> dict[str, Any]:
+        """What `decode` reads beside the parameters where `decodes_apart`: made once for all steps."""
+        if self.is_unrolled:
+            return cpu_layers.turn_weights(self.config, dict(self.layers), self.norm, self._unembedding())
+        return gpu_decoding.split_weights(dict(self.layers), self._unembedding(), self.dtype)
 
     def decode(
         self,
         tokens: Int[Array, " batch"],
         cache: Cache,
         *,
-        turned: Mapping[str, Any] | None = None,
+        weights: Mapping[str, Any] | None = None,
         positions: Int[Array, " batch"],
         index: Int[Array, ""],
         visible: Bool[Array, "batch slots"],
@@ -120,7 +125,7 @@ class Qwen3(nn.Module):
         Args:
             tokens: the newest token of each row.
             cache: `k` and `v` as `prefill` returns them, with room for the new slots.
-            turned: where `is_unrolled`, what `turned_weights` returns.
+            weights: where `decodes_apart`, what `decoding_weights` returns.
             positions: rotary position of each row's token.
             index: the slot to write, the same for all rows.
             visible: which slots a row may attend to, the new one included.
@@ -131,10 +136,24 @@ class Qwen3(nn.Module):
         cos, sin = rope_tables(positions[:, None], *self._frequencies())
         x = self.embed["embedding"][tokens[:, None]].astype(self.dtype)
         if self.is_unrolled:
-            assert turned is not None
+            assert weights is not None
             tables = cos[:, 0], sin[:, 0]
-            logits, cache = cpu_layers.decode_columns(config, turned, x[:, 0], tables, cache, index, visible)
+            logits, cache = cpu_layers.decode_columns(config, weights, x[:, 0], tables, cache, index, visible)
             return without_padding(logits, self.vocabulary), cache
+        spread = partial(spread_columns, mesh=self.mesh)
+        with float32_products(self.dtype):
+            if weights is not None:
+                x, cache = gpu_decoding.decode_layers(
+                    config, weights["layers"], x, (cos, sin), cache, index, visible, spread=spread
+                )
+                return self._logits(spread(self._final_norm(x)[:, 0]), weights["head"]), cache
+            x, cache = self._scan_decode(x, cos, sin, cache, index, visible, spread)
+        return self.unembed(spread(self._final_norm(x)[:, 0])), cache
+
+    def _scan_decode(
+        self, x: Array, cos: Array, sin: Array, cache: Cache, index: Array, visible: Array, spread: Spread
+    ) -> tuple[Array, Cache]:
+        """The residual stream after the last layer, and the stacked cache with slot `index` written."""
 
         def step(carry, scanned):
             x, keys, values = carry
@@ -146,22 +165,33 @@ class Qwen3(nn.Module):
                 out = attend_cache(q, new_keys[number], new_values[number], visible)
                 return out, (new_keys, new_values)
 
-            x, (keys, values) = block(config, layer, x, cos, sin, attend)
+            x, (keys, values) = block(self.config, layer, x, cos, sin, attend, spread=spread)
             return (x, keys, values), None
 
-        layers = (dict(self.layers), jnp.arange(config.num_hidden_layers))
+        layers = (dict(self.layers), jnp.arange(self.config.num_hidden_layers))
         (x, keys, values), _ = jax.lax.scan(step, (x, cache["k"], cache["v"]), layers)
-        return self.unembed(self._final_norm(x)[:, 0]), {"k": keys, "v": values}
+        return x, {"k": keys, "v": values}
 
     @property
     def is_unrolled(self) -> bool:
         """Whether `cpu_layers` runs the layers, in place of a scan."""
         return cpu_layers.is_unrolled(self.config, self.platform, remat=self.remat)
 
+    @property
+    def decodes_apart(self) -> bool:
+        """Whether `decode` reads weights laid out for it, and a cache in lists over the layers."""
+        return self.is_unrolled or self.platform == "gpu"
+
     def _run(
         self, tokens: Array, valid: Array | None, *, room: int | None = None, segments: Array | None = None
     ) -> tuple[Array, Cache]:
         """Normed hidden states of all columns; with `room`, of the last one, and a cache with that many free slots."""
+        with float32_products(self.dtype):
+            return self._run_blocks(tokens, valid, room=room, segments=segments)
+
+    def _run_blocks(
+        self, tokens: Array, valid: Array | None, *, room: int | None, segments: Array | None
+    ) -> tuple[Array, Cache]:
         time = tokens.shape[1]
         kind = resolve_attention(self.attention, platform=self.platform, dtype=self.dtype, time=time)
         positions, order = jnp.arange(time)[None], None
@@ -176,11 +206,15 @@ class Qwen3(nn.Module):
         back = None if order is None else jnp.argsort(order, axis=1)
         tables = rope_tables(positions, *self._frequencies())
         x = self._look_up(tokens)
+        lighten = keep_everything if self.remat or room is not None else keep_products
 
         def cached(k, v):
             if room is None:
                 return {}
-            k, v = (jnp.pad(_in_order(x, back), ((0, 0), (0, room), (0, 0), (0, 0))) for x in (k, v))
+            k, v = _in_order(k, back), _in_order(v, back)
+            if self.platform == "gpu":
+                return {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
+            k, v = (jnp.pad(x, ((0, 0), (0, room), (0, 0), (0, 0))) for x in (k, v))
             return cpu_layers.cache_layer(k, v) if self.is_unrolled else {"k": k.swapaxes(1, 2), "v": v.swapaxes(1, 2)}
 
         def attend(q, k, v):
@@ -191,7 +225,7 @@ class Qwen3(nn.Module):
             return attend_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), cached(k, v)
 
         def step(x, layer):
-            return block(self.config, layer, x, *tables, attend)
+            return block(self.config, layer, x, *tables, attend, mesh=self.mesh, lighten=lighten)
 
         if self.is_unrolled:
             # A sampler needs the last column alone, where that is the newest token's.
@@ -201,8 +235,16 @@ class Qwen3(nn.Module):
         else:
             step = jax.checkpoint(step, prevent_cse=False) if self.remat else step  # a scan keeps its steps apart
             x, cache = jax.lax.scan(step, x, dict(self.layers))
+            if room is not None and self.platform == "gpu":
+                cache = gpu_decoding.split_cache(cache, room)
         x = _in_order(x, back)
         return self._final_norm(x if room is None else x[:, -1]), cache
+
+    def _logits(self, hidden: Array, kernel: Array) -> Array:
+        """Of normed hidden states by a kernel `[dim, vocab]` of their dtype, float32."""
+        with float32_products(hidden.dtype):
+            logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return without_padding(logits, self.vocabulary)
 
     def _unembedding(self) -> Array:
         return self.embed["embedding"].T if self.config.tie_word_embeddings else self.head["kernel"]

@@ -6,10 +6,14 @@ from typing import Any, Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float, Int
+
+from jaxgeom.float32_products import float32_products
 
 DEFAULT_CHUNK = 128
 _NEVER = -1e30
+_NORMALIZER = "normalizer"
 
 
 class ChunkedWeight(NamedTuple):
@@ -46,14 +50,16 @@ def unembed(
     The tangent is formed in hidden's dtype, so that its transpose is two products in that dtype: a bf16 model has bf16
     backward products and no float32 product of this size.
     """
-    return jnp.matmul(hidden, value, preferred_element_type=jnp.float32)
+    with float32_products(hidden.dtype):
+        return jnp.matmul(hidden, value, preferred_element_type=jnp.float32)
 
 
 @unembed.defjvp
 def _unembed_jvp(primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]) -> tuple[Array, Array]:
     hidden, value, master = primals
     d_hidden, _, d_master = tangents
-    tangent = d_hidden @ value + hidden @ d_master.astype(hidden.dtype)
+    with float32_products(hidden.dtype):
+        tangent = d_hidden @ value + hidden @ d_master.astype(hidden.dtype)
     return unembed(hidden, value, master), tangent.astype(jnp.float32)
 
 
@@ -82,6 +88,23 @@ def without_padding(logits: Float[Array, "*batch vocab"], vocabulary: int | None
     return jnp.where(jnp.arange(logits.shape[-1]) < vocabulary, logits, jnp.asarray(_NEVER, logits.dtype))
 
 
+@jax.custom_jvp
+def log_normalizer(logits: Float[Array, "*batch vocab"]) -> Float[Array, "*batch"]:
+    """`log Σ_v exp z_v`; its value is kept where the logits are computed again for the gradient.
+
+    The backward pass needs `exp(z_v − log Σ exp z)` alone: with the sum at hand it reads the logits once, and does not
+    seek their maximum and sum again first.
+    """
+    return jax.nn.logsumexp(logits, axis=-1)
+
+
+@log_normalizer.defjvp
+def _log_normalizer_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (logits,), (d_logits,) = primals, tangents
+    normalizer = checkpoint_name(jax.nn.logsumexp(logits, axis=-1), _NORMALIZER)
+    return normalizer, jnp.sum(jnp.exp(logits - normalizer[..., None]) * d_logits, axis=-1)
+
+
 def at_targets(values: Float[Array, "*batch vocab"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """The value of each token, by a masked sum: without a gather it partitions over a sharded vocabulary."""
     is_target = tokens[..., None] == jnp.arange(values.shape[-1], dtype=tokens.dtype)
@@ -105,7 +128,9 @@ def map_time_chunks(body: Callable[..., Any], arrays: Any, weights: Any, *, chun
     time = jax.tree.leaves(arrays)[0].shape[1]
     if time <= chunk:
         return body(arrays, weights)  # the backward pass starts here: recomputing would save nothing at the peak
-    step = jax.checkpoint(body, prevent_cse=False) if remat else body  # a scan keeps its steps apart by itself
+    kept = jax.checkpoint_policies.save_only_these_names(_NORMALIZER)
+    # A scan keeps its steps apart by itself.
+    step = jax.checkpoint(body, prevent_cse=False, policy=kept) if remat else body
     count = -(-time // chunk)
 
     def cut(x: Array) -> Array:
@@ -213,7 +238,7 @@ def token_log_probs(
     def body(arrays: tuple[Array, Array], weight: ChunkedWeight) -> tuple[Array, ...]:
         states, tokens = arrays
         logits = scaled_logits(states, weight, temperature, vocabulary)
-        normalizer = jax.nn.logsumexp(logits, axis=-1)
+        normalizer = log_normalizer(logits)
         log_probs = at_targets(logits, tokens) - normalizer
         if not return_entropy:
             return (log_probs,)

@@ -107,7 +107,21 @@ def _custom_call(instruction: Instruction, shapes: Shapes) -> int | None:
     for kernel, products in _KERNELS.items():
         if kernel in instruction.name or kernel in name:
             return products * _causal_product(instruction, shapes, rows_last=kernel.startswith("splash"))
+    if instruction.name.startswith("ragged-dot"):
+        return _ragged(instruction, shapes)
     return None if name == "tpu_custom_call" else 0
+
+
+def _ragged(instruction: Instruction, shapes: Shapes) -> int:
+    """A ragged product by the kernel of TPUs: each row of `[rows, k]` with one matrix of `[groups, k, n]`, whichever;
+    or, for the gradient of those, each row of `[rows, k]` with its row of `[rows, n]`.
+    """
+    arrays = [shapes(operand)[0] for operand in instruction.operands if shapes(operand)]
+    products = [array for array in arrays if len(array.dims) >= 2 and array.dtype in ("bf16", "f32")]
+    if len(products) < 2:  # what only says which rows are whose
+        return 0
+    rows, other = products[:2]
+    return 2 * math.prod(rows.dims) * (other if len(other.dims) == 2 else instruction.shapes[0]).dims[-1]
 
 
 def _causal_product(instruction: Instruction, shapes: Shapes, *, rows_last: bool) -> int:
@@ -150,7 +164,7 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         return 2 * sum(operands[2:]) + operands[1]
     if opcode == "fusion":
         inner = module.computations[instruction.called("calls") or ""]
-        return _fusion(inner, operands, results)
+        return _fusion(module, inner, operands, results)
     return sum(operands) + results
 
 
@@ -158,23 +172,36 @@ def _main(shapes: tuple[Shape, ...]) -> int:
     return sum(shape.bytes for shape in shapes if shape.space == 0)
 
 
-def _fusion(inner: Computation, operands: list[int], results: int) -> int:
+def _fusion(module: Module, inner: Computation, operands: list[int], results: int) -> int:
     users, total = inner.users(), 0
     for number, size in enumerate(operands):
         parameter = inner.parameter(number)
-        total += size if parameter is None else min(size, _read(inner, users, parameter, size))
+        total += size if parameter is None else min(size, _read(module, inner, users, parameter, size))
     root = inner.instructions[inner.root]
     ends = [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
     for end in ends:
-        while end.opcode == "bitcast" and end.operands[0] in inner.instructions:
-            end = inner.instructions[end.operands[0]]
+        where, end = _made(module, inner, end)
         if end.opcode == "dynamic-update-slice":  # in place
-            update = inner.instructions[end.operands[1]]
+            update = where.instructions[end.operands[1]]
             results -= max(sum(s.bytes for s in end.shapes) - sum(s.bytes for s in update.shapes), 0)
     return total + max(results, 0)
 
 
-def _read(inner: Computation, users: dict[str, list[Instruction]], value: Instruction, size: int) -> int:
+def _made(module: Module, inner: Computation, end: Instruction) -> tuple[Computation, Instruction]:
+    """What makes a result, behind its bitcasts and in the fusions within the fusion, and the computation of that."""
+    while True:
+        if end.opcode == "bitcast" and end.operands[0] in inner.instructions:
+            end = inner.instructions[end.operands[0]]
+        elif end.opcode == "fusion":
+            inner = module.computations[end.called("calls") or ""]
+            end = inner.instructions[inner.root]
+        else:
+            return inner, end
+
+
+def _read(
+    module: Module, inner: Computation, users: dict[str, list[Instruction]], value: Instruction, size: int
+) -> int:  # fmt: skip
     """Bytes of a fusion's parameter that are read."""
     total = 0
     for user in users[value.name]:
@@ -183,7 +210,14 @@ def _read(inner: Computation, users: dict[str, list[Instruction]], value: Instru
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == value.name:
             continue
         elif user.opcode == "bitcast":
-            total += _read(inner, users, user, size)
+            total += _read(module, inner, users, user, size)
+        elif user.opcode == "fusion":
+            within = module.computations[user.called("calls") or ""]
+            for number in (place for place, name in enumerate(user.operands) if name == value.name):
+                parameter = within.parameter(number)
+                total += size if parameter is None else _read(module, within, within.users(), parameter, size)
+                if parameter is not None and _made(module, within, within.instructions[within.root])[1] == parameter:
+                    total += _read(module, inner, users, user, size)  # handed on as it is
         else:
             return size
     return min(total, size)

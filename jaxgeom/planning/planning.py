@@ -4,6 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+
+from jaxgeom.errors import UserError
+from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models.load import abstract_parameters
 from jaxgeom.planning.programs import Planned, compile_program, plan_run
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.settings import PlanSettings
@@ -11,6 +16,9 @@ from jaxgeom.planning.shapes import model_config, products
 from jaxgeom.planning.topologies import Topology, open_topology
 from jaxgeom.sharding import batch_divisor
 from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
+
+# Of one kind: a hundred times what the largest slice holds.
+_MOST_BYTES = 1 << 56
 
 
 class Plan(NamedTuple):
@@ -59,6 +67,9 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     student = model_config("--model", settings.model)
     teacher = None if settings.teacher is None else model_config("--teacher", settings.teacher)
     topology = open_topology(settings.topology)
+    _require_sense("--model", settings, student)
+    if teacher is not None:
+        _require_sense("--teacher", settings, teacher)
     mesh, taught_on = split_devices(settings.mesh, settings.teacher_devices, topology.devices)
     unit = settings.unit(batch_divisor(mesh))
     batch = unit if settings.batch_size is None else settings.batch_size
@@ -97,9 +108,20 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     )  # fmt: skip
 
 
+def _require_sense(option: str, settings: PlanSettings, config: Qwen3Config) -> None:
+    """Refuses sizes at which the compiler's own numbers overflow, which ends the process."""
+    columns = settings.prompt_length + (0 if settings.objective == "sft" else settings.max_new_tokens)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_parameters(Qwen3(config))))
+    widest = max(config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim)
+    activations = (settings.batch_size or 1) * columns * widest
+    for what, count in (("the parameters", parameters), ("a layer's activations", activations)):
+        if 4 * count >= _MOST_BYTES:
+            raise UserError(f"{what} of {option} are {4 * count / 2**50:,.0f} PiB: no devices hold them")
+
+
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
     """Tokens that a program puts through its model."""
-    if name == "rollout.turned_weights":
+    if name == "rollout.decoding_weights":
         return 0
     if name.startswith("rollout."):
         answers = batch * settings.updates_per_rollout

@@ -60,7 +60,7 @@ def model_config(option: str, name: str) -> Qwen3Config:
         try:
             return Qwen3Config.from_hf(read_config(name))
         except UserError as error:
-            raise UserError(f"{name}: {error}") from None
+            raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
     if "@" in name:
         return checked_config(open_checkpoint(name))
     raise UserError(f"{option} {name}: neither a directory with a config.json nor one of {', '.join(PUBLISHED)}")

@@ -14,6 +14,8 @@ LOCAL = "local"
 _FORM = re.compile(r"(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x(\d+))?")
 # Chips of one host; smaller slices are parts of one.
 _HOST = (2, 2, 1)
+# The largest slices that there are; libtpu aborts at a v5e beyond its own.
+_LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 20, 28), "v6e": (16, 16)}
 # What libtpu asks for where it finds no TPU, and that several processes may compile with it at a time.
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -53,7 +55,7 @@ def open_topology(name: str) -> Topology:
         name: `local`, or a kind of TPU and the shape of a slice: `v5e:8x8`, `v5p:2x2x4`.
 
     Raises:
-        UserError: no such topology, or libtpu is not installed.
+        UserError: no such topology, libtpu is not installed, or JAX finds no device here.
     """
     if name == LOCAL:
         devices = jax.devices()
@@ -66,6 +68,11 @@ def open_topology(name: str) -> Topology:
             f"--topology {name}: a kind of TPU and the shape of a slice is needed (v5e:8x8, v6e:4x4, v5p:2x2x4,"
             " v4:2x2x2), or local for the devices that are here"
         )
+    most = _LARGEST[form[1]]
+    if any(size > limit for size, limit in zip(sorted(sizes), most, strict=True)):
+        raise UserError(f"--topology {name}: the largest slice of {form[1]} is {'x'.join(map(str, most))}")
+    if any(size > 1 and size % 2 for size in sizes[:2]):
+        raise UserError(f"--topology {name}: a host holds 2x2 chips, so that the first two sizes are even, or 1")
     devices = _described(name, form[1], sizes)
     return Topology(name, devices, available_memory(devices[0]), CHIPS.get(devices[0].device_kind))
 

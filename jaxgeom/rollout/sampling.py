@@ -91,11 +91,11 @@ def sample(
         valid[row, width - len(prompt) :] = True
     row_seeds = np.zeros(padded_rows, np.uint32)
     row_seeds[:rows] = np.asarray(seeds, np.uint32)
-    turned = _turned_weights(model, params) if model.is_unrolled else None
+    weights = _decoding_weights(model, params) if model.decodes_apart else None
 
     def answer(tokens: np.ndarray, valid: np.ndarray, row_seeds: np.ndarray) -> tuple[np.ndarray, ...]:
         logits, cache = _prefill(model, mesh, new, params, tokens, valid)
-        answers, _ = _decode(model, settings, mesh, pad_id, params, turned, logits, cache, valid, row_seeds)
+        answers, _ = _decode(model, settings, mesh, pad_id, params, weights, logits, cache, valid, row_seeds)
         return whole(answers)
 
     parts = count_parts(padded_rows, model.platform, mesh)
@@ -134,10 +134,10 @@ def sampler_programs(
     if mesh is not None:
         cache = jax.tree.map(lambda x: _laid_out(x, mesh, *_cache_axes(x, mesh)), cache)
     seeds = jax.ShapeDtypeStruct((of_part,), jnp.uint32)
-    turned = _turned_weights.eval_shape(model, params) if model.is_unrolled else None
-    decode = (model, settings, mesh, pad_id, params, turned, logits, cache, valid, seeds)
+    weights = _decoding_weights.eval_shape(model, params) if model.decodes_apart else None
+    decode = (model, settings, mesh, pad_id, params, weights, logits, cache, valid, seeds)
     programs: dict[str, tuple[Any, tuple[Any, ...]]] = {"prefill": (_prefill, prefill), "decode": (_decode, decode)}
-    return ({"turned_weights": (_turned_weights, (model, params))} if model.is_unrolled else {}) | programs
+    return ({"decoding_weights": (_decoding_weights, (model, params))} if model.decodes_apart else {}) | programs
 
 
 def _check_requests(model: Qwen3, prompts: Sequence[Sequence[int]], seeds: Any) -> None:
@@ -166,8 +166,8 @@ def _laid_out(x: jax.ShapeDtypeStruct, mesh: jax.sharding.Mesh, *axes: Any) -> j
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _turned_weights(model: Qwen3, params: Any) -> Any:
-    return model.apply({"params": params}, method="turned_weights")
+def _decoding_weights(model: Qwen3, params: Any) -> Any:
+    return model.apply({"params": params}, method="decoding_weights")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -188,7 +188,7 @@ def _cache_axes(x: Any, mesh: Any) -> tuple[Any, ...]:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def _decode(
-    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, turned: Any,
+    model: Qwen3, settings: SamplingSettings, mesh: Any, pad_id: int, params: Any, weights: Any,
     logits: jax.Array, cache: Any, valid: jax.Array, seeds: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:  # fmt: skip
     """Draw up to `max_new_tokens` per row; stops early when every row has stopped.
@@ -199,6 +199,9 @@ def _decode(
     """
     batch, width = valid.shape
     new = settings.max_new_tokens
+    if not model.is_unrolled:
+        # As each product would cast them: so every token reads half of float32 masters.
+        params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), params)
     uniforms = _uniforms(seeds, new, settings.greedy)
     stop_tokens = jnp.asarray(settings.stop_tokens, jnp.int32)
     prompt_lengths = jnp.sum(valid, axis=1)
@@ -208,6 +211,9 @@ def _decode(
     in_prompt = jnp.pad(valid, ((0, 0), (0, new)))
 
     def draw(logits, step):
+        # Made where the head's shards lie, then exchanged: told of the end alone, the compiler gathers the head.
+        if mesh is not None and logits.shape[-1] % mesh.shape["tensor"] == 0:
+            logits = _constrain(logits, mesh, BATCH_AXES, "tensor")
         return choose_tokens(_constrain(logits, mesh, BATCH_AXES), uniforms[step], settings)
 
     def record(buffers, step, tokens, log_probs, active):
@@ -223,7 +229,7 @@ def _decode(
             {"params": params},
             tokens,
             cache,
-            turned=turned,
+            weights=weights,
             positions=prompt_lengths + step - 1,
             index=index,
             visible=visible,

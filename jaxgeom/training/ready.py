@@ -25,6 +25,7 @@ from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
 from jaxgeom.training.objectives import Objective, objective_of
+from jaxgeom.training.remarks import float32_on_accelerator
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
 from jaxgeom.training.run_directory import Claim, claim_directory, held_config
@@ -132,7 +133,8 @@ def make_ready(
     processes.together(lambda: verifier.require(rows.truths))
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
     model, params = load_start(inputs.model, remat=settings.remat, **load)
-    for note in mesh_notes(model.config, mesh):
+    exact = float32_on_accelerator(model.platform, settings.compute_dtype)
+    for note in (*mesh_notes(model.config, mesh), *([] if exact is None else [exact])):
         reporter.say(f"{name}: {note}")
     require_tokens_fit(model.config, rows.tokenizer, inputs.model)
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.

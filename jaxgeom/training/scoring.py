@@ -1,6 +1,5 @@
 """Log-probabilities of given tokens: the one forward path by which student and teacher are scored and trained."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -13,11 +12,14 @@ from jaxtyping import Array, Bool, Int, PyTree
 from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives import Distilled, distillation, token_log_probs
-from jaxgeom.objectives.log_probs import DEFAULT_CHUNK, ChunkedWeight, chunked_weight
+from jaxgeom.objectives.log_probs import ChunkedWeight, chunked_weight
 from jaxgeom.sharding import BATCH_AXES, batch_divisor
 
-# Up to so many bytes of float32 logits are held whole, for the backward pass too; beyond, they are chunked over time.
+# Up to so many bytes of float32 logits a device holds whole, for the backward pass too; beyond, they are chunked over
+# time, so many tokens at once. Each chunk reads the unembedding and adds to its gradient, which fewer tokens do not pay
+# for; more gain nothing.
 _WHOLE_LOGITS = 1 << 28
+_CHUNK_TOKENS = 1024
 
 
 def sequence_log_probs(
@@ -48,7 +50,7 @@ def sequence_log_probs(
         the first token of a sequence behind another, mean nothing and must be masked.
     """
     hidden = _hidden_states(model, params, tokens, valid, segments)
-    chunk = _chunk(tokens.shape, model.config.vocab_size)
+    chunk = _chunk(tokens.shape, model.config.vocab_size, mesh)
 
     def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Any:
         options: dict[str, Any] = {"temperature": temperature, "chunk": chunk, "vocabulary": model.vocabulary}
@@ -91,7 +93,7 @@ def sequence_divergences(
     """
     hidden = _hidden_states(student, params, tokens, valid)
     weight = chunked_weight(unembedding(student.config, params), hidden.dtype)
-    chunk = _chunk(tokens.shape, 2 * student.config.vocab_size)
+    chunk = _chunk(tokens.shape, 2 * student.config.vocab_size, mesh)
 
     def taught(place: int) -> Distilled:
         teacher, frozen = teachers[place], jax.lax.stop_gradient(teacher_params[place])
@@ -123,22 +125,33 @@ def _hidden_states(model: Qwen3, params: PyTree, tokens: Array, valid: Array, se
     return cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
 
 
-def _chunk(shape: tuple[int, ...], vocabulary: int) -> int:
+def _chunk(shape: tuple[int, ...], vocabulary: int, mesh: Mesh | None) -> int:
     """Time steps whose logits are held at once."""
-    return shape[1] if 4 * math.prod(shape) * vocabulary <= _WHOLE_LOGITS else DEFAULT_CHUNK
+    rows, time = -(-shape[0] // batch_divisor(mesh)), shape[1]
+    return time if 4 * rows * time * vocabulary <= _WHOLE_LOGITS else max(1, _CHUNK_TOKENS // rows)
 
 
 def _by_rows(head: Callable[[Any, Any], Any], arrays: Any, weights: Any, mesh: Mesh | None) -> Any:
     """`head(arrays, weights)`, a tree of `[batch, time]`, each device working through the chunks of its own rows.
 
     The compiler by itself would gather the weights, and sum their gradients over the devices, once a chunk; so it is
-    once before the first and once after the last.
+    once before the first and once after the last. They are gathered here by name: the gradient of that is a sum of
+    which each device keeps its shard, where a whole one sends twice as much and takes room for the whole.
     """
     shards = batch_divisor(mesh)
-    if shards > 1 and jax.tree.leaves(arrays)[0].shape[0] % shards == 0:
-        rows = PartitionSpec(BATCH_AXES)
-        specs = (rows, PartitionSpec())
-        head = jax.shard_map(
-            head, mesh=mesh, in_specs=specs, out_specs=rows, axis_names=set(BATCH_AXES), check_vma=False
+    if mesh is not None and shards > 1 and jax.tree.leaves(arrays)[0].shape[0] % shards == 0:
+        split = jax.tree.map(
+            lambda weight: mesh.shape["fsdp"] > 1 and weight.shape[0] % mesh.shape["fsdp"] == 0, weights
         )
+
+        def gathered(weight: Array, is_split: bool) -> Array:
+            return jax.lax.all_gather(weight, "fsdp", tiled=True) if is_split else weight
+
+        def local(arrays: Any, weights: Any) -> Any:
+            return head(arrays, jax.tree.map(gathered, weights, split))
+
+        rows = PartitionSpec(BATCH_AXES)
+        lies = jax.tree.map(lambda is_split: PartitionSpec("fsdp") if is_split else PartitionSpec(), split)
+        options: dict[str, Any] = {"axis_names": set(BATCH_AXES), "check_vma": False}
+        return jax.shard_map(local, mesh=mesh, in_specs=(rows, lies), out_specs=rows, **options)(arrays, weights)
     return head(arrays, weights)

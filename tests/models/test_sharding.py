@@ -1,8 +1,11 @@
 """Eight simulated devices compute what one does, each with its part of the parameters."""
 
 import dataclasses
+import math
+import re
 import types
 import unittest.mock
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,8 @@ import numpy as np
 import pytest
 
 from jaxgeom.models import Qwen3, Qwen3Config
-from jaxgeom.rollout import SamplingSettings, sample
+from jaxgeom.models.load import abstract_parameters
+from jaxgeom.rollout import SamplingSettings, sample, sampler_programs
 from jaxgeom.sharding import (
     batch_divisor,
     batch_sharding,
@@ -29,19 +33,24 @@ CONFIG = Qwen3Config(
 MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 
 
-@pytest.mark.parametrize(("config", "sizes"), [(CONFIG, (2, 2, 2, 1)), (MOE, (1, 2, 2, 2))], ids=["dense", "moe"])
-def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
+@pytest.mark.parametrize(
+    ("config", "sizes", "platform"),
+    [(CONFIG, (2, 2, 2, 1), None), (MOE, (1, 2, 2, 2), None), (CONFIG, (2, 2, 2, 1), "gpu")],
+    ids=["dense", "moe", "gpu"],
+)
+def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, platform):
     mesh = make_mesh(*sizes)
-    model = Qwen3(config)
+    model = Qwen3(config, platform=platform)
     params = tiny_params(config)
+    spread = Qwen3(config, mesh=mesh)
     sharded = jax.device_put(params, parameter_shardings(params, mesh))
     kernel = sharded["layers"]["attention"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
     local = jax.device_put(jax.device_get(sharded), jax.devices()[0])
     tokens = np.random.default_rng(0).integers(0, 64, (4, 9)).astype(np.int32)
 
-    @jax.jit
-    def run(params, tokens):
+    @partial(jax.jit, static_argnums=0)
+    def run(model, params, tokens):
         def loss(params):
             logits = model.apply({"params": params}, tokens)
             return jnp.mean(jnp.square(logits)), logits
@@ -50,13 +59,37 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes):
 
     settings = SamplingSettings(3)
     with jax.set_mesh(mesh):
-        gradient, logits = run(sharded, jax.device_put(tokens, batch_sharding(mesh)))
-        rollout = sample(model, sharded, tokens.tolist(), range(4), settings, pad_id=0)
-    want_gradient, want_logits = run(local, tokens)
+        gradient, logits = run(spread, sharded, jax.device_put(tokens, batch_sharding(mesh)))
+        rollout = sample(spread, sharded, tokens.tolist(), range(4), settings, pad_id=0)
+    want_gradient, want_logits = run(model, local, tokens)
     np.testing.assert_allclose(logits, want_logits, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, want_gradient)
     want = sample(model, local, tokens.tolist(), range(4), settings, pad_id=0)
     assert rollout.responses() == want.responses()
+
+
+def test_decoding_moves_no_kernel():
+    """Per token only products of the few rows go between devices, and the last of them are the logits."""
+    mesh = make_mesh(2, 2, 2)
+    config = dataclasses.replace(CONFIG, hidden_size=64, vocab_size=512)
+    model = Qwen3(config, mesh=mesh)
+    shapes = abstract_parameters(model)
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        parameter_shardings(shapes, mesh),
+    )
+    programs = sampler_programs(model, params, SamplingSettings(9), rows=4, width=8, pad_id=0)
+    function, arguments = programs["decode"]
+    text = function.lower(*arguments).compile().as_text()
+    moved = [
+        math.prod(map(int, dims.split(",")))
+        for line in text.splitlines()
+        if (found := re.search(r"= (.*?) (?:all-gather|all-reduce|all-to-all|reduce-scatter)\(", line))
+        for dims in re.findall(r"\w\[([\d,]+)\]", found[1])
+    ]
+    # Logits of two rows, or half of them; next to them what is less than the smallest kernel, of 64·2·8 entries.
+    assert moved and max(moved) <= 2 * 512 and sorted(moved)[-4] <= 4 * 64, sorted(moved)
 
 
 @pytest.mark.parametrize("sizes", [(2, 4, 1, 1), (2, 2, 2, 1)])

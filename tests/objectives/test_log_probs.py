@@ -181,3 +181,13 @@ def test_refuses(hidden, weight, targets, chunk, says):
     # The checked annotations of the test run refuse some of these first: both name the argument.
     with pytest.raises(Exception, match=says if says != "transposed" else "unembedding"):
         token_log_probs(jnp.zeros(hidden), jnp.zeros(weight), jnp.zeros(targets, jnp.int32), chunk=chunk)
+
+
+def test_the_backward_pass_of_a_chunk_seeks_no_maximum_and_no_sum_again():
+    hidden, weight, targets = device(*make(time=12))
+
+    def gradient(h, w):
+        return jax.grad(lambda h, w: jnp.sum(token_log_probs(h, w, targets, chunk=4)), (0, 1))(h, w)
+
+    text = str(jax.make_jaxpr(gradient)(hidden, weight))
+    assert text.count("dot_general[") >= 4 and text.count("reduce_max[") == 1

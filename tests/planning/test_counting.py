@@ -185,6 +185,59 @@ def test_bytes_of_a_product_and_of_a_slice():
     assert 50 * 4096 * 4 <= found <= 3.1 * 50 * 4096 * 4  # read, written and read again where it is not fused
 
 
+def test_what_a_fusion_within_a_fusion_reads_is_the_slice():
+    """A layer cut out of a stack, turned by a bitcast, beside an update of one row in place."""
+    text = """HloModule m
+
+%cut (p: bf16[36,64,128], n: s32[]) -> bf16[1,64,128] {
+  %p = bf16[36,64,128]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %z = s32[] constant(0)
+  ROOT %s = bf16[1,64,128]{2,1,0} dynamic-slice(%p, %n, %z, %z), dynamic_slice_sizes={1,64,128}
+}
+
+%turned (p: bf16[36,64,128]) -> bf16[36,8192] {
+  %p = bf16[36,64,128]{2,1,0} parameter(0)
+  ROOT %b = bf16[36,8192]{1,0} bitcast(%p)
+}
+
+%written (p: f32[50,128], u: f32[1,128], n: s32[]) -> f32[50,128] {
+  %p = f32[50,128]{1,0} parameter(0)
+  %u = f32[1,128]{1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %z = s32[] constant(0)
+  ROOT %d = f32[50,128]{1,0} dynamic-update-slice(%p, %u, %n, %z)
+}
+
+%outer (a: bf16[36,64,128], n: s32[], b: bf16[36,64,128], c: f32[50,128], u: f32[1,128]) -> (bf16[64], f32[50,128]) {
+  %a = bf16[36,64,128]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %b = bf16[36,64,128]{2,1,0} parameter(2)
+  %c = f32[50,128]{1,0} parameter(3)
+  %u = f32[1,128]{1,0} parameter(4)
+  %z = s32[] constant(0)
+  %layer = bf16[1,64,128]{2,1,0} fusion(%a, %n), kind=kLoop, calls=%cut
+  %flat = bf16[36,8192]{1,0} fusion(%b), kind=kLoop, calls=%turned
+  %part = bf16[1,8192]{1,0} dynamic-slice(%flat, %n, %z), dynamic_slice_sizes={1,8192}
+  %sum = bf16[64]{0} custom-call(%layer, %part), custom_call_target="x"
+  %row = f32[50,128]{1,0} fusion(%c, %u, %n), kind=kLoop, calls=%written
+  ROOT %both = (bf16[64]{0}, f32[50,128]{1,0}) tuple(%sum, %row)
+}
+
+ENTRY %main (a: bf16[36,64,128], n: s32[], b: bf16[36,64,128], c: f32[50,128]) -> (bf16[64], f32[50,128]) {
+  %a = bf16[36,64,128]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %b = bf16[36,64,128]{2,1,0} parameter(2)
+  %c = f32[50,128]{1,0} parameter(3)
+  %u = f32[1,128]{1,0} parameter(4)
+  ROOT %one = (bf16[64]{0}, f32[50,128]{1,0}) fusion(%a, %n, %b, %c, %u), kind=kLoop, calls=%outer
+}
+"""
+    layer, row = 64 * 128 * 2, 128 * 4
+    # Both layers, what says which (of 4 bytes), the row once read and once written, the sums.
+    assert count_program(text, {}).bytes == 2 * layer + 4 + 2 * row + 64 * 2
+
+
 def test_a_line_that_metadata_breaks_is_one():
     text = (
         "HloModule m\n\nENTRY %main (x: f32[2]) -> f32[2] {\n  %x = f32[2]{0} parameter(0)\n"
@@ -194,3 +247,19 @@ def test_a_line_that_metadata_breaks_is_one():
     (computation,) = read_module(text).computations.values()
     assert computation.root == "k" and 'op_name="f"' in computation.instructions["k"].attributes
     assert "not counted" in count_program(text, {}).notes[0]
+
+
+def test_ragged_products_of_the_kernel_of_tpus():
+    """Rows with the matrix of their group, whichever that is; and what only says which rows are whose."""
+    text = """HloModule m
+
+ENTRY %main (x: bf16[640,32], w: bf16[5,32,48], n: s32[5]) -> bf16[640,48] {
+  %x = bf16[640,32]{1,0} parameter(0)
+  %w = bf16[5,32,48]{2,1,0} parameter(1)
+  %n = s32[5]{0} parameter(2)
+  %ragged-dot-metadata = s32[6]{0} custom-call(%n), custom_call_target="tpu_custom_call"
+  ROOT %ragged-dot-none.1 = bf16[640,48]{1,0} custom-call(%n, %x, %w), custom_call_target="tpu_custom_call"
+}
+"""
+    found = count_program(text, {})
+    assert (found.flops, found.notes) == (2 * 640 * 32 * 48, [])

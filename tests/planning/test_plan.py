@@ -1,6 +1,9 @@
 """`jaxgeom plan` on the devices that are here, what it refuses, and what it is made of."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +136,12 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
     [
         ("--topology v9:2x2 --objective sft", "--topology v9:2x2: a kind of TPU"),
         ("--topology v5e:2x4x1 --objective sft", "--topology v5e:2x4x1: a kind of TPU"),
+        ("--topology v5e:64x64 --objective sft", "the largest slice of v5e is 16x16"),
+        ("--topology v5p:2x2x64 --objective sft", "the largest slice of v5p is 16x20x28"),
+        ("--topology v5e:3x3 --objective sft", "the first two sizes are even"),
+        ("--topology local --objective sft --max-length 2147483647 --batch-size 1048576", "a layer's activations of"),
+        ("--topology local --objective sft --json /", "--json /: no file can be written there"),
+        ("--topology local --objective sft --json no/such/plan.json", "no file can be written there"),
         ("--topology local --objective sft --mesh-tensor 3", "do not multiply to the 8 devices"),
         ("--topology local --objective sft --batch-size 12", "batch_size=12 is not divisible by the 8 batch shards"),
         ("--topology local --objective rlvr --batch-size 24 --samples-per-prompt 16", "not divisible by samples_per"),
@@ -148,6 +157,31 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
 def test_bad_input_is_one_line(jaxgeom, model, options, said):
     found = jaxgeom("plan", "--model", model, *options.split())
     assert found.status == 2 and said in found.err and len(found.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"model_type": "llama"}, "model_type='llama' is not supported"),
+        ({"hidden_size": 1 << 24, "intermediate_size": 1 << 24, "num_hidden_layers": 4096}, "no devices hold them"),
+    ],
+)
+def test_a_config_without_sense_is_one_line(jaxgeom, tmp_path, changed, said):
+    """The compiler itself would end the process where its counts of bytes overflow."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config().to_hf() | changed))
+    found = jaxgeom("plan", "--model", tmp_path, "--topology", "local", "--objective", "sft", "--max-length", 64)
+    assert found.status == 2 and said in found.err and len(found.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_here_is_one_line(platform):
+    """JAX ends with an error, or for a platform that it knows with an assertion."""
+    command = [sys.executable, "-m", "jaxgeom", "plan", "--model", "qwen3-0.6b", "--topology", "local"]
+    ended = subprocess.run(
+        [*command, "--objective", "sft"], env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True
+    )
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1), ended
+    assert f"JAX_PLATFORMS={platform}: no such device is here" in ended.stderr
 
 
 def test_an_unknown_model_is_one_line(jaxgeom, tmp_path):

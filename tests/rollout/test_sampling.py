@@ -33,9 +33,9 @@ def params():
     return jax.tree.map(lambda x: 8 * x if x.ndim > 1 else x, tiny_params(CONFIG))
 
 
-@pytest.fixture(scope="module", params=[None, "cpu"], ids=["general", "cpu"])
+@pytest.fixture(scope="module", params=[None, "cpu", "gpu"], ids=["general", "cpu", "gpu"])
 def actor(request, params):
-    """Both forms of the decode loop, with the same parameters."""
+    """All forms of the decode loop, with the same parameters; that for GPUs runs in float32 on any device."""
     return Qwen3(CONFIG, platform=request.param), params
 
 
@@ -76,9 +76,10 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize(("kind", "rows"), [("tied", 1), ("bias", 3), ("experts", 4)])
-def test_every_kind_decodes_in_columns_as_the_scorer(kind, rows):
-    model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), platform="cpu")
+def test_every_kind_decodes_as_the_scorer_with_its_layers_apart(kind, rows, platform):
+    model = Qwen3(dataclasses.replace(CONFIG, **KINDS[kind]), platform=platform)
     params = tiny_params(model.config, seed=1)
     rng = np.random.default_rng(6)
     # Every parameter off its start: a scale or bias that decoding forgets would show.

@@ -14,7 +14,7 @@ from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
 from jaxgeom.training import load_start
 from jaxgeom.training.timing import is_time
-from tests.command_line import command
+from tests.command_line import command, process
 from tests.object_store import BUCKET, CLOSED
 from tests.training import runs
 
@@ -111,19 +111,20 @@ def test_killed_anywhere_another_machine_ends_it(inputs, finished, bucket, chang
 
 
 @pytest.mark.slow
-def test_killed_by_the_system_the_same_command_goes_on(inputs, finished, bucket, tmp_path):
+def test_killed_by_the_system_the_same_command_goes_on(inputs, bucket, tmp_path):
     """SIGKILL before the 60th, then before the 100th change after the start; the copies are deleted each time."""
-    url = f"{URL}/sigkill"
+    url, local = f"{URL}/sigkill", tmp_path / "local"
+    assert process(*runs.arguments(inputs, local)).status == 0
     line, environment = command(*runs.arguments(inputs, url))
     for number in (60, 100):
-        process = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
-        bucket.kill(process.pid, number)
-        assert process.wait(timeout=240) == -9, process.stderr.read()
+        with subprocess.Popen(line, env=environment) as started:
+            bucket.kill(started.pid, number)
+            assert started.wait(timeout=240) == -9
         bucket.doomed = None
         shutil.rmtree(tmp_path / "machine")
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0 and "that held it is gone" in done.stdout, done.stderr
-    require_same(url, finished)
+    done = process(*runs.arguments(inputs, url))
+    assert done.status == 0 and "that held it is gone" in done.out, done.err
+    require_same(url, local)
 
 
 def test_a_damaged_object_is_named_and_the_step_before_is_used(inputs, finished, bucket, changes, jaxgeom):

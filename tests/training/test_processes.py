@@ -136,6 +136,9 @@ def test_a_process_that_never_comes_or_cannot_be_reached_is_reported(given, stat
         ({"JAX_COORDINATOR_ADDRESS": "here"}, "JAX_COORDINATOR_ADDRESS=here: HOST:PORT is needed"),
         ({"JAX_COORDINATOR_ADDRESS": ""}, "JAX_COORDINATOR_ADDRESS=: HOST:PORT is needed"),
         ({"JAX_PROCESS_ID": "x"}, "JAX_PROCESS_ID=x: a number is needed"),
+        ({"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2: one of 0 to 1 is needed, each once: JAX_NUM_PROCESSES is 2"),
+        ({"JAX_PROCESS_ID": "-1"}, "JAX_PROCESS_ID=-1: one of 0 to 1"),
+        ({"JAX_NUM_PROCESSES": "0"}, "JAX_NUM_PROCESSES=0: must be positive"),
     ],
 )
 def test_variables_that_say_nothing_are_refused(monkeypatch, given, said):
@@ -263,3 +266,16 @@ def test_a_signal_to_one_process_saves_the_same_step_in_all(inputs, tmp_path):
     assert [one.status for one in ended] == [128 + signal.SIGTERM] * 2, ended
     found = find_resume(out)
     assert not found.faults and found.step == runs.logged(out)[-1]["step"] and runs.steps(out) == [0, found.step]
+
+
+@pytest.mark.slow
+def test_runs_with_answers_that_one_process_is_told_to_stop_end_as_if_undisturbed(inputs, trained, tmp_path):
+    """Stopped in the middle, between two updates of one rollout too, and gone on with by the same processes."""
+    kinds = ("rlvr", "opd")
+    commands = [words(kind, inputs, tmp_path / kind) for kind in kinds for _ in range(2)]
+    told = {1: [tmp_path / kind / "checkpoints" / "1" for kind in kinds]}
+    ended = launching.each(launching.end(launching.start([commands] * 2, told=told)))
+    stopped = 128 + signal.SIGTERM
+    assert [[one.status for one in process] for process in ended] == [[stopped, 0, stopped, 0]] * 2, ended
+    for kind in kinds:
+        same_run(trained[0] / f"{kind}2", tmp_path / kind)

@@ -16,7 +16,12 @@ from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
 from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, SFTSettings
-from jaxgeom.training.remarks import closing_remarks, learned_nothing, truncated_evaluation
+from jaxgeom.training.remarks import (
+    closing_remarks,
+    float32_on_accelerator,
+    learned_nothing,
+    truncated_evaluation,
+)
 from jaxgeom.training.rollouts import Answers, truncated
 from jaxgeom.training.rows import read_run_rows, write_tokenizer
 from tests.tiny import write_tiny_model
@@ -157,3 +162,9 @@ def test_a_run_whose_answers_are_all_truncated_says_so():
     cut, skipped = closing_remarks(rows, settings)
     assert "in all 2 rollouts" in cut and "8 tokens" in cut and "1 of 4 steps had nothing" in skipped
     assert closing_remarks([{"step": 1, "truncated": 0.5, "loss": 0.1}], settings) == []
+
+
+def test_float32_products_are_said_where_they_cost():
+    assert "--compute-dtype bfloat16" in (float32_on_accelerator("gpu", "float32") or "")
+    assert "tpu" in (float32_on_accelerator("tpu", "float32") or "")
+    assert float32_on_accelerator("gpu", "bfloat16") is float32_on_accelerator("cpu", "float32") is None

@@ -25,9 +25,9 @@ TIME = 256
 
 @pytest.fixture(autouse=True)
 def chunks(monkeypatch):
-    # As if the logits were too many to be held: 8 chunks of 32 columns.
+    # As if the logits were too many to be held: chunks of 4 columns of 8 rows, of 32 columns of one.
     monkeypatch.setattr(scoring, "_WHOLE_LOGITS", 0)
-    monkeypatch.setattr(scoring, "DEFAULT_CHUNK", 32)
+    monkeypatch.setattr(scoring, "_CHUNK_TOKENS", 32)
 
 
 def gradient(model, mesh):
@@ -86,7 +86,7 @@ def test_a_divergence_on_eight_devices_is_that_of_one_and_two_teachers_keep_thei
     assert np.abs(of_self).max() < 1e-5 < np.asarray(found.divergence)[::2].mean()
 
 
-def test_the_unembedding_is_gathered_once_in_bfloat16_and_its_gradient_summed_once_in_float32(tmp_path):
+def test_the_unembedding_is_gathered_once_in_bfloat16_and_its_gradient_scattered_once_in_float32(tmp_path):
     """Read from the partitioned program: later passes of the CPU compiler widen bfloat16 to float32."""
     mesh = make_mesh(1, 8, 1, 1)
     model = Qwen3(CONFIG, dtype=jnp.bfloat16)
@@ -105,13 +105,29 @@ def test_the_unembedding_is_gathered_once_in_bfloat16_and_its_gradient_summed_on
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
     (partitioned,) = tmp_path.glob("*after_spmd-partitioning*")
-    moved = re.findall(r"= (\w+)\[(?:64,512|512,64)\]\S* (all-gather|all-reduce)\(", partitioned.read_text())
-    assert ("bf16", "all-gather") in moved and ("f32", "all-reduce") in moved and ("bf16", "all-reduce") not in moved
+    kinds = "all-gather|all-reduce|reduce-scatter"
+    moved = re.findall(rf"= (\w+)\[(?:64,512|512,64|8,512)\]\S* ({kinds})\(", partitioned.read_text())
+    assert ("bf16", "all-gather") in moved and ("f32", "reduce-scatter") in moved
+    assert not {("bf16", "all-reduce"), ("bf16", "reduce-scatter")} & set(moved)
+    # Its float32 master is gathered for nobody: no number of it is read.
+    whole = re.findall(rf"= \w+\[(?:64,512|512,64)\]\S* ({kinds})\(", compiled.as_text())
+    assert whole == ["all-gather"]
     in_entry = [
         name.startswith("ENTRY")
         for name, body in re.findall(r"^(\S+).*?\{\n(.*?)^\}", compiled.as_text(), re.M | re.S)
-        for shapes in re.findall(r"= (.*?) (?:all-gather|all-reduce|reduce-scatter)\(", body)
-        if re.search(r"\[(64,512|512,64)\]", shapes)
+        for shapes in re.findall(rf"= (.*?) (?:{kinds})\(", body)
+        if re.search(r"\[(64,512|512,64|8,512)\]", shapes)
     ]
     # None is within the loop over chunks.
     assert len(in_entry) >= 2 and all(in_entry)
+
+
+@pytest.mark.parametrize(
+    ("rows", "mesh", "chunk"), [(8, (1, 8), 1024), (16, (4, 2), 512), (8, None, 128), (64, None, 16), (4096, None, 1)]
+)
+def test_a_device_puts_as_many_tokens_through_the_unembedding_at_once_however_many_rows_it_has(
+    rows, mesh, chunk, monkeypatch
+):
+    monkeypatch.undo()
+    assert scoring._chunk((rows, 8192), 1 << 17, None if mesh is None else make_mesh(*mesh)) == chunk
+    assert scoring._chunk((8, 512), 1 << 14, None) == 512  # 256 MiB of logits are held whole
