@@ -260,7 +260,7 @@ def _prepare() -> None:
         import fsspec.config
         import gcsfs  # noqa: F401
     except ImportError as error:
-        raise UserError("gs:// paths need gcsfs: python -m pip install 'jaxgeom[gcs]'") from error
+        raise UserError("gs:// paths need gcsfs: python -m pip install gcsfs") from error
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised too, and told in one line
     for kind in _KINDS:  # what another process writes is to be seen
         fsspec.config.conf.setdefault(kind, {}).setdefault("use_listings_cache", False)
