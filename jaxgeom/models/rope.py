@@ -206,6 +206,7 @@ def apply_rope(x: Float[Array, "*shape"], cos: Array, sin: Array, *, axis: int =
     Returns:
         The rotated array, in the dtype of `x`.
     """
-    first, second = jnp.split(x, 2, axis=axis)
     cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=axis)
+    cos, sin = jnp.concatenate([cos, cos], axis=axis), jnp.concatenate([-sin, sin], axis=axis)
+    # Of whole rows: with the two halves computed apart, and then joined, XLA on CPU takes a tenth more of a step.
+    return x * cos + jnp.roll(x, x.shape[axis] // 2, axis=axis) * sin

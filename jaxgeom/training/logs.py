@@ -238,10 +238,14 @@ class _Events:
         self._write(step=first, session_log=start)
 
     def write(self, step: int, row: dict[str, float]) -> None:
+        from tensorboardX.proto import summary_pb2
         from tensorboardX.summary import scalar
 
+        messages: Any = summary_pb2
+        together = messages.Summary()  # one event a row: each is checksummed in Python
         for key, value in row.items():
-            self._write(step=step, summary=scalar(key, value))
+            together.MergeFrom(scalar(key, value))
+        self._write(step=step, summary=together)
         self._writer.flush()
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from jaxgeom.training.checkpointing import Resume, find_resume, load_start, toke
 from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
-from jaxgeom.training.objectives import Objective, objective_of
+from jaxgeom.training.objectives import OPD, Objective, objective_of
 from jaxgeom.training.remarks import float32_on_accelerator
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.rows import RunRows, read_run_rows
@@ -32,7 +32,7 @@ from jaxgeom.training.run_directory import Claim, claim_directory, held_config
 from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Frozen
-from jaxgeom.training.teachers import assigned, load_teachers
+from jaxgeom.training.teachers import are_equal, assigned, load_teachers
 from jaxgeom.training.vocabulary import require_tokens_fit
 
 _LARGEST_TRAINED = 1e4  # of weights; those of language models stay below some hundreds
@@ -156,6 +156,9 @@ def make_ready(
         config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
     files = tokenizer_directory(inputs.model, inputs.base)
     objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
+    if isinstance(objective, OPD):
+        has_twin = any([are_equal(params, actor.params) for actor in teachers])
+        objective = dataclasses.replace(objective, has_twin=has_twin)
     confinement = make_confinement(
         settings.confine, model.config, model=inputs.model, base=inputs.base, basis_from=inputs.basis_from,
         mask_from=inputs.mask_from, seed=settings.seed, mesh=mesh,

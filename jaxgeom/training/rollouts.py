@@ -109,7 +109,9 @@ def judge_answers(
 ) -> Judged:
     """What decoded answers are worth, one to each prompt; `Rewards.of(rewards)` judges where it is not `Rewards`."""
     # A template may open the thought in the prompt; a response without its end is all thought then.
-    judged = [_OPENED + text if _opens_thought(tokenizer, p) else text for p, text in zip(prompts, texts, strict=True)]
+    ends = [prompt.tokens[-_LAST_TOKENS:] for prompt in prompts]
+    opened = {end: _opens_thought(tokenizer, end) for end in dict.fromkeys(ends)}  # a prompt has several answers
+    judged = [_OPENED + text if opened[end] else text for end, text in zip(ends, texts, strict=True)]
     judge = rewards if isinstance(rewards, Rewards) else Rewards.of(rewards)
     return judge(judged, [prompt.ground_truth for prompt in prompts], [p.given for p in prompts])
 
@@ -139,13 +141,14 @@ def sampling_settings(settings: OnPolicySettings, tokenizer: Any, sampler: Actor
 
 def truncated(answers: Answers, stops: Sequence[int]) -> np.ndarray:
     """bool `[batch]`: the answers that the limit on their length ended, and no stop token."""
-    return np.array(
-        [not np.isin(row[mask][-1:], stops).any() for row, mask in zip(answers.tokens, answers.response, strict=True)]
-    )
+    columns = answers.response.shape[1]
+    last = columns - 1 - np.argmax(answers.response[:, ::-1], axis=1)  # of the answer's tokens; any one of an empty one
+    stopped = np.isin(np.take_along_axis(answers.tokens, last[:, None], axis=1)[:, 0], stops)
+    return ~(stopped & answers.response.any(axis=1))
 
 
-def _opens_thought(tokenizer: Any, prompt: Prompt) -> bool:
-    return tokenizer.decode(list(prompt.tokens[-_LAST_TOKENS:])).rstrip().endswith(_OPENED)
+def _opens_thought(tokenizer: Any, end: Sequence[int]) -> bool:
+    return tokenizer.decode(list(end)).rstrip().endswith(_OPENED)
 
 
 def sample_groups(
@@ -188,8 +191,11 @@ def sample_groups(
         seeds = np.random.default_rng([settings.seed, number, turn]).integers(0, 2**31, len(repeated)).tolist()
         answers = sample_answers(sampler, tokenizer, repeated, seeds, sampling, rewards, before)
         sampled.append(answers)
+        if keep is None:  # all of them, and in one piece
+            kept.append(answers)
+            break
         for group in (answers.take(slice(at, at + size)) for at in range(0, len(answers.texts), size)):
-            (kept if keep is None or keep(group) else spare).append(group)
+            (kept if keep(group) else spare).append(group)
         if len(kept) >= settings.prompts_per_rollout:
             break
     chosen = (kept + spare)[: settings.prompts_per_rollout]
@@ -217,6 +223,8 @@ def _reward_metrics(sampled: Sequence[Answers], size: int, *, told_apart: bool) 
 
 def _join(groups: Sequence[Answers]) -> Answers:
     """Groups of one or several rounds as one; shorter ones are padded on the left, where padding is masked anyway."""
+    if len(groups) == 1:
+        return groups[0]
     width = max(group.tokens.shape[1] for group in groups)
 
     def stack(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -36,14 +36,18 @@ class Batch:
         tokens: int32 ids.
         valid: True on real tokens.
         loss_mask: True on the tokens that are learned from.
-        old_log_probs: float32, under the policy that the ratio is taken against; None where the loss has no ratio.
-        advantages: float32, one per token; None where the loss has none.
+        old_log_probs: float32, under the policy that the ratio is taken against; None where the loss has no ratio, or
+            takes it against the policy as it is in the step.
+        advantages: float32, one per token; None where the loss has none, or makes them itself.
         teacher_log_probs: float32, of the tokens under the teacher, for losses that read them; None for others.
         weights: float32, of the tokens in the loss; None weighs all alike.
         teacher: int32 `[batch]`, the place of each row's teacher; None where the loss has not several.
         reference_log_probs: float32, of the tokens under the run's start; None where no KL to it is taken.
         reward_advantages: float32, those of rewards where they are mixed in the step; None where they are mixed before.
         segments: int32, the number of each token's sequence in a row that holds several; None where none does.
+        sampled_log_probs: float32, of the answers' tokens as the sampler computed them; None where the step does not
+            compare them with its own.
+        response: True on the answers' tokens, learned from or not; None where nothing is measured over them.
     """
 
     # Not Int[Array, "batch time"]: tree maps build batches of parts, of shapes, of specs.
@@ -58,6 +62,8 @@ class Batch:
     reference_log_probs: Any = None
     reward_advantages: Any = None
     segments: Any = None
+    sampled_log_probs: Any = None
+    response: Any = None
 
 
 @flax.struct.dataclass

@@ -13,12 +13,14 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.objectives import token_means, token_sums
 from jaxgeom.training.confinement import Confinement
-from jaxgeom.training.objectives.interface import Objective
+from jaxgeom.training.objectives.interface import Objective, Told
 from jaxgeom.training.state import Batch, Frozen, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 Step = Callable[..., tuple[TrainState, Metrics]]
 """`(state, batch, frozen=Frozen()) -> (state, metrics)`."""
+_Sums = tuple[Array, Metrics, PyTree]
+"""Loss, metrics as sums over tokens, gradient: what adds up over the parts of a batch."""
 
 
 def train_step(
@@ -39,18 +41,19 @@ def train_step(
     Returns:
         A pure function. `frozen` holds what the loss reads of teachers and reference (`objective.step_inputs`).
         Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, `batch_tokens` (all that are no
-        padding), and those of the loss: `tokens` of the whole batch, the others means over all of them, whatever the
-        number of parts.
+        padding), and those of the loss, whatever the number of parts: `tokens` of the whole batch, means over all of
+        them, and what `objective.of_whole_batch` says.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Frozen = Frozen()) -> tuple[TrainState, Metrics]:  # noqa: B008
         denominator = objective.denominator(batch)
         inputs = state.params, batch, dataclasses.replace(frozen, start=None), denominator, state.opt_state
-        if confinement is not None and confinement.sums_coordinates and _is_data_parallel(objective.mesh):
-            (value, metrics), grads = _summed_over_devices(objective, confinement, *inputs)
-        else:
-            (value, metrics), grads = _accumulate(objective, confinement, *inputs)
-            metrics = token_means(metrics)
+        by_device = confinement is not None and confinement.sums_coordinates and _is_data_parallel(objective.mesh)
+        accumulate = _summed_over_devices if by_device else _accumulate
+        (value, metrics, grads), log_probs = accumulate(objective, confinement, *inputs)
+        metrics = token_means(metrics)
+        if log_probs is not None:
+            metrics |= objective.of_whole_batch(batch, log_probs)
         if objective.is_matched:
             weights, mixture = objective.matched(grads)
             value, grads, metrics = jnp.sum(weights * value), _weighted(weights, grads), metrics | mixture
@@ -79,38 +82,43 @@ def _accumulate(
     frozen: Frozen,
     denominator: Array,
     opt_state: Any,
-) -> tuple[tuple[Array, Metrics], PyTree]:
-    """Loss, its metrics as sums over tokens, and gradient, summed over the parts of the batch."""
+) -> tuple[_Sums, Array | None]:
+    """Loss, its metrics as sums over tokens, and gradient, summed over the parts of the batch; and what is left by row:
+    the tokens' log-probabilities, where the objective tells them.
+    """
 
-    def loss(params: PyTree, part: Batch) -> tuple[Array, Metrics]:
+    def loss(params: PyTree, part: Batch) -> tuple[Array, Told]:
         return objective.loss(params, part, frozen, denominator)
 
-    def losses(params: PyTree, part: Batch) -> tuple[Array, Metrics]:
+    def losses(params: PyTree, part: Batch) -> tuple[Array, Told]:
         return objective.losses(params, part, frozen, denominator)
 
     def confined(grads: PyTree) -> PyTree:
         return grads if confinement is None else confinement.gradients(grads, opt_state)
 
-    def sums(part: Batch) -> tuple[tuple[Array, Metrics], PyTree]:
+    def sums(part: Batch) -> tuple[_Sums, Array | None]:
         if objective.is_matched:  # one forward pass, a backward pass for each
-            values, pull, metrics = jax.vjp(partial(losses, part=part), params, has_aux=True)
-            unit = jnp.eye(values.size, dtype=values.dtype)
-            return (values, token_sums(metrics)), tuple(confined(pull(one)[0]) for one in unit)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
-        return (value, token_sums(metrics)), confined(grads)
+            value, pull, told = jax.vjp(partial(losses, part=part), params, has_aux=True)
+            grads: Any = tuple(confined(pull(one)[0]) for one in jnp.eye(value.size, dtype=value.dtype))
+        else:
+            (value, told), grads = jax.value_and_grad(loss, has_aux=True)(params, part)
+            grads = confined(grads)
+        return (value, token_sums(told.metrics), grads), told.log_probs
 
     parts = objective.settings.micro_batches
     if parts == 1:
         return sums(batch)
     # Strided parts: with the batch sharded along its first axis every device has work in every part.
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
-    shapes = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], split))
+    shapes, _ = jax.eval_shape(sums, jax.tree.map(lambda x: x[0], split))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def add(total: PyTree, part: Batch) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, sums(part)), None
+    def add(total: _Sums, part: Batch) -> tuple[_Sums, Array | None]:
+        more, log_probs = sums(part)
+        return jax.tree.map(jnp.add, total, more), log_probs
 
-    return jax.lax.scan(add, zero, split)[0]
+    total, log_probs = jax.lax.scan(add, zero, split)
+    return total, None if log_probs is None else jnp.moveaxis(log_probs, 0, 1).reshape(batch.tokens.shape)
 
 
 def _weighted(weights: Array, grads: tuple[PyTree, ...]) -> PyTree:
@@ -126,16 +134,16 @@ def _is_data_parallel(mesh: Mesh | None) -> bool:
 
 
 def _summed_over_devices(
-    objective: Objective, confinement: Confinement, params: PyTree, batch: Batch, *rest: Any
-) -> tuple[tuple[Array, Metrics], PyTree]:
+    objective: Objective, confinement: Confinement | None, params: PyTree, batch: Batch, *rest: Any
+) -> tuple[_Sums, Array | None]:
     """`_accumulate` on each device's rows, then the sum: left to itself the compiler sums whole gradients first."""
     alone = objective.on_one_device()
 
     def sums(params: PyTree, batch: Batch, *rest: Any) -> PyTree:
-        return jax.lax.psum(_accumulate(alone, confinement, params, batch, *rest), "data")
+        mine, log_probs = _accumulate(alone, confinement, params, batch, *rest)
+        return jax.lax.psum(mine, "data"), log_probs
 
-    whole = PartitionSpec()
-    specs = (whole, PartitionSpec("data"), *(whole for _ in rest))
-    run = jax.shard_map(sums, mesh=objective.mesh, in_specs=specs, out_specs=whole, check_vma=False)
-    (value, metrics), grads = run(params, batch, *rest)
-    return (value, token_means(metrics)), grads
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    specs = (whole, rows, *(whole for _ in rest))
+    run = jax.shard_map(sums, mesh=objective.mesh, in_specs=specs, out_specs=(whole, rows), check_vma=False)
+    return run(params, batch, *rest)

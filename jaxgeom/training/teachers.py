@@ -5,6 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree, UInt
+
+from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.data.chat import has_tokenizer
 from jaxgeom.data.prepared import Prepared
@@ -57,6 +63,29 @@ def load_teachers(
         found.append((model, params))
     teachers = [Actor(model.clone(vocabulary=shared), params) for model, params in found]
     return student.clone(vocabulary=shared), teachers
+
+
+def are_equal(one: PyTree, other: PyTree) -> bool:
+    """Whether two models have the same parameters, wherever these lie: by the checksums of their bits.
+
+    Args:
+        one: a tree of arrays.
+        other: likewise.
+    """
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree) for tree in (one, other)]
+    if shapes[0] != shapes[1]:
+        return False
+    sums = [processes.whole(_checksums(tree)) for tree in (one, other)]
+    return all(map(np.array_equal, *map(jax.tree.leaves, sums)))
+
+
+@jax.jit
+def _checksums(tree: PyTree) -> PyTree:
+    def checksum(leaf: Array) -> UInt[Array, ""]:
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        return jnp.sum(bits, dtype=jnp.uint32)  # of integers: the same in any order
+
+    return jax.tree.map(checksum, tree)
 
 
 def assigned(rows: Prepared, path: Path, teachers: Sequence[Path]) -> Prepared:

@@ -23,6 +23,7 @@ from jaxgeom.models import hf_tensors
 from jaxgeom.progress import Reporter
 from jaxgeom.training.inputs import RunInputs
 from jaxgeom.training.objectives import Tools
+from jaxgeom.training.objectives.on_policy import OnPolicy
 from jaxgeom.training.ready import make_ready
 from jaxgeom.training.rollouts import judge_answers
 from jaxgeom.training.rows import RunRows
@@ -101,6 +102,7 @@ def first_answers(run: OnPolicySettings, inputs: RunInputs, reporter: Reporter) 
         ready = make_ready(run, inputs, Path(folder) / "run", reporter, force=False, kept_rows=None)
     assert ready is not None  # no run is there
     objective, params, frozen = ready.objective, ready.params, ready.frozen
+    assert isinstance(objective, OnPolicy)
     tools = Tools(ready.rows.batches(run), ready.rows.tokenizer, ready.rows.rewards)
     rollout = objective.draw(params, frozen, tools, 0)
     generator = np.random.default_rng([run.seed, 17])
@@ -113,18 +115,18 @@ def first_answers(run: OnPolicySettings, inputs: RunInputs, reporter: Reporter) 
     @jax.jit
     def learned(params: Any, batch: Any) -> Any:
         def loss(params: Any) -> Any:
-            return objective.loss(params, batch, given, objective.denominator(batch))[0]
+            loss, told = objective.loss(params, batch, given, objective.denominator(batch))
+            log_probs = batch.old_log_probs if told.log_probs is None else told.log_probs
+            return loss, (log_probs, objective.advantages(batch, log_probs))
 
-        return jax.value_and_grad(loss)(params)
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     def step(rollout: Any, noise: np.ndarray | None) -> Step:
         (batch,) = objective.prepare(params, frozen, rollout, 0).batches
-        log_probs = np.asarray(batch.old_log_probs)
+        (loss, (log_probs, advantages)), gradients = learned(params, batch)
         if noise is not None:
-            moved = jax.device_put(log_probs + noise, batch.old_log_probs.sharding)
-            batch = dataclasses.replace(batch, old_log_probs=moved)
-        loss, gradients = learned(params, batch)
-        advantages = np.asarray(batch.advantages)
+            moved = jax.device_put(np.asarray(log_probs) + noise, log_probs.sharding)
+            (loss, _), gradients = learned(params, dataclasses.replace(batch, old_log_probs=moved))
         return Step(
             _by_answer(log_probs, held.response), _by_answer(advantages, held.response), float(loss),
             by_name(ready.model, gradients),
@@ -226,7 +228,7 @@ def _errors(ours: Step, theirs: Step) -> tuple[dict[str, float], str]:
     return errors, worst
 
 
-def _by_answer(values: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+def _by_answer(values: Any, mask: np.ndarray) -> list[np.ndarray]:
     """The values of each answer's tokens."""
     return [row[held] for row, held in zip(np.asarray(values), mask, strict=True)]
 

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 
 from jaxgeom.models import Qwen3
-from jaxgeom.models.names import spectral_specs
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.sharding import batch_sharding, make_mesh, parameter_shardings
 from jaxgeom.training import Batch, SFTSettings, initial_state, make_optimizer, make_train_step, objective_of
-from jaxgeom.training.confine_settings import ConfineSettings
-from jaxgeom.training.confinement import Confinement
 from jaxgeom.training.state import Frozen
 from tests.tiny import tiny_config, tiny_params
 from tests.training import runs
+from tests.training.bases import random_confinement
 
 
 def leakages(run):
@@ -74,22 +72,12 @@ def test_what_cannot_confine_is_refused_before_anything_is_written(jaxgeom, inpu
 def compiled_step(mesh, form, parts=1):
     config = tiny_config()
     model, params = Qwen3(config, platform="cpu", mesh=mesh), tiny_params(config)
-    specs = spectral_specs(config)
-    rng = np.random.default_rng(0)
-
-    def basis(spec, leaf):
-        if spec is None:
-            return None
-        in_ = int(np.prod([leaf.shape[axis] for axis in spec.in_]))
-        return jnp.asarray(np.linalg.qr(rng.normal(size=(leaf.shape[0], in_, 4)))[0], jnp.float32)
-
-    bases = jax.tree.map(basis, specs, params, is_leaf=lambda node: node is None or hasattr(node, "in_"))
+    confinement = random_confinement(config, params, form)
     settings = SFTSettings(
         steps=3, batch_size=8, micro_batches=parts,
         optimizer=AdamWSettings(learning_rate=1e-2, eps=1e-2),  # else the first step is the sign of what is rounding
-        confine=ConfineSettings(confine=form, basis_rank=4, basis="random"),
+        confine=confinement.settings,
     )  # fmt: skip
-    confinement = Confinement(settings.confine, bases, specs)
     params = params if mesh is None else jax.device_put(params, parameter_shardings(params, mesh))
     optimizer = make_optimizer(settings, params, confinement)
     start = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)

@@ -33,6 +33,7 @@ SETTINGS = {
     "sft": SFTSettings(**COMMON),
     "rlvr": RLVRSettings(**COMMON, samples_per_prompt=4, micro_batches=2),
     "opd": OPDSettings(**COMMON, samples_per_prompt=4, temperature=0.9),
+    "opd, scored before": OPDSettings(**COMMON, samples_per_prompt=4, keep_tokens=0.5),
 }
 
 
@@ -69,7 +70,10 @@ class Recorder:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.eval_shape(*arguments))
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("sft", (1, 1, 1)), ("opd", (1, 1, 1)), ("rlvr", (2, 2, 2))])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("sft", (1, 1, 1)), ("opd", (1, 1, 1)), ("opd, scored before", (1, 1, 1)), ("rlvr", (2, 2, 2))],
+)
 def test_the_lowered_programs_are_those_that_a_step_calls(name, sizes, monkeypatch):
     settings, model = SETTINGS[name], Qwen3(tiny_config(num_hidden_layers=1, eos_token_id=0))
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
@@ -102,9 +106,11 @@ def test_the_lowered_programs_are_those_that_a_step_calls(name, sizes, monkeypat
     calls = {
         "rollout.prefill": recorders["_prefill"].calls,
         "rollout.decode": recorders["_decode"].calls,
-        "score": recorders["_score"].calls[:1],
-        "score.teacher0": recorders["_score"].calls[1:],
     }
+    scorers = objective.scorers(params, frozen)
+    calls |= {key: [made] for key, made in zip(scorers, recorders["_score"].calls, strict=True)}
+    wanted = {"opd": ["score.teacher0"], "opd, scored before": ["score", "score.teacher0"]}
+    assert list(scorers) == wanted.get(name, [])
     assert set(found) == {"train", *(key for key, made in calls.items() if made)}
     for key, made in calls.items():
         for arguments in made:

@@ -20,6 +20,7 @@ from jaxgeom.training.state import TrainState
 from jaxgeom.training.step import train_step
 from tests.tiny import tiny_config, tiny_params
 from tests.training.by_logits import logits_of, pulled_back
+from tests.training.in_step import credited
 
 COMMON = dict(
     steps=2, batch_size=8, max_new_tokens=6, samples_per_prompt=4, optimizer=AdamWSettings(learning_rate=1e-3)
@@ -129,7 +130,7 @@ def test_loss_and_gradient_of_every_update_equal_pytorch(world, form):
     for place, batch in enumerate(prepared.batches):
         loss, cotangent, kl, cut = by_torch(torch, settings, rollout, tables, place)
         tokens, valid = jnp.asarray(rollout.answers.tokens), jnp.asarray(rollout.answers.valid)
-        (found, metrics), grads = differentiated(now, batch)
+        (found, (metrics, _)), grads = differentiated(now, batch)
         np.testing.assert_allclose(float(found), loss, rtol=1e-4, atol=1e-6)
         close(grads, pulled_back(model, now, tokens, valid, jnp.asarray(cotangent, jnp.float32)))
         np.testing.assert_allclose(float(metrics["clip_fraction"]), cut, atol=1e-6)
@@ -230,7 +231,8 @@ def test_the_null_of_a_teachers_signal_and_the_first_tokens(world):
     def advantages(**changes):
         objective = objective_of(OPDSettings(**COMMON | dict(batch_size=16) | changes), model, [model])
         prepared = objective.prepare(old, frozen, rollout, 0)
-        return np.asarray(prepared.batches[0].advantages), prepared.metrics
+        batch, metrics = credited(objective, old, frozen, prepared.batches[0])
+        return np.asarray(batch.advantages), prepared.metrics | metrics
 
     gaps, metrics = advantages()
     magnitude = np.abs(gaps[response]).mean()

@@ -14,7 +14,9 @@ from jaxgeom.models import load_model
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training import Actor, Frozen, OPDSettings, RLVRSettings, objective_of
 from jaxgeom.training.objectives import Tools
+from jaxgeom.training.rollouts import Answers, truncated
 from tests.tiny import tiny_prompts, write_tiny_model
+from tests.training.in_step import credited
 
 COMMON = dict(
     steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3), max_new_tokens=8, samples_per_prompt=4
@@ -42,15 +44,19 @@ def _prompts(encoded, size=4):
     return itertools.cycle([encoded[i : i + size] for i in range(0, len(encoded), size)])
 
 
-def collect(settings, student, teacher, tokenizer, prompts, *, step, verifier=None):
-    """One step's batch (None where there is none), its metrics and answers."""
+def collect(settings, student, teacher, tokenizer, prompts, *, step, verifier=None, **known):
+    """One step's batch with what the step makes of it (None where there is none), its metrics and answers."""
     teachers = [] if teacher is None else [teacher]
     objective = objective_of(settings, student.model, [actor.model for actor in teachers])
+    objective = dataclasses.replace(objective, **known)
     frozen = Frozen(teachers=tuple(actor.params for actor in teachers))
     drawn = objective.draw(student.params, frozen, Tools(prompts, tokenizer, verifier), step)
     prepared = objective.prepare(student.params, frozen, drawn, step)
     assert len(prepared.batches) <= 1
-    return (prepared.batches or [None])[0], prepared.metrics, prepared.answers
+    if not prepared.batches:
+        return None, prepared.metrics, prepared.answers
+    batch, metrics = credited(objective, student.params, frozen, prepared.batches[0])
+    return batch, prepared.metrics | metrics, prepared.answers
 
 
 def _parity(texts, truths):
@@ -61,7 +67,9 @@ def _parity(texts, truths):
 def test_with_equal_weights_the_gap_is_exactly_zero(world):
     student, _, tokenizer, encoded = world
     twin = Actor(student.model, jax.tree.map(lambda leaf: leaf.copy(), student.params))
-    batch, metrics, _ = collect(OPDSettings(**COMMON), student, twin, tokenizer, _prompts(encoded), step=0)
+    batch, metrics, _ = collect(
+        OPDSettings(**COMMON), student, twin, tokenizer, _prompts(encoded), step=0, has_twin=True
+    )
     assert batch is not None and metrics["gap"] == 0.0
     np.testing.assert_array_equal(np.asarray(batch.advantages), 0.0)
 
@@ -182,9 +190,11 @@ def test_controls_of_distillation(world):
     assert "sampler_mismatch" not in metrics and off_policy.texts != answers.texts
 
 
-def test_scores_are_asked_for_before_the_answers_are_judged_and_are_the_same(world):
+@pytest.mark.parametrize("apart", [False, True])
+def test_scores_are_asked_for_before_the_answers_are_judged_and_are_the_same(world, apart):
     student, teacher, tokenizer, encoded = world
-    objective = objective_of(OPDSettings(**COMMON), student.model, [teacher.model])
+    settings = OPDSettings(**COMMON, keep_tokens=0.5 if apart else 1.0)
+    objective = objective_of(settings, student.model, [teacher.model])
     frozen, order = Frozen(teachers=(teacher.params,)), []
 
     @contextlib.contextmanager
@@ -197,10 +207,18 @@ def test_scores_are_asked_for_before_the_answers_are_judged_and_are_the_same(wor
         return _parity(texts, truths)
 
     drawn = objective.draw(student.params, frozen, Tools(_prompts(encoded), tokenizer, judge, scoring), 2)
-    assert order == ["asked", ["score", "score.teacher0"], "judged"]
+    assert order == ["asked", ["score", "score.teacher0"] if apart else ["score.teacher0"], "judged"]
     batches = [
         objective.prepare(student.params, frozen, rollout, 2).batches[0]
         for rollout in (drawn, drawn._replace(ahead=None))
     ]
     for one, other in zip(*map(jax.tree.leaves, batches), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_an_answer_is_truncated_unless_a_stop_token_is_its_last():
+    tokens = np.array([[7, 7, 5, 2, 0], [7, 7, 2, 5, 0], [7, 7, 5, 5, 3], [2, 2, 0, 0, 0]], np.int32)
+    response = np.array([[0, 0, 1, 1, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
+    blank = np.zeros(tokens.shape, np.float32)
+    answers = Answers(tokens, response, response, blank, np.zeros(4, np.float32), [""] * 4, [])
+    np.testing.assert_array_equal(truncated(answers, (2, 3)), [False, True, False, True])

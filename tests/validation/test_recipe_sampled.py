@@ -3,6 +3,7 @@
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 from scipy import special, stats
@@ -12,7 +13,7 @@ from jaxgeom.data.arithmetic import prompts
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
-from jaxgeom.training.objectives import rlvr
+from jaxgeom.training.objectives import on_policy, rlvr
 from jaxgeom.training.objectives.on_policy import OnPolicy
 from jaxgeom.training.objectives.opd import OPD
 from jaxgeom.validation import recipe_exact, torch_sampled
@@ -130,26 +131,28 @@ MOVED = "first answers, chance rewards and moved ratio"
         ("rlvr", "clip", f"{MOVED}: loss"),
         ("opd", "sign", "first answers: advantages"),
         ("opd", "temperature", "first answers: log-probs"),
+        ("opd", "teacher's temperature", "first answers: advantages"),
     ],
 )
 def test_a_changed_constant_is_caught(oracle, monkeypatch, objective, patch, caught):
+    def half(tree):
+        return jax.tree.map(lambda values: 0.5 * values, tree)
+
     if patch == "normalisation":
         true = rlvr.group_advantages
         monkeypatch.setattr(rlvr, "group_advantages", lambda rewards, time, *_: true(rewards, time, False))
     elif patch == "clip":
         monkeypatch.setattr(OnPolicy, "clip_range", property(lambda self: (0.2, 0.2)))
     elif patch == "sign":
-        learned_from = OPD.learned_from
-
-        def turned(self, *given):
-            batch, metrics = learned_from(self, *given)
-            return batch.replace(advantages=-batch.advantages), metrics
-
-        monkeypatch.setattr(OPD, "learned_from", turned)
+        true_advantages = OPD.advantages
+        monkeypatch.setattr(OPD, "advantages", lambda self, *given: -true_advantages(self, *given))
+    elif patch == "temperature":
+        true_scored = on_policy.sequence_log_probs
+        monkeypatch.setattr(on_policy, "sequence_log_probs", lambda *given, **how: half(true_scored(*given, **how)))
     else:
         true_score = OnPolicy.score_of
         monkeypatch.setattr(
-            OnPolicy, "score_of", lambda self, name, actor, placed: 0.5 * true_score(self, name, actor, placed)
+            OnPolicy, "score_of", lambda self, name, actor, placed: half(true_score(self, name, actor, placed))
         )
     assert failing(oracle(objective))[0] == caught
 

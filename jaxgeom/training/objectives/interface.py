@@ -43,6 +43,19 @@ LARGEST = ("sampler_mismatch",)
 """Metrics that are maxima over the answers' tokens, and stay so where several rollouts or parts of one are joined."""
 
 
+class Told(NamedTuple):
+    """What a loss says of a batch or a part of it, beside its value; without gradient.
+
+    Attributes:
+        metrics: As `token_sums` takes them: "tokens", and means over so many, or none at all.
+        log_probs: float32 `[batch, time]`, of the tokens by the forward pass, for `Objective.of_whole_batch`; None
+            where that has no use for them.
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    log_probs: Float[Array, "batch time"] | None = None
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What one rollout gives.
@@ -99,7 +112,7 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def loss(
         self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Float[Array, ""]
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    ) -> tuple[Float[Array, ""], Told]:
         """Loss and metrics of a batch or a part of it, pure and differentiable in `params`.
 
         Args:
@@ -109,8 +122,17 @@ class Objective(abc.ABC):
             denominator: the whole batch's; the losses of its parts add up.
 
         Returns:
-            The loss, and metrics as `token_sums` takes them: "tokens", and means over so many, or none at all.
+            The loss, and what is to be told of it.
         """
+
+    def of_whole_batch(self, batch: Batch, log_probs: Float[Array, "batch time"]) -> dict[str, Float[Array, ""]]:
+        """Metrics that are no means over parts of a batch, within the step.
+
+        Args:
+            batch: all of it.
+            log_probs: of its tokens, `Told.log_probs` of all its parts.
+        """
+        return {}
 
     @property
     def rollouts_ahead(self) -> int:
@@ -124,8 +146,8 @@ class Objective(abc.ABC):
 
     def losses(
         self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Float[Array, ""]
-    ) -> tuple[Float[Array, " losses"], dict[str, Float[Array, ""]]]:
-        """The losses that a matched objective mixes, of a batch or a part of it; arguments and metrics as of `loss`."""
+    ) -> tuple[Float[Array, " losses"], Told]:
+        """The losses that a matched objective mixes, of a batch or a part of it; all else as of `loss`."""
         raise NotImplementedError(f"{type(self).__name__} has one loss")
 
     def matched(self, grads: tuple[PyTree, ...]) -> tuple[Float[Array, " losses"], dict[str, Float[Array, ""]]]:

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 
 from jaxgeom.objectives import loss_denominator, policy_gradient_loss
 from jaxgeom.sharding import mesh_of
-from jaxgeom.training.objectives.interface import LARGEST, Objective, Prepared, Tools
+from jaxgeom.training.objectives.interface import LARGEST, Objective, Prepared, Told, Tools
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor, Answers, sample_groups, sampling_settings, truncated
 from jaxgeom.training.scoring import sequence_log_probs
@@ -77,21 +77,43 @@ class OnPolicy(Objective):
         """Whether the policy that is trained answers."""
         return True
 
+    @property
+    def is_scored_in_step(self) -> bool:
+        """Whether no pass of its own scores the answers under the policy that is trained.
+
+        Where that policy answered and learns from its answers in one step alone, it is the old policy too: the ratio is
+        1, and its log-probabilities are those of the step's own forward pass.
+        """
+        return self.is_by_student and self.settings.updates_per_rollout == 1 and self.settings.rollout_lag == 0
+
     def sampler(self, params: PyTree, frozen: Frozen) -> Actor:
         return Actor(self.student, params)
 
     def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
-        return {"score": Actor(self.student, params)} | self.referred(frozen)
+        return ({} if self.is_scored_in_step else {"score": Actor(self.student, params)}) | self.referred(frozen)
 
     def referred(self, frozen: Frozen) -> dict[str, Actor]:
         """The run's start, by the name of its program, where a KL to it is taken."""
         reads = self.settings.kl_coefficient is not None
         return {"score.reference": Actor(self.student, frozen.reference)} if reads else {}
 
+    def fields_read(self) -> set[str]:
+        """What the step reads of a batch beside its tokens and masks, by name."""
+        scored = {"sampled_log_probs", "response"} if self.is_scored_in_step else {"old_log_probs"}
+        return (
+            scored | {"advantages"} | ({"reference_log_probs"} if self.settings.kl_coefficient is not None else set())
+        )
+
+    def read_by_step(self, batch: Batch) -> Batch:
+        """A batch without what the step does not read."""
+        held = {"tokens", "valid", "loss_mask"} | self.fields_read()
+        return dataclasses.replace(batch, **dict.fromkeys(vars(batch).keys() - held))
+
     def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
         plain, numbers = super().shape_of_batch(rows), rows(jnp.float32)
-        reference = None if self.settings.kl_coefficient is None else numbers
-        return dataclasses.replace(plain, old_log_probs=numbers, advantages=numbers, reference_log_probs=reference)
+        named: dict[str, Any] = dict.fromkeys(self.fields_read(), numbers)
+        others = {"response": rows(jnp.bool_), "teacher": rows(jnp.int32, by_row=True)}
+        return dataclasses.replace(plain, **named | {name: others[name] for name in others.keys() & named})
 
     def answered(
         self, params: PyTree, frozen: Frozen, tools: Tools, number: int, *, rounds: int = 1,
@@ -190,19 +212,30 @@ class OnPolicy(Objective):
             return self.score_of(name, actor, placed)
         return None
 
-    def scored(self, params: PyTree, placed: Placed) -> tuple[Array, dict[str, Any]]:
-        """Log-probabilities under the policy as it is now, and how the sampler's differ by rounding: at most and on
-        average over the answers' tokens.
+    def old_scores(self, params: PyTree, placed: Placed) -> tuple[Array | None, dict[str, Any]]:
+        """Log-probabilities under the policy as it is now, and how the sampler's differ from them; nothing where both
+        are left to the step.
         """
+        if self.is_scored_in_step:
+            return None, {}
         old = self.score_of("score", Actor(self.student, params), placed)
-        if not self.is_by_student:
-            return old, {}
-        largest, mean = _gaps(old, placed.sampled_log_probs, placed.response)
-        return old, {"sampler_mismatch": largest, "sampler_mismatch_mean": mean}
+        return old, _mismatch(old, placed.sampled_log_probs, placed.response) if self.is_by_student else {}
 
-    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, Told]:
         log_probs, entropy = self.log_probs(params, batch, return_entropy=True)
-        return self.policy_loss(log_probs, batch, denominator, entropy)
+        loss, metrics = self.policy_loss(log_probs, batch, denominator, entropy)
+        return loss, self.told(batch, metrics, log_probs)
+
+    def told(self, batch: Batch, metrics: dict[str, Array], log_probs: Array) -> Told:
+        """Metrics of a part, with its log-probabilities where `of_whole_batch` reads them."""
+        return Told(metrics, None if batch.sampled_log_probs is None else jax.lax.stop_gradient(log_probs))
+
+    def of_whole_batch(self, batch: Batch, log_probs: Array) -> dict[str, Array]:
+        return _mismatch(log_probs, batch.sampled_log_probs, batch.response)
+
+    def advantages(self, batch: Batch, log_probs: Array) -> Array:
+        """What a part's tokens are credited with, where the policy gives them these log-probabilities."""
+        return batch.advantages
 
     def log_probs(self, params: PyTree, batch: Batch, *, return_entropy: bool = False) -> Any:
         """Of a batch's tokens under the policy, differentiable; with the entropy where that is asked for."""
@@ -216,8 +249,8 @@ class OnPolicy(Objective):
         clip_low, clip_high = self.clip_range
         return policy_gradient_loss(
             log_probs,
-            batch.old_log_probs,
-            batch.advantages,
+            log_probs if batch.old_log_probs is None else batch.old_log_probs,
+            self.advantages(batch, log_probs),
             batch.loss_mask,
             clip_low=clip_low,
             clip_high=clip_high,
@@ -253,6 +286,8 @@ def _joined(found: Sequence[dict[str, Any]], tokens: Sequence[float]) -> dict[st
 
 
 @jax.jit
-def _gaps(one: Array, other: Array, mask: Array) -> tuple[Array, Array]:
-    gaps = jnp.where(mask, jnp.abs(one - other), 0.0)
-    return jnp.max(gaps), jnp.sum(gaps) / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
+def _mismatch(scored: Array, sampled: Array, response: Array) -> dict[str, Array]:
+    """How the sampler's log-probabilities differ by rounding, at most and on average over the answers' tokens."""
+    gaps = jnp.where(response, jnp.abs(scored - sampled), 0.0)
+    mean = jnp.sum(gaps) / jnp.maximum(jnp.sum(response), 1).astype(jnp.float32)
+    return {"sampler_mismatch": jnp.max(gaps), "sampler_mismatch_mean": mean}

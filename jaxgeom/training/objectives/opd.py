@@ -6,7 +6,6 @@ loss that is differentiated in the step, which then reads the teacher too (see `
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +30,7 @@ from jaxgeom.objectives import (
 )
 from jaxgeom.processes import whole
 from jaxgeom.sharding import batch_divisor, mesh_of
-from jaxgeom.training.objectives.interface import Tools
+from jaxgeom.training.objectives.interface import Told, Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Placed, Rollout
 from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.scoring import sequence_divergences
@@ -45,9 +44,14 @@ class OPD(OnPolicy):
 
     Raises:
         UserError: a top-k support of more tokens than the vocabulary has, or answers of several teachers.
+
+    Attributes:
+        has_twin: Whether some teacher has the parameters that the student begins with. Their gap is then exactly 0, as
+            long as one program scores both.
     """
 
     settings: OPDSettings
+    has_twin: bool = False
 
     def __post_init__(self) -> None:
         rows = self.student.vocabulary or self.student.config.vocab_size
@@ -77,12 +81,30 @@ class OPD(OnPolicy):
     def _ranks_gaps(self) -> bool:
         return self.settings.keep_tokens < 1.0 and self.settings.keep_by == "gap"
 
+    @property
+    def _reads_student(self) -> bool:
+        """Whether the student's log-probabilities are read beside a loss that is differentiated."""
+        return not self.settings.is_differentiated or self._is_mixed or self._ranks_gaps
+
+    @property
+    def _credits_in_step(self) -> bool:
+        """Whether the step credits the tokens, by its own log-probabilities and the teacher's."""
+        return self.is_scored_in_step and not self.settings.is_differentiated
+
+    @property
+    def is_scored_in_step(self) -> bool:
+        settings = self.settings
+        # Of the whole rollout, where a step may see a part of it at a time.
+        takes_mean = settings.advantage == "constant" and settings.advantage_constant is None
+        apart = takes_mean or self._ranks_gaps or self.is_matched or self.has_twin
+        return super().is_scored_in_step and not apart
+
     def sampler(self, params: PyTree, frozen: Frozen) -> Actor:
         return Actor(self.student, params) if self.is_by_student else Actor(self.teachers[0], frozen.teachers[0])
 
     def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
         settings, found = self.settings, {}
-        if not settings.is_differentiated or self._is_mixed or self._ranks_gaps:
+        if self._reads_student and not self.is_scored_in_step:
             found["score"] = Actor(self.student, params)
         if settings.support == "sampled" or self._ranks_gaps:
             actors = map(Actor, self.teachers, frozen.teachers)
@@ -92,21 +114,21 @@ class OPD(OnPolicy):
     def step_inputs(self, frozen: Frozen) -> Frozen:
         return Frozen() if self.settings.support == "sampled" else Frozen(teachers=frozen.teachers)
 
-    def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
-        numbers, plain = rows(jnp.float32), super().shape_of_batch(rows)
-        if not self.settings.is_differentiated:
-            return dataclasses.replace(plain, reward_advantages=numbers if self.is_matched else None)
-        return Batch(
-            tokens=plain.tokens,
-            valid=plain.valid,
-            loss_mask=plain.loss_mask,
-            reference_log_probs=plain.reference_log_probs,
-            old_log_probs=numbers if self._is_mixed else None,
-            advantages=numbers if self._is_mixed else None,
-            teacher_log_probs=numbers if self.settings.support == "sampled" else None,
-            weights=numbers if self.settings.keep_tokens < 1.0 else None,
-            teacher=rows(jnp.int32, by_row=True) if self._has_several and self.settings.support != "sampled" else None,
-        )
+    def fields_read(self) -> set[str]:
+        settings, found = self.settings, super().fields_read()
+        if settings.is_differentiated and not self._is_mixed:
+            found &= {"reference_log_probs"}
+        if self._credits_in_step:
+            found -= {"advantages"}
+        weighs = settings.is_differentiated or self._credits_in_step
+        also = {
+            "teacher_log_probs": weighs and settings.support == "sampled",
+            "weights": weighs and settings.keep_tokens < 1.0,
+            "teacher": self._has_several and settings.support != "sampled",
+            "reward_advantages": not settings.is_differentiated
+            and (self.is_matched or (self._credits_in_step and self._is_mixed)),
+        }
+        return found | {name for name, is_read in also.items() if is_read}
 
     def draw(self, params: PyTree, frozen: Frozen, tools: Tools, number: int) -> Rollout:
         return self.answered(params, frozen, tools, number)
@@ -116,35 +138,34 @@ class OPD(OnPolicy):
     ) -> tuple[Batch | None, dict[str, Any]]:
         settings, answers = self.settings, rollout.answers
         placed = self.placed(rollout)
-        scorers = self.scorers(params, frozen)
         old = teacher = None
         metrics: dict[str, Any] = {}
-        if "score" in scorers:
-            old, metrics = self.scored(params, placed)
+        if self._reads_student:
+            old, metrics = self.old_scores(params, placed)
         which = _teachers_of(answers) if self._has_several else None
-        if "score.teacher0" in scorers:
+        if "score.teacher0" in self.scorers(params, frozen):
             teacher = self._taught(frozen, placed, answers, which)
         weights = _weights(settings, old, teacher, placed.response, key) if settings.keep_tokens < 1.0 else None
         reinforced = _of_answers(settings, answers.rewards, placed.response, weights) if self._is_mixed else None
         advantages = reinforced
-        if not settings.is_differentiated:
-            advantages, more = _credit(settings, old, teacher, placed.response, weights)
-            metrics |= more
-            if reinforced is not None and not self.is_matched:
-                advantages = mix_advantages(advantages, reinforced, settings.alpha)
+        if not settings.is_differentiated and not self._credits_in_step:
+            advantages = _credit(settings, old, teacher, placed.response, weights, reinforced)
+            metrics |= _gaps(old, teacher, placed.response)
         batch = Batch(
             tokens=placed.tokens,
             valid=placed.valid,
             loss_mask=placed.response,
-            old_log_probs=None if advantages is None else old,
+            old_log_probs=old,
             advantages=advantages,
-            teacher_log_probs=teacher if settings.is_differentiated and settings.support == "sampled" else None,
-            weights=weights if settings.is_differentiated else None,
+            teacher_log_probs=teacher,
+            weights=weights,
             teacher=None if which is None or settings.support == "sampled" else on_mesh(which, self.mesh),
             reference_log_probs=self.reference_scores(frozen, placed),
-            reward_advantages=reinforced if self.is_matched and not settings.is_differentiated else None,
+            reward_advantages=reinforced,
+            sampled_log_probs=placed.sampled_log_probs,
+            response=placed.response,
         )
-        return batch, metrics
+        return self.read_by_step(batch), metrics
 
     def _taught(self, frozen: Frozen, placed: Placed, answers: Answers, which: np.ndarray | None) -> Array:
         """Log-probabilities of the answers' tokens, each row's under its own teacher."""
@@ -164,7 +185,17 @@ class OPD(OnPolicy):
     def is_matched(self) -> bool:
         return self._is_mixed and self.settings.mix == "matched"
 
-    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
+    def advantages(self, batch: Batch, log_probs: Array) -> Array:
+        if batch.advantages is not None:
+            return batch.advantages
+        given = batch.teacher_log_probs, batch.response, batch.weights, batch.reward_advantages
+        return _credit(self.settings, log_probs, *given)
+
+    def of_whole_batch(self, batch: Batch, log_probs: Array) -> dict[str, Array]:
+        found = super().of_whole_batch(batch, log_probs)
+        return found | (_gaps(log_probs, batch.teacher_log_probs, batch.response) if self._credits_in_step else {})
+
+    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, Told]:
         if not self.settings.is_differentiated:
             return super().loss(params, batch, frozen, denominator)
         loss, metrics, log_probs = self._distilled(params, batch, frozen, denominator)
@@ -182,11 +213,9 @@ class OPD(OnPolicy):
             )
             loss = loss + (self.settings.kl_coefficient or 0.0) * distance
             metrics["reference_kl"] = mean["divergence"]
-        return loss, metrics
+        return loss, self.told(batch, metrics, log_probs)
 
-    def losses(
-        self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array
-    ) -> tuple[Array, dict[str, Array]]:
+    def losses(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, Told]:
         if self.settings.is_differentiated:
             taught, metrics, log_probs = self._distilled(params, batch, frozen, denominator)
             reinforced, more = self.policy_loss(log_probs, batch, denominator)
@@ -195,7 +224,7 @@ class OPD(OnPolicy):
             taught, more = self.policy_loss(log_probs, batch, denominator)
             of_rewards = dataclasses.replace(batch, advantages=batch.reward_advantages, reference_log_probs=None)
             reinforced, metrics = self.policy_loss(log_probs, of_rewards, denominator)
-        return jnp.stack([taught, reinforced]), metrics | more
+        return jnp.stack([taught, reinforced]), self.told(batch, metrics | more, log_probs)
 
     def matched(self, grads: tuple[PyTree, ...]) -> tuple[Array, dict[str, Array]]:
         taught, reinforced = grads
@@ -252,16 +281,33 @@ def _teachers_of(answers: Answers) -> np.ndarray:
 
 @partial(jax.jit, static_argnums=0)
 def _credit(
-    settings: OPDSettings, student: Array, teacher: Array, response: Array, weights: Array | None
-) -> tuple[Array, dict[str, Array]]:
-    """Distillation's advantages, and means over the answers' tokens: the gap `log π_θ − log π_T`, and its magnitude."""
-    advantages = opd_advantages(student, teacher, response)
-    count = jnp.maximum(jnp.sum(response), 1).astype(jnp.float32)
-    gaps = {"gap": -jnp.sum(advantages) / count, "gap_magnitude": jnp.sum(jnp.abs(advantages)) / count}
+    settings: OPDSettings,
+    student: Any,
+    teacher: Any,
+    response: Array,
+    weights: Array | None,
+    reinforced: Array | None,
+) -> Array:
+    """Distillation's advantages, mixed with those of rewards where they are given and not mixed by their gradients."""
     if settings.advantage == "constant":
         constant = settings.advantage_constant
-        advantages = constant_advantages(response, gaps["gap_magnitude"] if constant is None else constant)
-    return advantages if weights is None else advantages * weights, gaps
+        size = _gaps(student, teacher, response)["gap_magnitude"] if constant is None else constant
+        advantages = constant_advantages(response, size)
+    else:
+        advantages = opd_advantages(student, teacher, response)
+    if weights is not None:
+        advantages = advantages * weights
+    if reinforced is None or settings.mix == "matched":
+        return advantages
+    return mix_advantages(advantages, reinforced, settings.alpha)
+
+
+@jax.jit
+def _gaps(student: Any, teacher: Any, response: Array) -> dict[str, Array]:
+    """Means over the answers' tokens: the gap `log π_θ − log π_T`, and its magnitude."""
+    gaps = -opd_advantages(student, teacher, response)
+    count = jnp.maximum(jnp.sum(response), 1).astype(jnp.float32)
+    return {"gap": jnp.sum(gaps) / count, "gap_magnitude": jnp.sum(jnp.abs(gaps)) / count}
 
 
 @partial(jax.jit, static_argnums=0)

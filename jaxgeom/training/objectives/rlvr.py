@@ -34,7 +34,7 @@ class RLVR(OnPolicy):
     ) -> tuple[Batch | None, dict[str, Any]]:
         settings, answers = self.settings, rollout.answers
         placed = self.placed(rollout)
-        old, metrics = self.scored(params, placed)
+        old, metrics = self.old_scores(params, placed)
         rewards, teaches = answers.rewards.astype(np.float64), np.ones(len(answers.rewards), bool)
         if settings.dynamic_filter:
             teaches = np.repeat(np.ptp(self._groups(answers.rewards), axis=1) > 0, settings.samples_per_prompt)
@@ -53,8 +53,10 @@ class RLVR(OnPolicy):
             old_log_probs=old,
             advantages=on_mesh(group_advantages(groups, mask.shape[1], settings.normalize_by_std), self.mesh),
             reference_log_probs=self.reference_scores(frozen, placed),
+            sampled_log_probs=placed.sampled_log_probs,
+            response=placed.response,
         )
-        return batch, metrics
+        return self.read_by_step(batch), metrics
 
     def of_answers(self, rollout: Rollout) -> dict[str, float]:
         penalty = self._penalty(rollout.answers)

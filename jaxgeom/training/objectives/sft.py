@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxgeom.objectives import sft_loss
-from jaxgeom.training.objectives.interface import Objective, Prepared, Tools
+from jaxgeom.training.objectives.interface import Objective, Prepared, Told, Tools
 from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import SFTSettings
 from jaxgeom.training.state import Batch, Frozen, on_mesh
@@ -33,8 +33,8 @@ class SFT(Objective):
         shape = super().shape_of_batch(rows)
         return dataclasses.replace(shape, segments=rows(jnp.int32)) if self.settings.packing else shape
 
-    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, dict[str, Array]]:
+    def loss(self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Array) -> tuple[Array, Told]:
         log_probs = sequence_log_probs(
             self.student, params, batch.tokens, batch.valid, mesh=self.mesh, segments=batch.segments
         )
-        return sft_loss(log_probs, batch.loss_mask, denominator=denominator), {}
+        return sft_loss(log_probs, batch.loss_mask, denominator=denominator), Told({})
