@@ -13,7 +13,6 @@ from pathlib import Path
 
 from jaxgeom.buckets.places import named
 from jaxgeom.commands.parsing import parse
-from jaxgeom.commands.urls import without_urls
 from jaxgeom.errors import UserError
 from jaxgeom.files import full_disk, is_full
 from jaxgeom.interruption import end_soon, goes_on, stoppable
@@ -95,6 +94,8 @@ def _run(arguments: list[str]) -> int:
         goes_on("the same command goes on from what is kept", _out(arguments))
         module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
         function = getattr(module, name.replace(" ", "_"))
+        from jaxgeom.commands.urls import without_urls  # help on all commands does without
+
         words, remote = without_urls(name, arguments[len(name.split()) :])
         call = parse(function, name, words)
         if call is None:

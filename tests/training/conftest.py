@@ -5,7 +5,6 @@ import shutil
 import pytest
 
 from jaxgeom.buckets import hold
-from tests import object_store
 from tests.training import runs
 
 
@@ -32,6 +31,8 @@ def run(finished, tmp_path):
 @pytest.fixture(scope="session")
 def _served():
     """An object store for all tests of this process: its libraries take its address once."""
+    from tests import object_store  # the other tests here do without its packages
+
     with object_store.Served() as served, pytest.MonkeyPatch.context() as patch:
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{served.port}")
         yield served.objects
