@@ -30,6 +30,8 @@ from jaxgeom.models import Qwen3Config
 from jaxgeom.models.load import qwen3_tensors
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors, spectral_specs
 from jaxgeom.optimizers import confined, masked_training, subspace_coordinates
+from jaxgeom.optimizers.confinement import project
+from jaxgeom.optimizers.masking import within_masks
 from jaxgeom.processes import placed
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.confine_settings import ConfineSettings
@@ -79,12 +81,32 @@ class Confinement(NamedTuple):
         """Gradients as the optimizer takes them: in coordinates where `sums_coordinates`, 0 `[]` at frozen leaves."""
         if not self.sums_coordinates:
             return gradients
-        bases = opt_state.bases
-        found = subspace_coordinates(gradients, bases, specs=self.specs, side=self.settings.basis_side)
+        found = subspace_coordinates(gradients, opt_state.bases, specs=self.specs, side=self.settings.basis_side)
+        return self._without_frozen(found, opt_state)
+
+    def inside(self, gradients: PyTree, opt_state: Any) -> PyTree:
+        """The part of gradients that lies in the subspace or mask, in any form: its norm is that of its coordinates.
+
+        Args:
+            gradients: what `gradients` returned.
+            opt_state: of the optimizer that `wrap` made.
+
+        Returns:
+            A tree of the same layout; 0 `[]` at frozen leaves.
+        """
+        if self.sums_coordinates:
+            return gradients
+        if self.settings.confine == "mask":
+            return within_masks(gradients, opt_state.masks)
+        return self._without_frozen(
+            project(gradients, opt_state.bases, self.settings.basis_side, self.specs), opt_state
+        )
+
+    def _without_frozen(self, tree: PyTree, opt_state: Any) -> PyTree:
         if self.settings.unconfined == "free":
-            return found
+            return tree
         return jax.tree.map(
-            lambda basis, leaf: jnp.zeros((), leaf.dtype) if basis is None else leaf, bases, found,
+            lambda basis, leaf: jnp.zeros((), leaf.dtype) if basis is None else leaf, opt_state.bases, tree,
             is_leaf=lambda node: node is None,
         )  # fmt: skip
 
