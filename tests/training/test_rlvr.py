@@ -304,7 +304,7 @@ def test_a_confined_mixture_is_matched_where_parameters_can_move(world, form):
     confinement = random_confinement(model.config, now, "updates" if form == "mask" else form)
     if form == "mask":
         rng = np.random.default_rng(0)
-        masks = jax.tree.map(lambda basis, leaf: None if basis is None else rng.random(leaf.shape) < 0.1,
+        masks = jax.tree.map(lambda basis, leaf: None if basis is None else jnp.asarray(rng.random(leaf.shape) < 0.1),
                              confinement.trees, now, is_leaf=lambda node: node is None)  # fmt: skip
         confinement = Confinement(ConfineSettings(confine="mask", mask="random"), masks, confinement.specs)
     _, pull = jax.vjp(lambda p: objective.losses(p, batch, Frozen(), objective.denominator(batch))[0], now)
