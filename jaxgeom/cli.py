@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxgeom.buckets.places import named
 from jaxgeom.commands.parsing import parse
 from jaxgeom.errors import UserError
 from jaxgeom.files import full_disk, is_full
@@ -93,16 +94,22 @@ def _run(arguments: list[str]) -> int:
         goes_on("the same command goes on from what is kept", _out(arguments))
         module = importlib.import_module(f"jaxgeom.commands.{COMMANDS[name][0]}")
         function = getattr(module, name.replace(" ", "_"))
-        call = parse(function, name, arguments[len(name.split()) :])
+        from jaxgeom.commands.urls import without_urls  # help on all commands does without
+
+        words, remote = without_urls(name, arguments[len(name.split()) :])
+        call = parse(function, name, words)
         if call is None:
             return 0
+        remote.take()
         # Only tokenizers and configurations are taken from transformers; that PyTorch is missing is no news.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         _keep_compiled_programs()
         from jaxgeom.checkpoints import late_errors
 
         late_errors.hush_process()
-        return call(shlex.join(["jaxgeom", *arguments])) or 0
+        status = call(shlex.join(["jaxgeom", *arguments])) or 0
+        remote.give_back()
+        return status
 
 
 def _out(arguments: Sequence[str]) -> str | None:
@@ -140,7 +147,7 @@ def _keep_compiled_programs() -> None:
 
 
 def _fail(message: str, *, status: int = 2) -> int:
-    print("jaxgeom: " + " ".join(message.split()), file=sys.stderr)
+    print("jaxgeom: " + named(" ".join(message.split())), file=sys.stderr)
     return status
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxgeom.buckets.places import refuse_collapsed
 from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error
 from jaxgeom.owned_files import is_text_of_others
@@ -66,10 +67,14 @@ def _remove_empty(folders: list[pathlib.Path]) -> None:
 
 
 def refuse_if_held(directory: pathlib.Path) -> None:
-    """Raises UserError where a living process holds the directory; writes nothing.
+    """Refuses a directory that a living process holds; writes nothing.
 
     A look ahead of long preparations: `locked` decides.
+
+    Raises:
+        UserError: it is held, or is a URL that became a path.
     """
+    refuse_collapsed(directory)
     try:
         descriptor = os.open(directory / NAME, os.O_RDWR)
     except OSError:

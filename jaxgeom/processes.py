@@ -9,6 +9,7 @@ With one process every function here does the plain thing and computes nothing.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import pickle
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgeom.buckets.places import named
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 
@@ -164,12 +166,12 @@ def together(make: Callable[[], _T]) -> _T:
         value = make()
     except (UserError, OSError) as error:
         own = error
-    said = exchanged(None if own is None else str(own))
+    said = exchanged(None if own is None else (str(own), _status(own)))
     if own is not None:
         raise own
     for index, error in enumerate(said):
         if error is not None:
-            raise UserError(f"process {index}: {error}")
+            raise _failed(f"process {index}: {error[0]}", error[1])
     return value
 
 
@@ -191,18 +193,18 @@ def from_first(make: Callable[[], _T]) -> _T:
     """
     if count() == 1:
         return make()
-    said: tuple[Any, str | None] = (None, None)
+    said: tuple[Any, tuple[str, int] | None] = (None, None)
     own: Exception | None = None
     if is_first():
         try:
             said = make(), None
         except (UserError, OSError) as error:
-            said, own = (None, str(error)), error
+            said, own = (None, (str(error), _status(error))), error
     value, failed = exchanged(said)[0]
     if own is not None:
         raise own
     if failed is not None:
-        raise UserError(failed)
+        raise _failed(*failed)
     return value
 
 
@@ -227,7 +229,7 @@ def require_same(described: dict[str, Any]) -> None:
     Raises:
         UserError: naming the first field that differs, and both values.
     """
-    first, *others = exchanged(described)
+    first, *others = exchanged(json.loads(named(json.dumps(described, default=str))))  # each has copies of its own
     for index, other in enumerate(others, 1):
         differing = unequal(first, other)
         if differing:
@@ -335,6 +337,17 @@ def _ended_after(seconds: int, said: str, status: int) -> Iterator[None]:
         yield
     finally:
         done.set()
+
+
+def _status(error: Exception) -> int:
+    """The exit status that an error of one process is to have in all."""
+    return getattr(error, "status", UserError.status)
+
+
+def _failed(said: str, status: int) -> UserError:
+    error = UserError(said)
+    error.status = status
+    return error
 
 
 def _number(variable: str) -> int | None:

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from jaxgeom.buckets.places import named
+
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_OF_SPEED = 900.0  # what the time left is judged by: a large matrix alone may take minutes
 
@@ -103,12 +105,12 @@ class Reporter:
         self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(named(text), markup=False)
 
     def warn(self, text: str) -> None:
         """A line that must not be overlooked: apart from the others, and in bold red on a terminal."""
         self.console.print()
-        self.console.print(text, markup=False, style="bold red")
+        self.console.print(named(text), markup=False, style="bold red")
         self.console.print()
 
     def task(self, label: str, total: int, *, done: int = 0) -> Task:

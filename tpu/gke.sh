@@ -20,7 +20,8 @@ usage: gke.sh cluster  --name N --project P --location L [--service-account EMAI
   pool      adds the hosts of one slice; four chips a host; the disk (200 GB) holds
             the copy of STORE/work
   image     builds tpu/Dockerfile by Cloud Build and pushes it
-  launch    starts COMMAND on all hosts of a slice, in a copy of STORE/work
+  launch    starts COMMAND on all hosts of a slice, in a copy of STORE/work; with --out gs://…
+            it keeps what it writes there itself
   delete    ends the job; checkpoints and logs stay in the store
   teardown  deletes the pool, or the cluster with all that is on it
 

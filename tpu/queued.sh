@@ -10,7 +10,8 @@ usage: queued.sh launch|watch --name N --project P --zone Z --accelerator A --st
        queued.sh status|logs|delete --name N --project P --zone Z
 
   launch   puts a wheel of this checkout into STORE/launch and asks for the machines; they start COMMAND by themselves,
-           in a copy of STORE/work, and go on with it whenever they start again
+           in a copy of STORE/work, and go on with it whenever they start again; with
+           --out gs://… the command keeps what it writes there itself
   watch    launch, then asks again when spot machines are taken away, until STORE/status says how it ended; then
            deletes the machines and exits with that status. Stopped and started again, it goes on
   status   what the queue says

@@ -14,7 +14,8 @@ Exit status of COMMAND → what happens:
                 A failure after more than half an hour of work is the first of a new row.
 
   --store gs://…   where what is kept lies: work/ (copied here before the first start, back every --every seconds and
-                   after every end), logs/, and status (the final exit status, after which nothing is started again)
+                   after every end), logs/, and status (the final exit status, after which nothing is started again).
+                   A command with --out gs://… puts its own there: then work/ is only read
   --work DIR       where the command runs, the copy of STORE/work (default: here)
   --every SECONDS  between copies (default 300)
   --worker N       of several machines only 0 copies back and writes status (default 0)
@@ -55,6 +56,13 @@ done
 case $store in '' | gs://?*) ;; *) echo "restart.sh: --store $store is no gs:// path" >&2 && exit 2 ;; esac
 command=("$@")
 
+# A command that writes to a bucket itself leaves nothing here to be copied back.
+direct='' before=''
+for word in "${command[@]}"; do
+    case $before=$word in --out=gs://* | *=--out=gs://*) direct=1 ;; esac
+    before=$word
+done
+
 say() { printf 'restart.sh: %s\n' "$*" >&2; }
 run() { if [ -n "$dry" ]; then printf '%q ' "$@" && echo; else "$@"; fi; }
 
@@ -75,7 +83,7 @@ pull() {
 
 push() {
     [ -n "$store" ] || return 0
-    if [ "$worker" = 0 ]; then
+    if [ "$worker" = 0 ] && [ -z "$direct" ]; then
         run gcloud storage rsync --recursive --exclude="$unfinished|^\.copied$" "$work" "$store/work" \
             || say "could not copy $work to $store/work; tried again in $every seconds"
     fi

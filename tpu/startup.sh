@@ -24,7 +24,7 @@ if [ ! -x "$home/venv/bin/jaxgeom" ]; then
     rm -f "$home"/jaxgeom-*.whl
     gcloud storage cp "$store/launch/*.whl" "$home/"
     wheels=("$home"/jaxgeom-*.whl)
-    python3 -m uv pip install --python "$home/venv/bin/python" "${wheels[-1]}[tpu]"
+    python3 -m uv pip install --python "$home/venv/bin/python" "${wheels[-1]}[tpu,gcs]"
     unset PYTHONPATH
 fi
 

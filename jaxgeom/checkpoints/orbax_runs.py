@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import pathlib
 import threading
 from typing import Any
 
 import numpy as np
 
-from jaxgeom.checkpoints.checksums import one_line, require_whole
+from jaxgeom.buckets.places import checkpoints_of, is_stored
+from jaxgeom.checkpoints.checksums import files_of, one_line, require_whole
 from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.run_models import run_model
 from jaxgeom.checkpoints.runs import RunCheckpoint
@@ -16,10 +16,10 @@ from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
 from jaxgeom.errors import UserError
 
 
-def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, Any]) -> Any:
+def _open_store(params: Any, key: tuple[str, ...], metadata: dict[str, Any]) -> Any:
     import tensorstore  # heavy, and only needed for Orbax
 
-    base = f"file://{params.resolve()}/"
+    base = f"{params}/" if is_stored(params) else f"file://{params.resolve()}/"
     path = ".".join(key) + "/"
     store = {"driver": "ocdbt", "base": base, "path": path} if metadata.get("use_ocdbt", True) else base + path
     spec = {"driver": "zarr3" if metadata.get("use_zarr3") else "zarr", "kvstore": store, "recheck_cached_data": False}
@@ -29,7 +29,7 @@ def _open_store(params: pathlib.Path, key: tuple[str, ...], metadata: dict[str, 
 class _LeafSlice:
     """Reads the part of a stacked leaf that one Hugging Face tensor is, in that tensor's layout."""
 
-    def __init__(self, store: Any, config: Any, tensor: Any, where: pathlib.Path, verified: "_Verified") -> None:
+    def __init__(self, store: Any, config: Any, tensor: Any, where: Any, verified: "_Verified") -> None:
         self.store, self.config, self.tensor, self.where, self.verified = store, config, tensor, where, verified
 
     def __call__(self, start: int | None, stop: int | None) -> np.ndarray:
@@ -53,7 +53,7 @@ class _LeafSlice:
 class _Verified:
     """The files of a checkpoint, compared with their checksums once, before the first number is taken from them."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: Any) -> None:
         self.folder, self.done, self.lock = folder, False, threading.Lock()
 
     def require(self) -> None:
@@ -75,7 +75,7 @@ def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
     run, step = found.run, found.saved_step()
     model = run_model(run, step)
     config = Qwen3Config.from_hf(model)
-    folder = run / "checkpoints" / str(step)
+    folder = checkpoints_of(run) / str(step)
     params = folder / "params"
     require_whole(folder, under="params/", contents=False)
     metadata = read_json(params / "_METADATA")
@@ -107,7 +107,6 @@ def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
             tensor.name, tuple(tensor.shape), dtype, _LeafSlice(store, config, tensor, params, verified)
         )
     fingerprint = hashlib.sha256(json.dumps(model, sort_keys=True).encode())
-    for file in sorted(path for path in params.rglob("*") if path.is_file()):
-        stat = file.stat()
-        fingerprint.update(f"{file.relative_to(params)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for line in files_of(params):
+        fingerprint.update(f"{line}\n".encode())
     return Checkpoint(name, tensors, config=model, fingerprint=fingerprint.hexdigest())

@@ -4,6 +4,7 @@ import pathlib
 import stat
 from typing import Any
 
+from jaxgeom.buckets.places import is_stored
 from jaxgeom.errors import UserError
 from jaxgeom.files import refuse_pointer
 from jaxgeom.plain_json import TwiceError, read_json_text, utf8_text
@@ -40,14 +41,11 @@ def is_there(path: pathlib.Path) -> bool:
     return path.is_symlink() or path.exists()
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file; a `UserError` that names the file when it is missing or no JSON object."""
-    if require_file(path) > _MAX_JSON_BYTES:
-        raise UserError(f"{path}: too large for a JSON file of a checkpoint")
+def read_json(path: Any) -> dict[str, Any]:
+    """A JSON object from a file, here or in a bucket; a `UserError` that names it when it is missing or no object."""
+    content = _content(path)
     try:
-        value = read_json_text(utf8_text(path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        value = read_json_text(utf8_text(content))
     except TwiceError as error:
         raise UserError(f"{path}: {error}: which is meant cannot be told") from error
     except (ValueError, RecursionError) as error:
@@ -55,6 +53,22 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds no JSON object")
     return value
+
+
+def _content(path: Any) -> bytes:
+    if is_stored(path):
+        from jaxgeom.buckets import store  # heavy, and only needed for buckets
+
+        try:
+            return store.read(str(path))  # a bucket that cannot be read says nothing of the file
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: cannot be read: there is no such object") from error
+    if require_file(path) > _MAX_JSON_BYTES:
+        raise UserError(f"{path}: too large for a JSON file of a checkpoint")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def in_directory(index: pathlib.Path, file: Any) -> pathlib.Path:

@@ -7,6 +7,7 @@ alone, and a run's `config.json` lies beside them, where anything may change it.
 import pathlib
 from typing import Any
 
+from jaxgeom.buckets.places import checkpoints_of
 from jaxgeom.checkpoints.checksums import read_checksums
 from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.errors import UserError
@@ -43,7 +44,7 @@ def model_fault(run: pathlib.Path, step: int) -> str | None:
     """
     from jaxgeom.models.config import Qwen3Config  # it reads checkpoints itself
 
-    saved = (read_checksums(run / "checkpoints" / str(step)) or {}).get("model")
+    saved = (read_checksums(checkpoints_of(run) / str(step)) or {}).get("model")
     model = held_model(run)
     if not isinstance(saved, dict) or model is None:
         return None

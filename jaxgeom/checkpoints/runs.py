@@ -4,7 +4,9 @@ import dataclasses
 import os
 import pathlib
 import re
+from typing import Any
 
+from jaxgeom.buckets.places import checkpoints_of, is_stored
 from jaxgeom.checkpoints.weight_files import has_adapter, has_weights
 from jaxgeom.errors import UserError, listed
 
@@ -34,7 +36,7 @@ class RunCheckpoint:
         """
         steps = saved_steps(self.run)
         if not steps:
-            raise UserError(f"{self.run}: no checkpoint in {self.run / 'checkpoints'}")
+            raise UserError(f"{self.run}: no checkpoint in {checkpoints_of(self.run)}")
         step = steps[-1] if self.step is None else self.step
         if step not in steps:
             raise UserError(f"{self.run}: no checkpoint at step {step}; there are {listed(map(str, steps))}")
@@ -50,16 +52,31 @@ def saved_steps(run: str | os.PathLike[str]) -> list[int]:
     Returns:
         Steps whose parameters are there.
     """
-    folder = pathlib.Path(run) / "checkpoints"
+    folder = checkpoints_of(run)
+    if is_stored(folder):
+        return [step for step in step_names(folder) if step in _stored(folder, "params/")]
     if not folder.is_dir():
         return []
     return [step for step in step_names(folder) if (folder / str(step) / "params").is_dir()]
 
 
-def step_names(folder: pathlib.Path) -> list[int]:
-    """Steps that the entries of a run's `checkpoints` are named by, whole or not, ascending: decimal digits alone."""
+def step_names(folder: Any) -> list[int]:
+    """Steps that the entries of a run's `checkpoints` are named by, whole or not, ascending: decimal digits alone.
+
+    In a bucket, where no folder is renamed when it is whole, those that have their list of checksums, written last.
+    """
+    if is_stored(folder):
+        return sorted(_stored(folder, "checksums.json"))
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(name) for name in names if _IS_STEP.fullmatch(name))
+
+
+def _stored(folder: Any, what: str) -> set[int]:
+    """Steps in a bucket below which there is a file, or something in a folder."""
+    from jaxgeom.buckets import store  # heavy, and only needed for buckets
+
+    found = (name.partition("/") for name in store.listed(str(folder)))
+    return {int(step) for step, _, rest in found if rest.startswith(what) and _IS_STEP.fullmatch(step)}
 
 
 def split_step(text: str) -> tuple[str, int | None]:

@@ -237,3 +237,34 @@ def attend_cache(
     scores = jnp.where(visible[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return jnp.einsum("bkgs,bksd->bkgd", weights, values).reshape(batch, 1, heads, hd)
+
+
+def attend_cache_and_own(
+    q: Float[Array, "batch 1 heads hd"],
+    k: Float[Array, "batch 1 kv hd"],
+    v: Float[Array, "batch 1 kv hd"],
+    keys: Float[Array, "batch kv slots hd"],
+    values: Float[Array, "batch kv slots hd"],
+    before: Bool[Array, "batch slots"],
+) -> Float[Array, "batch 1 heads hd"]:
+    """`attend_cache` to a cache that the query's own key and value are not yet written to.
+
+    Args:
+        q, k, v: of the newest token of each row, projected and rotated.
+        keys, values: the cache as it came.
+        before: the slots that a row may attend to, its own left out.
+    Returns:
+        The mixed values, in the dtype of `q`.
+    """
+    batch, _, heads, hd = q.shape
+    kv = keys.shape[1]
+    grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
+    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.where(before[:, None, None], scores, _MASKED)
+    own = jnp.einsum("bkgd,bkd->bkg", grouped, k[:, 0], preferred_element_type=jnp.float32)[..., None]
+    largest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
+    weights, own = jnp.exp(scores - largest), jnp.exp(own - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True) + own
+    mixed = jnp.einsum("bkgs,bksd->bkgd", (weights / total).astype(q.dtype), values, preferred_element_type=jnp.float32)
+    mixed = mixed + own / total * v[:, 0, :, None].astype(jnp.float32)
+    return mixed.astype(q.dtype).reshape(batch, 1, heads, hd)

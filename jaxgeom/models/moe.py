@@ -66,8 +66,9 @@ def mixture_by_rows(
     """`mixture_of_experts` with each device sorting the tokens of its own rows.
 
     Left to the compiler, the tokens of all devices are sorted together and moved between them, which for a batch of
-    training is far more than the kernels that are gathered here, one layer's at a time, and whose gradients are
-    scattered. Experts and their inner axis stay spread as they are.
+    training is far more than the kernels that are gathered here, one layer's at a time. Experts and their inner axis
+    stay spread as they are; where neither is, kernels are gathered by name, so that their gradients are scattered.
+    (What is gathered by name along one axis the compiler gathers along the others as well.)
 
     Args:
         x: tokens, in the compute dtype, lying over devices as the batch does.
@@ -81,10 +82,8 @@ def mixture_by_rows(
     if mesh is None or shards == 1 or x.shape[0] % shards:
         return mixture_of_experts(x, mlp, **options)
     kernels = {name: mlp[name]["kernel"].astype(x.dtype) for name in _OVER_FSDP}
-    split = {
-        name: mesh.shape["fsdp"] > 1 and kernels[name].shape[axis] % mesh.shape["fsdp"] == 0
-        for name, axis in _OVER_FSDP.items()
-    }
+    fsdp = mesh.shape["fsdp"] if mesh.shape.get("tensor", 1) == mesh.shape.get("expert", 1) == 1 else 1
+    split = {name: fsdp > 1 and kernels[name].shape[axis] % fsdp == 0 for name, axis in _OVER_FSDP.items()}
 
     def local(x: Array, kernels: Mapping[str, Array]) -> Array:
         whole = {

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.float32_products import float32_products
 from jaxgeom.models import cpu_layers, gpu_decoding
-from jaxgeom.models.attention import attend_cache, causal_attention, resolve_attention
+from jaxgeom.models.attention import attend_cache, attend_cache_and_own, causal_attention, resolve_attention
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import Spread, block, rms_norm
 from jaxgeom.models.recomputation import keep_everything, keep_products
@@ -154,6 +154,7 @@ class Qwen3(nn.Module):
         self, x: Array, cos: Array, sin: Array, cache: Cache, index: Array, visible: Array, spread: Spread
     ) -> tuple[Array, Cache]:
         """The residual stream after the last layer, and the stacked cache with slot `index` written."""
+        before = visible & (jnp.arange(visible.shape[1]) != index)
 
         def step(carry, scanned):
             x, keys, values = carry
@@ -162,7 +163,8 @@ class Qwen3(nn.Module):
             def attend(q, k, v):
                 new_keys = jax.lax.dynamic_update_slice(keys, _to_slot(k), (number, 0, 0, index, 0))
                 new_values = jax.lax.dynamic_update_slice(values, _to_slot(v), (number, 0, 0, index, 0))
-                out = attend_cache(q, new_keys[number], new_values[number], visible)
+                # Read as it came: of a stack just written a layer would be copied out before a product reads it.
+                out = attend_cache_and_own(q, k, v, keys[number], values[number], before)
                 return out, (new_keys, new_values)
 
             x, (keys, values) = block(self.config, layer, x, cos, sin, attend, spread=spread)

@@ -1,11 +1,7 @@
 """Orbax checkpoints of a run: parameters, optimizer, data position, seed; and starting a model from one."""
 
 import contextlib
-import itertools
-import os
-import re
-import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,25 +12,23 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgeom import processes
+from jaxgeom.buckets.places import checkpoints_of, is_stored
 from jaxgeom.checkpoints import checksums
 from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
 from jaxgeom.checkpoints.run_models import held_model, run_model
 from jaxgeom.checkpoints.runs import named_run, step_names
 from jaxgeom.checkpoints.verl import verl_step
 from jaxgeom.data.chat import has_tokenizer
-from jaxgeom.errors import UserError, listed
+from jaxgeom.errors import UserError
 from jaxgeom.files import is_full
 from jaxgeom.models import Qwen3, Qwen3Config, abstract_parameters, load_model
 from jaxgeom.optimizers.leaves import own_copy
-from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.sharding import partition_specs, platform_of
 from jaxgeom.training import logs
+from jaxgeom.training.checkpoint_folders import folders_of, read_pending, write_pending
 from jaxgeom.training.keep_settings import KeepSettings
 from jaxgeom.training.optimizer_state import by_name, from_names, leaf_names
 from jaxgeom.training.state import Batch, TrainState
-
-_PENDING = "pending.npz"
-_PARTIAL = r"\.\d+\.partial(?:\.\d+)?(?:\.orbax-checkpoint-tmp.*)?"
 
 
 class Resume(NamedTuple):
@@ -61,8 +55,8 @@ def find_resume(run: Path, *, contents: bool = True) -> Resume:
         contents: whether the checkpoint's files are read, or their sizes alone looked at.
     """
     faults: list[str] = []
-    for step in reversed(step_names(run / "checkpoints")):
-        folder = run / "checkpoints" / str(step)
+    for step in reversed(step_names(checkpoints_of(run))):
+        folder = checkpoints_of(run) / str(step)
         fault = checksums.fault_of(folder, contents=contents)
         if fault is not None:
             faults.append(f"checkpoints/{step} is damaged: {fault}")
@@ -93,19 +87,23 @@ class Checkpoints:
         always: steps that stay whatever `keep` says.
         ends: steps at which the run is or was finished; they stay, and are remembered.
         saved: told of every step whose checkpoint is whole, from a thread beside.
+        publish: called before a checkpoint counts as whole: what it refers to must be where it is.
     """
 
     def __init__(
         self, directory: Path, say: Callable[[str], None] = lambda _: None, *, keep: KeepSettings | None = None,
         always: Collection[int] = (), ends: Collection[int] = (), saved: Callable[[int], None] = lambda _: None,
+        publish: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        self._folder = (directory / "checkpoints").absolute()
+        place = checkpoints_of(directory)
+        self._folder: Any = place if is_stored(place) else place.absolute()
+        self._folders, self._publish = folders_of(self._folder, say), publish
         self._model = held_model(directory)
         self._say, self._keep, self._always, self._ends, self._saved = say, keep, always, sorted(set(ends)), saved
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: tuple[Path, Future[None]] | None = None
-        processes.from_first(self._remove_partial)
+        self._writing: tuple[Any, Future[None]] | None = None
+        processes.from_first(self._folders.remove_unfinished)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -156,12 +154,8 @@ class Checkpoints:
         )
         left = _flat(pending)
 
-        def begin() -> Path:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            return self._fresh(step)
-
         try:
-            partial = processes.from_first(begin)
+            partial = processes.from_first(lambda: self._folders.begin(step))
             with _as_os_error():
                 self._orbax.save(partial, args=items)
         except OSError as error:
@@ -204,29 +198,31 @@ class Checkpoints:
         """The newest step that is whole by the sizes of its files; None where none is."""
         return max(self._whole(), default=None)
 
-    def _finish(self, partial: Path, path: Path, left: dict[str, Any], positions: logs.Positions) -> None:
+    def _finish(self, partial: Any, path: Any, left: dict[str, Any], positions: logs.Positions) -> None:
         """Makes what Orbax writes a checkpoint, under its name; then takes away what need not stay."""
         with _as_os_error():
             self._orbax.wait_until_finished()
         if not processes.is_first():
             return
-        if left:
-            np.savez(partial / _PENDING, **left)
+        write_pending(partial, left)
         step = int(path.name)
         ends = [end for end in self._ends if end <= step]
-        checksums.write_checksums(partial, logs=positions, ends=ends, model=self._model)
-        if path.exists():
-            self._clear(path)
-        partial.rename(path)
+        self._publish()
+        self._folders.finish(partial, step, logs=positions, ends=ends, model=self._model)
         self._saved(step)
         if self._keep is not None:
             for old in self._keep.removed(self._whole(), step, {*self._always, *self._ends}):
-                self._remove(self._folder / str(old))
+                self._folders.remove(old)
 
-    def _refusal(self, path: Path, error: OSError) -> UserError:
+    def _refusal(self, path: Any, error: OSError) -> UserError:
         """One line that says which step is the last that is there; what was written in part is taken away."""
+        if is_stored(path):  # what is there cannot be asked for now, and the next command takes away what is in part
+            from jaxgeom.buckets.store import BucketLost
+
+            why = getattr(error, "reason", None) or error.strerror or str(error)
+            return BucketLost(f"{path}: cannot be saved: {why}; the same command goes on from the last whole step")
         if processes.is_first():
-            self._remove_partial()
+            self._folders.remove_unfinished()
         why = "the disk is full" if is_full(error) else error.strerror or str(error)
         last = self.last()
         kept = f"step {last} is the last one saved" if last is not None else "no step was saved before"
@@ -239,37 +235,6 @@ class Checkpoints:
             for step in step_names(self._folder)
             if not checksums.fault_of(self._folder / str(step), contents=False)
         ]
-
-    def _remove(self, path: Path) -> None:
-        """Takes away a checkpoint that need not stay, unless something is in it that is not ours.
-
-        Renamed first: a kill leaves a part of a save, which the next command takes away, and no damaged checkpoint.
-        """
-        listing = (checksums.read_checksums(path) or {"files": {}})["files"]
-        foreign = contents_of(path, KINDS["step"], also=listing).foreign
-        try:
-            if foreign:
-                raise OSError(None, f"it holds {listed(foreign)}")
-            hidden = self._fresh(int(path.name))
-            path.rename(hidden)
-            shutil.rmtree(hidden)
-        except OSError as error:
-            self._say(f"{path}: is not needed and cannot be removed: {error.strerror or error}")
-
-    def _remove_partial(self) -> None:
-        """Takes away what a kill or a full disk left of a save, by its name and by what is in it."""
-        for path in self._folder.glob(".*.partial*") if self._folder.is_dir() else ():
-            if path.is_symlink() or not path.is_dir() or not re.fullmatch(_PARTIAL, path.name):
-                continue
-            foreign = contents_of(path, KINDS["unfinished"]).foreign
-            if all(name.endswith("/") for name in foreign):  # folders that hold nothing
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _fresh(self, step: int) -> Path:
-        """A name for a step that is being written, which nothing has."""
-        names = itertools.chain([""], (f".{number}" for number in itertools.count(1)))
-        paths = (self._folder / f".{step}.partial{more}" for more in names)
-        return next(path for path in paths if not os.path.lexists(path))
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict, list[Batch]]:
         """The state at `step` with the shapes, dtypes and shardings of `like`, the data iterator's state, and the
@@ -299,19 +264,9 @@ class Checkpoints:
                 opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), found["state"])
             else:
                 opt_state = from_names(found, like.opt_state)
-            pending = _unflat(path / _PENDING)
+            pending = _unflat(read_pending(path))
         state = TrainState(step=_like(np.int32(step), like.step), params=restored["params"], opt_state=opt_state)
         return state, restored["data"], pending
-
-    def _clear(self, path: Path) -> None:
-        """Takes away a checkpoint whose step has been reached again, but nothing that is not ours."""
-        listing = (checksums.read_checksums(path) or {"files": {}})["files"]
-        contents = contents_of(path, KINDS["step"], also=listing)
-        if contents.foreign:
-            raise UserError(f"{path}: to be replaced, but it holds {listed(contents.foreign)}; move that away")
-        self._say(f"step {path.name}: replaces {path}")
-        empty(path, "", contents)
-        path.rmdir()
 
 
 def load_start(
@@ -359,7 +314,8 @@ def load_start(
         abstract,
         specs,
     )
-    folder = (run / "checkpoints" / str(step)).absolute()
+    folder = checkpoints_of(run) / str(step)
+    folder = folder if is_stored(folder) else folder.absolute()
     checksums.require_whole(folder, under="params/")
     with checksums.one_line(folder), ocp.StandardCheckpointer() as checkpointer:
         return model, checkpointer.restore(folder / "params", placed)
@@ -389,7 +345,7 @@ def _names(state: Any) -> list[str]:
     return [".".join(path) for path in leaf_names(state)]
 
 
-def _require_same(held: Sequence[str], wanted: Sequence[str], path: Path) -> None:
+def _require_same(held: Sequence[str], wanted: Sequence[str], path: Any) -> None:
     """Refuses the state of another optimizer by the first name that only one of them has."""
     odd = [*(name for name in held if name not in wanted), *(name for name in wanted if name not in held)]
     if odd:
@@ -403,15 +359,12 @@ def _flat(batches: Sequence[Batch]) -> dict[str, Any]:
     return {f"{place}.{name}": processes.whole(value) for place, name, value in named if value is not None}
 
 
-def _unflat(path: Path) -> list[Batch]:
-    """The inverse of `_flat`, from a file; none where there is no file."""
-    if not path.is_file():
-        return []
+def _unflat(held: Mapping[str, np.ndarray]) -> list[Batch]:
+    """The inverse of `_flat`."""
     found: dict[int, dict[str, np.ndarray]] = {}
-    with np.load(path) as held:
-        for key in held.files:
-            place, _, name = key.partition(".")
-            found.setdefault(int(place), {})[name] = held[key]
+    for key, value in held.items():
+        place, _, name = key.partition(".")
+        found.setdefault(int(place), {})[name] = value
     return [Batch(**found[place]) for place in sorted(found)]
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom import __version__
+from jaxgeom.buckets.places import checkpoints_of
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.checksums import identity_of
 from jaxgeom.checkpoints.runs import named_run
@@ -93,7 +94,7 @@ def model_content(path: str | Path, base: Path | None = None) -> str:
         base: the model that a LoRA adapter belongs to, where its own configuration does not say.
     """
     found = named_run(path)
-    weights = identity_of(found.run / "checkpoints" / str(found.saved_step())) if found is not None else None
+    weights = identity_of(checkpoints_of(found.run) / str(found.saved_step())) if found is not None else None
     checkpoint = open_checkpoint(path, base=base)
     architecture = checked_config(checkpoint).to_hf()
     weights = weights or _weights_content(os.fspath(path), base, checkpoint.fingerprint)

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxgeom import lock, processes
+from jaxgeom.buckets import copies
+from jaxgeom.buckets.places import checkpoints_of
+from jaxgeom.buckets.store import BucketError
 from jaxgeom.data.pipelines import Prompt
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
@@ -73,28 +76,32 @@ def train(
         reporter = Reporter(quiet=True)
     processes.from_first(lambda: refuse_if_held(out))
     with stoppable(), said_within(), processes.told(out):
-        ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
-        if ready is None:
-            reporter.say(f"{settings.objective}: finished already in {out}")
-            try:
-                _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
-            except UserError as error:  # a finished run stays finished without its log
-                reporter.say(str(error))
-            return out
-        with processes.held_by_first(lambda: locked(out, reporter.say)):
-            try:
-                _carry_out(settings, ready, out, reporter, save_steps)
-            except OSError as error:
-                raise as_user_error(error, out) from error
+        with copies.opened(out, "run", reporter.say, force=force) as copy:
+            ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
+            if ready is None:
+                reporter.say(f"{settings.objective}: finished already in {out}")
+                try:
+                    _say_if_nothing_was_learned(settings, read_json_lines(out / "metrics.jsonl"), reporter)
+                except UserError as error:  # a finished run stays finished without its log
+                    reporter.say(str(error))
+                return out
+            with processes.held_by_first(lambda: locked(out, reporter.say)):
+                try:
+                    _carry_out(settings, ready, out, reporter, save_steps, copy)
+                except BucketError:
+                    raise
+                except OSError as error:
+                    raise as_user_error(error, out) from error
     return out
 
 
 def _carry_out(
-    settings: RunSettings, run: Ready, out: Path, reporter: Reporter, save_steps: Collection[int]
+    settings: RunSettings, run: Ready, out: Path, reporter: Reporter, save_steps: Collection[int], copy: copies.Copy
 ) -> None:  # fmt: skip
     """Trains, with the directory held: from the newest whole checkpoint on, or from the start."""
     name = settings.objective
-    processes.require_shared(out / lock.NAME)
+    if not copy.is_stored:
+        processes.require_shared(out / lock.NAME)
     found, resume = processes.from_first(run.claim)
     for fault in resume.faults:
         reporter.say(f"{out}: {fault}")
@@ -110,8 +117,10 @@ def _carry_out(
         (found.begin_anew if anew else found.carry_out)(run.config, reporter.say)
         write_tokenizer(run.tokenizer_files, out / "tokenizer", run.rows, settings)
         run.rows.keep(run.kept_rows)
+        copy.publish()
 
     processes.from_first(furnish)
+    copy.follow()
     goes_on(from_where(found, resume), out)
     done = resume.step if found.goes_on else None
     optimizer = make_optimizer(settings, run.params, run.confinement)
@@ -123,7 +132,13 @@ def _carry_out(
         goes_on(f"the same command goes on from step {step}", out)
 
     with Checkpoints(
-        out, reporter.say, keep=settings.keeping, always=always, ends=(*resume.ends, settings.steps), saved=saved
+        out,
+        reporter.say,
+        keep=settings.keeping,
+        always=always,
+        ends=(*resume.ends, settings.steps),
+        saved=saved,
+        publish=copy.publish,
     ) as checkpoints:
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)
@@ -360,7 +375,7 @@ def _no_way_on(resume: Resume) -> str:
 def _say_if_the_end_is_gone(reporter: Reporter, out: Path, found: Claim) -> None:
     """Says that a run was finished, where its last checkpoint is not there."""
     end = (found.held or {}).get("settings", {}).get("steps")
-    if (out / "done").exists() and not (out / "checkpoints" / str(end)).exists():
+    if (out / "done").exists() and not (checkpoints_of(out) / str(end)).exists():
         reporter.warn(f"{out}: it was finished, and checkpoints/{end} is gone")
 
 

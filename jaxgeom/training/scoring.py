@@ -136,13 +136,13 @@ def _by_rows(head: Callable[[Any, Any], Any], arrays: Any, weights: Any, mesh: M
 
     The compiler by itself would gather the weights, and sum their gradients over the devices, once a chunk; so it is
     once before the first and once after the last. They are gathered here by name: the gradient of that is a sum of
-    which each device keeps its shard, where a whole one sends twice as much and takes room for the whole.
+    which each device keeps its shard, where a whole one sends twice as much and takes room for the whole. (But not
+    where tensor splits them too: what is gathered by name along one axis the compiler gathers along the other as well.)
     """
     shards = batch_divisor(mesh)
     if mesh is not None and shards > 1 and jax.tree.leaves(arrays)[0].shape[0] % shards == 0:
-        split = jax.tree.map(
-            lambda weight: mesh.shape["fsdp"] > 1 and weight.shape[0] % mesh.shape["fsdp"] == 0, weights
-        )
+        fsdp = mesh.shape["fsdp"] if mesh.shape.get("tensor", 1) == 1 else 1
+        split = jax.tree.map(lambda weight: fsdp > 1 and weight.shape[0] % fsdp == 0, weights)
 
         def gathered(weight: Array, is_split: bool) -> Array:
             return jax.lax.all_gather(weight, "fsdp", tiled=True) if is_split else weight

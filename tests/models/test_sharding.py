@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jaxgeom.models import Qwen3, Qwen3Config
+from jaxgeom.models.attention import attend_cache, attend_cache_and_own
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.rollout import SamplingSettings, sample, sampler_programs
 from jaxgeom.sharding import (
@@ -35,8 +36,8 @@ MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_inte
 
 @pytest.mark.parametrize(
     ("config", "sizes", "platform"),
-    [(CONFIG, (2, 2, 2, 1), None), (MOE, (1, 2, 2, 2), None), (CONFIG, (2, 2, 2, 1), "gpu")],
-    ids=["dense", "moe", "gpu"],
+    [(CONFIG, (2, 2, 2, 1), None), (MOE, (1, 2, 2, 2), None), (MOE, (2, 4, 1, 1), None), (CONFIG, (2, 2, 2, 1), "gpu")],
+    ids=["dense", "experts", "experts by rows", "gpu"],
 )
 def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, platform):
     mesh = make_mesh(*sizes)
@@ -45,9 +46,9 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, pla
     spread = Qwen3(config, mesh=mesh)
     sharded = jax.device_put(params, parameter_shardings(params, mesh))
     kernel = sharded["layers"]["attention"]["q"]["kernel"]
-    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
     local = jax.device_put(jax.device_get(sharded), jax.devices()[0])
-    tokens = np.random.default_rng(0).integers(0, 64, (4, 9)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, 64, (8, 9)).astype(np.int32)
 
     @partial(jax.jit, static_argnums=0)
     def run(model, params, tokens):
@@ -60,11 +61,11 @@ def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, pla
     settings = SamplingSettings(3)
     with jax.set_mesh(mesh):
         gradient, logits = run(spread, sharded, jax.device_put(tokens, batch_sharding(mesh)))
-        rollout = sample(spread, sharded, tokens.tolist(), range(4), settings, pad_id=0)
+        rollout = sample(spread, sharded, tokens.tolist(), range(8), settings, pad_id=0)
     want_gradient, want_logits = run(model, local, tokens)
     np.testing.assert_allclose(logits, want_logits, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, want_gradient)
-    want = sample(model, local, tokens.tolist(), range(4), settings, pad_id=0)
+    want = sample(model, local, tokens.tolist(), range(8), settings, pad_id=0)
     assert rollout.responses() == want.responses()
 
 
@@ -157,3 +158,14 @@ def test_a_mesh_of_another_platform_than_the_default_is_believed():
 def test_arrays_inside_a_program_lie_nowhere():
     with pytest.raises(ValueError, match="inside jit"):
         jax.jit(lambda x: platform_of({"w": x}) and x)(jnp.zeros(2))
+
+
+def test_a_token_reads_a_cache_that_its_own_key_is_not_in():
+    """As one that it is written to: the same attention, with a row that sees nothing before it."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((3, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
+    keys, values = (jnp.asarray(rng.standard_normal((3, 2, 6, 8)), jnp.float32) for _ in range(2))
+    before = jnp.asarray([[True] * 4 + [False] * 2, [False] * 6, [False, True, True, True, False, False]])
+    written = [cache.at[:, :, 4].set(new[:, 0]) for cache, new in ((keys, k), (values, v))]
+    expected = attend_cache(q, *written, before.at[:, 4].set(True))
+    np.testing.assert_allclose(attend_cache_and_own(q, k, v, keys, values, before), expected, rtol=1e-5, atol=1e-6)

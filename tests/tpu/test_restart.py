@@ -113,3 +113,16 @@ def test_a_node_whose_time_is_up_goes_into_the_queue_again(cloud: Cloud) -> None
         assert process.returncode == 143
         assert (cloud.folder / "scontrol").exists() == requeued
     assert (cloud.folder / "scontrol").read_text() == "requeue 42\n"
+
+
+@pytest.mark.parametrize(("out", "copied"), [(("--out", "gs://b/x"), 0), (("--out=gs://b/x",), 0), (("--out", "x"), 1)])
+def test_what_goes_into_a_bucket_by_itself_is_not_copied_back(cloud: Cloud, out: tuple, copied: int) -> None:
+    job = ("jaxgeom", "train", "sft", *out, "--steps", "1")
+    status, said, err = cloud.run("restart.sh", *STORE, "--work", "w", "--log", "l", "--dry-run", "--", *job)
+    assert status == 0, err
+    lines = said.splitlines()
+    assert sum("rsync --recursive gs://bucket/job/work w" in line for line in lines) == 1
+    assert sum("rsync" in line and "--exclude" in line for line in lines) == copied
+    assert any("logs/worker-0.log" in line for line in lines) and any(
+        "gs://bucket/job/status" in line for line in lines
+    )

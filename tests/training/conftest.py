@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from jaxgeom.buckets import hold
 from tests.training import runs
 
 
@@ -25,3 +26,21 @@ def finished(inputs, tmp_path_factory):
 def run(finished, tmp_path):
     """A copy of it."""
     return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def _served():
+    """An object store for all tests of this process: its libraries take its address once."""
+    from tests import object_store  # the other tests here do without its packages
+
+    with object_store.Served() as served, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{served.port}")
+        yield served.objects
+
+
+@pytest.fixture
+def bucket(_served, tmp_path, monkeypatch):
+    """The store, and a machine without any copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "machine"))
+    monkeypatch.setattr(hold, "_SETTLED", 0.0)
+    return _served

@@ -117,7 +117,7 @@ def test_an_unfinished_step_is_known_by_what_is_in_it(tmp_path):
         (tmp_path / "checkpoints" / name).parent.mkdir(parents=True)
         (tmp_path / "checkpoints" / name).write_text("")
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints._fresh(7).name == ".7.partial.1"
+        assert checkpoints._folders.begin(7).name == ".7.partial.1"
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [".7.partial", ".mine.partial"]
 
 

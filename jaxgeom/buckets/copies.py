@@ -1,0 +1,249 @@
+"""Copies on this machine: of what is read, taken before a command begins; of what is written, given back as it grows.
+
+The bucket is right. A working copy is made what the bucket holds when a command begins, and what the command writes is
+put there with every checkpoint, whole objects each. Checkpoints themselves have no copy here, nor have the tokens of
+the rows one there: they are made anew.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Collection, Iterator
+
+from jaxgeom import processes
+from jaxgeom.buckets import hold, places, store
+from jaxgeom.errors import UserError, listed
+from jaxgeom.owned_files import KINDS
+
+_CHECKPOINTS = re.compile(r"(?:.*/)?checkpoints/\.?\d+[^/]*/.*", re.DOTALL)
+_HERE = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.[^/]+\.\w{8}|(?:rows|base_spectra)/[^/]*)", re.DOTALL)
+"""What is of this machine alone: locks, files that are being written, tokens of rows and spectra of bases."""
+
+
+class WorkingCopy:
+    """What a command writes to a folder of a bucket, on this machine.
+
+    Attributes:
+        is_stored: whether it is a copy at all.
+
+    Args:
+        url: the folder.
+        local: its copy.
+        held: the lock on it; None in processes beside the one that writes.
+    """
+
+    is_stored = True
+
+    def __init__(self, url: str, local: pathlib.Path, held: hold.Hold | None = None) -> None:
+        self.url, self._local, self._hold = url, local, held
+        self._put: dict[str, tuple[int, int]] = {}
+
+    def take(self, kind: str) -> None:
+        """Makes the copy what the bucket holds; what jaxgeom did not write there stays there alone.
+
+        Args:
+            kind: of the directory, a key of `KINDS`.
+
+        Raises:
+            UserError: the folder holds something, but nothing that this kind of directory begins with.
+        """
+        there = {name: held for name, held in store.listed(self.url).items() if name != hold.NAME}
+        if there and "config.json" not in there:
+            ours = all(re.fullmatch(KINDS[kind], name) for name in there)
+            if not ours:
+                raise UserError(f"{self.url}: holds files that are no {kind}: {listed(there)}; choose another folder")
+        held = {name for name in there if _CHECKPOINTS.fullmatch(name)}
+        small = {
+            name: there[name] for name in there.keys() - held
+            if re.fullmatch(KINDS[kind], name) and not _HERE.fullmatch(name)
+        }  # fmt: skip
+        for path in _files(self._local):
+            name = path.relative_to(self._local).as_posix()
+            if name not in small and not _HERE.fullmatch(name):
+                path.unlink()
+        for name, stored in small.items():
+            path = self._local / name
+            if not path.is_file() or path.stat().st_size != stored.size or _md5(path.read_bytes()) != stored.md5:
+                store.download(f"{self.url}/{name}", path, stored.updated)
+        self._put = {name: _state(self._local / name) for name in small}
+        for name in held:
+            _mark(self._local, name)
+
+    def follow(self) -> None:
+        """Takes what the first process has written that every process reads: which model the run is of."""
+        if self._hold is not None:
+            return
+        content = store.read(f"{self.url}/config.json")
+        path = self._local / "config.json"
+        if not path.is_file() or path.read_bytes() != content:
+            store.download(f"{self.url}/config.json", path, 0.0)
+        (self._local / "checkpoints").mkdir(exist_ok=True)
+
+    def publish(self) -> None:
+        """Puts into the bucket what has changed here since the last time, and removes there what was removed here.
+
+        Raises:
+            BucketError: the bucket cannot be written.
+            BucketLost: another process has taken the folder over.
+        """
+        if self._hold is None:
+            return
+        self._hold.require()
+        names = [path.relative_to(self._local).as_posix() for path in _files(self._local)]
+        names = [name for name in names if not _HERE.fullmatch(name) and not _CHECKPOINTS.fullmatch(name)]
+        # By the configuration a folder is known as a run, by `done` as finished.
+        for name in sorted(names, key=lambda name: (name != "config.json", name.endswith("done"), name)):
+            path = self._local / name
+            with contextlib.suppress(FileNotFoundError):  # a file of another process's, replaced meanwhile
+                state = _state(path)
+                if self._put.get(name) != state:
+                    store.write(f"{self.url}/{name}", path.read_bytes())
+                    self._put[name] = state
+        gone = sorted(self._put.keys() - set(names))
+        store.remove(f"{self.url}/{name}" for name in gone)
+        for name in gone:
+            del self._put[name]
+
+
+class _Plain:
+    """A directory on this machine: nothing is to be taken or put anywhere."""
+
+    is_stored = False
+
+    def follow(self) -> None:
+        return
+
+    def publish(self) -> None:
+        return
+
+
+Copy = WorkingCopy | _Plain
+
+
+@contextlib.contextmanager
+def opened(directory: pathlib.Path, kind: str, say: Callable[[str], None], *, force: bool = False) -> Iterator[Copy]:
+    """The output directory of a command; of one in a bucket the lock is held and the copy made first.
+
+    What was written is put into the bucket in the end too, whatever ends the command, if that can be.
+
+    Args:
+        directory: the output directory, or the working copy of one.
+        kind: of the directory, a key of `KINDS`.
+        say: told what is odd.
+        force: whether another run that is there is to be deleted.
+
+    Raises:
+        UserError: a bucket that cannot be reached, that another process holds, or in which something is to be deleted.
+        BucketLost: one that cannot be reached any more.
+    """
+    url = places.url_of(directory)
+    if url is None:
+        yield _Plain()
+        return
+    if force:
+        raise UserError(
+            f"{url}: --force deletes nothing in a bucket: `gcloud storage rm --recursive {url}` does, or choose another"
+        )
+    processes.together(lambda: store.require_reachable(url))
+    with store.lost(), contextlib.ExitStack() as stack:
+
+        def begin() -> str:
+            made = WorkingCopy(url, directory, stack.enter_context(hold.held(url, say)))
+            made.take(kind)
+            copies.append(made)
+            return ""
+
+        copies: list[WorkingCopy] = []
+        processes.from_first(begin)
+        copy = copies[0] if copies else WorkingCopy(url, directory)
+        try:
+            yield copy
+        except BaseException:
+            with contextlib.suppress(store.BucketError, UserError):  # what ends the command already is said
+                copy.publish()
+            raise
+        copy.publish()
+
+
+def taken(url: str) -> pathlib.Path:
+    """The copy of what a command reads: a file, a model's directory, or a run (all of it but checkpoints and rows).
+
+    Args:
+        url: a `gs://` path; of a run also RUN@STEP or RUN/checkpoints/STEP.
+
+    Returns:
+        The path here that says the same: `…/run@16` for a step of a run.
+
+    Raises:
+        UserError: nothing is there, or the bucket cannot be read.
+    """
+    head, number = places.split_step(url)
+    store.require_reachable(head)
+    local = places.reading_copy(head)
+    try:
+        there = store.listed(head)
+        held = {name for name in there if _CHECKPOINTS.fullmatch(name)}
+        is_run = any(name.startswith("checkpoints/") for name in held)
+        if number is not None and not is_run:
+            raise UserError(f"{url}: {head} is no run in that bucket")
+        if not there:
+            raise UserError(f"{url}: nothing is there")
+        left = held if is_run else set()
+        wanted = {name: there[name] for name in there.keys() - left if not _HERE.fullmatch(name)}
+        if "" in wanted:
+            _take(head, local, {"": wanted[""]})
+            return places.reading_path(url)
+        _take(head, local, wanted)
+        for path in _files(local):
+            if path.relative_to(local).as_posix() not in wanted:
+                path.unlink()
+        for name in left:
+            _mark(local, name)
+    except store.BucketError as error:
+        raise UserError(str(error)) from error
+    return places.reading_path(url)
+
+
+def given_back(url: str, local: pathlib.Path, names: Collection[str]) -> None:
+    """Puts files of a copy into the bucket.
+
+    Raises:
+        BucketLost: it cannot be written.
+    """
+    with store.lost():
+        for name in names:
+            store.write(f"{url}/{name}", (local / name).read_bytes())
+
+
+def _take(url: str, local: pathlib.Path, wanted: dict[str, store.Stored]) -> None:
+    """Downloads what is not here as it is there, by size and time of change."""
+    for name, stored in wanted.items():
+        path = local / name if name else local
+        for above in path.parents:  # a file that has become a folder
+            if above.is_file():
+                above.unlink()
+        found = path.stat() if path.is_file() else None
+        if found is None or found.st_size != stored.size or abs(found.st_mtime - stored.updated) > 1e-3:
+            store.download(f"{url}/{name}" if name else url, path, stored.updated)
+
+
+def _mark(local: pathlib.Path, name: str) -> None:
+    """An empty folder where a run in the bucket has checkpoints: by it the copy is known as a run's."""
+    at = re.match(r"(?:.*/)?checkpoints/", name)
+    if at is not None:
+        (local / at[0]).mkdir(parents=True, exist_ok=True)
+
+
+def _files(directory: pathlib.Path) -> list[pathlib.Path]:
+    return [pathlib.Path(above) / name for above, _, names in os.walk(directory) for name in names]
+
+
+def _state(path: pathlib.Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

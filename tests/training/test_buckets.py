@@ -1,0 +1,243 @@
+"""Runs in a bucket: they end as local ones do, wherever they are killed and whatever machine goes on."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from jaxgeom.buckets import copies, hold, places, store
+from jaxgeom.errors import UserError
+from jaxgeom.training import load_start
+from jaxgeom.training.timing import is_time
+from tests.command_line import command, process
+from tests.object_store import BUCKET, CLOSED
+from tests.training import runs
+
+URL = f"gs://{BUCKET}"
+MADE = f"{URL}/made"
+
+
+@pytest.fixture(scope="module")
+def changes(inputs, _served, tmp_path_factory):
+    """A whole run in the bucket, and every change that it made there, in their order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("machine")))
+        before = len(_served.journal)
+        assert runs.train(inputs, MADE) == 0
+        return [(name.removeprefix("made/"), held) for name, held in _served.journal[before:]]
+
+
+def put(url, changes):
+    """The bucket as a kill leaves it after so many changes, on another machine (where the lock's process is none)."""
+    kept = {name: held for name, held in dict(changes).items() if held is not None and name != hold.NAME}
+    for name, held in kept.items():
+        store.write(f"{url}/{name}", held)
+
+
+def logged(text):
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [{key: value for key, value in row.items() if not is_time(key)} for row in rows]
+
+
+def require_same(url, finished):
+    """What a run in the bucket has come to is what the local one has."""
+    assert logged(store.read(f"{url}/metrics.jsonl")) == runs.logged(finished)
+    assert store.read(f"{url}/samples.jsonl") == (finished / "samples.jsonl").read_bytes()
+    for step in (2, 4):
+        there = load_start(copies.taken(f"{url}@{step}"), mesh=None, compute_dtype="float32")[1]
+        for one, other in zip(runs.jax.tree.leaves(there), runs.weights(finished, step), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert "done" in store.listed(url)
+
+
+def test_a_run_in_a_bucket_is_the_local_run(inputs, finished, bucket, changes, jaxgeom):
+    require_same(MADE, finished)
+    names = set(store.listed(MADE))
+    assert {"config.json", "tokenizer/tokenizer.json", "checkpoints/4/checksums.json"} <= names
+    assert any(name.startswith("events.out") for name in names) and hold.NAME not in names
+    assert not any(name.startswith("rows/") or ".partial" in name for name in names)
+    said = jaxgeom(*runs.arguments(inputs, MADE))  # a machine that has nothing of it
+    assert said.status == 0 and f"finished already in {MADE}" in said.out, said.err
+    said = jaxgeom(*runs.arguments(inputs, MADE, lr=1e-2))
+    assert said.status == 2 and "learning_rate" in said.err and MADE in said.err and said.err.count("\n") == 1
+    assert set(store.listed(MADE)) == names
+
+
+def test_logs_and_list_come_after_the_arrays_of_their_step(changes):
+    """What a checkpoint refers to is there before it counts, and `done` before nothing."""
+    last = {name: place for place, (name, held) in enumerate(changes) if held is not None}
+    for step in ("0", "2", "4"):
+        counts = last[f"checkpoints/{step}/checksums.json"]
+        assert all(place <= counts for name, place in last.items() if name.startswith(f"checkpoints/{step}/"))
+        listing = json.loads(dict(changes[: counts + 1])[f"checkpoints/{step}/checksums.json"])
+        for log, position in listing["logs"].items():
+            assert len(dict(changes[:counts])[log]) >= position["bytes"]
+    assert max(last, key=last.get) == "done"
+
+
+def interesting(changes):
+    """Between the arrays of a step; before its list; when all is there but `done`."""
+    names = [name for name, _ in changes]
+    arrays = [place for place, name in enumerate(names) if name.startswith("checkpoints/2/params/ocdbt.process_0/d/")]
+    return [arrays[1], names.index("checkpoints/2/checksums.json"), len(names) - 1 - names[::-1].index("done")]
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_killed_between_two_writes_another_machine_ends_it(inputs, finished, bucket, changes, jaxgeom, place):
+    number, url = interesting(changes)[place], f"{URL}/killed{place}"
+    put(url, changes[:number])
+    said = jaxgeom(*runs.arguments(inputs, url))
+    reached = (0, 0, 4)[place]
+    assert said.status == 0 and f"goes on from step {reached}" in said.out, said.err
+    require_same(url, finished)
+    assert not any(".partial" in name for name in store.listed(url))
+
+
+@pytest.mark.slow
+def test_killed_anywhere_another_machine_ends_it(inputs, finished, bucket, changes, jaxgeom, tmp_path):
+    """After every fourth of all changes, some 200."""
+    for number in range(1, len(changes), 4):
+        url = f"{URL}/after{number}"
+        put(url, changes[:number])
+        shutil.rmtree(tmp_path / "machine", ignore_errors=True)
+        said = jaxgeom(*runs.arguments(inputs, url))
+        assert said.status == 0, (number, said.err)
+        require_same(url, finished)
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_the_same_command_goes_on(inputs, bucket, tmp_path):
+    """SIGKILL before the 60th, then before the 100th change after the start; the copies are deleted each time."""
+    url, local = f"{URL}/sigkill", tmp_path / "local"
+    assert process(*runs.arguments(inputs, local)).status == 0
+    line, environment = command(*runs.arguments(inputs, url))
+    for number in (60, 100):
+        with subprocess.Popen(line, env=environment) as started:
+            bucket.kill(started.pid, number)
+            assert started.wait(timeout=240) == -9
+        bucket.doomed = None
+        shutil.rmtree(tmp_path / "machine")
+    done = process(*runs.arguments(inputs, url))
+    assert done.status == 0 and "that held it is gone" in done.out, done.err
+    require_same(url, local)
+
+
+def test_a_damaged_object_is_named_and_the_step_before_is_used(inputs, finished, bucket, changes, jaxgeom):
+    url = f"{URL}/damaged"
+    put(url, changes)
+    name = next(name for name in store.listed(url) if name.startswith("checkpoints/4/params/ocdbt.process_0/d/"))
+    held = store.read(f"{url}/{name}")
+    store.write(f"{url}/{name}", held[:-1])
+    said = jaxgeom("export", f"{url}@4", "--to", places.root() / "export")
+    assert said.status == 2 and "@2 is the last whole one" in said.err and said.err.count("\n") == 1, said.err
+    said = jaxgeom(*runs.arguments(inputs, url))
+    assert said.status == 0 and "goes on from step 2" in said.out, said.err
+    assert f"checkpoints/4 is damaged: {name.removeprefix('checkpoints/4/')} has {len(held) - 1} bytes" in said.out
+    require_same(url, finished)
+
+
+def test_an_unreachable_bucket_loses_nothing(inputs, bucket, changes, jaxgeom, monkeypatch):
+    """What cannot be read for a moment is not taken for damage: nothing begins anew over it."""
+    url = f"{URL}/away"
+    put(url, changes[: interesting(changes)[2]])
+    names, real = set(store.listed(url)), store.read
+
+    def read(where):
+        if "checksums" in where:
+            raise store.BucketError(where, "no answer")
+        return real(where)
+
+    monkeypatch.setattr(store, "read", read)
+    said = jaxgeom(*runs.arguments(inputs, url))
+    assert said.status == 1 and "no answer" in said.err and said.err.count("\n") == 1, said.err
+    assert set(store.listed(url)) == names
+
+
+def test_one_command_at_a_time(inputs, bucket, changes, jaxgeom, monkeypatch):
+    url = f"{URL}/held"
+    lock = f"{url}/{hold.NAME}"
+    with hold.held(url):
+        said = jaxgeom(*runs.arguments(inputs, url))
+        assert said.status == 2 and f"process {os.getpid()} on" in said.err and said.err.count("\n") == 1
+        held = json.loads(store.read(lock))
+    assert set(store.listed(url)) == set()
+    monkeypatch.setattr(hold, "SILENCE", 0.6)
+    lines = []
+    # A dead process of this machine is got past at once; another machine's when it has been silent.
+    for other in ({"started": "1"}, {"machine": "another"}, {"machine": None, "host": "another"}):
+        store.write(lock, json.dumps(held | other).encode())
+        with hold.held(url, lines.append):
+            pass
+    assert [("is known in" in line) for line in lines] == [False, True, False, True, False]
+    store.write(lock, json.dumps(held | {"machine": "another"}).encode())
+    again = threading.Timer(
+        0.3, lambda: store.write(lock, json.dumps(held | {"machine": "another", "alive": 1}).encode())
+    )
+    again.start()
+    with pytest.raises(UserError, match="works in this folder"), hold.held(url):
+        pass
+    again.join()
+    with pytest.raises(FileExistsError):  # the bucket itself lets one of two through
+        store.write(lock, b"{}", new=True)
+
+
+def test_what_was_taken_over_stops(bucket):
+    url = f"{URL}/taken"
+    with pytest.raises(store.BucketLost, match="has taken over"), hold.held(url) as held:
+        held.require()
+        store.write(f"{url}/{hold.NAME}", json.dumps({"id": "another", "pid": 1, "host": "h"}).encode())
+        held.require()
+    assert json.loads(store.read(f"{url}/{hold.NAME}"))["id"] == "another"
+
+
+def test_buckets_that_cannot_be_used(inputs, bucket, jaxgeom, monkeypatch, tmp_path):
+    for url, why in (
+        ("gs://nowhere/run", "there is no bucket nowhere"),
+        (f"gs://{CLOSED}/run", "no access to bucket closed"),
+        (f"{URL}/run", None),
+    ):
+        if why is None:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+            monkeypatch.setattr(store, "PATIENCE", 0.5)
+            why = "does not answer within"
+        begun = time.monotonic()
+        said = jaxgeom(*runs.arguments(inputs, url))
+        assert said.status == 2 and why in said.err and said.err.count("\n") == 1, said.err
+        assert time.monotonic() - begun < 15
+        said = jaxgeom(*runs.arguments(inputs, tmp_path / "run", model=url))
+        assert said.status == 2 and why in said.err and not (tmp_path / "run").exists(), said.err
+
+
+def test_what_is_not_ours_stays(inputs, bucket, changes, jaxgeom):
+    """Other files are not written over, and a run that is there is not deleted, `--force` or not."""
+    store.write(f"{URL}/theirs/notes.txt", b"notes")
+    store.write(f"{URL}/model/config.json", b"{}")
+    for url, why in ((f"{URL}/theirs", "notes.txt"), (f"{URL}/model", "files that are no run")):
+        said = jaxgeom(*runs.arguments(inputs, url))
+        assert said.status == 2 and why in said.err and url in said.err, said.err
+        assert len(store.listed(url)) == 1
+    said = jaxgeom(*runs.arguments(inputs, MADE, lr=1e-2), "--force")
+    assert said.status == 2 and "--force deletes nothing in a bucket" in said.err
+
+
+def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, jaxgeom, tmp_path):
+    for path in [*(inputs / "model").iterdir(), inputs / "demos.jsonl"]:
+        store.write(f"{URL}/inputs/{path.relative_to(inputs)}", path.read_bytes())
+    given = {"model": f"{URL}/inputs/model", "data": f"{URL}/inputs/demos.jsonl", "steps": 1, "eval_data": None}
+    assert jaxgeom(*runs.arguments(inputs, tmp_path / "there", **given)).status == 0
+    assert jaxgeom(*runs.arguments(inputs, tmp_path / "here", steps=1, eval_data=None)).status == 0
+    assert runs.logged(tmp_path / "there") == runs.logged(tmp_path / "here")
+    said = jaxgeom("export", MADE, "--step", 2, "--to", tmp_path / "export")
+    assert said.status == 0 and (tmp_path / "export/model.safetensors").is_file(), said.err
+    said = jaxgeom("report", MADE)
+    assert said.status == 0 and f"page: {MADE}/report.html" in said.out, said.err
+    assert store.read(f"{MADE}/report.html").startswith(b"<!")
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "on", model=f"{MADE}@3"))
+    assert said.status == 2 and f"{MADE}: no checkpoint at step 3; there are 0, 2, 4" in said.err
+    said = jaxgeom(*runs.arguments(inputs, tmp_path / "on", data=f"{URL}/inputs/none.jsonl"))
+    assert said.status == 2 and "none.jsonl: nothing is there" in said.err
