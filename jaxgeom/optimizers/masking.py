@@ -52,7 +52,7 @@ def mask_gradients(masks: Any, *, specs: Any = None) -> optax.GradientTransforma
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
         assert isinstance(state, MaskState)
-        return _within(updates, state.masks, specs, 0.0), state
+        return within_masks(updates, state.masks, specs, 0.0), state
 
     return optax.GradientTransformation(init, update)
 
@@ -86,10 +86,10 @@ def masked_training(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         assert isinstance(state, MaskedState)
-        inside = _within(updates, state.masks, specs, 0.0)
+        inside = within_masks(updates, state.masks, specs, 0.0)
         steps, inner = optimizer.update(inside, state.inner, params, **extra)
         # x + (-0.0) is x for every x; x + 0.0 would turn -0.0 into 0.0.
-        return _within(steps, state.masks, specs, -0.0), MaskedState(inner, state.masks)
+        return within_masks(steps, state.masks, specs, -0.0), MaskedState(inner, state.masks)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -116,8 +116,15 @@ def restore_frozen(params: Any, initial: Any, masks: Any, *, specs: Any = None) 
     return map_leaves(one, params, kept, specs, name="initial parameters")
 
 
-def _within(tree: Any, masks: Any, specs: Any, fill: float) -> Any:
-    """The tree with `fill` outside the masks."""
+def within_masks(tree: Any, masks: Any, specs: Any = None, fill: float = 0.0) -> Any:
+    """The tree with `fill` outside the masks.
+
+    Args:
+        tree: gradients or updates.
+        masks: as in `mask_gradients`.
+        specs: as in `mask_gradients`.
+        fill: in place of what is outside.
+    """
 
     def one(leaf: Leaf) -> Array:
         if leaf.companion is None:

@@ -1,5 +1,6 @@
 """A user's own verifier: a function of texts and rows, imported by name, whose every fault is said in one line."""
 
+import copy
 import hashlib
 import importlib
 import math
@@ -70,7 +71,8 @@ class OwnReward:
         return [self._number(value, row) for value, row in zip(values, rows, strict=True)]
 
     def _called(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> Any:
-        return self.function(list(texts), [row.content for row in rows])
+        # Copies: one prompt has several answers, and a row is asked again in every epoch.
+        return self.function(list(texts), [copy.deepcopy(row.content) for row in rows])
 
     def _culprit(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> str:
         """The first row that it raises on by itself; all of them where it does on none."""

@@ -201,7 +201,7 @@ def matched_results(
         **{at: (first or none)[at] for at in none},
         "early": early(runs),
         "along": along(runs),
-        **({"groups": groups} if len(groups) > 1 else {}),
+        "groups": groups,
     }
 
 

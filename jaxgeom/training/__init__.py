@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .confine_settings import ConfineSettings as ConfineSettings
     from .evaluation import evaluate as evaluate
     from .evaluation import wilson_interval as wilson_interval
+    from .geometry_settings import GeometrySettings as GeometrySettings
+    from .keep_settings import KeepSettings as KeepSettings
     from .learning_rates import run_learning_rates as run_learning_rates
     from .loop import train as train
     from .model_distance import functional_distance as functional_distance

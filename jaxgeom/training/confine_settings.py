@@ -50,6 +50,15 @@ class ConfineSettings:
                     f"{field.name}={getattr(self, field.name)}: nothing reads it with confine={self.confine}"
                 )
 
+        for name, read, by in (
+            ("unconfined", self.confine is not None, "confine=None"),
+            ("mask_fraction", self.mask != "changed", "mask=changed, which has its own"),
+            ("mask_rank", self.mask == "principal", f"mask={self.mask}"),
+        ):
+            field = type(self).__dataclass_fields__[name]
+            if not read and getattr(self, name) != field.default:
+                raise UserError(f"{name}={getattr(self, name)}: nothing reads it with {by}")
+
     def _reads(self, kind: str) -> bool:
         return self.confine is not None and (self.confine == "mask") == (kind == "mask")
 

@@ -26,10 +26,12 @@ from jaxgeom.diagnostics import (
 )
 from jaxgeom.diagnostics.matrix_spec import is_spec
 from jaxgeom.errors import UserError, listed
-from jaxgeom.models import Qwen3Config
+from jaxgeom.models import Qwen3Config, checked_config
 from jaxgeom.models.load import qwen3_tensors
 from jaxgeom.models.names import HFTensor, from_hf, hf_tensors, spectral_specs
 from jaxgeom.optimizers import confined, masked_training, subspace_coordinates
+from jaxgeom.optimizers.confinement import project
+from jaxgeom.optimizers.masking import within_masks
 from jaxgeom.processes import placed
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.confine_settings import ConfineSettings
@@ -79,12 +81,32 @@ class Confinement(NamedTuple):
         """Gradients as the optimizer takes them: in coordinates where `sums_coordinates`, 0 `[]` at frozen leaves."""
         if not self.sums_coordinates:
             return gradients
-        bases = opt_state.bases
-        found = subspace_coordinates(gradients, bases, specs=self.specs, side=self.settings.basis_side)
+        found = subspace_coordinates(gradients, opt_state.bases, specs=self.specs, side=self.settings.basis_side)
+        return self._without_frozen(found, opt_state)
+
+    def inside(self, gradients: PyTree, opt_state: Any) -> PyTree:
+        """The part of gradients that lies in the subspace or mask, in any form: its norm is that of its coordinates.
+
+        Args:
+            gradients: what `gradients` returned.
+            opt_state: of the optimizer that `wrap` made.
+
+        Returns:
+            A tree of the same layout; 0 `[]` at frozen leaves.
+        """
+        if self.sums_coordinates:
+            return gradients
+        if self.settings.confine == "mask":
+            return within_masks(gradients, opt_state.masks)
+        return self._without_frozen(
+            project(gradients, opt_state.bases, self.settings.basis_side, self.specs), opt_state
+        )
+
+    def _without_frozen(self, tree: PyTree, opt_state: Any) -> PyTree:
         if self.settings.unconfined == "free":
-            return found
+            return tree
         return jax.tree.map(
-            lambda basis, leaf: jnp.zeros((), leaf.dtype) if basis is None else leaf, bases, found,
+            lambda basis, leaf: jnp.zeros((), leaf.dtype) if basis is None else leaf, opt_state.bases, tree,
             is_leaf=lambda node: node is None,
         )  # fmt: skip
 
@@ -168,13 +190,21 @@ def make_confinement(
         leaf = np.stack(made).reshape(*batch, *made[0].shape)
         functools.reduce(lambda node, key: node[key], path[:-1], trees)[path[-1]] = leaf
     if is_mask and not any(leaf.any() for leaf in jax.tree.leaves(trees)):
-        raise UserError(f"mask_from={mask_from}: nothing changed visibly since that run's start")
-    if notes.unmoved:
-        raise UserError(f"basis_from={basis_from}: {listed(notes.unmoved)} did not change since that run's start")
+        if settings.mask == "changed":
+            raise UserError(f"mask_from={mask_from}: nothing changed visibly since that run's start")
+        raise UserError(
+            f"mask_fraction={settings.mask_fraction}: less than half an entry of every matrix; none is left"
+        )
+    if len(notes.unmoved) == sum(len(group) for _, group in _leaves(config)):
+        if kind == "delta":
+            raise UserError(f"basis_from={basis_from}: no confined matrix changed since that run's start")
+        raise UserError(f"basis={kind}: {model}: every confined matrix is 0 and has no directions")
     trees = _placed({"masks" if is_mask else "bases": trees}, mesh)["masks" if is_mask else "bases"]
     what = f"mask {settings.mask}" if is_mask else f"{settings.basis} basis, rank {settings.basis_rank}"
+    if source is not None and (run := named_run(source)) is not None:
+        what += f", of {run.run}@{run.saved_step()}"
     said = f"confined by {settings.confine} ({what}); embeddings, head, norms, biases, routers: {settings.unconfined}"
-    return Confinement(settings, trees, specs, (said, *notes.sentences(settings.basis_rank)))
+    return Confinement(settings, trees, specs, (said, *notes.sentences(settings.basis_rank, kind)))
 
 
 class _Notes:
@@ -185,8 +215,11 @@ class _Notes:
         self.small: dict[str, int] = {}
         self.poor: dict[str, int] = {}
 
-    def sentences(self, rank: int) -> tuple[str, ...]:
+    def sentences(self, rank: int, kind: str) -> tuple[str, ...]:
         found = []
+        if self.unmoved:
+            why = "did not change since that run's start" if kind == "delta" else "0 in the model"
+            found.append(f"{listed(self.unmoved)}: {why}, so without directions: they have no gradient")
         for ranks, reason in ((self.small, "the matrix has no more"), (self.poor, "the update has no more")):
             if ranks:
                 few = f"{min(ranks.values())} to {max(ranks.values())} directions in place of {rank}"
@@ -271,7 +304,17 @@ def _sides_of_run(source: str | Path, config: Qwen3Config) -> tuple[dict[str, Te
     step = found.saved_step()
     if step == 0:
         raise UserError(f"{source}: step 0 is that run's start; nothing has changed there")
-    return _tensors(f"{found.run}@0", config), _tensors(f"{found.run}@{step}", config)
+    start, end = f"{found.run}@0", f"{found.run}@{step}"
+    own = checked_config(open_checkpoint(end))  # its head may be tied or not: that is not read
+    sides = _tensors(start, own), _tensors(end, own)
+    if own.num_hidden_layers != config.num_hidden_layers:
+        raise UserError(f"{source}: {own.num_hidden_layers} layers, the model has {config.num_hidden_layers} layers")
+    for tensor in (one for _, group in _leaves(config) for one in group):
+        there = sides[1].get(tensor.name)
+        if there is None or tuple(there.shape) != tuple(tensor.shape):
+            what = "has no" if there is None else f"{tuple(there.shape)} is the shape of"
+            raise UserError(f"{source}: {what} {tensor.name}, the model's is {tuple(tensor.shape)}")
+    return sides
 
 
 def _placed(trees: PyTree, mesh: jax.sharding.Mesh | None) -> PyTree:

@@ -21,7 +21,7 @@ def check_support(settings: Any) -> None:
         if top_k == 1 and not settings.tail_bucket:
             raise UserError(
                 "top_k=1, tail_bucket=False: one token renormalised has probability 1 in both models, so that the"
-                " divergence is 0 whatever they are; give --tail-bucket or a larger --top-k"
+                " divergence is 0 whatever they are; leave out --no-tail-bucket, or give a larger --top-k"
             )
     elif top_k is not None or not settings.tail_bucket:
         what = f"top_k={top_k}" if top_k is not None else "tail_bucket=False"

@@ -110,7 +110,7 @@ def functional_distance(
 def answer_sums(before: Actor, after: Actor, answers: Rollout) -> Float[np.ndarray, "batch 3"]:
     """Per answer: exact forward KL and k3 estimate, each summed over its tokens, and the number of tokens."""
     tokens, valid = jnp.asarray(answers.tokens), jnp.asarray(answers.valid)
-    exact = np.asarray(_exact(before.model, before.params, after.model, after.params, tokens, valid), np.float64)
+    exact = np.asarray(_exact(*_predicted(after, tokens, valid), *_predicted(before, tokens, valid)), np.float64)
     mask = answers.response_mask
     first, second = (
         np.where(mask, np.asarray(score(actor.model, actor.params, tokens, valid), np.float64), 0.0)
@@ -129,14 +129,19 @@ def summed(sums: Float[np.ndarray, "answers 3"]) -> Distance:
     return Distance(exact, k3, error, int(tokens), count)
 
 
-@partial(jax.jit, static_argnames=("before", "after"))
-def _exact(
-    before: Qwen3, initial: PyTree, after: Qwen3, final: PyTree, tokens: Int[Array, "batch time"],
-    valid: Bool[Array, "batch time"],
-) -> Float[Array, "batch time"]:  # fmt: skip
+def _predicted(actor: Actor, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]) -> tuple[Array, Array]:
+    """Hidden states and the kernel that turns them into logits; of equal models, by one program, they are equal."""
+    return _hidden(actor.model, actor.params, tokens, valid), unembedding(actor.model.config, actor.params)
+
+
+@partial(jax.jit, static_argnums=0)
+def _hidden(
+    model: Qwen3, params: PyTree, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
+) -> Float[Array, "batch time dim"]:
+    return cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
+
+
+@jax.jit
+def _exact(*models: Array) -> Float[Array, "batch time"]:
     """`KL(π0‖π)` of every token's distribution given those before it, nats."""
-    models = []
-    for model, params in ((after, final), (before, initial)):
-        hidden = cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
-        models += [hidden, unembedding(model.config, params)]
     return forward_kl(*models, remat=False)

@@ -34,7 +34,7 @@ from jaxgeom.training.scoring import sequence_log_probs
 from jaxgeom.training.settings import OnPolicySettings, OPDSettings, RunInputs, RunSettings, to_json
 from jaxgeom.training.state import Frozen
 from jaxgeom.training.teachers import are_equal, assigned, load_teachers
-from jaxgeom.training.vocabulary import require_tokens_fit
+from jaxgeom.training.vocabulary import emitted_tokens, require_tokens_fit
 
 _LARGEST_TRAINED = 1e4  # of weights; those of language models stay below some hundreds
 _TRIED = 16  # tokens of the gradient of larger ones
@@ -139,14 +139,22 @@ def make_ready(
         reporter.say(f"{name}: {note}")
     require_tokens_fit(model.config, rows.tokenizer, inputs.model)
     # What ends an answer is part of the model from here on: sampling, evaluation, export, runs that start from it.
-    model = model.clone(config=dataclasses.replace(model.config, eos_token_id=rows.stops))
+    # So is what no answer can hold.
+    model = model.clone(
+        config=dataclasses.replace(model.config, eos_token_id=rows.stops),
+        vocabulary=emitted_tokens(rows.tokenizer, model.config.vocab_size, rows.stops),
+    )
+    if model.vocabulary is not None and (settings.reads == "prompts" or rows.evaluated):
+        reporter.say(
+            f"{name}: the embedding has {model.config.vocab_size} rows, the tokenizer {model.vocabulary} ids: rows from"
+            f" {model.vocabulary} on have no probability"
+            + ("" if settings.reads == "prompts" else " in sampled answers; the loss counts them, as PyTorch's does")
+        )
     tokens = rows.data.row(0).tokens
     _require_finite(Actor(model, params), inputs.model, tokens, mesh)
     teachers: list[Actor] = []
     if isinstance(settings, OPDSettings):
-        model, teachers = load_teachers(
-            settings, inputs.teachers, model, rows.tokenizer, **load | {"mesh": taught_on}
-        )  # fmt: skip
+        teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load | {"mesh": taught_on})
         for path, actor in zip(inputs.teachers, teachers, strict=True):
             _require_finite(actor, path, tokens, taught_on)
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
@@ -158,7 +166,9 @@ def make_ready(
     if (repeated := repeated_prompts(settings, len(rows.data))) is not None:
         reporter.say(f"{name}: {repeated}")
     files = tokenizer_directory(inputs.model, inputs.base)
-    objective = objective_of(settings, model, [actor.model for actor in teachers], mesh)
+    # Cross-entropy is over every row, as everyone's is: what is comparable with it would else be no more.
+    student = model if settings.reads == "prompts" else model.clone(vocabulary=None)
+    objective = objective_of(settings, student, [actor.model for actor in teachers], mesh)
     if isinstance(objective, OPD):
         twins = [are_equal(params, actor.params) for actor in teachers]
         objective = dataclasses.replace(objective, has_twin=any(twins))

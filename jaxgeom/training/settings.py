@@ -255,6 +255,8 @@ class RLVRSettings(OnPolicySettings):
     def __post_init__(self):
         super().__post_init__()
         _within(self, "refills", 0, 100)
+        if not self.dynamic_filter and self.refills not in (0, type(self).refills):
+            raise UserError(f"refills={self.refills}: nothing reads it with dynamic_filter=False")
         if (self.overlong == "penalty") != (self.overlong_buffer is not None):
             raise UserError(
                 f"overlong_buffer={self.overlong_buffer}: overlong={self.overlong} "

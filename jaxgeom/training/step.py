@@ -42,7 +42,8 @@ def train_step(
         A pure function. `frozen` holds what the loss reads of teachers and reference (`objective.step_inputs`).
         Metrics, float32 scalars: `loss`, `grad_norm`, `update_norm`, `param_norm`, `batch_tokens` (all that are no
         padding), and those of the loss, whatever the number of parts: `tokens` of the whole batch, means over all of
-        them, and what `objective.of_whole_batch` says.
+        them, and what `objective.of_whole_batch` says. `grad_norm`, and the norms by which losses are matched, are of
+        the part of the gradient that lies where `confinement` lets parameters move.
     """
 
     def step(state: TrainState, batch: Batch, frozen: Frozen = Frozen()) -> tuple[TrainState, Metrics]:  # noqa: B008
@@ -51,18 +52,22 @@ def train_step(
         by_device = confinement is not None and confinement.sums_coordinates and _is_data_parallel(objective.mesh)
         accumulate = _summed_over_devices if by_device else _accumulate
         (value, metrics, grads), log_probs = accumulate(objective, confinement, *inputs)
+
+        def inside(tree: PyTree) -> PyTree:
+            return tree if confinement is None else confinement.inside(tree, state.opt_state)
+
         metrics = token_means(metrics)
         if log_probs is not None:
             metrics |= objective.of_whole_batch(batch, log_probs)
         if objective.is_matched:
-            weights, mixture = objective.matched(grads)
+            weights, mixture = objective.matched(tuple(map(inside, grads)))
             value, grads, metrics = jnp.sum(weights * value), _weighted(weights, grads), metrics | mixture
         extra = {} if confinement is None else {"start": frozen.start}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {
             "loss": value,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": optax.tree.norm(inside(grads)),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
             "batch_tokens": jnp.sum(batch.valid).astype(jnp.float32),

@@ -24,26 +24,25 @@ from jaxgeom.training.vocabulary import shared_vocabulary, with_rows
 
 def load_teachers(
     settings: OPDSettings, paths: Sequence[Path], student: Qwen3, tokenizer: Any, **load: Any
-) -> tuple[Qwen3, list[Actor]]:
+) -> list[Actor]:
     """Every teacher, with as many rows in its embedding as the student has.
 
     Args:
         settings: of the run.
         paths: where they lie.
-        student: the module that is trained.
+        student: the module that is trained; rows that are padding there (`Qwen3.vocabulary`) are padding here.
         tokenizer: the student's.
         load: of `load_start`.
 
     Returns:
-        The student, and the teachers; where an embedding has more rows of padding than another's, all of them are over
-        the tokens that the tokenizers can emit (`Qwen3.vocabulary`).
+        The teachers, over the tokens that the student is over.
 
     Raises:
         UserError: no teacher, one that cannot be loaded, or one of another vocabulary.
     """
     if not paths:
         raise UserError("on-policy distillation needs a teacher")
-    rows, found, shared = student.config.vocab_size, [], None
+    rows, found = student.config.vocab_size, []
     if settings.teacher_dtype is not None:
         load |= {"dtype": settings.teacher_dtype, "compute_dtype": settings.teacher_dtype}
     for path in paths:
@@ -59,10 +58,8 @@ def load_teachers(
                 " padding, masked in both"
             )
             model, params = with_rows(model, params, rows)
-            shared = emitted
-        found.append((model, params))
-    teachers = [Actor(model.clone(vocabulary=shared), params) for model, params in found]
-    return student.clone(vocabulary=shared), teachers
+        found.append(Actor(model.clone(vocabulary=student.vocabulary), params))
+    return found
 
 
 def are_equal(one: PyTree, other: PyTree) -> bool:

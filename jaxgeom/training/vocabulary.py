@@ -1,6 +1,7 @@
 """Tokens of the tokenizer, rows of the embedding, and those of a teacher: checked together, by id."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def require_tokens_fit(config: Qwen3Config, tokenizer: Any, source: str | Path) 
             f"{source}: its tokenizer has token {last} ({token!r}), its embedding has {config.vocab_size} rows"
             f" (vocab_size): resize the embedding to at least {last + 1}"
         )
+
+
+def emitted_tokens(tokenizer: Any, rows: int, stops: Sequence[int] = ()) -> int | None:
+    """How many ids a tokenizer can emit, where the embedding has more rows: the others are padding.
+
+    Args:
+        tokenizer: as `load_tokenizer` returns it.
+        rows: of the embedding.
+        stops: tokens that end an answer, which the tokenizer need not have.
+
+    Returns:
+        `Qwen3.vocabulary`: the ids are those below it. None where every row is a token's.
+    """
+    emitted = 1 + max(*tokenizer.get_vocab().values(), *(stop for stop in stops if stop < rows))
+    return emitted if emitted < rows else None
 
 
 def shared_vocabulary(tokenizer: Any, rows: int, teacher: Path, teacher_rows: int, source: str | Path) -> int | None:

@@ -127,3 +127,17 @@ def test_names_and_weights_that_are_none(given, says):
     with pytest.raises(UserError, match=says):
         rewards_of(given)
     assert rewards_of([]) == (RewardPart("math", 1.0), RewardPart("code", 1.0))
+
+
+def test_a_function_that_changes_a_row_changes_its_own_copy():
+    row = GivenRow("f: row 0", {"answer": "3", "held": {"seen": []}})
+
+    def judged(texts, rows):
+        for one in rows:
+            one.pop("answer")
+            one["held"]["seen"].append(1)
+        return [len(one["held"]["seen"]) for one in rows]
+
+    reward = OwnReward("own:judged", judged)
+    assert [reward(["a", "b"], [row, row]) for _ in range(2)] == [[1.0, 1.0]] * 2
+    assert row.content == {"answer": "3", "held": {"seen": []}}

@@ -1,12 +1,14 @@
 """Bases and masks of a confined run against float64 numpy on the checkpoints' tensors; leakage by its definition."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.errors import UserError
@@ -150,10 +152,42 @@ def test_sources_that_cannot_be_used_are_refused(inputs, config, finished, optio
         confinement(inputs, config, ConfineSettings(**options), **named)
 
 
-def test_another_architecture_is_refused(inputs, config, finished):
-    with pytest.raises(UserError, match="layers"):
-        other = dataclasses.replace(config, num_hidden_layers=3)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 3}, "@4: 2 layers, the model has 3 layers"),
+        (
+            {"intermediate_size": 64},
+            r"@4: \(48, 32\) is the shape of model.layers.0.mlp.gate_proj.weight, .* \(64, 32\)",
+        ),
+    ],
+)
+def test_a_run_of_other_shapes_is_refused_with_both(inputs, config, finished, changes, words):
+    with pytest.raises(UserError, match=words):
+        other = dataclasses.replace(config, **changes)
         confinement(inputs, other, ConfineSettings(confine="updates"), basis_from=f"{finished}@4")
+
+
+def test_whether_the_head_is_tied_does_not_matter_to_a_basis(inputs, config, finished):
+    other = dataclasses.replace(config, tie_word_embeddings=not config.tie_word_embeddings)
+    made = confinement(inputs, other, ConfineSettings(confine="updates", basis_rank=2), basis_from=finished)
+    assert "run@4" in made.notes[0]  # the last step, where none is named
+
+
+def test_an_empty_mask_is_said_to_be_its_fractions(inputs, config):
+    with pytest.raises(UserError, match="mask_fraction=1e-05: less than half an entry"):
+        confinement(inputs, config, ConfineSettings(confine="mask", mask="random", mask_fraction=1e-5))
+
+
+def test_a_matrix_without_directions_is_named_and_has_no_gradient(inputs, config, tmp_path):
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    name, tensors = NAME.format("self_attn.v_proj"), load_file(file)
+    save_file({one: 0 * tensor if one == name else tensor for one, tensor in tensors.items()}, file)
+    settings = ConfineSettings(confine="updates", basis="initial", basis_rank=2)
+    made = make_confinement(settings, config, model=tmp_path / "model", seed=3)
+    assert any(f"{name}: 0 in the model" in note for note in made.notes), made.notes
+    assert not np.any(np.asarray(made.trees["layers"]["attention"]["v"]["kernel"])[1])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +198,9 @@ def test_another_architecture_is_refused(inputs, config, finished):
         ({"confine": "updates", "mask_fraction": 0.1}, "nothing reads it with confine=updates"),
         ({"confine": "updates", "basis_rank": 0}, "basis_rank=0"),
         ({"confine": "mask", "mask_fraction": 1.0}, "mask_fraction=1.0"),
+        ({"confine": "mask", "mask": "changed", "mask_fraction": 0.1}, "mask_fraction=0.1: .* mask=changed"),
+        ({"confine": "mask", "mask": "random", "mask_rank": 8}, "mask_rank=8: .* mask=random"),
+        ({"unconfined": "free"}, "unconfined=free: nothing reads it with confine=None"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(options, words):

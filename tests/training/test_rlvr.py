@@ -13,12 +13,14 @@ from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import soft_overlong_penalty, sparsify_tokens
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.training import Frozen, OPDSettings, RLVRSettings, objective_of
+from jaxgeom.training import ConfineSettings, Frozen, OPDSettings, RLVRSettings, objective_of
+from jaxgeom.training.confinement import Confinement
 from jaxgeom.training.objectives.on_policy import Rollout
 from jaxgeom.training.rollouts import Answers
 from jaxgeom.training.state import TrainState
 from jaxgeom.training.step import train_step
 from tests.tiny import tiny_config, tiny_params
+from tests.training.bases import random_confinement
 from tests.training.by_logits import logits_of, pulled_back
 from tests.training.in_step import credited
 
@@ -289,3 +291,44 @@ def test_the_soft_penalty_of_long_answers():
 def test_what_settings_have_no_use_for_is_refused_by_name(kind, change, says):
     with pytest.raises(UserError, match=says):
         kind(**COMMON | change)
+
+
+@pytest.mark.parametrize("form", ["gradients", "updates", "coordinates", "mask"])
+def test_a_confined_mixture_is_matched_where_parameters_can_move(world, form):
+    """Norms of the two gradients in the subspace or mask alone, in float64 NumPy, whatever form confines the run."""
+    model, (now, old, teacher), rollout, _ = world
+    settings = OPDSettings(**COMMON | dict(batch_size=16, alpha=0.25, mix="matched"))
+    objective = objective_of(settings, model, [model])
+    frozen = Frozen(teachers=(teacher,))
+    (batch,) = objective.prepare(old, frozen, rollout, 0).batches
+    confinement = random_confinement(model.config, now, "updates" if form == "mask" else form)
+    if form == "mask":
+        rng = np.random.default_rng(0)
+        masks = jax.tree.map(lambda basis, leaf: None if basis is None else jnp.asarray(rng.random(leaf.shape) < 0.1),
+                             confinement.trees, now, is_leaf=lambda node: node is None)  # fmt: skip
+        confinement = Confinement(ConfineSettings(confine="mask", mask="random"), masks, confinement.specs)
+    _, pull = jax.vjp(lambda p: objective.losses(p, batch, Frozen(), objective.denominator(batch))[0], now)
+    parts = []
+    for one in np.eye(2, dtype=np.float32):
+        flat = []
+        for held, leaf in zip(
+            jax.tree.leaves(confinement.trees, is_leaf=lambda node: node is None),
+            jax.tree.leaves(pull(jnp.asarray(one))[0]), strict=True,
+        ):  # fmt: skip
+            if held is not None:
+                gradient, held = np.asarray(leaf, np.float64), np.asarray(held)
+                seen = gradient[held] if form == "mask" else held[0].T @ gradient.reshape(held.shape[1], -1)
+                flat.append(np.ravel(seen))
+        parts.append(np.concatenate(flat))
+    norms = [np.linalg.norm(part) for part in parts]
+    optimizer = confinement.wrap(optax.sgd(1.0))
+    state = TrainState(step=jnp.int32(0), params=now, opt_state=optimizer.init(now))
+    step = jax.jit(train_step(objective, optimizer, confinement))
+    _, metrics = step(state, batch, dataclasses.replace(objective.step_inputs(frozen), start=now))
+    found = [float(metrics[f"grad_norm/{name}"]) for name in ("distillation", "reward")]
+    np.testing.assert_allclose(found, norms, rtol=1e-4)
+    weights = [float(metrics[f"mix/{name}"]) for name in ("distillation", "reward")]
+    np.testing.assert_allclose(weights[1] * norms[1] / (weights[0] * norms[0]), 3.0, rtol=1e-3)
+    # The sum has the norm of distillation alone, and is what the step moves by: SGD at rate 1.
+    for name in ("grad_norm", "update_norm"):
+        np.testing.assert_allclose(float(metrics[name]), norms[0], rtol=2e-3)

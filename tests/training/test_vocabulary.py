@@ -1,5 +1,6 @@
 """Tokenizer, embedding and teacher: tokens without a row, padding that only one has, ids that are other tokens."""
 
+import io
 import json
 import shutil
 
@@ -7,15 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxgeom.data.chat import load_tokenizer
 from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
 from jaxgeom.optimizers.adam import AdamWSettings
+from jaxgeom.progress import Reporter
 from jaxgeom.rollout import SamplingSettings, sample
-from jaxgeom.training import RunInputs, SFTSettings, train
+from jaxgeom.training import OPDSettings, RLVRSettings, RunInputs, SFTSettings, train
 from jaxgeom.training.programs import score
-from jaxgeom.training.vocabulary import require_tokens_fit, shared_vocabulary, with_rows
+from jaxgeom.training.ready import make_ready
+from jaxgeom.training.vocabulary import emitted_tokens, require_tokens_fit, shared_vocabulary, with_rows
 from tests.tiny import tiny_config, write_tiny_model
 
 ADAMW = AdamWSettings(learning_rate=1e-4)
@@ -122,3 +126,38 @@ def test_a_weight_that_bfloat16_cannot_hold_is_refused_before_the_run(models, tm
     ):
         train(settings, inputs, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_no_tokenizer_has_is_padding_for_every_objective_that_samples(models, tmp_path):
+    """The model has 112 rows, its tokenizer 103 ids: with a teacher of as many rows, and without any."""
+    rows = [{"prompt": [{"role": "user", "content": f"{n}+1="}], "answer": str(n + 1)} for n in range(8)]
+    turns = [row["prompt"] + [{"role": "assistant", "content": row["answer"]}] for row in rows]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    common = dict(steps=1, batch_size=8, max_new_tokens=2, optimizer=ADAMW)
+    told = dict(model=models / "model", eval_data=tmp_path / "p.jsonl")
+    for settings, more in (
+        (RLVRSettings(**common), dict(data=tmp_path / "p.jsonl")),
+        (OPDSettings(**common), dict(data=tmp_path / "p.jsonl", teacher=models / "model")),
+        (SFTSettings(**common), dict(data=tmp_path / "d.jsonl")),
+    ):
+        said = io.StringIO()
+        inputs = RunInputs(**told | more)
+        ready = make_ready(
+            settings,
+            inputs,
+            tmp_path / "run",
+            Reporter(Console(file=said, soft_wrap=True)),
+            force=False,
+            kept_rows=None,
+        )
+        assert ready.model.vocabulary == 103  # of evaluation
+        wanted = None if settings.objective == "sft" else 103
+        assert {module.vocabulary for module in (ready.objective.student, *ready.objective.teachers)} == {wanted}
+        assert said.getvalue().count("rows from 103 on have no probability") == 1
+
+
+def test_an_embedding_without_padding_is_left_alone(models):
+    tokenizer = load_tokenizer(models / "model")
+    assert [emitted_tokens(tokenizer, rows) for rows in (103, 104, 112)] == [None, 103, 103]
+    assert emitted_tokens(tokenizer, 112, [107]) == 108  # a stop token that the model alone declares

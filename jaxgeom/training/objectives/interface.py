@@ -158,7 +158,11 @@ class Objective(abc.ABC):
         raise NotImplementedError(f"{type(self).__name__} has one loss")
 
     def matched(self, grads: tuple[PyTree, ...]) -> tuple[Float[Array, " losses"], dict[str, Float[Array, ""]]]:
-        """The weights of the gradients of `losses`, and metrics of the mixture."""
+        """The weights of the gradients of `losses`, and metrics of the mixture.
+
+        Args:
+            grads: of each loss, as far as the run's confinement lets parameters move by them.
+        """
         raise NotImplementedError(f"{type(self).__name__} has one loss")
 
     def on_one_device(self) -> "Objective":
