@@ -172,9 +172,9 @@ def make_ready(
     if isinstance(objective, OPD):
         twins = [are_equal(params, actor.params) for actor in teachers]
         objective = dataclasses.replace(objective, has_twin=any(twins))
-        if settings.support != "sampled":
+        if objective.settings.support != "sampled":
             for path in itertools.compress(inputs.teachers, twins):
-                reporter.warn(f"{name}: {twin_teacher(settings.support, path)}")
+                reporter.warn(f"{name}: {twin_teacher(objective.settings.support, path)}")
     confinement = make_confinement(
         settings.confine, model.config, model=inputs.model, base=inputs.base, basis_from=inputs.basis_from,
         mask_from=inputs.mask_from, seed=settings.seed, mesh=mesh,
