@@ -132,6 +132,9 @@ def test_loss_and_gradient_equal_pytorch(world, form):
         assert set(metrics) == {
             "tokens",
             "divergence",
+            "entropy",
+            "sampler_mismatch",
+            "sampler_mismatch_mean",
             "gap",
             "loss",
             "grad_norm",
