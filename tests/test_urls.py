@@ -35,6 +35,10 @@ def test_what_is_read_and_trained_to_is_replaced(monkeypatch, tmp_path):
     assert remote.inputs == ["gs://bkt/run@16", "gs://bkt/d.jsonl", "gs://bkt/e", "gs://bkt/f"]
     assert without_urls("study", ["e.py", "--out=gs://bkt/s"])[0] == ["e.py", f"--out={work}/s"]
     assert without_urls("report", ["gs://bkt/s/"])[1].page_of == "gs://bkt/s"
+    # An option of what is written takes one value: what stands behind it is read.
+    assert without_urls("export", ["--to", "here", "gs://bkt/f"])[0] == ["--to", "here", f"{read}/f"]
+    assert without_urls("between", ["--out", "o", "gs://bkt/f", "gs://bkt/g"])[0][2:] == [f"{read}/f", f"{read}/g"]
+    assert without_urls("study", ["--out", "gs://bkt/s", "gs://bkt/f"])[0] == ["--out", f"{work}/s", f"{read}/f"]
     plain = ["--out", "runs/a:b", "--note", "3:/4", "--filter", "C:/x"]
     assert without_urls("compare", plain)[0] == plain
 

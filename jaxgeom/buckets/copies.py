@@ -81,18 +81,29 @@ class WorkingCopy:
             store.download(f"{self.url}/config.json", path, 0.0)
         (self._local / "checkpoints").mkdir(exist_ok=True)
 
+    def require(self) -> None:
+        """Raises BucketLost where another process has taken the folder over."""
+        if self._hold is not None:
+            self._hold.require()
+
     def publish(self) -> None:
         """Puts into the bucket what has changed here since the last time, and removes there what was removed here.
 
         Raises:
             BucketError: the bucket cannot be written.
-            BucketLost: another process has taken the folder over.
+            BucketLost: another process has taken the folder over, or the copy here is gone.
         """
         if self._hold is None:
             return
-        self._hold.require()
+        self.require()
         names = [path.relative_to(self._local).as_posix() for path in _files(self._local)]
         names = [name for name in names if not _HERE.fullmatch(name) and not _CHECKPOINTS.fullmatch(name)]
+        gone = sorted(self._put.keys() - set(names))
+        if "config.json" in gone:  # no command takes that away: somebody emptied the cache, and the bucket is right
+            raise store.BucketLost(f"{self.url}: its copy {self._local} was removed while this command ran; it stops")
+        store.remove(f"{self.url}/{name}" for name in gone)  # an earlier end, before what is no end any more
+        for name in gone:
+            del self._put[name]
         # By the configuration a folder is known as a run, by `done` as finished.
         for name in sorted(names, key=lambda name: (name != "config.json", name.endswith("done"), name)):
             path = self._local / name
@@ -101,10 +112,6 @@ class WorkingCopy:
                 if self._put.get(name) != state:
                     store.write(f"{self.url}/{name}", path.read_bytes())
                     self._put[name] = state
-        gone = sorted(self._put.keys() - set(names))
-        store.remove(f"{self.url}/{name}" for name in gone)
-        for name in gone:
-            del self._put[name]
 
 
 class _Plain:
@@ -113,6 +120,9 @@ class _Plain:
     is_stored = False
 
     def follow(self) -> None:
+        return
+
+    def require(self) -> None:
         return
 
     def publish(self) -> None:

@@ -34,20 +34,22 @@ class Hold:
 
     def __init__(self, url: str, own: dict[str, Any]) -> None:
         self.url, self._own, self._ended = url, own, threading.Event()
-        threading.Thread(target=self._signs_of_life, daemon=True).start()
+        self._signs = threading.Thread(target=self._signs_of_life, daemon=True)
+        self._signs.start()
 
     def require(self) -> None:
-        """Raises BucketLost where another process has the lock by now."""
+        """Raises BucketLost where this process has the lock no more: another one took over, and may be done by now."""
         found = _look(f"{self.url}/{NAME}")
-        if found is not None and found[0].get("id") != self._own["id"]:
+        if found is None or found[0].get("id") != self._own["id"]:
+            other = "another process" if found is None else f"process {_who(found[0])}"
             raise store.BucketLost(
-                f"{self.url}: process {_who(found[0])} has taken over, for this one was silent for {SILENCE:.0f} s;"
-                " this one stops"
+                f"{self.url}: {other} has taken over, for this one was silent for {SILENCE:.0f} s; this one stops"
             )
 
     def release(self) -> None:
         """Takes the lock away, if it still is this one's."""
         self._ended.set()
+        self._signs.join(SIGN)  # a last sign would be a lock that nobody takes away
         with contextlib.suppress(store.BucketError):
             found = _look(f"{self.url}/{NAME}")
             if found is not None and found[0].get("id") == self._own["id"]:
@@ -59,7 +61,7 @@ class Hold:
             beat += 1
             with contextlib.suppress(store.BucketError):  # the bucket is away for a while: tried again
                 found = _look(f"{self.url}/{NAME}")
-                if self._ended.is_set() or (found is not None and found[0].get("id") != self._own["id"]):
+                if self._ended.is_set() or found is None or found[0].get("id") != self._own["id"]:
                     continue
                 store.write(f"{self.url}/{NAME}", _text(self._own | {"alive": beat}))
 

@@ -71,10 +71,12 @@ def without_urls(command: str, words: Sequence[str]) -> tuple[list[str], Remote]
         given = _URL.fullmatch(word)
         if given is None or (given["scheme"].lower() != "gs" and not given["url"].startswith(f"{given['scheme']}://")):
             found.append(word)
+            option = "" if option in _WRITES and word != option else option  # one value each
             continue
         own = re.match(r"(--[\w-]+)=", given["before"])
         path = _path(command, (own[1] if own else option).replace("_", "-"), given["url"], remote)
         found.append(f"{given['before']}{path}")
+        option = "" if option in _WRITES else option
     return found, remote
 
 

@@ -51,14 +51,15 @@ class Folders(Protocol):
         ...
 
 
-def folders_of(place: Any, say: Say) -> Folders:
+def folders_of(place: Any, say: Say, require: Callable[[], None] = lambda: None) -> Folders:
     """Of a run on a disk, or in a bucket.
 
     Args:
         place: `buckets.places.checkpoints_of` a run.
         say: told when a checkpoint is replaced, and what cannot be removed.
+        require: raises where a bucket's folder is another process's by now; asked before anything there is changed.
     """
-    return StoredFolders(place, say) if is_stored(place) else DiskFolders(place, say)
+    return StoredFolders(place, say, require) if is_stored(place) else DiskFolders(place, say)
 
 
 class DiskFolders:
@@ -121,12 +122,13 @@ class DiskFolders:
 class StoredFolders:
     """Steps in a bucket, where nothing is renamed: one without `checksums.json`, written last, is not there."""
 
-    def __init__(self, place: Any, say: Say) -> None:
+    def __init__(self, place: Any, say: Say, require: Callable[[], None]) -> None:
         from jaxgeom.buckets import store  # heavy, and only needed for buckets
 
-        self.place, self._say, self._store = place, say, store
+        self.place, self._say, self._store, self._require = place, say, store, require
 
     def begin(self, step: int) -> Any:
+        self._require()
         path = self.place / str(step)
         names = self._store.listed(str(path))
         if checksums.NAME in names:
@@ -137,9 +139,11 @@ class StoredFolders:
         return path
 
     def finish(self, written: Any, step: int, **listing: Any) -> None:
+        self._require()
         checksums.write_checksums(written, **listing)
 
     def remove(self, step: int) -> None:
+        self._require()
         path = self.place / str(step)
         with contextlib.suppress(self._store.BucketError):  # tried again after the next save
             foreign = self._cleared(path, self._store.listed(str(path)))
@@ -147,6 +151,7 @@ class StoredFolders:
                 self._say(f"{path}: is not needed and cannot be removed: it holds {listed(foreign)}")
 
     def remove_unfinished(self) -> None:
+        self._require()
         found: dict[str, dict[str, Any]] = {}
         for name, held in self._store.listed(str(self.place)).items():
             step, _, rest = name.partition("/")

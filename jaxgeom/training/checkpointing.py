@@ -88,16 +88,17 @@ class Checkpoints:
         ends: steps at which the run is or was finished; they stay, and are remembered.
         saved: told of every step whose checkpoint is whole, from a thread beside.
         publish: called before a checkpoint counts as whole: what it refers to must be where it is.
+        require: raises where the run is another process's by now.
     """
 
     def __init__(
         self, directory: Path, say: Callable[[str], None] = lambda _: None, *, keep: KeepSettings | None = None,
         always: Collection[int] = (), ends: Collection[int] = (), saved: Callable[[int], None] = lambda _: None,
-        publish: Callable[[], None] = lambda: None,
+        publish: Callable[[], None] = lambda: None, require: Callable[[], None] = lambda: None,
     ):  # fmt: skip
         place = checkpoints_of(directory)
         self._folder: Any = place if is_stored(place) else place.absolute()
-        self._folders, self._publish = folders_of(self._folder, say), publish
+        self._folders, self._publish = folders_of(self._folder, say, require), publish
         self._model = held_model(directory)
         self._say, self._keep, self._always, self._ends, self._saved = say, keep, always, sorted(set(ends)), saved
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())

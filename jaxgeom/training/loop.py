@@ -139,6 +139,7 @@ def _carry_out(
         ends=(*resume.ends, settings.steps),
         saved=saved,
         publish=copy.publish,
+        require=copy.require,
     ) as checkpoints:
         if done is not None:
             state, data_state, pending = checkpoints.restore(done, state)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
-from jaxgeom.training import load_start
+from jaxgeom.training import checkpoint_folders, load_start
 from jaxgeom.training.timing import is_time
 from tests.command_line import command, process
 from tests.object_store import BUCKET, CLOSED
@@ -241,3 +241,29 @@ def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, ja
     assert said.status == 2 and f"{MADE}: no checkpoint at step 3; there are 0, 2, 4" in said.err
     said = jaxgeom(*runs.arguments(inputs, tmp_path / "on", data=f"{URL}/inputs/none.jsonl"))
     assert said.status == 2 and "none.jsonl: nothing is there" in said.err
+
+
+def test_who_lost_the_lock_changes_nothing_even_when_the_other_is_done(inputs, bucket, changes, tmp_path):
+    url = f"{URL}/overtaken"
+    put(url, changes)
+    with hold.held(url) as mine:
+        store.remove([f"{url}/{hold.NAME}"])  # another took over, finished and went
+        before = dict(store.listed(url))
+        folders = checkpoint_folders.folders_of(places.checkpoints_of(places.working_copy(url)), print, mine.require)
+        for change in (lambda: folders.begin(4), lambda: folders.remove(2), folders.remove_unfinished, mine.require):
+            with pytest.raises(store.BucketLost, match="another process has taken over"):
+                change()
+        assert dict(store.listed(url)) == before
+    assert dict(store.listed(url)) == before
+
+
+def test_an_emptied_cache_takes_nothing_from_the_bucket(inputs, bucket, changes, tmp_path):
+    url = f"{URL}/emptied"
+    put(url, changes)
+    local = places.working_copy(url)
+    with pytest.raises(store.BucketLost, match="was removed while this command ran"):
+        with copies.opened(local, "run", print) as copy:
+            before = set(store.listed(url)) - {hold.NAME}
+            shutil.rmtree(local)
+            copy.publish()
+    assert set(store.listed(url)) == before
