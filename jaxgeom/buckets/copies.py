@@ -170,7 +170,7 @@ def opened(directory: pathlib.Path, kind: str, say: Callable[[str], None], *, fo
         copy = copies[0] if copies else WorkingCopy(url, directory)
         try:
             yield copy
-        except BaseException:
+        except BaseException:  # an interrupt too: what is logged by then is put
             with contextlib.suppress(store.BucketError, UserError):  # what ends the command already is said
                 copy.publish()
             raise

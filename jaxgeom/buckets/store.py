@@ -258,7 +258,7 @@ def _prepare() -> None:
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "emulator")
     try:
         import fsspec.config
-        import gcsfs  # noqa: F401
+        import gcsfs  # noqa: F401 (fsspec loads it by name: whether it is there is asked here)
     except ImportError as error:
         raise UserError("gs:// paths need gcsfs: python -m pip install gcsfs") from error
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised too, and told in one line

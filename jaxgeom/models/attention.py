@@ -230,13 +230,9 @@ def attend_cache(
     visible: Bool[Array, "batch slots"],
 ) -> Float[Array, "batch 1 heads hd"]:
     """Attention of one query per row to the `visible` slots of a cache; softmax in float32."""
-    batch, _, heads, hd = q.shape
-    kv = keys.shape[1]
-    grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
-    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(visible[:, None, None], scores, _MASKED)
+    _, scores = _cache_scores(q, keys, visible)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return jnp.einsum("bkgs,bksd->bkgd", weights, values).reshape(batch, 1, heads, hd)
+    return jnp.einsum("bkgs,bksd->bkgd", weights, values).reshape(q.shape)
 
 
 def attend_cache_and_own(
@@ -256,15 +252,22 @@ def attend_cache_and_own(
     Returns:
         The mixed values, in the dtype of `q`.
     """
-    batch, _, heads, hd = q.shape
-    kv = keys.shape[1]
-    grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
-    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
-    scores = jnp.where(before[:, None, None], scores, _MASKED)
+    grouped, scores = _cache_scores(q, keys, before)
     own = jnp.einsum("bkgd,bkd->bkg", grouped, k[:, 0], preferred_element_type=jnp.float32)[..., None]
     largest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
     weights, own = jnp.exp(scores - largest), jnp.exp(own - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True) + own
     mixed = jnp.einsum("bkgs,bksd->bkgd", (weights / total).astype(q.dtype), values, preferred_element_type=jnp.float32)
     mixed = mixed + own / total * v[:, 0, :, None].astype(jnp.float32)
-    return mixed.astype(q.dtype).reshape(batch, 1, heads, hd)
+    return mixed.astype(q.dtype).reshape(q.shape)
+
+
+def _cache_scores(
+    q: Float[Array, "batch 1 heads hd"], keys: Float[Array, "batch kv slots hd"], visible: Bool[Array, "batch slots"]
+) -> tuple[Float[Array, "batch kv group hd"], Float[Array, "batch kv group slots"]]:
+    """Queries over the root of `hd`, by the key head that they use, and their scores, those of other slots masked."""
+    batch, _, heads, hd = q.shape
+    kv = keys.shape[1]
+    grouped = (q * jnp.asarray(hd**-0.5, q.dtype)).reshape(batch, kv, heads // kv, hd)
+    scores = jnp.einsum("bkgd,bksd->bkgs", grouped, keys, preferred_element_type=jnp.float32)
+    return grouped, jnp.where(visible[:, None, None], scores, _MASKED)

@@ -32,8 +32,8 @@ class Qwen3(nn.Module):
     Attributes:
         config: architecture.
         dtype: compute dtype.
-        remat: recompute each block in the backward pass. Without it the matrix products and attention are kept, and
-            what is elementwise is computed again (see `recomputation`).
+        remat: recompute each block in the backward pass. Without it a scan keeps the matrix products and
+            attention, and computes again what is elementwise (see `recomputation`).
         attention: `auto` (by platform and length), `plain`, `chunked`, `cudnn` or `splash`.
         platform: "cpu", "gpu" or "tpu", as `sharding.platform_of` the parameters says: which of the forms that are for
             one platform alone are used (attention kernels, `cpu_layers`, `gpu_decoding`). None: none of them.

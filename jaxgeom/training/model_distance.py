@@ -1,14 +1,13 @@
 """Functional distance of two models: how far the output distribution moved, on answers of the initial model."""
 
 import math
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.data.chat import declared_stop_tokens, load_tokenizer, pad_token, stop_tokens
 from jaxgeom.data.prepared import Limits
@@ -16,13 +15,13 @@ from jaxgeom.data.preparing import prepare_prompts
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.diagnostics.functional import token_forward_kl_k3
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3
 from jaxgeom.models.qwen3 import unembedding
 from jaxgeom.objectives.divergences import forward_kl
 from jaxgeom.rollout import Rollout, SamplingSettings, sample
 from jaxgeom.training.checkpointing import load_start, tokenizer_directory
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor
+from jaxgeom.training.scoring import hidden_states
 
 BATCH = 32
 NULL = "none; 0 when nothing changed"
@@ -134,11 +133,7 @@ def _predicted(actor: Actor, tokens: Int[Array, "batch time"], valid: Bool[Array
     return _hidden(actor.model, actor.params, tokens, valid), unembedding(actor.model.config, actor.params)
 
 
-@partial(jax.jit, static_argnums=0)
-def _hidden(
-    model: Qwen3, params: PyTree, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
-) -> Float[Array, "batch time dim"]:
-    return cast(jax.Array, model.apply({"params": params}, tokens, valid=valid, method="hidden_states"))
+_hidden = jax.jit(hidden_states, static_argnums=0)
 
 
 @jax.jit

@@ -49,7 +49,7 @@ def sequence_log_probs(
         `[batch, time]`, or a pair of them with `return_entropy`: float32 nats, 0 at index 0. Entries at padding, and at
         the first token of a sequence behind another, mean nothing and must be masked.
     """
-    hidden = _hidden_states(model, params, tokens, valid, segments)
+    hidden = hidden_states(model, params, tokens, valid, segments)
     chunk = _chunk(tokens.shape, model.config.vocab_size, mesh)
 
     def head(arrays: tuple[Array, Array], weight: ChunkedWeight) -> Any:
@@ -91,7 +91,7 @@ def sequence_divergences(
     Returns:
         As `distillation`. Entries at padding mean nothing and must be masked.
     """
-    hidden = _hidden_states(student, params, tokens, valid)
+    hidden = hidden_states(student, params, tokens, valid)
     weight = chunked_weight(unembedding(student.config, params), hidden.dtype)
     chunk = _chunk(tokens.shape, 2 * student.config.vocab_size, mesh)
 
@@ -104,7 +104,7 @@ def sequence_divergences(
                 mine, weight, theirs, their_weight, tokens, chunk=chunk, vocabulary=student.vocabulary, **options
             )
 
-        said = _hidden_states(teacher, frozen, tokens, valid)
+        said = hidden_states(teacher, frozen, tokens, valid)
         weights = weight, chunked_weight(unembedding(teacher.config, frozen), said.dtype)
         return _by_rows(head, (hidden, said, tokens), weights, mesh)
 
@@ -120,7 +120,8 @@ def sequence_divergences(
     return total
 
 
-def _hidden_states(model: Qwen3, params: PyTree, tokens: Array, valid: Array, segments: Array | None = None) -> Array:
+def hidden_states(model: Qwen3, params: PyTree, tokens: Array, valid: Array, segments: Array | None = None) -> Array:
+    """`[batch, time, dim]`, the normed last hidden states of a model; see `Qwen3.hidden_states`."""
     rows = {"valid": valid, "segments": segments}
     return cast(jax.Array, model.apply({"params": params}, tokens, **rows, method="hidden_states"))
 
