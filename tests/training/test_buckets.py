@@ -112,11 +112,11 @@ def test_killed_anywhere_another_machine_ends_it(inputs, finished, bucket, chang
 
 @pytest.mark.slow
 def test_killed_by_the_system_the_same_command_goes_on(inputs, bucket, tmp_path):
-    """SIGKILL before the 60th, then before the 100th change after the start; the copies are deleted each time."""
+    """SIGKILL before the 60th, then before the 40th change after the start; the copies are deleted each time."""
     url, local = f"{URL}/sigkill", tmp_path / "local"
     assert process(*runs.arguments(inputs, local)).status == 0
     line, environment = command(*runs.arguments(inputs, url))
-    for number in (60, 100):
+    for number in (60, 40):
         with subprocess.Popen(line, env=environment) as started:
             bucket.kill(started.pid, number)
             assert started.wait(timeout=240) == -9

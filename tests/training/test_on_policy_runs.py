@@ -16,7 +16,7 @@ def score(texts, rows):
     assert all(row["prompt"][0]["role"] == "user" for row in rows)
     with open("seen.txt", "a") as file:
         file.write("".join(f"{row['row']}\\n" for row in rows if row["file"] == "prompts"))
-    return [float(len(text) % 3) for text in texts]
+    return [float(place % 4 + len(text) % 3) for place, text in enumerate(texts)]  # no group is all alike
 
 
 def fails(texts, rows):
