@@ -7,6 +7,7 @@ from typing import Annotated
 from jaxgeom.commands.options import Directory, offered
 from jaxgeom.errors import UserError
 from jaxgeom.training.settings import OPDSettings, RLVRSettings, RunInputs, RunSettings, SFTSettings
+from jaxgeom.unread_settings import refuse_unread
 
 _Untaught = Annotated[RunInputs, offered(RunInputs, without=("teacher",))]
 _Taught = Annotated[RunInputs, offered(RunInputs)]
@@ -77,6 +78,9 @@ def train_opd(
 def _runner(
     settings: RunSettings, inputs: RunInputs, out: Path, force: bool, distributed: bool
 ) -> Callable[[str], None]:
+    if not inputs.evaluations:
+        refuse_unread(settings, ("eval_every", "eval_limit"), "eval_data=None")
+
     def run(command: str) -> None:
         from jaxgeom import processes
         from jaxgeom.cpu_memory import keep_freed_memory

@@ -9,6 +9,7 @@ import tyro
 
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
+from jaxgeom.unread_settings import refuse_unread
 
 _SMALLEST = 2.0**-126  # what is below it in float32 counts as 0
 
@@ -75,7 +76,9 @@ class AdamWSettings:
             refuse("schedule", "'constant' or 'cosine'")
         if self.decay not in ("all", "matrices"):
             refuse("decay", "'all' or 'matrices'")
-        if self.schedule == "cosine" and self.learning_rate_end > self.learning_rate:
+        if self.schedule == "constant":
+            refuse_unread(self, ("learning_rate_end",), "schedule=constant")
+        elif self.learning_rate_end > self.learning_rate:
             refuse("learning_rate_end", f"at most learning_rate ({self.learning_rate})")
         if self.clip_norm is not None and not _in_float32(self.clip_norm) >= _SMALLEST:
             refuse("clip_norm", "a positive number, or None,")

@@ -121,4 +121,5 @@ class PlanSettings:
         given: dict[str, Any] = {name: value for name, value in own.items() if name in known}
         geometry = GeometrySettings(geometry_every=self.geometry_every)
         # The rate and the number of steps decide no shape.
-        return kind(steps=1, save_every=1, optimizer=AdamWSettings(learning_rate=1e-6), geometry=geometry, **given)
+        rate, steps = AdamWSettings(learning_rate=1e-6), max(1, self.geometry_every)
+        return kind(steps=steps, save_every=1, optimizer=rate, geometry=geometry, **given)

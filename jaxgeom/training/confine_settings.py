@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
+from jaxgeom.unread_settings import refuse_unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +44,17 @@ class ConfineSettings:
                 raise UserError(f"{name}={getattr(self, name)}: must be positive")
         if not 0.0 < self.mask_fraction < 1.0:
             raise UserError(f"mask_fraction={self.mask_fraction}: must be between 0 and 1")
-        for field in type(self).__dataclass_fields__.values():
-            kind = field.name.partition("_")[0]
-            if kind in ("basis", "mask") and getattr(self, field.name) != field.default and not self._reads(kind):
-                raise UserError(
-                    f"{field.name}={getattr(self, field.name)}: nothing reads it with confine={self.confine}"
-                )
-
-        for name, read, by in (
-            ("unconfined", self.confine is not None, "confine=None"),
-            ("mask_fraction", self.mask != "changed", "mask=changed, which has its own"),
-            ("mask_rank", self.mask == "principal", f"mask={self.mask}"),
-        ):
-            field = type(self).__dataclass_fields__[name]
-            if not read and getattr(self, name) != field.default:
-                raise UserError(f"{name}={getattr(self, name)}: nothing reads it with {by}")
+        by = f"confine={self.confine}"
+        if not self._reads("basis"):
+            refuse_unread(self, ("basis", "basis_rank", "basis_side"), by)
+        if not self._reads("mask"):
+            refuse_unread(self, ("mask", "mask_fraction", "mask_rank"), by)
+        if self.confine is None:
+            refuse_unread(self, ("unconfined",), by)
+        if self.mask == "changed":
+            refuse_unread(self, ("mask_fraction",), "mask=changed, which has its own")
+        if self.mask != "principal":
+            refuse_unread(self, ("mask_rank",), f"mask={self.mask}")
 
     def _reads(self, kind: str) -> bool:
         return self.confine is not None and (self.confine == "mask") == (kind == "mask")

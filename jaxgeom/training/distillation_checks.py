@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxgeom.errors import UserError
+from jaxgeom.unread_settings import refuse_unread
 
 
 def check_support(settings: Any) -> None:
@@ -103,8 +104,16 @@ def check_controls(settings: Any) -> None:
             " advantage"
         )
     constant = settings.advantage_constant
-    if constant is not None and settings.advantage != "constant":
-        raise UserError(f"advantage_constant={constant}: nothing reads it with advantage={settings.advantage}")
+    if settings.advantage != "constant":
+        refuse_unread(settings, ("advantage_constant",), f"advantage={settings.advantage}")
+    clip = ("clip_low", "clip_high")
+    if settings.rollouts == "teacher":
+        refuse_unread(settings, clip, "rollouts=teacher, whose ratio is not clipped")
+    if settings.alpha == 1.0:
+        refuse_unread(settings, ("normalize_by_std",), "alpha=1.0")
+        if settings.is_differentiated:
+            by = f"support={settings.support} and divergence={settings.divergence}, a loss without a ratio"
+            refuse_unread(settings, clip, by)
     if constant is not None and not 0.0 < constant < float("inf"):
         raise UserError(f"advantage_constant={constant}: must be positive and finite")
     if settings.kl_coefficient is not None and settings.rollouts == "teacher":

@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
+from jaxgeom.unread_settings import refuse_unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +32,7 @@ class GeometrySettings:
             raise UserError(f"geometry_rank={self.geometry_rank}: must be positive")
         if self.geometry_step is not None and self.geometry_step < 1:
             raise UserError(f"geometry_step={self.geometry_step}: must be positive")
-        if self.geometry_step is not None and not self.geometry_every:
-            raise UserError(f"geometry_step={self.geometry_step}: nothing is measured with geometry_every=0")
+        if not self.geometry_every:
+            refuse_unread(self, ("geometry_step", "geometry_rank", "geometry_reference"), "geometry_every=0")
+        if self.geometry_step is None:
+            refuse_unread(self, ("geometry_rank",), "geometry_step=None")

@@ -23,6 +23,7 @@ from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.run_rewards import judged_by, run_rewards
 from jaxgeom.training.run_templates import TEMPLATES, list_templates, remove_templates
 from jaxgeom.training.settings import OnPolicySettings, RunInputs, RunSettings, SFTSettings
+from jaxgeom.unread_settings import refuse_unread
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def read_run_rows(
     config = checked_config(open_checkpoint(inputs.model, base=inputs.base))
     tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
     stops = chat.stop_tokens(tokenizer, {*_declared_stops(inputs, directory), *config.stop_tokens})
-    if settings.eval_samples and not inputs.evaluations:
-        raise UserError(f"eval_samples={settings.eval_samples}: nothing is evaluated without eval_data")
+    if not inputs.evaluations:
+        refuse_unread(settings, ("eval_samples",), "eval_data=None")
     samples = settings.reads == "prompts" or bool(inputs.evaluations)
     if samples and not any(stop < config.vocab_size for stop in stops):
         what = f"{', '.join(map(str, stops))} are" if stops else "no token is"

@@ -17,6 +17,7 @@ from jaxgeom.training.geometry_settings import GeometrySettings
 from jaxgeom.training.inputs import RunInputs as RunInputs
 from jaxgeom.training.keep_settings import KeepSettings
 from jaxgeom.training.reward_settings import rewards_of
+from jaxgeom.unread_settings import refuse_unread
 
 _TEMPERATURES = (1e-6, 1e6)
 """Below, the largest logit alone counts in float32 (answers are sampled from no lower one); above, none does."""
@@ -113,6 +114,10 @@ class RunSettings:
         _within(self, "eval_samples", 0, 10_000)
         _within(self, "eval_every", 0, float("inf"))
         _within(self, "seed", 0, 2**31 - 1)
+        if self.geometry.geometry_every > self.steps:
+            raise UserError(f"geometry_every={self.geometry.geometry_every}: nothing is measured in steps={self.steps}")
+        if not self.eval_samples:
+            refuse_unread(self, ("eval_temperature",), "eval_samples=0")
         reference = self.geometry.geometry_step
         if reference is not None and (reference % self.save_every or reference > self.steps):
             raise UserError(f"geometry_step={reference}: no step that is saved, with save_every={self.save_every}")
@@ -164,7 +169,8 @@ class OnPolicySettings(RunSettings):
             not fit into the model's context cannot be used.
         samples_per_prompt: Answers to one prompt; `batch_size` / `samples_per_prompt` prompts a step.
         temperature: Of sampling; log-probabilities are those of the sampled distribution.
-        clip_low: Lower clip of the ratio, ε_low.
+        clip_low: Lower clip of the ratio, ε_low; from 1 on there is none. With one update a rollout and no lag the
+            ratio is 1.
         clip_high: Upper clip of the ratio, ε_high.
         aggregate: Mean over all tokens of the batch (DAPO), over sequences, or Dr. GRPO's constant divisor.
         updates_per_rollout: Optimizer steps that one rollout of so many times `batch_size` answers is split into. The
@@ -255,8 +261,8 @@ class RLVRSettings(OnPolicySettings):
     def __post_init__(self):
         super().__post_init__()
         _within(self, "refills", 0, 100)
-        if not self.dynamic_filter and self.refills not in (0, type(self).refills):
-            raise UserError(f"refills={self.refills}: nothing reads it with dynamic_filter=False")
+        if not self.dynamic_filter and self.refills:  # none are what is done
+            refuse_unread(self, ("refills",), "dynamic_filter=False")
         if (self.overlong == "penalty") != (self.overlong_buffer is not None):
             raise UserError(
                 f"overlong_buffer={self.overlong_buffer}: overlong={self.overlong} "

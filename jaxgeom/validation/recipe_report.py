@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ def write_recipe(
     """
     with house_style():
         save(drawing(), out / "figures")
-    write_atomically(out / "recipe.json", json.dumps(_report(model, settings, seeds, checks, command), indent=1) + "\n")
+    report = _without_nan(_report(model, settings, seeds, checks, command))
+    write_atomically(out / "recipe.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def _report(
@@ -69,6 +71,15 @@ def _report(
         "checks": [dataclasses.asdict(check) | {"holds": check.ok} for check in checks],
         "seeds": [_sampled(one) if isinstance(one, SampledResult) else _step_by_step(one) for one in seeds],
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no word for NaN and infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _without_nan(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(held) for held in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_by_step(one: SeedResult) -> dict[str, Any]:

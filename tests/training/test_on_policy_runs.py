@@ -112,9 +112,10 @@ def test_a_verifier_that_fails_stops_the_run_with_the_row(train, tmp_path):
         (("--reward", "own_score:gone"), "reward=own_score:gone: own_score has no gone"),
         (("--reward", "code"), "prompts.jsonl: row 0: judged by math, and reward=code does not"),
         (("--reward", "math=a"), "reward=math=a: the weight 'a' is no finite number"),
-        (("--eval-samples", "4"), "eval_samples=4: nothing is evaluated without eval_data"),
+        (("--eval-samples", "4"), "eval_samples=4: nothing reads it with eval_data=None"),
         (("--eval-data", "easy.jsonl", "--eval-data", "hard.jsonl"), "two files without a name"),
         (("--eval-data", "a=easy.jsonl", "--eval-data", "b=gone.jsonl"), "gone.jsonl: no such file"),
+        (("--eval-every", "2"), "eval_every=2: nothing reads it with eval_data=None"),
         (("--overlong", "penalty"), "overlong_buffer=None"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training import MeshSettings, OPDSettings, RLVRSettings, SFTSettings
+from jaxgeom.training.geometry_settings import GeometrySettings
 
 GOOD = dict(steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3))
 
@@ -53,6 +54,40 @@ def test_what_the_optimizer_cannot_count_with_is_refused(change):
     AdamWSettings(**good)
     with pytest.raises(UserError, match=f"{next(iter(change))}="):
         AdamWSettings(**(good | change))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "read"),
+    [
+        (SFTSettings, {"eval_temperature": 0.5}, {"eval_samples": 4}),
+        (RLVRSettings, {"refills": 5, "dynamic_filter": False}, {"dynamic_filter": True}),
+        (OPDSettings, {"normalize_by_std": False}, {"alpha": 0.5}),
+        (OPDSettings, {"clip_low": 0.1, "rollouts": "teacher"}, {"rollouts": "student"}),
+        (OPDSettings, {"clip_high": 0.5, "support": "full"}, {"alpha": 0.5}),
+        (OPDSettings, {"clip_high": 0.5, "divergence": "forward", "rollouts": "teacher"}, None),
+        (OPDSettings, {"advantage_constant": 0.1}, {"advantage": "constant"}),
+    ],
+)
+def test_what_nothing_reads_is_refused(kind, change, read):
+    with pytest.raises(UserError, match=f"^{next(iter(change))}=.*nothing reads it with"):
+        kind(**(GOOD | change))
+    if read is not None:
+        kind(**(GOOD | change | read))
+
+
+def test_what_no_part_of_a_setting_reads_is_refused():
+    for kind, change, read in (
+        (AdamWSettings, {"learning_rate_end": 1e-5}, {"schedule": "cosine"}),
+        (GeometrySettings, {"geometry_rank": 4}, {"geometry_every": 1, "geometry_step": 1}),
+        (GeometrySettings, {"geometry_reference": "host"}, {"geometry_every": 1}),
+        (GeometrySettings, {"geometry_step": 2}, {"geometry_every": 1}),
+    ):
+        common = {"learning_rate": 1e-3} if kind is AdamWSettings else {}
+        with pytest.raises(UserError, match=f"^{next(iter(change))}=.*nothing reads it with"):
+            kind(**common, **change)
+        kind(**common, **change, **read)
+    with pytest.raises(UserError, match="geometry_every=3: nothing is measured in steps=2"):
+        SFTSettings(**GOOD, geometry=GeometrySettings(geometry_every=3))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (1, -2, 1)])
