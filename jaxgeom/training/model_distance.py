@@ -1,6 +1,8 @@
 """Functional distance of two models: how far the output distribution moved, on answers of the initial model."""
 
+import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from jaxgeom.training.checkpointing import load_start, tokenizer_directory
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor
 from jaxgeom.training.scoring import hidden_states
+from jaxgeom.training.vocabulary import emitted_tokens
 
 BATCH = 32
 NULL = "none; 0 when nothing changed"
@@ -95,6 +98,10 @@ def functional_distance(
     requests = [asked.row(place).tokens.tolist() for place in range(len(asked))]
     stops = stop_tokens(tokenizer, {*declared_stop_tokens(directory), *config.stop_tokens})
     stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
+    vocabulary = emitted_tokens(tokenizer, config.vocab_size, stops)
+    before, after = (
+        dataclasses.replace(actor, model=actor.model.clone(vocabulary=vocabulary)) for actor in (before, after)
+    )
     settings = SamplingSettings(max_new_tokens=max_new_tokens, stop_tokens=stops)
     seeds = np.random.default_rng([seed, 0]).integers(2**32, size=len(requests))
     found = []
@@ -109,7 +116,8 @@ def functional_distance(
 def answer_sums(before: Actor, after: Actor, answers: Rollout) -> Float[np.ndarray, "batch 3"]:
     """Per answer: exact forward KL and k3 estimate, each summed over its tokens, and the number of tokens."""
     tokens, valid = jnp.asarray(answers.tokens), jnp.asarray(answers.valid)
-    exact = np.asarray(_exact(*_predicted(after, tokens, valid), *_predicted(before, tokens, valid)), np.float64)
+    models = (*_predicted(after, tokens, valid), *_predicted(before, tokens, valid))
+    exact = np.asarray(_exact(*models, vocabulary=before.model.vocabulary), np.float64)
     mask = answers.response_mask
     first, second = (
         np.where(mask, np.asarray(score(actor.model, actor.params, tokens, valid), np.float64), 0.0)
@@ -136,7 +144,9 @@ def _predicted(actor: Actor, tokens: Int[Array, "batch time"], valid: Bool[Array
 _hidden = jax.jit(hidden_states, static_argnums=0)
 
 
-@jax.jit
-def _exact(*models: Array) -> Float[Array, "batch time"]:
-    """`KL(π0‖π)` of every token's distribution given those before it, nats."""
-    return forward_kl(*models, remat=False)
+@partial(jax.jit, static_argnames="vocabulary")
+def _exact(
+    hidden: Array, kernel: Array, hidden_before: Array, kernel_before: Array, *, vocabulary: int | None
+) -> Float[Array, "batch time"]:
+    """`KL(π0‖π)` of every token's distribution given those before it, nats; rows from `vocabulary` on are padding."""
+    return forward_kl(hidden, kernel[:, :vocabulary], hidden_before, kernel_before[:, :vocabulary], remat=False)

@@ -63,7 +63,7 @@ def load_teachers(
 
 
 def are_equal(one: PyTree, other: PyTree) -> bool:
-    """Whether two models have the same parameters, wherever these lie: by the checksums of their bits.
+    """Whether two models have the same parameters, wherever these lie: by checksums of their bits and places.
 
     Args:
         one: a tree of arrays.
@@ -80,7 +80,11 @@ def are_equal(one: PyTree, other: PyTree) -> bool:
 def _checksums(tree: PyTree) -> PyTree:
     def checksum(leaf: Array) -> UInt[Array, ""]:
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-        return jnp.sum(bits, dtype=jnp.uint32)  # of integers: the same in any order
+        number = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            number = number * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        weights = number * np.uint32(0x9E3779B9) | np.uint32(1)  # odd: a change of one entry always shows
+        return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)  # of integers: the same in any order
 
     return jax.tree.map(checksum, tree)
 

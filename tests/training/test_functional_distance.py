@@ -44,9 +44,11 @@ def forward(model, params, tokens):
     return model.apply({"params": params}, tokens)
 
 
-def test_sums_per_answer_equal_the_oracle_on_logits(models):
+@pytest.mark.parametrize("vocabulary", [None, 90], ids=["whole", "rows of padding"])
+def test_sums_per_answer_equal_the_oracle_on_logits(models, vocabulary):
     first, second, _, asked = models
-    actors = [Actor(*load_model(path, dtype="float32")) for path in (first, second)]
+    loaded = [load_model(path, dtype="float32") for path in (first, second)]
+    actors = [Actor(model.clone(vocabulary=vocabulary), params) for model, params in loaded]
     tokenizer = load_tokenizer(first)
     requests = [encode_prompt(tokenizer, messages) for messages in asked[:6]]
     answers = sample(
@@ -59,7 +61,7 @@ def test_sums_per_answer_equal_the_oracle_on_logits(models):
     for row, request in enumerate(requests):
         both = request + answers.responses()[row]
         whole[row, : len(both)] = both
-    table = [np.asarray(forward(actor.model, actor.params, whole), np.float64) for actor in actors]
+    table = [np.asarray(forward(*side, whole), np.float64)[..., :vocabulary] for side in loaded]
     for row, request in enumerate(requests):
         tokens = whole[row, : len(request) + 12]
         logits = [side[row, : len(tokens)] for side in table]

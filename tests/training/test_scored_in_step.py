@@ -183,6 +183,7 @@ def test_a_teacher_that_the_student_begins_as_is_known(world):
     assert are_equal(params, twin) and not are_equal(params, teacher)
     nudged = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].multiply(1 + 1e-7), params)
     assert not are_equal(params, nudged)
+    assert not are_equal(params, params | {"embed": jax.tree.map(lambda leaf: leaf[::-1], params["embed"])})
     assert not are_equal(params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
     assert not are_equal(params, tiny_params(tiny_config(num_hidden_layers=1, hidden_size=48)))
     objective = dataclasses.replace(objective_of(OPDSettings(**COMMON), model, [model]), has_twin=True)
