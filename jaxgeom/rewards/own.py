@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, words_of
 
 LARGEST_REWARD = 1e9
 """Of its square times that of a weight float32 still has the mean, from which GRPO's deviations are."""
@@ -186,4 +186,4 @@ def _said(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     last = frames[-1] if frames and frames[-1].filename != __file__ else None
     where = f" ({last.filename}, line {last.lineno})" if last else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+    return f"{type(error).__name__}: {' '.join(words_of(error).split())[:300]}{where}"
