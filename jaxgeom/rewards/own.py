@@ -86,16 +86,21 @@ class OwnReward:
         """What it returns, one value more than there are answers at the most."""
         # Copies: one prompt has several answers, and a row is asked again in every epoch. What the run writes by a
         # relative path must be found again, wherever the function goes.
-        with contextlib.chdir(os.curdir):
-            found = self.function(list(texts), [copy.deepcopy(row.content) for row in rows])
-            # Of these each has numbers, and none is the answers' in order.
-            if isinstance(found, (str, bytes, bytearray, Mapping, Set)):
-                raise _NoNumbersError(type(found).__name__)
-            try:
-                values = iter(found)
-            except TypeError:
-                raise _NoNumbersError(type(found).__name__) from None
-            return list(itertools.islice(values, len(texts) + 1))
+        own = os.getpid()
+        try:
+            with contextlib.chdir(os.curdir):
+                found = self.function(list(texts), [copy.deepcopy(row.content) for row in rows])
+                # Of these each has numbers, and none is the answers' in order.
+                if isinstance(found, (str, bytes, bytearray, Mapping, Set)):
+                    raise _NoNumbersError(type(found).__name__)
+                try:
+                    values = iter(found)
+                except TypeError:
+                    raise _NoNumbersError(type(found).__name__) from None
+                return list(itertools.islice(values, len(texts) + 1))
+        finally:
+            if os.getpid() != own:  # a child that it forked: the run is its parent's
+                os._exit(1)
 
     def _culprit(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> str:
         """The first row that it raises on by itself; all of them where it does on none."""

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -185,3 +186,20 @@ def test_a_function_that_goes_elsewhere_leaves_the_run_where_it_is(tmp_path, mon
     )
     assert own_reward("own_goes:f")(TEXTS, ROWS) == [0.0] * 4
     assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["return [0.0]", "raise ValueError"])
+def test_a_child_that_a_function_forks_does_not_come_back(end):
+    """In a process of its own, which has no other threads."""
+    program = f"""
+import os
+from jaxgeom.rewards import GivenRow, OwnReward
+def f(texts, rows):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return [1.0]
+    {end}
+print(OwnReward("own:f", f)(["a"], [GivenRow("row 0", {{}})]), flush=True)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert said.stdout == "[1.0]\n" and said.stderr == "" and said.returncode == 0
