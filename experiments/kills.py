@@ -3,11 +3,11 @@
     python experiments/kills.py --kills 20 --out DIR
     python experiments/kills.py --kills 10 --runs sft confined
 
-Every run (SFT; RLVR with two updates a rollout; OPD on rollouts drawn one ahead; SFT confined to its early subspace) is
-trained undisturbed and with kills: a moment after its log has grown, by a random wait, every second time while a
-checkpoint is being written. Then parameters, optimizer, position in the data and what a rollout has left of every
-checkpoint, `metrics.jsonl` but for its times, and `samples.jsonl` are compared bit for bit. Prints a table; the exit
-status is 1 where anything differs.
+Every run (SFT; RLVR and OPD that score their answers in the step; RLVR with two updates a rollout; OPD on rollouts
+drawn one ahead; SFT confined to its early subspace) is trained undisturbed and with kills: a moment after its log has
+grown, by a random wait, every second time while a checkpoint is being written. Then parameters, optimizer, position in
+the data and what a rollout has left of every checkpoint, `metrics.jsonl` but for its times, and `samples.jsonl` are
+compared bit for bit. Prints a table; the exit status is 1 where anything differs.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from jaxgeom.data.rows import write_jsonl
 from jaxgeom.training.timing import is_time
 
 STEPS, SAVE_EVERY, LONGEST = 60, 2, 600.0
+RUNS = ["sft", "rlvr", "rlvr-updates", "opd", "opd-lag", "confined"]
 _COMMON = ["--steps", STEPS, "--batch-size", 16, "--save-every", SAVE_EVERY, "--lr", "1e-4", "--seed", 3]
 _SAMPLED = ["--max-new-tokens", 12, "--samples-per-prompt", 4]
 
@@ -42,8 +43,10 @@ def arguments(name: str, data: Path) -> list[str]:
     words: dict[str, list[Any]] = {
         "early": ["sft", *taught, "--steps", 2, "--batch-size", 16, "--lr", "1e-4", "--save-every", 2],
         "sft": ["sft", *taught, *_COMMON, "--keep", 4],
-        "rlvr": ["rlvr", *sampled, *_COMMON, "--updates-per-rollout", 2],
-        "opd": ["opd", *sampled, *_COMMON, "--teacher", embedded_model("teacher"), "--rollout-lag", 1],
+        "rlvr": ["rlvr", *sampled, *_COMMON],
+        "rlvr-updates": ["rlvr", *sampled, *_COMMON, "--updates-per-rollout", 2],
+        "opd": ["opd", *sampled, *_COMMON, "--teacher", embedded_model("teacher")],
+        "opd-lag": ["opd", *sampled, *_COMMON, "--teacher", embedded_model("teacher"), "--rollout-lag", 1],
         "confined": ["sft", *taught, *_COMMON, "--confine", "coordinates", "--basis-from", f"{early}@2"],
     }
     return ["train", *map(str, words[name])]
@@ -149,7 +152,7 @@ def _start(name: str, data: Path, out: Path) -> subprocess.Popen:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each run")
-    parser.add_argument("--runs", nargs="+", default=["sft", "rlvr", "opd", "confined"])
+    parser.add_argument("--runs", nargs="+", default=RUNS)
     parser.add_argument("--out", type=Path, default=Path("kills"))
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     given = parser.parse_args()

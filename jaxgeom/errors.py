@@ -35,3 +35,11 @@ def listed(names: Iterable[str], limit: int = 8) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def words_of(error: BaseException) -> str:
+    """What an error of a user's own program says, which may be an error of its own."""
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its words cannot be had: {type(second).__name__})"

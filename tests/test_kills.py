@@ -18,6 +18,6 @@ def test_killed_runs_of_every_objective_end_as_undisturbed_ones(tmp_path):
     line = [sys.executable, str(KILLS), "--kills", "2", "--out", str(tmp_path)]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    rows = re.findall(r"^\| (\w+) \| 2 \| (\d+) \| 0 \|$", done.stdout, re.MULTILINE)
-    assert [name for name, _ in rows] == ["sft", "rlvr", "opd", "confined"]
+    rows = re.findall(r"^\| ([\w-]+) \| 2 \| (\d+) \| 0 \|$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in rows] == ["sft", "rlvr", "rlvr-updates", "opd", "opd-lag", "confined"]
     assert all(int(saving) for _, saving in rows)

@@ -66,7 +66,7 @@ def read_checksums(step: Any) -> dict[str, Any] | None:
         # Lists of the first schema have no digest of their own.
         sound = own == _digest_of(held) if held["schema"] == _SCHEMA else held["schema"] == 1 and own is None
         sound = sound and all(
-            type(entry["bytes"]) is int and isinstance(_digest_in(entry), str)
+            type(entry["bytes"]) is int and entry["bytes"] >= 0 and isinstance(_digest_in(entry), str)
             for entries in (held["files"], held.get("logs", {}))
             for entry in entries.values()
         )

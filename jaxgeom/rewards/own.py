@@ -1,23 +1,26 @@
 """A user's own verifier: a function of texts and rows, imported by name, whose every fault is said in one line."""
 
+import contextlib
 import copy
 import hashlib
 import importlib
+import itertools
 import math
 import os
+import reprlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, words_of
 
-# The module is the user's own program: whatever it raises, or `exit()`, is theirs to read.
-_RAISED = (Exception, SystemExit)
+LARGEST_REWARD = 1e9
+"""Of its square times that of a weight float32 still has the mean, from which GRPO's deviations are."""
 
 
 class GivenRow(NamedTuple):
@@ -57,37 +60,88 @@ class OwnReward:
             UserError: the function raises, returns other than a finite number for each answer; the row is named.
         """
         try:
-            found = self._called(texts, rows)
-        except _RAISED as error:
+            values = self._called(texts, rows)
+            values = [_plain(value) for value in values]
+            numbers = [_as_number(value) for value in values]
+        except _NoNumbersError as error:
+            raise UserError(f"reward {self.name} returned {error}, not a list of numbers") from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the module is the user's own program: whatever it raises is theirs to read
             raise UserError(f"{self._culprit(texts, rows)}: reward {self.name} raised {_said(error)}") from error
-        try:
-            values = list(found)
-        except TypeError:
-            raise UserError(f"reward {self.name} returned {type(found).__name__}, not a list of numbers") from None
         if len(values) != len(texts):
-            raise UserError(
-                f"{_places(rows)}: reward {self.name} returned {len(values)} numbers for {len(texts)} answers"
-            )
-        return [self._number(value, row) for value, row in zip(values, rows, strict=True)]
+            many = f"more than {len(texts)}" if len(values) > len(texts) else len(values)
+            raise UserError(f"{_places(rows)}: reward {self.name} returned {many} numbers for {len(texts)} answers")
+        for number, value, row in zip(numbers, values, rows, strict=True):
+            if number is None or not math.isfinite(number):
+                raise UserError(f"{row.place}: reward {self.name} returned {_shown(value)}: a finite number is needed")
+            if abs(number) > LARGEST_REWARD:
+                raise UserError(
+                    f"{row.place}: reward {self.name} returned {_shown(value)}: at most {LARGEST_REWARD:g} can be"
+                    " compared with others in float32"
+                )
+        return [number for number in numbers if number is not None]
 
-    def _called(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> Any:
-        # Copies: one prompt has several answers, and a row is asked again in every epoch.
-        return self.function(list(texts), [copy.deepcopy(row.content) for row in rows])
+    def _called(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> list[Any]:
+        """What it returns, one value more than there are answers at the most."""
+        # Copies: one prompt has several answers, and a row is asked again in every epoch. What the run writes by a
+        # relative path must be found again, wherever the function goes.
+        own = os.getpid()
+        try:
+            with contextlib.chdir(os.curdir):
+                found = self.function(list(texts), [copy.deepcopy(row.content) for row in rows])
+                # Of these each has numbers, and none is the answers' in order.
+                if isinstance(found, (str, bytes, bytearray, Mapping, Set)):
+                    raise _NoNumbersError(type(found).__name__)
+                try:
+                    values = iter(found)
+                except TypeError:
+                    raise _NoNumbersError(type(found).__name__) from None
+                return list(itertools.islice(values, len(texts) + 1))
+        finally:
+            if os.getpid() != own:  # a child that it forked: the run is its parent's
+                os._exit(1)
 
     def _culprit(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> str:
         """The first row that it raises on by itself; all of them where it does on none."""
         for text, row in zip(texts, rows, strict=True):
             try:
-                self._called([text], [row])
-            except _RAISED:
+                for value in self._called([text], [row]):
+                    _as_number(_plain(value))
+            except _NoNumbersError:
+                continue
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # as in the call for all
                 return row.place
         return _places(rows)
 
-    def _number(self, value: Any, row: GivenRow) -> float:
-        value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise UserError(f"{row.place}: reward {self.name} returned {value!r}: a finite number is needed")
+
+class _NoNumbersError(Exception):
+    """What was returned is no list; the text says what it is."""
+
+
+def _plain(value: Any) -> Any:
+    """A value that an array or tensor without axes holds; any other as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", 1) == 0 else value
+
+
+def _as_number(value: Any) -> float | None:
+    """A number of any kind; None for what is none."""
+    if not isinstance(value, Real):
+        return None
+    try:
         return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; a long one is cut."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"{type(value).__name__} of too many digits"
 
 
 def own_reward(name: str) -> OwnReward:
@@ -103,8 +157,11 @@ def own_reward(name: str) -> OwnReward:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found: Any = importlib.import_module(module_name)
-    except _RAISED as error:
+        with contextlib.chdir(os.curdir):
+            found: Any = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as in a call
         raise UserError(f"reward={name}: {module_name} cannot be imported: {_said(error)}") from error
     digest = _digest(found)
     for part in path.split("."):
@@ -134,4 +191,4 @@ def _said(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     last = frames[-1] if frames and frames[-1].filename != __file__ else None
     where = f" ({last.filename}, line {last.lineno})" if last else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+    return f"{type(error).__name__}: {' '.join(words_of(error).split())[:300]}{where}"

@@ -1,6 +1,8 @@
 """What an experiment is: arms, data, and what is measured; read from a Python file."""
 
+import contextlib
 import dataclasses
+import os
 import re
 import runpy
 import signal
@@ -9,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxgeom.comparison import CompareSettings
-from jaxgeom.errors import UserError
+from jaxgeom.errors import UserError, words_of
 from jaxgeom.field_types import check_types
 from jaxgeom.interruption import Interrupted
 from jaxgeom.study.arms import Arm, At, check_arms, check_seeds
@@ -132,7 +134,8 @@ def load_experiment(path: str | Path) -> Experiment:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # what it warns of fails a moment later, with its line
-            namespace = runpy.run_path(str(path))
+            with contextlib.chdir(os.curdir):  # what is written by a relative path stays where the command was given
+                namespace = runpy.run_path(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     # The file is the user's own program: what it raises, or `exit()`, is theirs to read, in one line with its place.
@@ -142,19 +145,11 @@ def load_experiment(path: str | Path) -> Experiment:
             raise
         line = error.lineno if isinstance(error, SyntaxError) else _line_in(error, path)
         where = path if line is None else f"{path}: line {line}"
-        raise UserError(f"{where}: {type(error).__name__}: {_words_of(error)}") from error
+        raise UserError(f"{where}: {type(error).__name__}: {words_of(error)}") from error
     experiment = namespace.get("experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: defines no variable 'experiment' that is an Experiment")
     return experiment
-
-
-def _words_of(error: BaseException) -> str:
-    """What an error says, which may be an error of its own."""
-    try:
-        return str(error)
-    except Exception as second:
-        return f"(its words cannot be had: {type(second).__name__})"
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

@@ -1,6 +1,8 @@
 """What is looked at before a study writes anything: models, tokenizer, teacher, data files, the measuring device."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,21 +11,27 @@ from jaxgeom.comparison.algebra.devices import choose_algebra
 from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.comparison.run.plan import check_pair, plan_parts
 from jaxgeom.comparison.settings import CompareSettings
-from jaxgeom.data.chat import chat_format, load_tokenizer
+from jaxgeom.data.chat import chat_format, declared_stop_tokens, load_tokenizer, stop_tokens
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config, checked_config, qwen3_tensors
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
-from jaxgeom.study.arms import root, with_inherited_template
+from jaxgeom.rewards import Verifier
+from jaxgeom.study.arms import Arm, At, root, with_inherited_template
 from jaxgeom.study.data import DataFiles
 from jaxgeom.study.experiment import Experiment
 from jaxgeom.study.plan import rows_of
-from jaxgeom.training import RunInputs, RunSettings
+from jaxgeom.training import OPDSettings, RunInputs, RunSettings
 from jaxgeom.training.checkpointing import tokenizer_directory
 from jaxgeom.training.confine_settings import ConfineSettings
+from jaxgeom.training.confinement import require_alike, require_source
+from jaxgeom.training.distillation_checks import check_models
 from jaxgeom.training.geometry_settings import GeometrySettings
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
 from jaxgeom.training.rows import RunRows, read_run_rows
-from jaxgeom.training.vocabulary import require_tokens_fit, shared_vocabulary
+from jaxgeom.training.run_rewards import run_rewards
+from jaxgeom.training.teachers import assigned
+from jaxgeom.training.vocabulary import emitted_tokens, require_tokens_fit, shared_vocabulary
 
 _BLOCK_ENTRIES = 1 << 24
 
@@ -40,8 +48,8 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
 
     Raises:
         UserError: a file that is missing or broken, a tensor that is missing, of another shape or not finite, models of
-            different vocabularies, rows that are no demonstrations or prompts, a device that is not there; the message
-            names it.
+            different vocabularies, rows that are no demonstrations or prompts, a device that is not there, a verifier
+            that cannot be imported, a basis of other shapes; the message names it.
     """
     choose_algebra(experiment.measure.device)
     arms = {arm.name: arm for arm in experiment.every_arm()}
@@ -54,9 +62,9 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
         if isinstance(arm.start, Path) and arm.start not in started:
             started.add(arm.start)
             _require_measured(arm.start, experiment.measure, several=len(arms) > 1 or len(experiment.seeds) > 1)
-        for path in (arm.basis_from, arm.mask_from):
-            if isinstance(path, Path):
-                open_checkpoint(path)
+    for arm in arms.values():
+        with _named(arm):
+            _require_trainable(experiment, arms, arm, models)
     found: list[tuple[_What, RunRows | None]] = []
     taught: set[tuple[Path, Path]] = set()
     for arm in arms.values():
@@ -76,7 +84,57 @@ def check_inputs(experiment: Experiment, reporter: Reporter | None = None) -> li
             what = _What(_rows_alone(settings), model, None)
         if what not in (one for one, _ in found):
             found.append((what, _rows(what, experiment, reporter)))
+        rows = next(rows for one, rows in found if one == what)
+        with _named(arm):
+            _require_taught(arm.settings, experiment.teachers_of(arm), rows, what.data)
     return [rows for _, rows in found if rows is not None]
+
+
+@contextlib.contextmanager
+def _named(arm: Arm) -> Iterator[None]:
+    """What is wrong with an arm is said with its name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{arm.name}: {error}") from error
+
+
+def _require_trainable(
+    experiment: Experiment, arms: dict[str, Arm], arm: Arm, models: Mapping[Path, Qwen3Config]
+) -> None:
+    """Refuses what training an arm would refuse, but for what the rows decide: the arms before it may take hours."""
+    settings, model = arm.settings, root(arms, arm)
+    mesh, _ = split_devices(settings.mesh, getattr(settings, "teacher_devices", None))
+    require_batch_divides(settings, mesh)
+    mesh_notes(models[model], mesh)
+    rewards = run_rewards(settings)
+    if not isinstance(experiment.data, DataFiles):
+        rewards.require(["0"], lambda _: "the rows that are made")
+        context = models[model].max_position_embeddings
+        if settings.max_new_tokens >= context:
+            raise UserError(f"max_new_tokens={settings.max_new_tokens}: the model's context is of {context} tokens")
+    for field in ("basis_from", "mask_from"):
+        source = getattr(arm, field)
+        if isinstance(source, At):
+            of_arm = models[root(arms, arms[source.arm])]
+            require_alike(of_arm, models[model], f"{field}={source.arm!r}")
+        elif source is not None:
+            require_source(source, models[model])
+    if isinstance(settings, OPDSettings):
+        directory = tokenizer_directory(model)
+        tokenizer, size = load_tokenizer(directory), models[model].vocab_size
+        stops = stop_tokens(tokenizer, {*declared_stop_tokens(directory), *models[model].stop_tokens})
+        check_models(settings, emitted_tokens(tokenizer, size, stops) or size, len(experiment.teachers_of(arm)))
+
+
+def _require_taught(settings: RunSettings, teachers: Sequence[Path], rows: RunRows | None, path: Path | None) -> None:
+    """Refuses rows that name none of several teachers, or whose programs cannot be run here."""
+    if rows is not None and path is not None:
+        Verifier(settings.allow_unisolated_code, settings.code_timeout).require(rows.truths)
+        if settings.is_taught:
+            assigned(rows.data, path, teachers)
+    elif settings.is_taught and len(teachers) > 1:
+        raise UserError(f"{len(teachers)} teachers are given, and no row that is made names its own")
 
 
 class _What(NamedTuple):

@@ -207,6 +207,40 @@ def make_confinement(
     return Confinement(settings, trees, specs, (said, *notes.sentences(settings.basis_rank, kind)))
 
 
+def require_source(source: str | Path, config: Qwen3Config) -> None:
+    """Refuses a checkpoint that no basis or mask of a model can be made from; reads no array.
+
+    Args:
+        source: `RUN@STEP`.
+        config: architecture of the model that is confined.
+
+    Raises:
+        UserError: no checkpoint of a run, its start, or matrices of other shapes.
+    """
+    _sides_of_run(source, config)
+
+
+def require_alike(source: Qwen3Config, config: Qwen3Config, where: str) -> None:
+    """Refuses an architecture whose confined matrices are not those of another one.
+
+    Args:
+        source: what a basis or mask is made from.
+        config: of the model that is confined.
+        where: names the source in the message.
+
+    Raises:
+        UserError: the first matrix of another shape is named.
+    """
+    shapes = {tensor.name: tuple(tensor.shape) for _, group in _leaves(source) for tensor in group}
+    if source.num_hidden_layers != config.num_hidden_layers:
+        raise UserError(f"{where}: {source.num_hidden_layers} layers, the model has {config.num_hidden_layers} layers")
+    for tensor in (one for _, group in _leaves(config) for one in group):
+        there = shapes.get(tensor.name)
+        if there != tuple(tensor.shape):
+            what = "has no" if there is None else f"{there} is the shape of"
+            raise UserError(f"{where}: {what} {tensor.name}, the model's is {tuple(tensor.shape)}")
+
+
 class _Notes:
     """What is found while bases are made."""
 
@@ -306,15 +340,8 @@ def _sides_of_run(source: str | Path, config: Qwen3Config) -> tuple[dict[str, Te
         raise UserError(f"{source}: step 0 is that run's start; nothing has changed there")
     start, end = f"{found.run}@0", f"{found.run}@{step}"
     own = checked_config(open_checkpoint(end))  # its head may be tied or not: that is not read
-    sides = _tensors(start, own), _tensors(end, own)
-    if own.num_hidden_layers != config.num_hidden_layers:
-        raise UserError(f"{source}: {own.num_hidden_layers} layers, the model has {config.num_hidden_layers} layers")
-    for tensor in (one for _, group in _leaves(config) for one in group):
-        there = sides[1].get(tensor.name)
-        if there is None or tuple(there.shape) != tuple(tensor.shape):
-            what = "has no" if there is None else f"{tuple(there.shape)} is the shape of"
-            raise UserError(f"{source}: {what} {tensor.name}, the model's is {tuple(tensor.shape)}")
-    return sides
+    require_alike(own, config, str(source))
+    return _tensors(start, own), _tensors(end, own)
 
 
 def _placed(trees: PyTree, mesh: jax.sharding.Mesh | None) -> PyTree:

@@ -123,3 +123,20 @@ def check_controls(settings: Any) -> None:
         )
     if settings.rollout_lag and settings.rollouts == "teacher":
         raise UserError(f"rollout_lag={settings.rollout_lag}: rollouts=teacher: a teacher's answers are never stale")
+
+
+def check_models(settings: Any, rows: int, teachers: int) -> None:
+    """Refuses a support of more tokens than there are, and answers of several teachers.
+
+    Args:
+        settings: `OPDSettings`.
+        rows: of the vocabulary, those that have a probability.
+        teachers: so many are given.
+
+    Raises:
+        UserError: naming the field and its value.
+    """
+    if (settings.top_k or 1) > rows:
+        raise UserError(f"top_k={settings.top_k}: the vocabulary has {rows} tokens")
+    if teachers > 1 and settings.rollouts == "teacher":
+        raise UserError(f"rollouts=teacher: {teachers} teachers are given; one alone can answer")

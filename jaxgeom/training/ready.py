@@ -13,8 +13,11 @@ import numpy as np
 import optax
 
 from jaxgeom import processes
+from jaxgeom.buckets.places import checkpoints_of
+from jaxgeom.checkpoints import checksums
 from jaxgeom.checkpoints.run_models import model_fault
-from jaxgeom.errors import UserError
+from jaxgeom.checkpoints.runs import step_names
+from jaxgeom.errors import UserError, listed
 from jaxgeom.interruption import goes_on
 from jaxgeom.models import Qwen3
 from jaxgeom.optimizers.leaves import own_copy
@@ -128,6 +131,9 @@ def make_ready(
         for fault in resume.faults:
             reporter.say(f"{out}: {fault}")
         return None
+    reference = settings.geometry.geometry_step
+    if found.goes_on and reference is not None and reference <= (resume.step or 0):
+        processes.from_first(lambda: _require_reference(out, reference))
     kept = out / "rows" if kept_rows is None else kept_rows
     rows = processes.together(lambda: read_run_rows(settings, inputs, kept=kept, reporter=reporter))
     verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
@@ -219,6 +225,17 @@ def is_finished(settings: RunSettings, inputs: RunInputs, out: Path) -> bool:
 
 def _is_finished(out: Path, settings: RunSettings, resume: Resume) -> bool:
     return (out / "done").exists() and resume.step == settings.steps
+
+
+def _require_reference(out: Path, step: int) -> None:
+    """Refuses a step to compare later ones with that the run went past and does not hold."""
+    folder = checkpoints_of(out)
+    fault = checksums.fault_of(folder / str(step))
+    if fault is not None:
+        raise UserError(
+            f"geometry_step={step}: the run went past it, and checkpoints/{step} is not whole ({fault}); there are"
+            f" {listed(map(str, step_names(folder)))}"
+        )
 
 
 def _require_finite(actor: Actor, source: Path, tokens: np.ndarray, mesh: jax.sharding.Mesh) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from jaxgeom.errors import UserError
 
 BUILT_IN = ("math", "code")
+LARGEST_WEIGHT = 1e6
+"""Rewards of up to 1e9, so weighted, have a mean square in float32."""
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -30,7 +32,7 @@ def rewards_of(given: Sequence[str]) -> tuple[RewardPart, ...]:
         given: `NAME` or `NAME=WEIGHT` each.
 
     Raises:
-        UserError: a name that is none, or twice; a weight that is no finite number; no weight but 0.
+        UserError: a name that is none, or twice; a weight that is no finite number, or above 1e6; no weight but 0.
 
     >>> rewards_of(["math=0.5", "style:brief"])
     (RewardPart(name='math', weight=0.5), RewardPart(name='style:brief', weight=1.0))
@@ -50,6 +52,8 @@ def rewards_of(given: Sequence[str]) -> tuple[RewardPart, ...]:
             weight = math.nan
         if not math.isfinite(weight):
             raise UserError(f"reward={entry}: the weight {text!r} is no finite number")
+        if abs(weight) > LARGEST_WEIGHT:
+            raise UserError(f"reward={entry}: the weight {text!r} is above {LARGEST_WEIGHT:g}")
         found[name] = RewardPart(name, weight)
     if not any(part.weight for part in found.values()):
         raise UserError(f"reward={' '.join(given)}: every weight is 0: no answer is worth anything")

@@ -1,5 +1,8 @@
 """Verifiers of a user's own: weighted beside the built-in ones, and every fault of theirs in one line with the row."""
 
+import itertools
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -49,6 +52,26 @@ def exiting(texts, rows):
     raise SystemExit(1)
 
 
+class OwnError(BaseException):
+    """As pytest's own are."""
+
+
+def out_of_all(texts, rows):
+    raise OwnError("no")
+
+
+def yielding(texts, rows):
+    yield 1.0
+    raise TypeError("from within")
+
+
+class Unread:
+    ndim = 0
+
+    def item(self):
+        raise RuntimeError("still on its device")
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
@@ -57,6 +80,16 @@ def exiting(texts, rows):
             raising,
             r"row 2: reward own:f raised ZeroDivisionError: .*division by zero \(.*test_own_rewards.py, line \d+",
         ),
+        (out_of_all, r"row 0: reward own:f raised OwnError: no"),
+        (yielding, r"reward own:f raised TypeError: from within"),
+        (lambda texts, rows: [Unread()] * 4, r"row 0: reward own:f raised RuntimeError: still on its device"),
+        (lambda texts, rows: itertools.count(), "row 3: reward own:f returned more than 4 numbers for 4 answers"),
+        (lambda texts, rows: dict(enumerate(range(4))), "reward own:f returned dict, not a list"),
+        (lambda texts, rows: {0.0, 1.0, 2.0, 3.0}, "reward own:f returned set, not a list"),
+        (lambda texts, rows: bytes(4), "reward own:f returned bytes, not a list"),
+        (lambda texts, rows: [0, 1, 10**400, 1], "row 2: reward own:f returned 1000.*0000: a finite number"),
+        (lambda texts, rows: [0, 1, 10**9000, 1], "row 2: reward own:f returned int of too many digits: a finite"),
+        (lambda texts, rows: [0.0, -1e20, 1.0, 1.0], r"row 1: reward own:f returned -1e\+20: at most 1e\+09"),
         (lambda texts, rows: [0.0] * 3, "row 0 to data.jsonl: row 3: reward own:f returned 3 numbers for 4 answers"),
         (lambda texts, rows: [0.0, 1.0, float("nan"), 1.0], "row 2: reward own:f returned nan: a finite number"),
         (lambda texts, rows: [0.0, np.float32(np.inf), 1.0, 1.0], "row 1: reward own:f returned inf"),
@@ -119,6 +152,7 @@ def test_one_in_the_working_directory_is_found(tmp_path, monkeypatch):
         (["math=x"], "the weight 'x' is no finite number"),
         (["math="], "the weight '' is no finite number"),
         (["math=inf"], "no finite number"),
+        (["math=-1e7"], "the weight '-1e7' is above"),
         (["math", "math=2"], "math is given twice"),
         (["math=0", "a:b=0.0"], "every weight is 0"),
     ],
@@ -141,3 +175,31 @@ def test_a_function_that_changes_a_row_changes_its_own_copy():
     reward = OwnReward("own:judged", judged)
     assert [reward(["a", "b"], [row, row]) for _ in range(2)] == [[1.0, 1.0]] * 2
     assert row.content == {"answer": "3", "held": {"seen": []}}
+
+
+def test_a_function_that_goes_elsewhere_leaves_the_run_where_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "own_goes.py").write_text(
+        "import os\nos.chdir('other')\ndef f(texts, rows):\n    os.chdir('/')\n    return [0] * len(texts)\n"
+    )
+    assert own_reward("own_goes:f")(TEXTS, ROWS) == [0.0] * 4
+    assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["return [0.0]", "raise ValueError"])
+def test_a_child_that_a_function_forks_does_not_come_back(end):
+    """In a process of its own, which has no other threads."""
+    program = f"""
+import os
+from jaxgeom.rewards import GivenRow, OwnReward
+def f(texts, rows):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return [1.0]
+    {end}
+print(OwnReward("own:f", f)(["a"], [GivenRow("row 0", {{}})]), flush=True)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert said.stdout == "[1.0]\n" and said.stderr == "" and said.returncode == 0

@@ -48,6 +48,9 @@ def test_the_list_of_checksums_has_one_of_its_own(run):
     first = {name: value for name, value in json.loads(held).items() if name != "sha256"} | {"schema": 1}
     path.write_text(json.dumps(first))  # as it was written before it had one
     assert find_resume(run) == whole
+    first["logs"]["metrics.jsonl"]["bytes"] = -5
+    path.write_text(json.dumps(first))
+    assert find_resume(run).step == 2
 
 
 def test_whole_checkpoints_with_a_damaged_log_are_not_called_damaged(jaxgeom, inputs, run):

@@ -95,7 +95,7 @@ def test_on_a_mesh_it_is_the_same(trees):
 
 
 @pytest.mark.slow
-def test_a_run_is_measured_as_its_checkpoints_are(inputs, tmp_path):
+def test_a_run_is_measured_as_its_checkpoints_are(jaxgeom, inputs, tmp_path):
     given = {"geometry_every": 2, "geometry_step": 2, "geometry_rank": 4, "eval_data": None}
     assert runs.train(inputs, tmp_path / "run", **given) == 0
     rows = [row for row in runs.logged(tmp_path / "run") if "geometry/stable_rank" in row]
@@ -113,6 +113,14 @@ def test_a_run_is_measured_as_its_checkpoints_are(inputs, tmp_path):
     assert runs.train(inputs, tmp_path / "parts", *more, **given | {"steps": 2}) == 0
     assert runs.train(inputs, tmp_path / "parts", *more, **given) == 0
     assert runs.logged(tmp_path / "parts") == runs.logged(tmp_path / "run")
+
+    # A step that was gone past and not saved is no reference: nothing of the finished run is touched.
+    held = runs.files(tmp_path / "run")
+    said = jaxgeom(
+        *runs.arguments(inputs, tmp_path / "run", **given | {"geometry_step": 1, "save_every": 1, "steps": 6})
+    )
+    assert said.status == 2 and "geometry_step=1: the run went past it, and checkpoints/1 is not whole" in said.err
+    assert runs.files(tmp_path / "run") == held
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import optax
 from jaxtyping import Array, PyTree
 
 from jaxgeom.data.buckets import bucket_rows
-from jaxgeom.errors import UserError
 from jaxgeom.objectives import (
     constant_advantages,
     distillation_loss,
@@ -30,6 +29,7 @@ from jaxgeom.objectives import (
 )
 from jaxgeom.processes import whole
 from jaxgeom.sharding import batch_divisor, mesh_of
+from jaxgeom.training.distillation_checks import check_models
 from jaxgeom.training.objectives.interface import Told, Tools
 from jaxgeom.training.objectives.on_policy import OnPolicy, Placed, Rollout
 from jaxgeom.training.rollouts import Actor, Answers
@@ -55,10 +55,7 @@ class OPD(OnPolicy):
 
     def __post_init__(self) -> None:
         rows = self.student.vocabulary or self.student.config.vocab_size
-        if (self.settings.top_k or 1) > rows:
-            raise UserError(f"top_k={self.settings.top_k}: the vocabulary has {rows} tokens")
-        if len(self.teachers) > 1 and not self.is_by_student:
-            raise UserError(f"rollouts=teacher: {len(self.teachers)} teachers are given; one alone can answer")
+        check_models(self.settings, rows, len(self.teachers))
 
     @property
     def clip_range(self) -> tuple[float, float]:
