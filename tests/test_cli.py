@@ -148,6 +148,18 @@ def test_a_broken_checkpoint_is_one_line_and_leaves_nothing(jaxgeom, pair, tmp_p
     assert not out.exists()
 
 
+@pytest.mark.parametrize("command", ["compare", "trajectory", "between", "train"])
+def test_a_base_that_no_adapter_has_is_refused(jaxgeom, pair, tmp_path, command):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    run = ("sft", "--model", pair[0], "--data", rows, "--steps", 1, "--batch-size", 8, "--lr", 1e-3)
+    given = run if command == "train" else (*pair, pair[1]) if command == "between" else pair
+    said = jaxgeom(command, *given, "--base", pair[0], "--out", tmp_path / "out")
+    assert said.status == 2 and said.err.count("\n") == 1, said.err
+    assert f"base={pair[0]}: nothing reads it: no LoRA adapter is among" in said.err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

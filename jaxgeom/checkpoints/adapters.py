@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,23 @@ def base_of(directory: pathlib.Path, base: str | pathlib.Path | None = None) -> 
             return found[0]
     what = f"whose base {named!r} is no directory here" if named else "whose configuration names no base"
     raise UserError(f"{directory}: a LoRA adapter {what}; give the model that it was trained on by --base DIR")
+
+
+def require_base_is_read(
+    base: str | pathlib.Path | None, sources: Iterable[str | pathlib.Path], *, names: str = "the checkpoints"
+) -> None:
+    """Refuses a base that is given where none of the checkpoints is an adapter: nothing would read it.
+
+    Args:
+        base: given by the user, None where it was not.
+        sources: the checkpoints that it might belong to, as the user wrote them.
+        names: what these are, for the message.
+
+    Raises:
+        UserError: it is given and none of `sources` is an adapter's directory.
+    """
+    if base is not None and not any(is_adapter_directory(pathlib.Path(source)) for source in sources):
+        raise UserError(f"base={base}: nothing reads it: no LoRA adapter is among {names}")
 
 
 def open_adapter(

@@ -45,6 +45,7 @@ def between(
 
     def run(command: str) -> None:
         from jaxgeom.checkpoints import open_checkpoint
+        from jaxgeom.checkpoints.adapters import require_base_is_read
         from jaxgeom.commands.entries import (
             entry_progress,
             other_processes,
@@ -62,6 +63,7 @@ def between(
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             sides = [open_checkpoint(path, base=base) for path in (initial, final_a, final_b)]
+            require_base_is_read(base, (initial, final_a, final_b))
             with entry_progress(reporter, "between") as progress:
                 report = between_runs(
                     sides[0], sides[1], sides[2], settings, out=out, progress=progress, force=force, command=command,

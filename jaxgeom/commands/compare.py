@@ -41,6 +41,7 @@ def compare(
 
     def run(command: str) -> None:
         from jaxgeom.checkpoints import open_checkpoint
+        from jaxgeom.checkpoints.adapters import require_base_is_read
         from jaxgeom.commands.entries import (
             entry_progress,
             other_processes,
@@ -62,6 +63,7 @@ def compare(
         with other_processes(distributed, out) as team:
             keep_freed_memory(settings.device)
             first, second = (open_checkpoint(path, base=base) for path in (initial, final))
+            require_base_is_read(base, (initial, final))
             held = finished_report(out)
             if prompts is not None and not force and prompts_of(held) not in (None, str(prompts)):
                 raise UserError(

@@ -7,6 +7,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
+from jaxgeom.checkpoints.adapters import require_base_is_read
 from jaxgeom.checkpoints.learning_rates import LearningRates
 from jaxgeom.checkpoints.plain_files import read_json
 from jaxgeom.checkpoints.runs import is_a_checkpoint, named_run, split_step, step_folders, step_of_path
@@ -74,6 +75,7 @@ def trajectory(
             keep_freed_memory(settings.device)
             first = open_checkpoint(initial, base=base)
             opened = [(step, open_checkpoint(path, base=base)) for step, path in numbered(checkpoints)]
+            require_base_is_read(base, (initial, *checkpoints))
             if left_out := model_above(checkpoints):
                 reporter.say(left_out)
             rates, said = rates_of(initial, checkpoints, learning_rate, initial_step)

@@ -42,6 +42,11 @@ def confined(
       subspace. The step depends on the choice of basis of the same subspace, as Adam's depends on coordinates
       everywhere.
 
+    The inner optimizer sees leaves as they are stored, or their coordinates, layers and experts stacked in front in
+    both: one that goes by the number of axes has to be told. Optax's Muon hands whatever has not two to Adam, without a
+    word, unless `muon_weight_dimension_numbers` says which axes are the matrix's; in coordinates these are −1 (reduced)
+    and −2 (output), for a tree of `MuonDimensionNumbers(-1, -2)` at confined leaves and None at those that Adam takes.
+
     The last two confine the cumulative update to the rounding of the parameters. Each `W + u` rounds at W's own scale,
     and these roundings add up outside of the subspace; where `update` is given the parameters of the start (its keyword
     `start`), the new parameters are `start + ΔW V Vᵀ`, rounded once, however many steps were taken.

@@ -52,6 +52,9 @@ class RunInputs:
             several = () if given is None else (given,) if isinstance(given, str | Path) else given
             object.__setattr__(self, name, tuple(map(Path, several)))
         _ = self.evaluations  # named once, and each of several
+        twice = [path for place, path in enumerate(self.teachers) if path in self.teachers[:place]]
+        if twice:
+            raise UserError(f"teacher={twice[0]}: given twice")
 
     @property
     def teachers(self) -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ import optax
 from jaxgeom import processes
 from jaxgeom.buckets.places import checkpoints_of
 from jaxgeom.checkpoints import checksums
+from jaxgeom.checkpoints.adapters import require_base_is_read
 from jaxgeom.checkpoints.run_models import model_fault
 from jaxgeom.checkpoints.runs import step_names
 from jaxgeom.errors import UserError, listed
@@ -109,6 +110,7 @@ def make_ready(
     mesh, taught_on = split_devices(settings.mesh, getattr(settings, "teacher_devices", None))
     require_batch_divides(settings, mesh)
     config = processes.together(lambda: run_config(settings, inputs))
+    require_base_is_read(inputs.base, (inputs.model, *inputs.teachers), names="model and teachers")
     processes.require_same(config)
     template = settings.rows.chat_template
     given = [*inputs.paths, *([] if template is None else [template])]

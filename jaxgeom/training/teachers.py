@@ -98,12 +98,13 @@ def assigned(rows: Prepared, path: Path, teachers: Sequence[Path]) -> Prepared:
         teachers: as they were given.
 
     Raises:
-        UserError: a row that names none of several, naming row and field.
+        UserError: a row that names none of several, naming row and field; one of several that no row names.
     """
     if len(teachers) < 2:
         return dataclasses.replace(rows, teachers=[0] * len(rows))
     names = [{place, str(teacher), teacher.name} for place, teacher in enumerate(teachers)]
-    known = listed([teacher.name for teacher in teachers])
+    lasts = [teacher.name for teacher in teachers]
+    known = listed([str(teacher) if lasts.count(teacher.name) > 1 else teacher.name for teacher in teachers])
     places = []
     for number, name in zip(rows.numbers.tolist(), rows.teachers, strict=True):
         meant = [place for place, called in enumerate(names) if name in called]
@@ -111,4 +112,7 @@ def assigned(rows: Prepared, path: Path, teachers: Sequence[Path]) -> Prepared:
             what = "has no field 'teacher'" if name is None else f"teacher={name!r} names {len(meant)} of the teachers"
             raise UserError(f"{path}: row {number}: {what}; one of {known}, or a place from 0, is needed")
         places += meant
+    unread = [str(teacher) for place, teacher in enumerate(teachers) if place not in places]
+    if unread:
+        raise UserError(f"teacher={unread[0]}: no row of {path} names it in its field 'teacher'")
     return dataclasses.replace(rows, teachers=places)

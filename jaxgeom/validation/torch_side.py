@@ -12,6 +12,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.adapters import is_adapter_directory
 from jaxgeom.checkpoints.anatomy import by_key
 from jaxgeom.checkpoints.names import key_of
+from jaxgeom.checkpoints.runs import named_run
 from jaxgeom.errors import UserError, listed
 
 
@@ -33,8 +34,8 @@ def load_torch(path: str | Path, dtype: str) -> Any:
     the names of the model's parameters.
 
     Raises:
-        UserError: PyTorch is not installed, a LoRA adapter, `transformers` refuses the directory, or a parameter is not
-            in it, so that it would be drawn at random.
+        UserError: PyTorch is not installed, a LoRA adapter, a run of ours, `transformers` refuses the directory, or a
+            parameter is not in it, so that it would be drawn at random.
     """
     require_torch()
     import torch
@@ -43,6 +44,10 @@ def load_torch(path: str | Path, dtype: str) -> Any:
     transformers.utils.logging.disable_progress_bar()
     if is_adapter_directory(Path(path)):
         raise UserError(f"{path}: a LoRA adapter; validate compares whole models: merge it, or validate its base")
+    if named_run(path) is not None:
+        raise UserError(
+            f"{path}: a run of ours, which PyTorch does not read; validate what jaxgeom export writes of it"
+        )
     new = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 56)
     kind = {("dtype" if new else "torch_dtype"): getattr(torch, dtype)}
     try:

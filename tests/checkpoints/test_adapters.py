@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxgeom.checkpoints import adapter_config, open_checkpoint
+from jaxgeom.checkpoints.adapters import require_base_is_read
 from jaxgeom.comparison import CompareSettings, compare_checkpoints
 from jaxgeom.errors import UserError
 from jaxgeom.models import load_model
@@ -98,6 +99,14 @@ def test_a_report_says_where_the_adapters_base_is_not_what_it_is_measured_from(b
         assert bool(said) != is_base
         assert report.inputs["final"]["adapter"]["update"].endswith("at most") == is_base
     assert "is not" in said[0] and "base_files" not in report.inputs["final"]["adapter"]
+
+
+def test_a_base_that_nothing_reads_is_refused(base, tmp_path):
+    adapter = write_adapter(tmp_path / "adapter", pairs())
+    require_base_is_read(base, (base, adapter))
+    require_base_is_read(None, (base,))
+    with pytest.raises(UserError, match=f"base={base}: nothing reads it: no LoRA adapter is among the checkpoints"):
+        require_base_is_read(base, (base, "run@3"))
 
 
 def test_embeddings_and_tensors_stored_whole(base, tmp_path):

@@ -8,7 +8,7 @@ import optax.contrib
 import pytest
 
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
-from jaxgeom.optimizers import confined
+from jaxgeom.optimizers import confined, with_standard_promotion
 
 OUT, IN, K, STEPS = 10, 16, 3, 200
 SPECS = {"w": MatrixSpec(out=(1,), in_=(0,)), "free": None}
@@ -93,6 +93,36 @@ def test_coordinates_equal_the_optimizer_on_the_coordinates_alone():
         step = np.sign(0.9 * moment + 0.1 * gradient) + 0.1 * c
         moment, c = 0.99 * moment + 0.01 * gradient, c - 1e-3 * step
     np.testing.assert_allclose(found["w"].T, draw(0)["w"].T + (c - first) @ wide.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_muon_takes_stacked_coordinates_where_it_is_told_the_axes(side):
+    """Every layer's step is that of Muon on this layer's coordinates alone; untold, the steps are Adam's."""
+    rng, stack = np.random.default_rng(3), 3
+    params, gradient = (jnp.asarray(rng.normal(size=(stack, OUT, IN)), jnp.float32) for _ in range(2))
+    rows = IN if side == "right" else OUT
+    basis = jnp.asarray(np.linalg.qr(rng.normal(size=(stack, rows, K)))[0], jnp.float32)
+    axes = optax.contrib.MuonDimensionNumbers(-1, -2)
+
+    def muon(told):
+        return with_standard_promotion(optax.contrib.muon(1e-2, muon_weight_dimension_numbers=told))
+
+    def step(inner):
+        transform = confined(inner, {"w": basis}, "coordinates", side=side)
+        state = transform.init({"w": params})
+        return np.asarray(transform.update({"w": gradient}, state, {"w": params})[0]["w"])
+
+    def coordinates(matrix, own):
+        return matrix @ own if side == "right" else own.T @ matrix
+
+    expected = []
+    for layer, own in enumerate(basis):
+        at = {"c": coordinates(params[layer], own)}
+        inner = muon({"c": axes})
+        moved = np.asarray(inner.update({"c": coordinates(gradient[layer], own)}, inner.init(at), at)[0]["c"])
+        expected.append(moved @ own.T if side == "right" else own @ moved)
+    np.testing.assert_allclose(step(muon({"w": axes})), expected, atol=1e-6)
+    assert np.abs(step(muon(None)) - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize("form", ["gradients", "updates", "coordinates"])

@@ -105,9 +105,18 @@ def test_a_row_names_its_teacher_by_place_path_or_last_part(tmp_path):
         (("maths", None), "row 1: has no field 'teacher'; one of maths, code"),
         (("law",), "row 0: teacher='law' names 0 of the teachers; one of maths, code"),
         ((2,), "row 0: teacher=2 names 0"),
+        (("maths", 0), f"teacher={paths[1]}: no row of {tmp_path} names it"),
     ):
         with pytest.raises(UserError, match=says):
             assigned(rows(*names), tmp_path, paths)
+    alike = (tmp_path / "a" / "last", tmp_path / "b" / "last")
+    with pytest.raises(UserError, match=f"teacher='last' names 2 of the teachers; one of {alike[0]}, {alike[1]}"):
+        assigned(rows("last", "last"), tmp_path, alike)
+
+
+def test_a_teacher_is_given_once(tmp_path):
+    with pytest.raises(UserError, match=f"teacher={tmp_path}: given twice"):
+        RunInputs(model=tmp_path, data=tmp_path, teacher=(tmp_path, tmp_path / "other", tmp_path))
 
 
 def test_one_path_is_a_teacher_and_old_runs_are_known(tmp_path):

@@ -111,6 +111,13 @@ def test_bad_arguments_are_named(tmp_path, options):
         validate_model(tmp_path, **options)
 
 
+def test_a_run_of_ours_is_said_to_be_one(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for path in (tmp_path / "run", f"{tmp_path / 'run'}@3"):
+        with pytest.raises(UserError, match=f"^{path}: a run of ours, .*jaxgeom export"):
+            load_torch(path, "float32")
+
+
 def test_saved_model_gives_identical_logits_in_transformers(tmp_path):
     import transformers
 
