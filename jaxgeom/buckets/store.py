@@ -134,21 +134,51 @@ def read(url: str) -> bytes:
         return filesystem().cat_file(url.removeprefix(SCHEME))
 
 
-def write(url: str, content: bytes, *, new: bool = False) -> None:
+def write(url: str, content: bytes) -> None:
     """Writes an object, whole or not at all.
 
     Args:
         url: its path.
         content: its bytes.
-        new: whether it must not be there yet.
 
     Raises:
-        FileExistsError: it is there.
         BucketError: it cannot be written.
     """
     with _told(url):
-        mode = {"mode": "create"} if new else {}
-        filesystem().pipe_file(url.removeprefix(SCHEME), content, **mode)
+        filesystem().pipe_file(url.removeprefix(SCHEME), content)
+
+
+ABSENT = "0"
+"""The generation of an object that is not there."""
+
+
+def write_over(url: str, content: bytes, generation: str) -> str:
+    """Writes an object if what stands there still is the one that was seen: the bucket itself compares.
+
+    Args:
+        url: its path.
+        content: its bytes.
+        generation: of the object that is replaced; `ABSENT` where it must not be there yet.
+
+    Returns:
+        The generation of the new one.
+
+    Raises:
+        FileExistsError: another object stands there, or none any more.
+        BucketError: it cannot be written.
+    """
+    bucket, _, path = url.removeprefix(SCHEME).partition("/")
+    with _told(url):
+        store = filesystem()
+        place = f"{store.base.removesuffix('storage/v1/')}upload/storage/v1/b/{{}}/o"
+        try:
+            written = store.call(
+                "POST", place, bucket, uploadType="media", name=path,
+                ifGenerationMatch=generation, data=content, json_out=True,
+            )  # fmt: skip
+        except FileNotFoundError as gone:
+            raise FileExistsError(f"{url}: is not the object any more that was seen") from gone
+    return str(written["generation"])
 
 
 def remove(urls: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 
@@ -14,6 +15,7 @@ from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
 from jaxgeom.training import checkpoint_folders, load_start
 from jaxgeom.training.timing import is_time
+from tests import launching
 from tests.command_line import command, process
 from tests.object_store import BUCKET, CLOSED
 from tests.training import runs
@@ -183,7 +185,7 @@ def test_one_command_at_a_time(inputs, bucket, changes, jaxgeom, monkeypatch):
         pass
     again.join()
     with pytest.raises(FileExistsError):  # the bucket itself lets one of two through
-        store.write(lock, b"{}", new=True)
+        store.write_over(lock, b"{}", store.ABSENT)
 
 
 def test_what_was_taken_over_stops(bucket):
@@ -193,6 +195,93 @@ def test_what_was_taken_over_stops(bucket):
         store.write(f"{url}/{hold.NAME}", json.dumps({"id": "another", "pid": 1, "host": "h"}).encode())
         held.require()
     assert json.loads(store.read(f"{url}/{hold.NAME}"))["id"] == "another"
+
+
+def test_a_late_sign_of_life_does_not_overwrite_the_lock_of_who_took_over(bucket, monkeypatch):
+    """The sign was on its way when the other came: the other's lock stands, whatever this process had seen before."""
+    url = f"{URL}/late"
+    lock, other = f"{url}/{hold.NAME}", json.dumps({"id": "another", "pid": 1, "host": "h"}).encode()
+    real, signs = store.filesystem, []
+
+    class Slow:
+        """The bucket, to which a sign takes so long that another process has the lock when it comes there."""
+
+        def __getattr__(self, name):
+            return getattr(real(), name)
+
+        def _overtaken(self, content):
+            if b'"alive"' in content:
+                signs.append(content)
+                monkeypatch.setattr(store, "filesystem", real)
+                store.remove([lock])
+                store.write(lock, other)
+
+        def call(self, *words, **options):
+            self._overtaken(options.get("data", b""))
+            return real().call(*words, **options)
+
+        def pipe_file(self, path, content, **options):
+            self._overtaken(content)
+            return real().pipe_file(path, content, **options)
+
+    monkeypatch.setattr(hold, "SIGN", 0.2)
+    with pytest.raises(store.BucketLost, match="has taken over"), hold.held(url) as mine:
+        made = json.loads(store.read(lock))
+        until = time.monotonic() + 20
+        while json.loads(store.read(lock)).get("alive", 0) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert json.loads(store.read(lock)) == made | {"alive": json.loads(store.read(lock))["alive"]}
+        monkeypatch.setattr(store, "filesystem", Slow)
+        while not signs and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1)  # several signs more
+        assert signs and store.read(lock) == other
+        mine.require()
+    assert store.read(lock) == other
+
+
+def test_a_sign_whose_answer_was_lost_is_no_end_of_the_lock(bucket, monkeypatch):
+    """It came through, the client tries again and is told that another object stands there: its own."""
+    url = f"{URL}/answerless"
+    with hold.held(url) as mine:
+        store.write(f"{url}/{hold.NAME}", store.read(f"{url}/{hold.NAME}"))
+        mine._sign(1)
+        mine._sign(2)
+        assert json.loads(store.read(f"{url}/{hold.NAME}"))["alive"] == 2
+        mine.require()
+    assert not store.listed(url)
+
+
+READER = """
+import os, sys, time
+from jaxgeom.buckets import copies
+for number in range(12):
+    os.environ["XDG_CACHE_HOME"] = f"{sys.argv[1]}/{number}"
+    print(number, flush=True)
+    sys.stdin.readline()
+    copies.taken(sys.argv[2])
+"""
+
+
+def test_processes_of_one_machine_take_the_same_model_at_once(inputs, bucket, tmp_path):
+    """One for each GPU: none takes away what another is downloading."""
+    url = f"{URL}/together"
+    files = {path.name: path.read_bytes() for path in (inputs / "model").iterdir()}
+    for name, content in files.items():
+        store.write(f"{url}/{name}", content)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    line = [sys.executable, "-c", READER, str(tmp_path), url]
+    started = [subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(launching.ROOT)}, **pipes) for _ in range(3)]
+    for number in range(12):
+        for one in started:  # all of them, so that they begin together
+            assert one.stdout.readline() == f"{number}\n", one.communicate()[1]
+        for one in started:
+            one.stdin.write("\n")
+            one.stdin.flush()
+    assert [one.communicate()[1:] and one.returncode for one in started] == [0, 0, 0]
+    for number in range(12):
+        local = tmp_path / f"{number}/jaxgeom/gs/read/{BUCKET}/together"
+        assert {path.name: path.read_bytes() for path in local.iterdir()} == files
 
 
 def test_buckets_that_cannot_be_used(inputs, bucket, jaxgeom, monkeypatch, tmp_path):
