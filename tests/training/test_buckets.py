@@ -13,7 +13,10 @@ import pytest
 
 from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
+from jaxgeom.study import load_experiment
+from jaxgeom.study.identity import experiment_json
 from jaxgeom.training import checkpoint_folders, load_start
+from jaxgeom.training.identity import model_content
 from jaxgeom.training.timing import is_time
 from tests import launching
 from tests.command_line import command, process
@@ -321,8 +324,19 @@ def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, ja
     assert jaxgeom(*runs.arguments(inputs, tmp_path / "there", **given)).status == 0
     assert jaxgeom(*runs.arguments(inputs, tmp_path / "here", steps=1, eval_data=None)).status == 0
     assert runs.logged(tmp_path / "there") == runs.logged(tmp_path / "here")
+    named = json.loads((tmp_path / "there/config.json").read_text())["inputs"]
+    assert (named["model"], named["data"]) == (given["model"], given["data"])
     said = jaxgeom("export", MADE, "--step", 2, "--to", tmp_path / "export")
     assert said.status == 0 and (tmp_path / "export/model.safetensors").is_file(), said.err
+    assert json.loads((tmp_path / "export/checksums.json").read_text())["run"] == MADE
+    ends, out = (f"{MADE}@0", f"{MADE}@4"), tmp_path / "compared"
+    for what in ("page:", "page:"):  # the second time it is finished already
+        said = jaxgeom("compare", *ends, "--out", out, "--suite", "fast", "--include", "q_proj")
+        assert said.status == 0 and what in said.out, said.err
+    report = (out / "report.json").read_text()
+    assert tuple(json.loads(report)["inputs"][role]["name"] for role in ("initial", "final")) == ends
+    for path in (out / "report.json", out / "report.html", tmp_path / "there/config.json"):
+        assert str(places.root()) not in path.read_text()
     said = jaxgeom("report", MADE)
     assert said.status == 0 and f"page: {MADE}/report.html" in said.out, said.err
     assert store.read(f"{MADE}/report.html").startswith(b"<!")
@@ -330,6 +344,36 @@ def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, ja
     assert said.status == 2 and f"{MADE}: no checkpoint at step 3; there are 0, 2, 4" in said.err
     said = jaxgeom(*runs.arguments(inputs, tmp_path / "on", data=f"{URL}/inputs/none.jsonl"))
     assert said.status == 2 and "none.jsonl: nothing is there" in said.err
+
+
+EXPERIMENT = """
+from pathlib import Path
+from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.study import Arm, DataFiles, Experiment
+from jaxgeom.training import SFTSettings
+sft = SFTSettings(steps=1, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3))
+data = DataFiles(demonstrations="{url}/demos.jsonl", prompts={prompts}, heldout="{url}/prompts.jsonl")
+experiment = Experiment(name="remote", data=data, arms=(Arm("one", "{url}/model", sft),))
+"""
+
+
+def test_an_experiment_names_what_lies_in_a_bucket(inputs, bucket, tmp_path):
+    url, file = f"{URL}/experiment", tmp_path / "experiment.py"
+    for path in [*(inputs / "model").iterdir(), inputs / "demos.jsonl", inputs / "prompts.jsonl"]:
+        store.write(f"{url}/{path.relative_to(inputs)}", path.read_bytes())
+    file.write_text(EXPERIMENT.format(url=url, prompts=f'"{url}/prompts.jsonl"'))
+    experiment = load_experiment(file)
+    assert experiment.data.demonstrations.read_bytes() == (inputs / "demos.jsonl").read_bytes()
+    assert model_content(experiment.arms[0].start) == model_content(inputs / "model")
+    said = experiment_json(experiment)
+    assert said["data"]["prompts"] == f"{url}/prompts.jsonl" and said["arms"]["one"]["start"] == f"{url}/model"
+    for prompts, why in (
+        (f'"{url}/none.jsonl"', f"{url}/none.jsonl: nothing is there"),
+        (f'Path("{url}/prompts.jsonl")', f"write '{url}/prompts.jsonl' as text"),
+    ):
+        file.write_text(EXPERIMENT.format(url=url, prompts=prompts))
+        with pytest.raises(UserError, match=why):
+            load_experiment(file)
 
 
 def test_who_lost_the_lock_changes_nothing_even_when_the_other_is_done(inputs, bucket, changes, tmp_path):
