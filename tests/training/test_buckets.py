@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,6 @@ import pytest
 
 from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
-from jaxgeom.study import load_experiment
-from jaxgeom.study.identity import experiment_json
 from jaxgeom.training import checkpoint_folders, load_start
 from jaxgeom.training.identity import model_content
 from jaxgeom.training.timing import is_time
@@ -200,6 +199,13 @@ def test_what_was_taken_over_stops(bucket):
     assert json.loads(store.read(f"{url}/{hold.NAME}"))["id"] == "another"
 
 
+def test_what_is_written_is_kept_to_the_last_byte(bucket):
+    """Of events and arrays any byte may be the last one."""
+    for end in (b"", b"\r", b"\n", b"\r\n", b"\n--==0==--", b"\0"):
+        store.write(f"{URL}/bytes", b"a" + end)
+        assert bucket.get_file(BUCKET, "bytes") == b"a" + end
+
+
 def test_a_late_sign_of_life_does_not_overwrite_the_lock_of_who_took_over(bucket, monkeypatch):
     """The sign was on its way when the other came: the other's lock stands, whatever this process had seen before."""
     url = f"{URL}/late"
@@ -357,23 +363,42 @@ experiment = Experiment(name="remote", data=data, arms=(Arm("one", "{url}/model"
 """
 
 
+LOADER = """
+import json, sys
+from jaxgeom.errors import UserError
+from jaxgeom.study import load_experiment
+from jaxgeom.study.identity import experiment_json
+from jaxgeom.training.identity import model_content
+for file in sys.argv[1:]:
+    try:
+        held = load_experiment(file)
+        said = [experiment_json(held), str(held.data.demonstrations), model_content(held.arms[0].start)]
+    except UserError as error:
+        said = str(error)
+    print(json.dumps(said))
+"""
+
+
 def test_an_experiment_names_what_lies_in_a_bucket(inputs, bucket, tmp_path):
-    url, file = f"{URL}/experiment", tmp_path / "experiment.py"
+    """As text, which the tests' own checks of annotations do not take: in a process of its own."""
+    url = f"{URL}/experiment"
     for path in [*(inputs / "model").iterdir(), inputs / "demos.jsonl", inputs / "prompts.jsonl"]:
         store.write(f"{url}/{path.relative_to(inputs)}", path.read_bytes())
-    file.write_text(EXPERIMENT.format(url=url, prompts=f'"{url}/prompts.jsonl"'))
-    experiment = load_experiment(file)
-    assert experiment.data.demonstrations.read_bytes() == (inputs / "demos.jsonl").read_bytes()
-    assert model_content(experiment.arms[0].start) == model_content(inputs / "model")
-    said = experiment_json(experiment)
+    prompts = f'"{url}/prompts.jsonl"', f'"{url}/none.jsonl"', f'Path("{url}/prompts.jsonl")'
+    files = [tmp_path / f"{place}.py" for place in range(3)]
+    for file, given in zip(files, prompts, strict=True):
+        file.write_text(EXPERIMENT.format(url=url, prompts=given))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, *files], env=os.environ | {"PYTHONPATH": str(launching.ROOT)},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (said, demonstrations, content), missing, made_path = map(json.loads, done.stdout.splitlines())
     assert said["data"]["prompts"] == f"{url}/prompts.jsonl" and said["arms"]["one"]["start"] == f"{url}/model"
-    for prompts, why in (
-        (f'"{url}/none.jsonl"', f"{url}/none.jsonl: nothing is there"),
-        (f'Path("{url}/prompts.jsonl")', f"write '{url}/prompts.jsonl' as text"),
-    ):
-        file.write_text(EXPERIMENT.format(url=url, prompts=prompts))
-        with pytest.raises(UserError, match=why):
-            load_experiment(file)
+    assert pathlib.Path(demonstrations).read_bytes() == (inputs / "demos.jsonl").read_bytes()
+    assert content == model_content(inputs / "model")
+    assert f"{url}/none.jsonl: nothing is there" in missing
+    assert f"write '{url}/prompts.jsonl' as text" in made_path
 
 
 def test_who_lost_the_lock_changes_nothing_even_when_the_other_is_done(inputs, bucket, changes, tmp_path):
