@@ -146,10 +146,10 @@ def write(url: str, content: bytes) -> None:
         BucketError: it cannot be written.
     """
     with _told(url):
-        if len(content) > _AT_ONCE:
-            filesystem().pipe_file(url.removeprefix(SCHEME), content)
-        else:
+        if 0 < len(content) <= _AT_ONCE:
             _upload(url, content)
+        else:
+            filesystem().pipe_file(url.removeprefix(SCHEME), content)
 
 
 def _upload(url: str, content: bytes, **conditions: str) -> dict[str, Any]:

@@ -201,9 +201,9 @@ def test_what_was_taken_over_stops(bucket):
 
 def test_what_is_written_is_kept_to_the_last_byte(bucket):
     """Of events and arrays any byte may be the last one."""
-    for end in (b"", b"\r", b"\n", b"\r\n", b"\n--==0==--", b"\0"):
-        store.write(f"{URL}/bytes", b"a" + end)
-        assert bucket.get_file(BUCKET, "bytes") == b"a" + end
+    for content in (b"", b"a", b"a\r", b"a\n", b"a\r\n", b"a\n--==0==--", b"a\0"):
+        store.write(f"{URL}/bytes", content)
+        assert bucket.get_file(BUCKET, "bytes") == content
 
 
 def test_a_late_sign_of_life_does_not_overwrite_the_lock_of_who_took_over(bucket, monkeypatch):
