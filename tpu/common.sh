@@ -63,4 +63,14 @@ options() {
 # A name that both Cloud TPU and Kubernetes take.
 check_name() { [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name $1: at most 40 of a-z, 0-9 and -, from a letter on"; }
 
+# check_numbers LEAST NAME…: options that are whole numbers.
+check_numbers() {
+    local least=$1 name
+    for name in "${@:2}"; do
+        if ! [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((${!name} < least)); then
+            die "--${name//_/-} ${!name}: a whole number from $least on is needed"
+        fi
+    done
+}
+
 check_store() { [[ $1 =~ ^gs://[^/]+/.+ ]] || die "--store $1: give a folder of a bucket, gs://BUCKET/FOLDER"; }

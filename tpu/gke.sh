@@ -45,6 +45,8 @@ name='' project='' location='' cluster='' zone='' type='' topology='' spot='' re
 pool='' store='' tries=8 every=300 disk_size=200
 options name project location cluster zone type topology spot! reservation service_account image pool store tries every disk_size \
     -- "$@"
+check_numbers 0 tries
+check_numbers 1 every disk_size
 scopes=--scopes=https://www.googleapis.com/auth/cloud-platform
 who=()
 [ -z "$service_account" ] || who=(--service-account="$service_account")
@@ -121,7 +123,6 @@ case $action in
         check_name "$name"
         check_store "$store"
         store=${store%/}
-        [[ $tries =~ ^[0-9]+$ ]] || die "--tries $tries is no number"
         shape
         ((${#rest[@]})) || die "no command after --, for example: -- jaxgeom study experiment.py --out runs/study"
         if [ "$action" = manifest ]; then manifest && exit; fi

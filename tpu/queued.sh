@@ -42,6 +42,8 @@ options name project zone accelerator store spot! reserved! service_account runt
     network subnetwork internal_ips! every poll -- "$@"
 need name project zone
 check_name "$name"
+check_numbers 1 every
+check_numbers 0 poll
 place=(--project="$project" --zone="$zone")
 queue=(gcloud compute tpus queued-resources)
 

@@ -54,6 +54,12 @@ while (($#)); do
 done
 (($#)) || { echo "restart.sh: no command given after --; see --help" >&2; exit 2; }
 case $store in '' | gs://?*) ;; *) echo "restart.sh: --store $store is no gs:// path" >&2 && exit 2 ;; esac
+for number in every worker tries failed first_wait; do
+    [[ ${!number} =~ ^[0-9]{1,9}$ ]] || { echo "restart.sh: --${number/_/-} ${!number}: a whole number is needed" >&2; exit 2; }
+done
+every=$((10#$every)) worker=$((10#$worker)) tries=$((10#$tries)) failed=$((10#$failed)) first_wait=$((10#$first_wait))
+((every > 0)) || { echo "restart.sh: --every 0: at least a second is needed" >&2; exit 2; }
+[ -n "$store" ] || [ -d "$work" ] || { echo "restart.sh: --work $work: no such directory" >&2; exit 2; }
 command=("$@")
 
 # A command that writes to a bucket itself leaves nothing here to be copied back.

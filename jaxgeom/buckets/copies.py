@@ -6,6 +6,7 @@ the rows one there: they are made anew.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -192,6 +193,30 @@ def taken(url: str) -> pathlib.Path:
     head, number = places.split_step(url)
     store.require_reachable(head)
     local = places.reading_copy(head)
+    with _one_at_a_time():
+        _take_all(url, head, number, local)
+    return places.reading_path(url)
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Several processes of a machine read one model as a rule: the first downloads, the others wait and find it."""
+    place = places.root() / "read.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the system lets go of it when this process ends, however it does
+        yield
+
+
+def _take_all(url: str, head: str, number: int | None, local: pathlib.Path) -> None:
+    """Makes the copy of a file or a folder what is in the bucket.
+
+    Args:
+        url: as it was given.
+        head: without a step.
+        number: of the step that was named.
+        local: the copy of `head`.
+    """
     try:
         there = store.listed(head)
         held = {name for name in there if _CHECKPOINTS.fullmatch(name)}
@@ -203,8 +228,7 @@ def taken(url: str) -> pathlib.Path:
         left = held if is_run else set()
         wanted = {name: there[name] for name in there.keys() - left if not _HERE.fullmatch(name)}
         if "" in wanted:
-            _take(head, local, {"": wanted[""]})
-            return places.reading_path(url)
+            return _take(head, local, {"": wanted[""]})
         _take(head, local, wanted)
         for path in _files(local):
             if path.relative_to(local).as_posix() not in wanted:
@@ -213,7 +237,6 @@ def taken(url: str) -> pathlib.Path:
             _mark(local, name)
     except store.BucketError as error:
         raise UserError(str(error)) from error
-    return places.reading_path(url)
 
 
 def given_back(url: str, local: pathlib.Path, names: Collection[str]) -> None:

@@ -30,10 +30,11 @@ class Hold:
     Args:
         url: the folder.
         own: what stands in the lock.
+        generation: which object the lock is.
     """
 
-    def __init__(self, url: str, own: dict[str, Any]) -> None:
-        self.url, self._own, self._ended = url, own, threading.Event()
+    def __init__(self, url: str, own: dict[str, Any], generation: str) -> None:
+        self.url, self._own, self._generation, self._ended = url, own, generation, threading.Event()
         self._signs = threading.Thread(target=self._signs_of_life, daemon=True)
         self._signs.start()
 
@@ -60,10 +61,21 @@ class Hold:
         while not self._ended.wait(SIGN):
             beat += 1
             with contextlib.suppress(store.BucketError):  # the bucket is away for a while: tried again
-                found = _look(f"{self.url}/{NAME}")
-                if self._ended.is_set() or found is None or found[0].get("id") != self._own["id"]:
-                    continue
-                store.write(f"{self.url}/{NAME}", _text(self._own | {"alive": beat}))
+                self._sign(beat)
+
+    def _sign(self, beat: int) -> None:
+        """Rewrites the lock, if it still is the one that this process wrote last: the bucket itself compares.
+
+        Whoever was silent, and has been taken over meanwhile, so never writes over the other's lock.
+        """
+        lock = f"{self.url}/{NAME}"
+        try:
+            self._generation = store.write_over(lock, _text(self._own | {"alive": beat}), self._generation)
+        except FileExistsError:
+            found = _look(lock)
+            # A sign that was written, and of which no answer came, was tried again: then the lock is this one's too.
+            if found is not None and found[0].get("id") == self._own["id"]:
+                self._generation = found[1]
 
 
 @contextlib.contextmanager
@@ -80,14 +92,15 @@ def held(url: str, say: Callable[[str], None] | None = None) -> Iterator[Hold]:
     Raises:
         UserError: a living process holds it; its host and number are named.
     """
-    hold = Hold(url, _taken(url, say or (lambda _: None)))
+    hold = Hold(url, *_taken(url, say or (lambda _: None)))
     try:
         yield hold
     finally:
         hold.release()
 
 
-def _taken(url: str, say: Callable[[str], None]) -> dict[str, Any]:
+def _taken(url: str, say: Callable[[str], None]) -> tuple[dict[str, Any], str]:
+    """What stands in the lock that this process has made, and which object it is."""
     lock = f"{url}/{NAME}"
     own = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     own |= {"id": uuid.uuid4().hex, "machine": _machine(), "started": _started(os.getpid())}
@@ -95,11 +108,11 @@ def _taken(url: str, say: Callable[[str], None]) -> dict[str, Any]:
         found = _look(lock)
         if found is None:
             with contextlib.suppress(FileExistsError):
-                store.write(lock, _text(own), new=True)
+                store.write_over(lock, _text(own), store.ABSENT)
             time.sleep(_SETTLED)  # of two that came at once the later one's stands, should the store know no conditions
             found = _look(lock)
             if found is not None and found[0].get("id") == own["id"]:
-                return own
+                return own, found[1]
             continue
         holder, generation = found
         alive = _is_alive(holder)

@@ -103,6 +103,15 @@ def named(text: str) -> str:
     return text.replace(f"{place}{_WORK}/", SCHEME).replace(f"{place}{_READ}/", SCHEME)
 
 
+def local(text: str) -> pathlib.Path:
+    """The path here of one that a file of ours names: of a `gs://` path that of its copy, which need not be there.
+
+    >>> named(str(local("gs://bucket/run@16"))), local("runs/sft").name
+    ('gs://bucket/run@16', 'sft')
+    """
+    return reading_path(text) if text.startswith(SCHEME) else pathlib.Path(text)
+
+
 def refuse_collapsed(path: str | os.PathLike[str]) -> None:
     """Refuses a path that was a URL: written to, it would be a folder `gs:` here.
 

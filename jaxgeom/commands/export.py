@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from jaxgeom.buckets import places
 from jaxgeom.checkpoints.checksums import NAME as CHECKSUMS
 from jaxgeom.checkpoints.checksums import fault_of, read_checksums, write_checksums
 from jaxgeom.checkpoints.runs import named_run
@@ -81,7 +82,7 @@ def _write(run: Path, to: Path, step: int | None, dtype: Literal["float32", "bfl
         partial = beside / target.name
         reporter.say(f"writing {to}")
         save_model(partial, model.config, params, dtype=dtype, tokenizer_from=run / "tokenizer")
-        write_checksums(partial, kind=_KIND, run=str(run), step=chosen)
+        write_checksums(partial, kind=_KIND, run=places.named(str(run)), step=chosen)
         held = _check_target(target, run.resolve(), force)  # once more: something may have come there meanwhile
         if held.own:
             empty(target, "an export", held, inputs=[run], say=reporter.say, last=CHECKSUMS)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from jaxgeom.buckets.places import local
 from jaxgeom.checkpoints import open_checkpoint, saved_steps
 from jaxgeom.checkpoints.adapters import require_base_is_read
 from jaxgeom.checkpoints.learning_rates import LearningRates
@@ -184,4 +185,4 @@ def _began_at(run: Path, initial: str) -> bool:
         start = str(read_json(run / "config.json")["inputs"]["model"])
     except (UserError, KeyError, TypeError):
         return False
-    return Path(start).resolve() == Path(initial).resolve()
+    return local(start).resolve() == Path(initial).resolve()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jaxgeom.buckets.places import local
 from jaxgeom.data import ArithmeticTask, arithmetic
 from jaxgeom.data.rows import write_jsonl
 from jaxgeom.errors import UserError
@@ -70,10 +71,10 @@ class DataFiles:
 
 
 def as_paths(settings: Any, *names: str) -> None:
-    """Paths that were written as text."""
+    """Paths that were written as text; a `gs://` path becomes that of its copy here, which is made later."""
     for name in names:
         if isinstance(getattr(settings, name), str):
-            object.__setattr__(settings, name, Path(getattr(settings, name)))
+            object.__setattr__(settings, name, local(getattr(settings, name)))
 
 
 def data_files(data: SyntheticData | DataFiles, out: Path) -> DataFiles:

@@ -7,9 +7,13 @@ import re
 import runpy
 import signal
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from jaxgeom.buckets import copies
+from jaxgeom.buckets.places import url_of
 from jaxgeom.comparison import CompareSettings
 from jaxgeom.errors import UserError, words_of
 from jaxgeom.field_types import check_types
@@ -123,10 +127,11 @@ def load_experiment(path: str | Path) -> Experiment:
         path: a Python file.
 
     Returns:
-        What the file defines.
+        What the file defines. What it names by `gs://` paths has its copy here.
 
     Raises:
-        UserError: the file is missing, fails (the message has its line), has an unknown field, or defines none.
+        UserError: the file is missing, fails (the message has its line), has an unknown field, or defines none; a
+            `gs://` path that cannot be read, or was made a `Path`.
     """
     path = Path(path)
     if not path.is_file():
@@ -149,7 +154,25 @@ def load_experiment(path: str | Path) -> Experiment:
     experiment = namespace.get("experiment")
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path}: defines no variable 'experiment' that is an Experiment")
+    for held in dict.fromkeys(_paths_in(experiment)):
+        if re.match(r"gs:/[^/]", str(held)):
+            raise UserError(f"{path}: {held}: write 'gs://{str(held)[4:]}' as text; Path makes another path of it")
+        url = url_of(held)
+        if url is not None:
+            copies.taken(url)
     return experiment
+
+
+def _paths_in(held: Any) -> Iterator[Path]:
+    """The paths among the fields of a dataclass, and in what these hold."""
+    if isinstance(held, Path):
+        yield held
+    elif dataclasses.is_dataclass(held):
+        for one in vars(held).values():
+            yield from _paths_in(one)
+    elif isinstance(held, tuple):
+        for one in held:
+            yield from _paths_in(one)
 
 
 def _line_in(error: BaseException, path: Path) -> int | None:

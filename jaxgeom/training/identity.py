@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgeom import __version__
-from jaxgeom.buckets.places import checkpoints_of
+from jaxgeom.buckets.places import checkpoints_of, local
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.checksums import identity_of
 from jaxgeom.checkpoints.runs import named_run
@@ -161,7 +161,7 @@ def _same_rows(name: str, before: str | None, digest: str | None, now: str | Non
     if name.partition("/")[0] not in ("data", "eval_data") or before is None or now is None:
         return False
     label = name.partition("/")[2]
-    files = [Path(path.removeprefix(f"{label}=") if label else path) for path in (before, now)]
+    files = [local(path.removeprefix(f"{label}=") if label else path) for path in (before, now)]
     try:
         if file_content(files[0]) != digest:
             return False

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from jaxgeom.buckets.places import named
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.field_types import check_types
@@ -350,8 +351,8 @@ class OPDSettings(OnPolicySettings):
 
 
 def to_json(settings: Any) -> Any:
-    """A settings dataclass as plain JSON values, paths as text."""
-    return json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    """A settings dataclass as plain JSON values, paths as text: of a copy the `gs://` path that it is of."""
+    return json.loads(named(json.dumps(dataclasses.asdict(settings), default=str, ensure_ascii=False)))
 
 
 def defaults_of(objective: str) -> dict[str, Any]:

@@ -91,6 +91,12 @@ def test_only_the_first_machine_writes_to_the_store(cloud: Cloud) -> None:
         (("--",), "no command"),
         (("--stor", "x"), "unknown option --stor"),
         (("--work",), "--work needs a value"),
+        (("--every", "5m", "--", "true"), "--every 5m: a whole number"),
+        (("--every", "0", "--", "true"), "--every 0"),
+        (("--tries", "many", "--", "true"), "--tries many"),
+        (("--first-wait", "0.5", "--", "true"), "--first-wait 0.5"),
+        (("--failed", "", "--", "true"), "--failed : a whole"),
+        (("--work", "/nowhere", "--", "true"), "--work /nowhere: no such directory"),
     ],
 )
 def test_a_mistake_is_one_line(cloud: Cloud, arguments: tuple, said: str) -> None:

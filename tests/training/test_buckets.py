@@ -2,8 +2,10 @@
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
+import sys
 import threading
 import time
 
@@ -13,7 +15,9 @@ import pytest
 from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
 from jaxgeom.training import checkpoint_folders, load_start
+from jaxgeom.training.identity import model_content
 from jaxgeom.training.timing import is_time
+from tests import launching
 from tests.command_line import command, process
 from tests.object_store import BUCKET, CLOSED
 from tests.training import runs
@@ -183,7 +187,7 @@ def test_one_command_at_a_time(inputs, bucket, changes, jaxgeom, monkeypatch):
         pass
     again.join()
     with pytest.raises(FileExistsError):  # the bucket itself lets one of two through
-        store.write(lock, b"{}", new=True)
+        store.write_over(lock, b"{}", store.ABSENT)
 
 
 def test_what_was_taken_over_stops(bucket):
@@ -193,6 +197,100 @@ def test_what_was_taken_over_stops(bucket):
         store.write(f"{url}/{hold.NAME}", json.dumps({"id": "another", "pid": 1, "host": "h"}).encode())
         held.require()
     assert json.loads(store.read(f"{url}/{hold.NAME}"))["id"] == "another"
+
+
+def test_what_is_written_is_kept_to_the_last_byte(bucket):
+    """Of events and arrays any byte may be the last one."""
+    for content in (b"", b"a", b"a\r", b"a\n", b"a\r\n", b"a\n--==0==--", b"a\0"):
+        store.write(f"{URL}/bytes", content)
+        assert bucket.get_file(BUCKET, "bytes") == content
+
+
+def test_a_late_sign_of_life_does_not_overwrite_the_lock_of_who_took_over(bucket, monkeypatch):
+    """The sign was on its way when the other came: the other's lock stands, whatever this process had seen before."""
+    url = f"{URL}/late"
+    lock, other = f"{url}/{hold.NAME}", json.dumps({"id": "another", "pid": 1, "host": "h"}).encode()
+    real, signs = store.filesystem, []
+
+    class Slow:
+        """The bucket, to which a sign takes so long that another process has the lock when it comes there."""
+
+        def __getattr__(self, name):
+            return getattr(real(), name)
+
+        def _overtaken(self, content):
+            if b'"alive"' in content:
+                signs.append(content)
+                monkeypatch.setattr(store, "filesystem", real)
+                store.remove([lock])
+                store.write(lock, other)
+
+        def call(self, *words, **options):
+            self._overtaken(options.get("data", b""))
+            return real().call(*words, **options)
+
+        def pipe_file(self, path, content, **options):
+            self._overtaken(content)
+            return real().pipe_file(path, content, **options)
+
+    monkeypatch.setattr(hold, "SIGN", 0.2)
+    with pytest.raises(store.BucketLost, match="has taken over"), hold.held(url) as mine:
+        made = json.loads(store.read(lock))
+        until = time.monotonic() + 20
+        while json.loads(store.read(lock)).get("alive", 0) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert json.loads(store.read(lock)) == made | {"alive": json.loads(store.read(lock))["alive"]}
+        monkeypatch.setattr(store, "filesystem", Slow)
+        while not signs and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1)  # several signs more
+        assert signs and store.read(lock) == other
+        mine.require()
+    assert store.read(lock) == other
+
+
+def test_a_sign_whose_answer_was_lost_is_no_end_of_the_lock(bucket, monkeypatch):
+    """It came through, the client tries again and is told that another object stands there: its own."""
+    url = f"{URL}/answerless"
+    with hold.held(url) as mine:
+        store.write(f"{url}/{hold.NAME}", store.read(f"{url}/{hold.NAME}"))
+        mine._sign(1)
+        mine._sign(2)
+        assert json.loads(store.read(f"{url}/{hold.NAME}"))["alive"] == 2
+        mine.require()
+    assert not store.listed(url)
+
+
+READER = """
+import os, sys, time
+from jaxgeom.buckets import copies
+for number in range(12):
+    os.environ["XDG_CACHE_HOME"] = f"{sys.argv[1]}/{number}"
+    print(number, flush=True)
+    sys.stdin.readline()
+    copies.taken(sys.argv[2])
+"""
+
+
+def test_processes_of_one_machine_take_the_same_model_at_once(inputs, bucket, tmp_path):
+    """One for each GPU: none takes away what another is downloading."""
+    url = f"{URL}/together"
+    files = {path.name: path.read_bytes() for path in (inputs / "model").iterdir()}
+    for name, content in files.items():
+        store.write(f"{url}/{name}", content)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    line = [sys.executable, "-c", READER, str(tmp_path), url]
+    started = [subprocess.Popen(line, env=os.environ | {"PYTHONPATH": str(launching.ROOT)}, **pipes) for _ in range(3)]
+    for number in range(12):
+        for one in started:  # all of them, so that they begin together
+            assert one.stdout.readline() == f"{number}\n", one.communicate()[1]
+        for one in started:
+            one.stdin.write("\n")
+            one.stdin.flush()
+    assert [one.communicate()[1:] and one.returncode for one in started] == [0, 0, 0]
+    for number in range(12):
+        local = tmp_path / f"{number}/jaxgeom/gs/read/{BUCKET}/together"
+        assert {path.name: path.read_bytes() for path in local.iterdir()} == files
 
 
 def test_buckets_that_cannot_be_used(inputs, bucket, jaxgeom, monkeypatch, tmp_path):
@@ -232,8 +330,19 @@ def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, ja
     assert jaxgeom(*runs.arguments(inputs, tmp_path / "there", **given)).status == 0
     assert jaxgeom(*runs.arguments(inputs, tmp_path / "here", steps=1, eval_data=None)).status == 0
     assert runs.logged(tmp_path / "there") == runs.logged(tmp_path / "here")
+    named = json.loads((tmp_path / "there/config.json").read_text())["inputs"]
+    assert (named["model"], named["data"]) == (given["model"], given["data"])
     said = jaxgeom("export", MADE, "--step", 2, "--to", tmp_path / "export")
     assert said.status == 0 and (tmp_path / "export/model.safetensors").is_file(), said.err
+    assert json.loads((tmp_path / "export/checksums.json").read_text())["run"] == MADE
+    ends, out = (f"{MADE}@0", f"{MADE}@4"), tmp_path / "compared"
+    for what in ("page:", "page:"):  # the second time it is finished already
+        said = jaxgeom("compare", *ends, "--out", out, "--suite", "fast", "--include", "q_proj")
+        assert said.status == 0 and what in said.out, said.err
+    report = (out / "report.json").read_text()
+    assert tuple(json.loads(report)["inputs"][role]["name"] for role in ("initial", "final")) == ends
+    for path in (out / "report.json", out / "report.html", tmp_path / "there/config.json"):
+        assert str(places.root()) not in path.read_text()
     said = jaxgeom("report", MADE)
     assert said.status == 0 and f"page: {MADE}/report.html" in said.out, said.err
     assert store.read(f"{MADE}/report.html").startswith(b"<!")
@@ -241,6 +350,55 @@ def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, ja
     assert said.status == 2 and f"{MADE}: no checkpoint at step 3; there are 0, 2, 4" in said.err
     said = jaxgeom(*runs.arguments(inputs, tmp_path / "on", data=f"{URL}/inputs/none.jsonl"))
     assert said.status == 2 and "none.jsonl: nothing is there" in said.err
+
+
+EXPERIMENT = """
+from pathlib import Path
+from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.study import Arm, DataFiles, Experiment
+from jaxgeom.training import SFTSettings
+sft = SFTSettings(steps=1, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3))
+data = DataFiles(demonstrations="{url}/demos.jsonl", prompts={prompts}, heldout="{url}/prompts.jsonl")
+experiment = Experiment(name="remote", data=data, arms=(Arm("one", "{url}/model", sft),))
+"""
+
+
+LOADER = """
+import json, sys
+from jaxgeom.errors import UserError
+from jaxgeom.study import load_experiment
+from jaxgeom.study.identity import experiment_json
+from jaxgeom.training.identity import model_content
+for file in sys.argv[1:]:
+    try:
+        held = load_experiment(file)
+        said = [experiment_json(held), str(held.data.demonstrations), model_content(held.arms[0].start)]
+    except UserError as error:
+        said = str(error)
+    print(json.dumps(said))
+"""
+
+
+def test_an_experiment_names_what_lies_in_a_bucket(inputs, bucket, tmp_path):
+    """As text, which the tests' own checks of annotations do not take: in a process of its own."""
+    url = f"{URL}/experiment"
+    for path in [*(inputs / "model").iterdir(), inputs / "demos.jsonl", inputs / "prompts.jsonl"]:
+        store.write(f"{url}/{path.relative_to(inputs)}", path.read_bytes())
+    prompts = f'"{url}/prompts.jsonl"', f'"{url}/none.jsonl"', f'Path("{url}/prompts.jsonl")'
+    files = [tmp_path / f"{place}.py" for place in range(3)]
+    for file, given in zip(files, prompts, strict=True):
+        file.write_text(EXPERIMENT.format(url=url, prompts=given))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADER, *files], env=os.environ | {"PYTHONPATH": str(launching.ROOT)},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (said, demonstrations, content), missing, made_path = map(json.loads, done.stdout.splitlines())
+    assert said["data"]["prompts"] == f"{url}/prompts.jsonl" and said["arms"]["one"]["start"] == f"{url}/model"
+    assert pathlib.Path(demonstrations).read_bytes() == (inputs / "demos.jsonl").read_bytes()
+    assert content == model_content(inputs / "model")
+    assert f"{url}/none.jsonl: nothing is there" in missing
+    assert f"write '{url}/prompts.jsonl' as text" in made_path
 
 
 def test_who_lost_the_lock_changes_nothing_even_when_the_other_is_done(inputs, bucket, changes, tmp_path):

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
+from jaxgeom.buckets.places import named
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
 from jaxgeom.comparison.algebra.matrix import MatrixMaker
@@ -128,7 +129,7 @@ class Measurement(Generic[Result]):
                 digest = reader.sha256({part.tensor: one for part, one in held if part.is_whole})
             else:
                 digest = _joined(digests)
-            found.append({"name": reader.name, "dtype": reader.dtype, "sha256": digest})
+            found.append({"name": named(reader.name), "dtype": reader.dtype, "sha256": digest})
             if reader.adapter is not None:
                 found[-1]["adapter"] = {key: value for key, value in reader.adapter.items() if key != "base_files"}
         return self.by_role(found)
@@ -273,7 +274,7 @@ def _journal(
     team: Team | None,
 ) -> Journal:  # fmt: skip
     """The journal of exactly these checkpoints, settings and version."""
-    single = {role: side.name for role, side in measurement.sides.items() if not isinstance(side, list)}
+    single = {role: named(side.name) for role, side in measurement.sides.items() if not isinstance(side, list)}
     same = {name: value for name, value in described.items() if name != "checkpoints"}
     return Journal(
         folder,
