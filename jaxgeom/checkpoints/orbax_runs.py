@@ -94,8 +94,12 @@ def open_run(found: RunCheckpoint, name: str) -> Checkpoint:
     for tensor in wanted:
         path = tuple(tensor.path)
         if path not in stores:
-            with one_line(f"{params}: leaf {'.'.join(path)}"):
-                stores[path] = _open_store(params, path, metadata)
+            try:
+                with one_line(f"{params}: leaf {'.'.join(path)}"):
+                    stores[path] = _open_store(params, path, metadata)
+            except UserError:
+                verified.require()  # names the file, where one is damaged
+                raise
         store = stores[path]
         held = leaf_slice(store, tensor)
         if int(np.prod(held.shape)) != int(np.prod(tensor.shape)):

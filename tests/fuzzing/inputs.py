@@ -24,15 +24,16 @@ from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.study import Experiment, SyntheticData
 from jaxgeom.training import OPDSettings, RLVRSettings, SFTSettings
 
+common, rate = dict(steps=2, batch_size=8), AdamWSettings(learning_rate=1e-3)
 experiment = Experiment(
     name="tiny",
     base=Path("base"),
     teacher=Path("base"),
     data=SyntheticData(task=ArithmeticTask(terms=2, digits=2), demonstrations=20, prompts=10, heldout=4, seed=0),
-    anchor=SFTSettings(steps=2, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3), max_length=48),
-    opd=OPDSettings(steps=2, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3), samples_per_prompt=4, alpha=1),
-    rlvr=RLVRSettings(steps=2, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3), refills=1, save_every=1),
-    sft_continued=SFTSettings(steps=2, batch_size=8, optimizer=AdamWSettings(learning_rate=1e-3), micro_batches=1),
+    anchor=SFTSettings(max_new_tokens=16, optimizer=rate, max_length=48, **common),
+    opd=OPDSettings(max_new_tokens=16, optimizer=rate, samples_per_prompt=4, alpha=1, **common),
+    rlvr=RLVRSettings(max_new_tokens=16, optimizer=rate, refills=1, save_every=1, **common),
+    sft_continued=SFTSettings(max_new_tokens=16, optimizer=rate, micro_batches=1, **common),
     measure=CompareSettings(angle_k=4, mask_rank=4, subspace_k=4, include="q_proj"),
     seeds=(0,),
 )
