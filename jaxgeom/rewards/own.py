@@ -10,7 +10,7 @@ import os
 import reprlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -60,15 +60,14 @@ class OwnReward:
             UserError: the function raises, returns other than a finite number for each answer; the row is named.
         """
         try:
-            values = self._called(texts, rows)
-            values = [_plain(value) for value in values]
-            numbers = [_as_number(value) for value in values]
+            with _users_own():
+                values = [_plain(value) for value in self._called(texts, rows)]
+                numbers = [_as_number(value) for value in values]
         except _NoNumbersError as error:
             raise UserError(f"reward {self.name} returned {error}, not a list of numbers") from None
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # the module is the user's own program: whatever it raises is theirs to read
-            raise UserError(f"{self._culprit(texts, rows)}: reward {self.name} raised {_said(error)}") from error
+        except _RaisedError as error:
+            culprit = self._culprit(texts, rows)
+            raise UserError(f"{culprit}: reward {self.name} raised {error}") from error.__cause__
         if len(values) != len(texts):
             many = f"more than {len(texts)}" if len(values) > len(texts) else len(values)
             raise UserError(f"{_places(rows)}: reward {self.name} returned {many} numbers for {len(texts)} answers")
@@ -106,19 +105,37 @@ class OwnReward:
         """The first row that it raises on by itself; all of them where it does on none."""
         for text, row in zip(texts, rows, strict=True):
             try:
-                for value in self._called([text], [row]):
-                    _as_number(_plain(value))
+                with _users_own():
+                    for value in self._called([text], [row]):
+                        _as_number(_plain(value))
             except _NoNumbersError:
                 continue
-            except KeyboardInterrupt:
-                raise
-            except BaseException:  # as in the call for all
+            except _RaisedError:
                 return row.place
         return _places(rows)
 
 
 class _NoNumbersError(Exception):
     """What was returned is no list; the text says what it is."""
+
+
+class _RaisedError(Exception):
+    """The user's own program raised its cause; the text says what and where."""
+
+
+@contextlib.contextmanager
+def _users_own() -> Iterator[None]:
+    """Whatever the user's program raises, SystemExit among it, is theirs to read; an interruption from outside is ours.
+
+    Raises:
+        _RaisedError: for what it raises.
+    """
+    try:
+        yield
+    except (_NoNumbersError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise _RaisedError(_said(error)) from error
 
 
 def _plain(value: Any) -> Any:
@@ -157,12 +174,10 @@ def own_reward(name: str) -> OwnReward:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        with contextlib.chdir(os.curdir):
+        with _users_own(), contextlib.chdir(os.curdir):
             found: Any = importlib.import_module(module_name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # as in a call
-        raise UserError(f"reward={name}: {module_name} cannot be imported: {_said(error)}") from error
+    except _RaisedError as error:
+        raise UserError(f"reward={name}: {module_name} cannot be imported: {error}") from error.__cause__
     digest = _digest(found)
     for part in path.split("."):
         if not hasattr(found, part):

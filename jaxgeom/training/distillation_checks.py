@@ -138,5 +138,18 @@ def check_models(settings: Any, rows: int, teachers: int) -> None:
     """
     if (settings.top_k or 1) > rows:
         raise UserError(f"top_k={settings.top_k}: the vocabulary has {rows} tokens")
-    if teachers > 1 and settings.rollouts == "teacher":
+    check_number_of_teachers(settings, teachers)
+
+
+def check_number_of_teachers(settings: Any, teachers: int) -> None:
+    """Refuses answers of several teachers.
+
+    Args:
+        settings: of a run of any objective.
+        teachers: so many are given.
+
+    Raises:
+        UserError: naming field and value.
+    """
+    if teachers > 1 and getattr(settings, "rollouts", None) == "teacher":
         raise UserError(f"rollouts=teacher: {teachers} teachers are given; one alone can answer")

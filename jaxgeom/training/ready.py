@@ -27,6 +27,7 @@ from jaxgeom.rewards import Verifier
 from jaxgeom.sharding import batch_divisor
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.confinement import Confinement, make_confinement
+from jaxgeom.training.distillation_checks import check_number_of_teachers
 from jaxgeom.training.identity import differences, run_config
 from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
 from jaxgeom.training.objectives import OPD, Objective, objective_of
@@ -106,6 +107,7 @@ def make_ready(
     )  # fmt: skip
     if inputs.teachers and not settings.is_taught:
         raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
+    check_number_of_teachers(settings, len(inputs.teachers))
     settings.confine.require_sources(inputs.basis_from, inputs.mask_from)
     mesh, taught_on = split_devices(settings.mesh, getattr(settings, "teacher_devices", None))
     require_batch_divides(settings, mesh)
@@ -138,6 +140,8 @@ def make_ready(
         processes.from_first(lambda: _require_reference(out, reference))
     kept = out / "rows" if kept_rows is None else kept_rows
     rows = processes.together(lambda: read_run_rows(settings, inputs, kept=kept, reporter=reporter))
+    if settings.is_taught:
+        rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
     processes.together(lambda: verifier.require(rows.truths))
     load = {"mesh": mesh, "compute_dtype": settings.compute_dtype, "base": inputs.base, "say": reporter.say}
@@ -165,7 +169,6 @@ def make_ready(
         teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load | {"mesh": taught_on})
         for path, actor in zip(inputs.teachers, teachers, strict=True):
             _require_finite(actor, path, tokens, taught_on)
-        rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
     if changed is not None:
         reporter.say(f"{out}: {changed}: written anew")

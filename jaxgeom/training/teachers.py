@@ -107,7 +107,8 @@ def assigned(rows: Prepared, path: Path, teachers: Sequence[Path]) -> Prepared:
     known = listed([str(teacher) if lasts.count(teacher.name) > 1 else teacher.name for teacher in teachers])
     places = []
     for number, name in zip(rows.numbers.tolist(), rows.teachers, strict=True):
-        meant = [place for place, called in enumerate(names) if name in called]
+        # true is equal to 1 in Python, and no place
+        meant = [] if isinstance(name, bool) else [place for place, called in enumerate(names) if name in called]
         if len(meant) != 1:
             what = "has no field 'teacher'" if name is None else f"teacher={name!r} names {len(meant)} of the teachers"
             raise UserError(f"{path}: row {number}: {what}; one of {known}, or a place from 0, is needed")

@@ -105,6 +105,7 @@ def test_a_row_names_its_teacher_by_place_path_or_last_part(tmp_path):
         (("maths", None), "row 1: has no field 'teacher'; one of maths, code"),
         (("law",), "row 0: teacher='law' names 0 of the teachers; one of maths, code"),
         ((2,), "row 0: teacher=2 names 0"),
+        ((True,), "row 0: teacher=True names 0"),
         (("maths", 0), f"teacher={paths[1]}: no row of {tmp_path} names it"),
     ):
         with pytest.raises(UserError, match=says):
@@ -134,6 +135,13 @@ def test_several_teachers_do_not_answer(world):
     models, _, _ = world
     with pytest.raises(UserError, match="rollouts=teacher: 2 teachers are given"):
         objective_of(OPDSettings(**COMMON, rollouts="teacher"), models[0], models[1:])
+
+
+def test_a_command_for_which_several_would_answer_is_refused_before_anything_is_loaded(jaxgeom, taught, tmp_path):
+    line = arguments(taught, tmp_path / "run", "--teacher", taught / "unwritten", "--rollouts", "teacher")
+    refused = jaxgeom(*line)
+    assert refused.status == 2 and "rollouts=teacher: 2 teachers are given" in refused.err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
