@@ -80,6 +80,7 @@ def test_every_z_along_a_run_is_one(storage):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("storage", UNLIKE)
 def test_every_z_of_sides_that_are_stored_unlike_is_one(storage):
     for case in (*(CASES[name] for name in ("isotropic", "profile", "between")), WALK):
@@ -111,6 +112,7 @@ SCALES = (1e-6, 8e-6)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("draw", [calibration.measured, calibration.walk, calibration.between])
 def test_every_z_of_few_visible_entries_is_one_or_none(draw):
     z: dict[str, list] = {}
@@ -141,6 +143,7 @@ LOST = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("storage", calibration.STORAGE)
 @pytest.mark.parametrize("case", LARGER)
 def test_every_z_is_one_of_larger_matrices(case, storage):

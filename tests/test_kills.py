@@ -13,6 +13,7 @@ KILLS = Path(__file__).resolve().parent.parent / "experiments/kills.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_runs_of_every_objective_end_as_undisturbed_ones(tmp_path):
     _, environment = command()
     line = [sys.executable, str(KILLS), "--kills", "2", "--out", str(tmp_path)]
