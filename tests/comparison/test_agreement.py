@@ -174,6 +174,7 @@ def test_between(seed, size):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("storage", STORAGES)
 @settings(max_examples=2, phases=DRAWS)
@@ -187,6 +188,7 @@ def test_any_shape_and_storage(storage, shape, seed, size):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("storage", "shape"), list(zip(STORAGES, SHAPES, strict=True)))
 @settings(max_examples=1, phases=DRAWS)
 @given(**DRAWN)
@@ -196,6 +198,7 @@ def test_further_nulls_of_any_shape_and_storage(storage, shape, seed, size):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("storage", ["bfloat16", "float16"])
 @settings(max_examples=2, phases=DRAWS)
 @given(**DRAWN)

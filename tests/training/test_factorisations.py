@@ -133,6 +133,7 @@ LAYOUTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "sizes", "packed"),
     LAYOUTS,
