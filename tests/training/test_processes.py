@@ -76,6 +76,12 @@ REFUSED = {
     "a mesh": ({"mesh_tensor": 3}, {"mesh_tensor": 3}, "do not multiply to the 2 devices"),
     "a batch": ({"batch_size": 3}, {"batch_size": 3}, "batch_size=3 is not divisible by the 2 batch shards"),
     "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "within one process alone"),
+    "a bucket of one alone": ({"out": "there"}, {"out": "gs://bucket/there"}, '"gs://bucket/there" in process 1'),
+    "another verifier": (
+        {"reward": "judging:by_length"},
+        {"reward": "judging:by_length"},
+        "verifiers.judging:by_length",
+    ),
     "not shared": ({"out": "run"}, {"out": "run"}, "run: process 1 does not see what process 0 writes there"),
 }
 """What the first process is told, what the second is, and what both say."""
@@ -89,20 +95,56 @@ def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
     for index, folder in folders.items():
         folder.mkdir()
         (folder / "demos.jsonl").write_text("".join(lines[index:]))
+        (folder / "judging.py").write_text(
+            f"def by_length(texts, rows): return [len(text) + {index} for text in texts]"
+        )
 
     def line(changes):
         given = {"out": tmp_path / "run"} | changes
-        return words("opd" if "teacher_devices" in given else "sft", inputs, given.pop("out"), **given)
+        kind = "opd" if "teacher_devices" in given else "rlvr" if "reward" in given else "sft"
+        return words(kind, inputs, given.pop("out"), **given)
 
     commands = [[line(told[index]) for told in REFUSED.values()] for index in range(2)]
     before = time.monotonic()
-    ended = launching.each(launching.end(launching.start(commands, devices=1, directories=folders)))
+    ended = launching.each(
+        launching.end(
+            launching.start(commands, devices=1, directories=folders, environment={"PYTHONDONTWRITEBYTECODE": "1"})
+        )
+    )
     assert time.monotonic() - before < 250
     for process in ended:
         for name, one in zip(REFUSED, process, strict=True):
             assert one.status == 2 and one.err.count("\n") == 1 and REFUSED[name][2] in one.err, (name, one)
     assert not (tmp_path / "run").exists()
-    assert [sorted(path.name for path in folder.iterdir()) for folder in folders.values()] == [["demos.jsonl"]] * 2
+    assert [sorted(path.name for path in folder.iterdir()) for folder in folders.values()] == [
+        ["demos.jsonl", "judging.py"]
+    ] * 2
+
+
+MEETING = """
+import json, os
+import numpy as np
+from jaxgeom import processes
+from jaxgeom.errors import UserError
+processes.join()
+is_first = processes.is_first()
+said = [processes.as_first_has(np.array([is_first, not is_first, True])).tolist()]
+try:
+    (processes.from_first if is_first else processes.together)(lambda: 1)
+except UserError as error:
+    said.append([str(error), error.status])
+print("SAID", json.dumps(said), flush=True)
+os._exit(0)
+"""
+
+
+def test_processes_that_do_different_things_say_so_and_what_each_computes_can_be_made_one():
+    """Without that one of them went on alone, and the other ended with status 0."""
+    ended = launching.end(launching.start([[[]], [[]]], devices=1, script=MEETING), seconds=120)
+    for one in ended:
+        (line,) = [line for line in one.out.splitlines() if line.startswith("SAID")]
+        bits, (text, status) = json.loads(line.removeprefix("SAID"))
+        assert bits == [True, False, True] and status == 2 and "process 1 does something else than process 0" in text
 
 
 # Of a job whose other task has not come: JAX takes the coordinator from its list of nodes.
