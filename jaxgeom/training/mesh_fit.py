@@ -85,7 +85,7 @@ def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
     Raises:
         UserError: an expert axis for a model that has no experts: its devices would all do the same work.
     """
-    tensor, expert = mesh.shape["tensor"], mesh.shape["expert"]
+    fsdp, tensor, expert = (mesh.shape[axis] for axis in ("fsdp", "tensor", "expert"))
     if expert > 1 and not config.is_moe:
         raise UserError(
             f"--mesh-expert {expert}: the model is dense, without experts to split; give the devices to --mesh-fsdp,"
@@ -93,9 +93,11 @@ def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
         )
     inner = config.moe_intermediate_size if config.is_moe else config.intermediate_size
     parts = [
+        ("fsdp", fsdp, "columns of the model's width", config.hidden_size),
         ("tensor", tensor, "attention heads", config.num_attention_heads),
         ("tensor", tensor, "key-value heads", config.num_key_value_heads),
         ("tensor", tensor, "feed-forward units", inner),
+        ("tensor", tensor, "rows of the vocabulary", config.vocab_size),
         ("expert", expert, "experts", config.num_experts),
     ]
     return [
