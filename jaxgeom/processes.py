@@ -38,6 +38,8 @@ SEEING = 60.0
 
 _SLACK = 60  # seconds in which JAX's own end of waiting, which is no error but an abort, comes after ours
 _VARIABLES = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+_OF_SEVERAL = re.compile(r"\bGloo\b|\bNCCL\b|[Cc]oordination ?[Ss]ervice")
+"""Who speaks where a computation of several processes fails; JAX raises some of that as a plain `ValueError`."""
 _FIRST = 1024  # bytes that are exchanged at once; longer values take a second exchange
 
 _T = TypeVar("_T")
@@ -334,6 +336,33 @@ class Signals:
         return 0 if before is None else int(before)
 
 
+def tells_of_loss(error: BaseException) -> bool:
+    """Whether an error is that of a computation, or of a meeting, that another process did not come through.
+
+    Args:
+        error: of JAX, or of a library that uses it.
+    """
+    said = str(error)
+    if count() == 1 or isinstance(error, UserError) or "RESOURCE_EXHAUSTED" in said:
+        return False
+    is_of_jax = any(isinstance(one, jax.errors.JaxRuntimeError) for one in (error, error.__cause__))
+    return is_of_jax or _OF_SEVERAL.search(said) is not None
+
+
+def as_loss(error: BaseException, where: str | os.PathLike[str]) -> ProcessLost:
+    """What is said of an error that tells of a loss.
+
+    Args:
+        error: of which `tells_of_loss` says so.
+        where: what this process was working on.
+    """
+    said = " ".join(str(error).split())
+    return ProcessLost(
+        f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start all"
+        " of them again with the same command, it goes on from the last checkpoint"
+    )
+
+
 @contextlib.contextmanager
 def told(where: str | os.PathLike[str]) -> Iterator[None]:
     """Within it the failure of a computation that all take part in is one line.
@@ -343,14 +372,10 @@ def told(where: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        said = " ".join(str(error).split())
-        if count() == 1 or "RESOURCE_EXHAUSTED" in said:
+    except Exception as error:
+        if not tells_of_loss(error):
             raise
-        raise ProcessLost(
-            f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start"
-            " all of them again with the same command, it goes on from the last checkpoint"
-        ) from error
+        raise as_loss(error, where) from error
 
 
 @contextlib.contextmanager

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgeom import processes
+from jaxgeom.checkpoints.checksums import one_line
 from jaxgeom.errors import UserError
-from jaxgeom.training.checkpointing import find_resume
+from jaxgeom.training.checkpointing import _as_os_error, find_resume
 from tests import launching
 from tests.tiny import write_tiny_model
 from tests.training import runs
@@ -145,6 +146,50 @@ def test_processes_that_do_different_things_say_so_and_what_each_computes_can_be
         (line,) = [line for line in one.out.splitlines() if line.startswith("SAID")]
         bits, (text, status) = json.loads(line.removeprefix("SAID"))
         assert bits == [True, False, True] and status == 2 and "process 1 does something else than process 0" in text
+
+
+def _timed_out():
+    """As Orbax says that the others did not come."""
+    try:
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out.")
+    except jax.errors.JaxRuntimeError as error:
+        raise TimeoutError("Timed out while waiting for async_write_complete barrier.") from error
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_loss"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), True),
+        (_timed_out, True),
+        (ValueError("NOT_FOUND: Error opening zarr driver"), False),
+        (OSError(28, "No space left on device"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+    ],
+    ids=["gloo", "gloo as a value", "barrier", "file", "disk", "memory"],
+)
+def test_a_process_that_is_lost_is_no_fault_of_the_file_that_is_written(monkeypatch, raised, is_loss):
+    """Exit status 2, a mistake of the user's, would end the job for good; one process knows of no other."""
+    for several in (True, False):
+        monkeypatch.setattr(processes, "count", lambda several=several: 1 + several)
+        for room in (lambda: _as_os_error("step"), lambda: one_line("step"), lambda: processes.told("run")):
+            with pytest.raises(Exception) as found, room():
+                if callable(raised):
+                    raised()
+                raise raised
+            lost = several and is_loss
+            assert isinstance(found.value, processes.ProcessLost) == lost
+            assert not lost or (found.value.status == 1 and "another process is lost" in str(found.value))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_a_checkpoint_is_begun_is_said_to_be_lost(inputs, tmp_path):
+    given = words("sft", inputs, tmp_path / "run")
+    fallen = {1: tmp_path / "run/checkpoints/.2.partial.orbax-checkpoint-tmp"}
+    first, second = launching.end(launching.start([[given]] * 2, devices=1, falls=fallen), seconds=300)
+    ((one,),) = launching.each([first])
+    assert (one.status, second.status) == (1, -signal.SIGKILL), one
+    assert "another process is lost" in one.err and one.err.count("\n") == 1
 
 
 # Of a job whose other task has not come: JAX takes the coordinator from its list of nodes.
