@@ -28,7 +28,7 @@ from jaxgeom.sharding import batch_divisor
 from jaxgeom.training.checkpointing import Resume, find_resume, load_start, tokenizer_directory
 from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.identity import differences, run_config
-from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices, undivided
 from jaxgeom.training.objectives import OPD, Objective, objective_of
 from jaxgeom.training.remarks import float32_on_accelerator, repeated_prompts, twin_teacher
 from jaxgeom.training.rollouts import Actor
@@ -159,6 +159,8 @@ def make_ready(
         teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load | {"mesh": taught_on})
         for path, actor in zip(inputs.teachers, teachers, strict=True):
             _require_finite(actor, path, tokens, taught_on)
+            for note in undivided(actor.model.config, taught_on):
+                reporter.say(f"{path}: {note}")
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     config["model"] = model.config.to_hf()
     if changed is not None:

@@ -8,7 +8,7 @@ from jaxgeom.data.rows import write_jsonl
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config
 from jaxgeom.sharding import make_mesh
-from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.mesh_fit import mesh_notes, undivided
 from tests.tiny import write_tiny_model
 
 CONFIG = Qwen3Config(
@@ -35,6 +35,10 @@ MOE = dataclasses.replace(CONFIG, num_experts=6, num_experts_per_tok=2, moe_inte
 def test_what_an_axis_does_not_divide_is_said(config, sizes, said):
     notes = mesh_notes(config, make_mesh(*sizes))
     assert len(notes) == len(said) and all(words in note for words, note in zip(said, notes, strict=True))
+
+
+def test_a_teacher_may_be_dense_beside_a_mixture():
+    assert undivided(CONFIG, make_mesh(2, 2, 1, 2)) == []
 
 
 def test_experts_of_a_dense_model_are_refused():
