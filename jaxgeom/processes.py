@@ -38,6 +38,8 @@ SEEING = 60.0
 
 _SLACK = 60  # seconds in which JAX's own end of waiting, which is no error but an abort, comes after ours
 _VARIABLES = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+_OF_SEVERAL = re.compile(r"\bGloo\b|\bNCCL\b|[Cc]oordination ?[Ss]ervice")
+"""Who speaks where a computation of several processes fails; JAX raises some of that as a plain `ValueError`."""
 _FIRST = 1024  # bytes that are exchanged at once; longer values take a second exchange
 
 _T = TypeVar("_T")
@@ -128,10 +130,30 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def exchanged(value: Any) -> list[Any]:
-    """What every process says, in their order; all call it together."""
+def exchanged(value: Any, *, at: str = "exchanged") -> list[Any]:
+    """What every process says, in their order; all call it together.
+
+    Args:
+        value: what this one says; it is pickled.
+        at: the place in the program, which is that of all.
+
+    Raises:
+        UserError: they have come to different places, as they do that were given different commands.
+    """
     if count() == 1:
         return [value]
+    found = _gathered((at, value))
+    lost = [str(index) for index, (place, _) in enumerate(found) if place != found[0][0]]
+    if lost:
+        raise UserError(
+            f"the processes disagree: process {', '.join(lost)} does something else than process 0; start all with the"
+            " same command, the same arguments and the same files"
+        )
+    return [said for _, said in found]
+
+
+def _gathered(value: Any) -> list[Any]:
+    """A value of every process, of any size."""
     said = pickle.dumps(value)
     held = np.zeros(_FIRST, np.uint8)
     held[:4] = np.frombuffer(np.uint32(len(said)).tobytes(), np.uint8)
@@ -166,7 +188,7 @@ def together(make: Callable[[], _T]) -> _T:
         value = make()
     except (UserError, OSError) as error:
         own = error
-    said = exchanged(None if own is None else (str(own), _status(own)))
+    said = exchanged(None if own is None else (str(own), _status(own)), at="together")
     if own is not None:
         raise own
     for index, error in enumerate(said):
@@ -179,7 +201,7 @@ def of_all(make: Callable[[], _T]) -> list[_T]:
     """`make()` of every process, in their order; otherwise as `together`."""
     if count() == 1:
         return [make()]
-    return exchanged(together(make))
+    return exchanged(together(make), at="of_all")
 
 
 def from_first(make: Callable[[], _T]) -> _T:
@@ -200,12 +222,23 @@ def from_first(make: Callable[[], _T]) -> _T:
             said = make(), None
         except (UserError, OSError) as error:
             said, own = (None, (str(error), _status(error))), error
-    value, failed = exchanged(said)[0]
+    value, failed = exchanged(said, at="from_first")[0]
     if own is not None:
         raise own
     if failed is not None:
         raise _failed(*failed)
     return value
+
+
+def as_first_has(array: np.ndarray) -> np.ndarray:
+    """An array of one shape and dtype in all processes, with the numbers that it has in process 0.
+
+    What a host computes in floating point may differ between machines, by their kind and by the number of their cores.
+
+    Args:
+        array: what this process has computed, float32 or bool.
+    """
+    return array if count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
 @contextlib.contextmanager
@@ -229,7 +262,8 @@ def require_same(described: dict[str, Any]) -> None:
     Raises:
         UserError: naming the first field that differs, and both values.
     """
-    first, *others = exchanged(json.loads(named(json.dumps(described, default=str))))  # each has copies of its own
+    own = json.loads(named(json.dumps(described, default=str)))  # each has copies of its own
+    first, *others = exchanged(own, at="require_same")
     for index, other in enumerate(others, 1):
         differing = unequal(first, other)
         if differing:
@@ -251,7 +285,7 @@ def require_shared(path: pathlib.Path) -> None:
     written, until = from_first(lambda: _text(path)), time.monotonic() + SEEING
     while not (seen := _text(path) == written) and time.monotonic() < until:
         time.sleep(0.2)
-    blind = [str(index) for index, sees in enumerate(exchanged(seen)) if not sees]
+    blind = [str(index) for index, sees in enumerate(exchanged(seen, at="require_shared")) if not sees]
     if blind:
         raise UserError(
             f"{path.parent}: process {', '.join(blind)} does not see what process 0 writes there; choose a directory"
@@ -302,6 +336,33 @@ class Signals:
         return 0 if before is None else int(before)
 
 
+def tells_of_loss(error: BaseException) -> bool:
+    """Whether an error is that of a computation, or of a meeting, that another process did not come through.
+
+    Args:
+        error: of JAX, or of a library that uses it.
+    """
+    said = str(error)
+    if count() == 1 or isinstance(error, UserError) or "RESOURCE_EXHAUSTED" in said:
+        return False
+    is_of_jax = any(isinstance(one, jax.errors.JaxRuntimeError) for one in (error, error.__cause__))
+    return is_of_jax or _OF_SEVERAL.search(said) is not None
+
+
+def as_loss(error: BaseException, where: str | os.PathLike[str]) -> ProcessLost:
+    """What is said of an error that tells of a loss.
+
+    Args:
+        error: of which `tells_of_loss` says so.
+        where: what this process was working on.
+    """
+    said = " ".join(str(error).split())
+    return ProcessLost(
+        f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start all"
+        " of them again with the same command, it goes on from the last checkpoint"
+    )
+
+
 @contextlib.contextmanager
 def told(where: str | os.PathLike[str]) -> Iterator[None]:
     """Within it the failure of a computation that all take part in is one line.
@@ -311,14 +372,10 @@ def told(where: str | os.PathLike[str]) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        said = " ".join(str(error).split())
-        if count() == 1 or "RESOURCE_EXHAUSTED" in said:
+    except Exception as error:
+        if not tells_of_loss(error):
             raise
-        raise ProcessLost(
-            f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start"
-            " all of them again with the same command, it goes on from the last checkpoint"
-        ) from error
+        raise as_loss(error, where) from error
 
 
 @contextlib.contextmanager

@@ -25,9 +25,9 @@ run() {
 
 # need NAME…: options that must have been given; option --some-name is kept in some_name.
 need() {
-    local name
-    for name in "$@"; do
-        [ -n "${!name:-}" ] || die "--${name//_/-} is missing; see $program --help"
+    local wanted # its name must be none that a caller uses, here and below: `name` is one
+    for wanted in "$@"; do
+        [ -n "${!wanted:-}" ] || die "--${wanted//_/-} is missing; see $program --help"
     done
 }
 
@@ -35,7 +35,7 @@ need() {
 # What follows `--` among the arguments goes to the array `rest`.
 options() {
     local -A takes=()
-    local option # its name must be none that a caller uses
+    local option
     while [ "$1" != -- ]; do
         takes[${1%!}]=$([ "${1%!}" = "$1" ] && echo value || echo nothing)
         shift
@@ -54,21 +54,28 @@ options() {
         if [ "${takes[$option]}" = nothing ]; then
             printf -v "$option" 1 && shift
         else
-            (($# > 1)) || die "$1 needs a value"
+            # An empty one is a variable that was not set: without --pool a teardown would be of the cluster.
+            (($# > 1)) && [ -n "$2" ] || die "$1 needs a value"
             printf -v "$option" %s "$2" && shift 2
         fi
     done
 }
 
-# A name that both Cloud TPU and Kubernetes take.
-check_name() { [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name $1: at most 40 of a-z, 0-9 and -, from a letter on"; }
+# check_names NAME…: options whose value is a name that both Cloud TPU and Kubernetes take.
+check_names() {
+    local checked
+    for checked in "$@"; do
+        [[ ${!checked} =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] \
+            || die "--$checked ${!checked}: at most 40 of a-z, 0-9 and -, from a letter on"
+    done
+}
 
 # check_numbers LEAST NAME…: options that are whole numbers.
 check_numbers() {
-    local least=$1 name
-    for name in "${@:2}"; do
-        if ! [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((${!name} < least)); then
-            die "--${name//_/-} ${!name}: a whole number from $least on is needed"
+    local least=$1 checked
+    for checked in "${@:2}"; do
+        if ! [[ ${!checked} =~ ^(0|[1-9][0-9]{0,8})$ ]] || ((${!checked} < least)); then
+            die "--${checked//_/-} ${!checked}: a whole number from $least on is needed"
         fi
     done
 }

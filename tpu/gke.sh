@@ -59,13 +59,17 @@ shape() {
         v6e) machine=ct6e-standard-4t accelerator=tpu-v6e-slice ;;
         *) die "--type $type: one of v5e, v5p, v6e" ;;
     esac
-    local dimensions=2 product
-    [ "$type" != v5p ] || dimensions=3
-    [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){$((dimensions - 1))}$ ]] \
-        || die "--topology $topology: of $type it has $dimensions numbers, as $([ "$dimensions" = 2 ] && echo 4x4 || echo 2x2x4)"
+    local slices='2x2 2x4 4x4 4x8 8x8 8x16 16x16' form='^([48]|1[26])x([48]|1[26])x([48]|1[26]|2[048])$' product
+    if [ "$type" = v5p ]; then
+        slices='2x2x1 2x2x2 2x2x4 2x4x4'
+        # And of cubes of 4x4x4, sizes ascending, as many as there are in one slice.
+        if [[ $topology =~ $form ]] && ((BASH_REMATCH[1] <= BASH_REMATCH[2] && BASH_REMATCH[2] <= BASH_REMATCH[3])) \
+            && ((BASH_REMATCH[1] * BASH_REMATCH[2] * BASH_REMATCH[3] <= 6144)); then slices+=" $topology"; fi
+    fi
+    [[ $topology != *[!0-9x]* && " $slices " == *" $topology "* ]] \
+        || die "--topology $topology: of $type one of $slices$([ "$type" != v5p ] || echo ', or ascending multiples of 4, as 4x4x8') is needed"
     product=$((${topology//x/*}))
     chips=4
-    ((product % chips == 0)) || die "--topology $topology: its $product chips are no multiple of the $chips of a host"
     hosts=$((product / chips))
 }
 
@@ -93,7 +97,7 @@ print(json.dumps([*sys.argv[1:own], *(word.replace("$", "$$") for word in sys.ar
 case $action in
     cluster)
         need name project location
-        check_name "$name"
+        check_names name
         run gcloud container clusters create "$name" --project="$project" --location="$location" --release-channel=regular \
             --machine-type=e2-standard-4 --num-nodes=1 "$scopes" "${who[@]}"
         cluster=$name
@@ -103,7 +107,7 @@ case $action in
         ;;
     pool)
         need name project location cluster zone type topology
-        check_name "$name"
+        check_names name
         shape
         [ -z "$spot" ] || [ -z "$reservation" ] || die "--spot and --reservation exclude each other"
         words=()
@@ -120,7 +124,8 @@ case $action in
     launch | manifest)
         need name pool type topology image store
         [ "$action" = manifest ] || need cluster project location
-        check_name "$name"
+        check_names name pool
+        [[ $image =~ ^[A-Za-z0-9][A-Za-z0-9./:@_-]*$ ]] || die "--image $image: HOST/PATH:TAG is needed"
         check_store "$store"
         store=${store%/}
         shape
@@ -132,6 +137,8 @@ case $action in
             run kubectl apply -f -
             manifest | sed 's/^/#   /'
         else
+            # Applied again, a JobSet that has ended stays ended, and one of another command is refused.
+            ! kubectl get jobset "$name" >/dev/null 2>&1 || die "--name $name: is there already; first: $program delete"
             # A status of an earlier launch is no longer true.
             ! gcloud storage ls "$store/status" >/dev/null 2>&1 || gcloud storage rm "$store/status"
             manifest | kubectl apply -f -

@@ -41,7 +41,7 @@ valid_until_duration='' network='' subnetwork='' internal_ips='' every=300 poll=
 options name project zone accelerator store spot! reserved! service_account runtime_version valid_until_duration \
     network subnetwork internal_ips! every poll -- "$@"
 need name project zone
-check_name "$name"
+check_names name
 check_numbers 1 every
 check_numbers 0 poll
 place=(--project="$project" --zone="$zone")
@@ -57,9 +57,10 @@ runtime() {
     esac
 }
 
-prepare() { # the wheel; a status of an earlier launch is no longer true
-    local wheels="$scratch/wheels"
+prepare() { # the wheel, the only one there; a status of an earlier launch is no longer true
+    local wheels="$scratch/wheels" old="$store/launch/jaxgeom-*.whl"
     run "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --wheel-dir "$wheels" "$here/.."
+    if [ -n "$dry" ] || gcloud storage ls "$old" >/dev/null 2>&1; then run gcloud storage rm "$old"; fi
     if [ -n "$dry" ]; then
         run gcloud storage cp "$wheels/jaxgeom-*.whl" "$store/launch/"
     else
@@ -153,6 +154,15 @@ trap 'rm -rf "$scratch"' EXIT
     printf ' )\n'
 } >"$scratch/job.sh"
 if [ -n "$dry" ]; then echo "# $scratch/job.sh:" && sed 's/^/#   /' "$scratch/job.sh"; fi
+
+# Machines that are there would not hear of another command, and their store would no longer say how it ended.
+if [ "$action" = launch ] && [ -z "$dry" ]; then
+    case $(state) in
+        GONE) ;;
+        UNKNOWN) die "--name $name: the queue does not tell whether it is there; see $program status" ;;
+        *) die "--name $name: is there already; first: $program delete" ;;
+    esac
+fi
 
 # A watch that is started again finds its request, or how it ended, and must not begin anew.
 if [ "$action" = launch ] || [ -n "$dry" ] || ! { gcloud storage ls "$store/status" >/dev/null 2>&1 || [ "$(state)" != GONE ]; }; then

@@ -9,7 +9,8 @@ usage: restart.sh [options] -- COMMAND…
 Exit status of COMMAND → what happens:
   0             done
   2             a mistake of the user's, said on stderr: not started again
-  130, 143      stopped: not started again here; the next start of this machine goes on
+  130, 143      stopped: not started again here; the next start of this machine goes on. But one of several machines
+                (--store, and --distributed in COMMAND) ends so where another was told to stop: it is started again
   anything else started again after 10, 20, 40, … at most 300 seconds; after --tries failures in a row it is given up.
                 A failure after more than half an hour of work is the first of a new row.
 
@@ -68,6 +69,10 @@ for word in "${command[@]}"; do
     case $before=$word in --out=gs://* | *=--out=gs://*) direct=1 ;; esac
     before=$word
 done
+
+# Of several machines all end where one is told to stop; of the others nobody starts the command again but this script.
+several=''
+[ -z "$store" ] || for word in "${command[@]}"; do [ "$word" != --distributed ] || several=1; done
 
 say() { printf 'restart.sh: %s\n' "$*" >&2; }
 run() { if [ -n "$dry" ]; then printf '%q ' "$@" && echo; else "$@"; fi; }
@@ -181,7 +186,7 @@ while :; do
     case $status in
         0) finish 0 "done" ;;
         2) finish 2 "refused: a mistake in the command or its files; see the line above" ;;
-        130 | 143) push && say "stopped by status $status" && exit "$status" ;;
+        130 | 143) [ -n "$several" ] || { push && say "stopped by status $status" && exit "$status"; } ;;
     esac
     ((SECONDS - began < 1800)) || failed=0
     failed=$((failed + 1))

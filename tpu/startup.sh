@@ -23,8 +23,8 @@ if [ ! -x "$home/venv/bin/jaxgeom" ]; then
     python3 -m uv venv --clear --python 3.12 "$home/venv"
     rm -f "$home"/jaxgeom-*.whl
     gcloud storage cp "$store/launch/*.whl" "$home/"
-    wheels=("$home"/jaxgeom-*.whl)
-    python3 -m uv pip install --python "$home/venv/bin/python" "${wheels[-1]}[tpu,gcs]"
+    wheels=("$home"/jaxgeom-*.whl) # one: `queued.sh` takes the others away
+    python3 -m uv pip install --python "$home/venv/bin/python" "${wheels[0]}[tpu,gcs]"
     unset PYTHONPATH
 fi
 

@@ -191,12 +191,20 @@ def one_line(where: str | os.PathLike[str]) -> Iterator[None]:
 
     Orbax and TensorStore have no common error: ValueError, KeyError, TypeError, FileNotFoundError and others stand for
     the same broken file.
+
+    Raises:
+        UserError: in place of any of them.
+        ProcessLost: another process, which reads its part, is lost: no word of the file.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
+        from jaxgeom import processes  # heavy, and what reads with others has loaded it
+
+        if processes.tells_of_loss(error):
+            raise processes.as_loss(error, where) from error
         said = " ".join(str(error).split())[:300]
         raise UserError(f"{where}: cannot be read: {type(error).__name__}: {said}") from error
 

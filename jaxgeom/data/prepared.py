@@ -73,6 +73,11 @@ class Prepared:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all tokens, and of what they come from."""
+        return _digest(self.key, {name: getattr(self, name) for name in _ARRAYS})
+
     def row(self, place: int) -> Demonstration:
         """Tokens and targets of one row."""
         part = slice(self.starts[place], self.starts[place + 1])

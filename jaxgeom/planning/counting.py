@@ -81,9 +81,7 @@ class _Counter:
                 body = self.module.computations[instruction.called("body") or ""]
                 add(self.visit(body, times * (1 if turns is None else turns), fused=False))
             elif opcode == "conditional":
-                branches = [self.module.computations[name] for name in instruction.branches()]
-                found = [self.visit(branch, times, fused=False) for branch in branches]
-                add(max(found, key=lambda one: (one.flops, one.bytes)))
+                add(self._dearest([self.module.computations[name] for name in instruction.branches()], times))
             elif opcode == "fusion":
                 add(self.visit(self.module.computations[instruction.called("calls") or ""], times, fused=True))
             elif opcode in ("call", "async-start"):
@@ -94,6 +92,23 @@ class _Counter:
             if not fused and opcode not in ("call", "async-start"):
                 total.bytes += times * traffic(self.module, computation, instruction)
         return total
+
+    def _dearest(self, branches: list[Computation], times: int) -> Counts:
+        """Counts the branch that does most, of which alone the collectives run."""
+        before, found = self.by_channel, []
+        for branch in branches:
+            self.by_channel = {}
+            found.append((self.visit(branch, times, fused=False), self.by_channel))
+        dearest, by_channel = max(found, key=lambda one: (one[0].flops, one[0].bytes))
+        self.by_channel = before
+        for key, moved in by_channel.items():
+            self._keep(key, moved)
+        return dearest
+
+    def _keep(self, key: tuple[str, int], moved: Collective) -> None:
+        before = self.by_channel.get(key)
+        if before is None or before.sent < moved.sent:
+            self.by_channel[key] = moved
 
     def _count(
         self, instruction: Instruction, shapes: Shapes, times: int, total: Counts, *, scatters: bool
@@ -113,9 +128,7 @@ class _Counter:
         if channel is None:
             total.collectives.append(moved)
             return
-        before = self.by_channel.get((moved.kind, int(channel[1])))
-        if before is None or before.sent < moved.sent:
-            self.by_channel[moved.kind, int(channel[1])] = moved
+        self._keep((moved.kind, int(channel[1])), moved)
 
 
 def _is_scattered(computation: Computation, instruction: Instruction) -> bool:

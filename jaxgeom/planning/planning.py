@@ -15,7 +15,7 @@ from jaxgeom.planning.settings import PlanSettings
 from jaxgeom.planning.shapes import model_config, products
 from jaxgeom.planning.topologies import Topology, open_topology
 from jaxgeom.sharding import batch_divisor
-from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices, undivided
 
 # Of one kind: a hundred times what the largest slice holds.
 _MOST_BYTES = 1 << 56
@@ -79,6 +79,8 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     if teacher is not None and teacher.vocab_size != student.vocab_size:
         advice.append(f"the teacher's embedding is planned with the student's {student.vocab_size} rows")
         teacher = dataclasses.replace(teacher, vocab_size=student.vocab_size)
+    if teacher is not None:
+        advice += [f"the teacher: {note}" for note in undivided(teacher, taught_on)]
     planned_run = plan_run(settings, run, student, teacher, mesh, taught_on)
     planned = []
     for name in planned_run.programs:

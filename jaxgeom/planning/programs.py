@@ -162,7 +162,9 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         if asked is None:
             raise
         arguments = sum(map(bytes_a_device, read))
-        temporary = max(read_size(asked[1], asked[2]) - arguments, 0)
+        # More than there is, however the compiler rounds what it says.
+        needed = max(read_size(asked[1], asked[2]), (topology.memory or 0) + 1)
+        temporary = max(needed - arguments, 0)
         return Planned(name, arguments, temporary, None, 0, held, None, None, time.monotonic() - start)
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
     assert memory is not None

@@ -48,7 +48,8 @@ def measure(run: Run, settings: CompareSettings, reporter: Reporter, team: Team 
     directory = run.measures
     if processes.from_first(lambda: is_measured(run, settings)):
         return
-    steps = [step for step in saved_steps(run.directory) if step > 0]
+    # Listed by one: what a network file system shows may differ for a while, and each step is met for.
+    steps = processes.from_first(lambda: [step for step in saved_steps(run.directory) if step > 0])
     initial = open_checkpoint(run.origin)
     processes.from_first(lambda: directory.mkdir(parents=True, exist_ok=True))
     shared = directory / _SHARED
@@ -125,7 +126,9 @@ def compare_runs(
         ]  # fmt: skip
     path = out / "measures" / "between.json"
     done = path.with_suffix(".done")
-    ends = {key: f"{run.directory}@{saved_steps(run.directory)[-1]}" for key, run in runs.items()}
+    ends = processes.from_first(
+        lambda: {key: f"{run.directory}@{saved_steps(run.directory)[-1]}" for key, run in runs.items()}
+    )
 
     def held() -> tuple[str, list[dict[str, Any]] | None]:
         told = [[one, model_content(ends[one]), other, model_content(ends[other])] for one, other in pairs]

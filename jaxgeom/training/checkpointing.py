@@ -157,7 +157,7 @@ class Checkpoints:
 
         try:
             partial = processes.from_first(lambda: self._folders.begin(step))
-            with _as_os_error():
+            with _as_os_error(path):
                 self._orbax.save(partial, args=items)
         except OSError as error:
             raise self._refusal(path, error) from error
@@ -201,7 +201,7 @@ class Checkpoints:
 
     def _finish(self, partial: Any, path: Any, left: dict[str, Any], positions: logs.Positions) -> None:
         """Makes what Orbax writes a checkpoint, under its name; then takes away what need not stay."""
-        with _as_os_error():
+        with _as_os_error(path):
             self._orbax.wait_until_finished()
         if not processes.is_first():
             return
@@ -334,11 +334,23 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
 
 
 @contextlib.contextmanager
-def _as_os_error() -> Iterator[None]:
-    """Orbax and TensorStore say in many ways that a file cannot be written; to a user it is one."""
+def _as_os_error(path: Any) -> Iterator[None]:
+    """Orbax and TensorStore say in many ways that a file cannot be written; to a user it is one.
+
+    That another process is lost, which writes its part, they say too: that is no word of the file.
+
+    Args:
+        path: of the step.
+
+    Raises:
+        OSError: it cannot be written.
+        ProcessLost: another process is lost.
+    """
     try:
         yield
     except Exception as error:
+        if processes.tells_of_loss(error):
+            raise processes.as_loss(error, path) from error
         raise OSError(None, " ".join(str(error).split())[:300]) from error
 
 

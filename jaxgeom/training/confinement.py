@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.runs import named_run
 from jaxgeom.checkpoints.tensors import Checkpoint, Tensor
@@ -32,7 +33,6 @@ from jaxgeom.models.names import HFTensor, from_hf, hf_tensors, spectral_specs
 from jaxgeom.optimizers import confined, masked_training, subspace_coordinates
 from jaxgeom.optimizers.confinement import project
 from jaxgeom.optimizers.masking import within_masks
-from jaxgeom.processes import placed
 from jaxgeom.sharding import parameter_shardings
 from jaxgeom.training.confine_settings import ConfineSettings
 
@@ -183,12 +183,14 @@ def make_confinement(
             matrices = [jnp.asarray(side[tensor.name].read().astype(np.float32)) for side in read]
             generator = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
             if is_mask:
-                made.append(from_hf(config, tensor, np.asarray(_mask(kind, settings, matrices, generator, tensor))))
+                found = from_hf(config, tensor, np.asarray(_mask(kind, settings, matrices, generator, tensor)))
             else:
-                made.append(_basis(kind, settings, matrices, generator, tensor, notes))
+                found = _basis(kind, settings, matrices, generator, tensor, notes)
+            made.append(processes.as_first_has(found))
         batch = (config.num_hidden_layers,) + ((config.num_experts,) if group[0].expert is not None else ())
         leaf = np.stack(made).reshape(*batch, *made[0].shape)
         functools.reduce(lambda node, key: node[key], path[:-1], trees)[path[-1]] = leaf
+    notes = processes.from_first(lambda: notes)  # what is refused for them is refused by all
     if is_mask and not any(leaf.any() for leaf in jax.tree.leaves(trees)):
         if settings.mask == "changed":
             raise UserError(f"mask_from={mask_from}: nothing changed visibly since that run's start")
@@ -347,4 +349,4 @@ def _sides_of_run(source: str | Path, config: Qwen3Config) -> tuple[dict[str, Te
 def _placed(trees: PyTree, mesh: jax.sharding.Mesh | None) -> PyTree:
     if mesh is None:
         return jax.tree.map(jnp.asarray, trees)
-    return jax.tree.map(placed, trees, parameter_shardings(trees, mesh))
+    return jax.tree.map(processes.placed, trees, parameter_shardings(trees, mesh))

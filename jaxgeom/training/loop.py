@@ -25,7 +25,7 @@ from jaxgeom.training.monitor import Monitor
 from jaxgeom.training.objectives import Prepared, Tools
 from jaxgeom.training.optimizer import make_optimizer
 from jaxgeom.training.programs import make_train_step
-from jaxgeom.training.ready import Ready, from_where, make_ready
+from jaxgeom.training.ready import Ready, from_where, make_ready, require_same_command
 from jaxgeom.training.remarks import cannot_go_on, closing_remarks, last_numbers, learned_nothing, truncated_evaluation
 from jaxgeom.training.rollouts import Actor, Answers
 from jaxgeom.training.rows import write_tokenizer
@@ -74,8 +74,9 @@ def train(
     processes.refuse_unjoined()
     if not processes.is_first():
         reporter = Reporter(quiet=True)
-    processes.from_first(lambda: refuse_if_held(out))
     with stoppable(), said_within(), processes.told(out):
+        require_same_command(settings, inputs, out, force=force, kept_rows=kept_rows)
+        processes.from_first(lambda: refuse_if_held(out))
         with copies.opened(out, "run", reporter.say, force=force) as copy:
             ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
             if ready is None:

@@ -76,26 +76,39 @@ def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:
 
 
 def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
-    """A sentence for each part of the model that an axis of the mesh does not divide.
+    """`undivided` of the model that is trained.
 
     Args:
-        config: the model's.
+        config: its own.
         mesh: with the axes of `jaxgeom.sharding`.
 
     Raises:
         UserError: an expert axis for a model that has no experts: its devices would all do the same work.
     """
-    tensor, expert = mesh.shape["tensor"], mesh.shape["expert"]
+    expert = mesh.shape["expert"]
     if expert > 1 and not config.is_moe:
         raise UserError(
             f"--mesh-expert {expert}: the model is dense, without experts to split; give the devices to --mesh-fsdp,"
             " --mesh-data or --mesh-tensor"
         )
+    return undivided(config, mesh)
+
+
+def undivided(config: Qwen3Config, mesh: Mesh) -> list[str]:
+    """A sentence for each part of a model that an axis of the mesh does not divide.
+
+    Args:
+        config: the model's; of one without experts the expert axis splits nothing, which is not said.
+        mesh: with the axes of `jaxgeom.sharding`.
+    """
+    fsdp, tensor, expert = (mesh.shape[axis] for axis in ("fsdp", "tensor", "expert"))
     inner = config.moe_intermediate_size if config.is_moe else config.intermediate_size
     parts = [
+        ("fsdp", fsdp, "columns of the model's width", config.hidden_size),
         ("tensor", tensor, "attention heads", config.num_attention_heads),
         ("tensor", tensor, "key-value heads", config.num_key_value_heads),
         ("tensor", tensor, "feed-forward units", inner),
+        ("tensor", tensor, "rows of the vocabulary", config.vocab_size),
         ("expert", expert, "experts", config.num_experts),
     ]
     return [

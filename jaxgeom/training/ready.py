@@ -29,7 +29,7 @@ from jaxgeom.training.checkpointing import Resume, find_resume, load_start, toke
 from jaxgeom.training.confinement import Confinement, make_confinement
 from jaxgeom.training.distillation_checks import check_number_of_teachers
 from jaxgeom.training.identity import differences, run_config
-from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices
+from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices, undivided
 from jaxgeom.training.objectives import OPD, Objective, objective_of
 from jaxgeom.training.remarks import float32_on_accelerator, repeated_prompts, twin_teacher
 from jaxgeom.training.rollouts import Actor
@@ -97,14 +97,6 @@ def make_ready(
         UserError: something that cannot be used.
     """
     name = settings.objective
-    # Before anything that one of them alone may refuse, for whose end the others would wait.
-    processes.require_same(
-        {
-            "kind": "run", "objective": name, "settings": to_json(settings), "inputs": to_json(inputs),
-            "out": os.fspath(out), "force": force, "jax": jax.__version__,
-            "kept_rows": None if kept_rows is None else os.fspath(kept_rows),
-        }
-    )  # fmt: skip
     if inputs.teachers and not settings.is_taught:
         raise UserError(f"teacher={inputs.teachers[0]}: {name} has no teacher")
     check_number_of_teachers(settings, len(inputs.teachers))
@@ -140,6 +132,8 @@ def make_ready(
         processes.from_first(lambda: _require_reference(out, reference))
     kept = out / "rows" if kept_rows is None else kept_rows
     rows = processes.together(lambda: read_run_rows(settings, inputs, kept=kept, reporter=reporter))
+    if processes.count() > 1:  # each has its own tokenizer, templates (which may ask the time) and verifiers
+        processes.require_same(rows.digests())
     if settings.is_taught:
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
@@ -169,11 +163,13 @@ def make_ready(
         teachers = load_teachers(settings, inputs.teachers, model, rows.tokenizer, **load | {"mesh": taught_on})
         for path, actor in zip(inputs.teachers, teachers, strict=True):
             _require_finite(actor, path, tokens, taught_on)
+            for note in undivided(actor.model.config, taught_on):
+                reporter.say(f"{path}: {note}")
     config["model"] = model.config.to_hf()
     if changed is not None:
         reporter.say(f"{out}: {changed}: written anew")
     if rows.rewards.own:
-        config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
+        config["verifiers"] = rows.verifiers
     if (repeated := repeated_prompts(settings, len(rows.data))) is not None:
         reporter.say(f"{name}: {repeated}")
     files = tokenizer_directory(inputs.model, inputs.base)
@@ -202,6 +198,30 @@ def make_ready(
         start=start if counted else None,
     )
     return Ready(claim, config, force, model, params, objective, frozen, confinement, rows, kept, files, mesh)
+
+
+def require_same_command(
+    settings: RunSettings, inputs: RunInputs, out: Path, *, force: bool, kept_rows: Path | None
+) -> None:
+    """Refuses processes that were told to do different things: before anything that one of them alone may refuse.
+
+    Args:
+        settings: of the run.
+        inputs: what it reads.
+        out: the run directory.
+        force: whether another run in `out` may be deleted.
+        kept_rows: where the tokens of the rows are kept, `out/rows` where None.
+
+    Raises:
+        UserError: naming the first field that differs, and both values.
+    """
+    processes.require_same(
+        {
+            "kind": "run", "objective": settings.objective, "settings": to_json(settings), "inputs": to_json(inputs),
+            "out": os.fspath(out), "force": force, "jax": jax.__version__,
+            "kept_rows": None if kept_rows is None else os.fspath(kept_rows),
+        }
+    )  # fmt: skip
 
 
 def from_where(found: Claim, resume: Resume) -> str:

@@ -60,6 +60,20 @@ class RunRows:
         files = (self.data, *self.held_out.values())
         return [truth for rows in files for truth in rows.truths if truth is not None]
 
+    @property
+    def verifiers(self) -> dict[str, str]:
+        """The digest of every verifier of the user's own, by its name."""
+        return {reward.name: reward.digest for reward, _ in self.rewards.own}
+
+    def digests(self) -> dict[str, Any]:
+        """What tells these rows from others, and what answers to them are worth: JSON values."""
+        named = {"data": self.data} | {f"eval_data/{name}".rstrip("/"): rows for name, rows in self.held_out.items()}
+        return {
+            "rows": {name: rows.digest for name, rows in named.items()},
+            "stops": list(self.stops),
+            "verifiers": self.verifiers,
+        }
+
     def batches(self, settings: RunSettings) -> grain.DatasetIterator:
         """The run's iterator over its rows."""
         if settings.reads == "demonstrations":

@@ -101,6 +101,26 @@ def test_collectives_by_kind_and_axis_as_often_as_they_run(mesh):
     assert len(found) == 5
 
 
+def test_of_branches_the_dearest_counts_with_its_own_collectives(mesh):
+    def multiplied(x, y):
+        return jax.lax.psum(x @ y, ("data", "fsdp"))  # [8, 8]
+
+    def widened(x, y):
+        return jax.lax.psum(x, ("data", "fsdp"))[:, :8]  # [8, 64]
+
+    def run(which, x, y):
+        return jax.lax.cond(which, multiplied, widened, x, y)
+
+    whole = PartitionSpec()
+    either = jax.shard_map(run, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False)
+    given = [jax.ShapeDtypeStruct(*one, sharding=NamedSharding(mesh, whole)) for one in (
+        ((), bool), ((8, 64), jnp.float32), ((64, 8), jnp.float32)
+    )]  # fmt: skip
+    found = counted(either, *given, sizes=SIZES)
+    assert found.flops == 2 * 8 * 64 * 8
+    assert [one.payload for one in found.collectives] == [8 * 8 * 4]
+
+
 def test_what_a_sharded_layer_gathers(mesh):
     """Parameters split over fsdp, a batch over both axes: every device gathers each layer, and does its rows' work."""
     weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp")))

@@ -245,3 +245,6 @@ def test_a_compiler_that_runs_out_of_memory_says_how_much_was_asked(refusal):
     found = compile_program(run, "score", Topology("v5e:2x2", [device], 16 * gib, None))
     assert (found.arguments, found.held, found.counts) == (5 * gib, 2 * gib, None)
     assert found.needed == 25.5 * gib + 2 * gib
+    # The number is rounded: that it does not fit is what the refusal says.
+    tight = run._replace(resident=[read])
+    assert compile_program(tight, "score", Topology("v5e:2x2", [device], int(25.5 * gib), None)).needed > 25.5 * gib

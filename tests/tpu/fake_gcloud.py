@@ -26,7 +26,13 @@ def fail(said: str) -> None:
 def storage(verb: str, *words: str) -> None:
     flags = [word for word in words if word.startswith("--")]
     paths = [word for word in words if not word.startswith("--")]
-    if verb in ("ls", "cat", "rm"):
+    if verb in ("ls", "rm") and "*" in paths[0]:
+        found = list(place(paths[0]).parent.glob(Path(paths[0]).name))
+        if not found:
+            fail("not found: " + paths[0])
+        for path in found if verb == "rm" else ():
+            path.unlink()
+    elif verb in ("ls", "cat", "rm"):
         path = place(paths[0])
         if not path.exists():
             fail("not found: " + paths[0])

@@ -1,5 +1,6 @@
 """The launchers: the commands that `--dry-run` prints, the manifest, the shell, and a watch over a queue."""
 
+import math
 import shlex
 import subprocess
 import sys
@@ -151,10 +152,20 @@ def test_the_pool_has_the_hosts_of_the_slice(cloud: Cloud) -> None:
         ("queued.sh", ("launch", *JOB, "--accelerator", "v6e-8", "--every", "abc", "--", "x"), "--every abc"),
         ("queued.sh", ("watch", *JOB, "--accelerator", "v6e-8", "--poll", "-3", "--", "x"), "--poll -3"),
         ("queued.sh", ("start",), "no action start"),
+        ("queued.sh", ("status", "--project", "p", "--zone", "z"), "--name is missing"),
+        ("gke.sh", ("delete", *CLUSTER), "--name is missing"),
         ("queued.sh", ("status", "--name", "My_Job", "--project", "p", "--zone", "z"), "--name My_Job"),
-        ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], *SLICE[:2], "--type", "v5e", *SLICE[4:], "--", "x"), "2 numbers"),
+        (
+            "gke.sh",
+            ("manifest", *JOB[:2], *JOB[-2:], *SLICE[:2], "--type", "v5e", *SLICE[4:], "--", "x"),
+            "one of 2x2 2x4",
+        ),
         ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], *SLICE, "--every", "0", "--", "x"), "--every 0: a whole number"),
         ("gke.sh", ("manifest", "--zone"), "--zone needs a value"),
+        ("gke.sh", ("teardown", *CLUSTER, "--pool", ""), "--pool needs a value"),
+        ("gke.sh", ("teardown", *CLUSTER, "--pool="), "--pool needs a value"),
+        ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], "--pool", "a: b", *SLICE[2:], "--", "x"), "--pool a: b"),
+        ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], *SLICE[:6], "--image", 'i"j', "--", "x"), "HOST/PATH:TAG"),
         ("gke.sh", ("launch", "--colour", "red"), "unknown option --colour"),
     ],
 )
@@ -165,10 +176,68 @@ def test_a_mistake_is_one_line(cloud: Cloud, script: str, arguments: tuple, said
 
 
 @pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("v5e", ("2x2", "4x8", "16x16"), ("2x6", "8x4", "16x32", "2x2 2x4", "2x2x1", "")),
+        ("v5p", ("2x2x1", "2x4x4", "4x4x8", "4x4x20", "16x16x24"), ("4x4", "2x2x6", "8x4x4", "4x4x6", "16x16x28")),
+    ],
+)
+def test_a_slice_is_one_that_there_is(cloud: Cloud, kind: str, good: tuple, bad: tuple) -> None:
+    words = ("pool", "--name", "slice", *CLUSTER, "--zone", "z", "--type", kind, "--dry-run", "--topology")
+    for topology in good:
+        status, out, err = cloud.run("gke.sh", *words, topology)
+        assert status == 0 and f"--num-nodes={math.prod(map(int, topology.split('x'))) // 4}" in out, err
+    for topology in bad:
+        status, out, err = cloud.run("gke.sh", *words, topology)
+        assert (status, out, err.count("\n")) == (2, "", 1) and "--topology" in err, topology
+
+
+def test_a_name_that_yaml_takes_for_something_else_stays_a_name(cloud: Cloud) -> None:
+    words = ("--type", "v5e", "--topology", "2x2", "--image", "i", "--store", "gs://bucket/job", "--", "x")
+    _, out, _ = cloud.run("gke.sh", "manifest", "--name", "on", "--pool", "null", *words)
+    found = yaml.safe_load(out)
+    assert found["metadata"]["name"] == "on" and faults(found) == []
+
+
+def test_what_is_there_already_is_not_launched_again(cloud: Cloud) -> None:
+    """How it ended stays in its store."""
+    (cloud.store / "status").write_text("2 refused\n")
+    (cloud.folder / "states").write_text("ACTIVE\nUNKNOWN")
+    cloud.program("kubectl", 'echo "$*" >>"$FAKE_CLOUD/kubectl"; cat >/dev/null')
+    status, _, err = cloud.run("queued.sh", "launch", *JOB, "--accelerator", "v6e-8", "--", "x")
+    assert status == 2 and "--name job: is there already" in err and err.count("\n") == 1
+    cloud.program("gcloud", '[ "$1" = container ] || exit 1')
+    status, _, err = cloud.run("gke.sh", "launch", "--name", "job", *CLUSTER, *SLICE, *JOB[-2:], "--", "x")
+    assert status == 2 and "--name job: is there already" in err and err.count("\n") == 1
+    assert (cloud.folder / "kubectl").read_text() == "get jobset job\n"
+    assert (cloud.store / "status").read_text() == "2 refused\n"
+
+
+@pytest.mark.parametrize(
     ("tasks", "command"),
     [("1", ["jaxgeom", "a b"]), ("8", ["srun", "--kill-on-bad-exit=1", "jaxgeom", "a b", "--distributed"])],
 )
 def test_a_slurm_job_of_several_tasks_is_distributed(cloud: Cloud, tasks: str, command: list[str]) -> None:
-    environment = {"SLURM_NTASKS": tasks, "JAXGEOM_TPU": str(ROOT / "tpu")}
+    environment = {"SLURM_NTASKS": tasks, "JAXGEOM_TPU": str(ROOT / "tpu"), "SLURM_GPUS_ON_NODE": "8"}
     status, out, err = cloud.run("gpu.sbatch", "--dry-run", "jaxgeom", "a b", **environment)
     assert (status, printed(out)) == (0, [command]), err
+
+
+def test_tasks_that_would_leave_gpus_idle_are_refused(cloud: Cloud) -> None:
+    """JAX takes one GPU for each of several tasks; four nodes with one task each would use 4 of 32."""
+    words = {"SLURM_NTASKS": "4", "SLURM_NNODES": "4", "SLURM_GPUS_ON_NODE": "8", "JAXGEOM_TPU": str(ROOT / "tpu")}
+    status, out, err = cloud.run("gpu.sbatch", "jaxgeom", "train", **words)
+    assert (status, out, err.count("\n")) == (2, "", 1) and "--ntasks-per-node=8" in err
+
+
+def test_one_wheel_lies_in_the_store(cloud: Cloud) -> None:
+    """By names the newest is none that can be told: 0.10 stands before 0.9."""
+    (cloud.store / "launch").mkdir()
+    for version in ("0.10.0", "0.9.0"):
+        (cloud.folder / "states").write_text("GONE\n")
+        python = cloud.program(
+            "of-the-test", f'mkdir -p "${{@: -2:1}}"; touch "${{@: -2:1}}/jaxgeom-{version}-py3.whl"'
+        )
+        status, _, err = cloud.run("queued.sh", "launch", *JOB, "--accelerator", "v6e-8", "--", "x", PYTHON=str(python))
+        assert status == 0, err
+    assert [path.name for path in (cloud.store / "launch").iterdir()] == ["jaxgeom-0.9.0-py3.whl"]

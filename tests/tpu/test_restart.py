@@ -46,6 +46,18 @@ def test_the_exit_status_decides(cloud: Cloud, statuses: tuple, ends: int, start
         assert "ended before" in err
 
 
+def test_one_of_several_machines_goes_on_where_another_was_told_to_stop(cloud: Cloud) -> None:
+    """All end with 143 then, and the others are started by nothing else."""
+    work = cloud.folder / "work"
+    words = ("--work", work, "--", job(cloud, 143, 0), "--distributed")
+    status, _, err = cloud.run("restart.sh", *STORE, *words)
+    assert (status, starts(work)) == (0, 2), err
+    assert (cloud.store / "status").read_text() == "0 done\n"
+    (cloud.folder / "alone").mkdir()  # under SLURM there is no store, and the queue is told
+    status, _, _ = cloud.run("restart.sh", "--work", cloud.folder / "alone", *words[2:])
+    assert (status, starts(cloud.folder / "alone")) == (143, 1)
+
+
 def test_a_pod_leaves_the_next_start_to_its_jobset(cloud: Cloud) -> None:
     work = cloud.folder / "work"
     status, _, _ = cloud.run("restart.sh", *STORE, "--work", work, "--once", "--failed", 4, "--", job(cloud, 9, 0))

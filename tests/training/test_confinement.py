@@ -10,6 +10,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config
@@ -206,3 +207,11 @@ def test_a_matrix_without_directions_is_named_and_has_no_gradient(inputs, config
 def test_settings_that_mean_nothing_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         ConfineSettings(**options)
+
+
+def test_every_process_has_the_bases_and_masks_of_the_first(inputs, config, monkeypatch):
+    """A decomposition has other last digits where a machine has other cores; replicas must not."""
+    monkeypatch.setattr(processes, "as_first_has", lambda array: np.ones_like(array))
+    for settings in (ConfineSettings(confine="updates", basis="initial"), ConfineSettings(confine="mask")):
+        leaves = jax.tree.leaves(confinement(inputs, config, settings).trees)
+        assert leaves and all(np.all(np.asarray(leaf) == 1) for leaf in leaves)

@@ -8,7 +8,7 @@ from jaxgeom.data.rows import write_jsonl
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3Config
 from jaxgeom.sharding import make_mesh
-from jaxgeom.training.mesh_fit import mesh_notes
+from jaxgeom.training.mesh_fit import mesh_notes, undivided
 from tests.tiny import write_tiny_model
 
 CONFIG = Qwen3Config(
@@ -26,6 +26,8 @@ MOE = dataclasses.replace(CONFIG, num_experts=6, num_experts_per_tok=2, moe_inte
         (CONFIG, (1, 2, 4, 1), ["--mesh-tensor 4 does not divide the 2 key-value heads"]),
         (CONFIG, (1, 1, 8, 1), ["the 4 attention heads", "the 2 key-value heads"]),
         (MOE, (2, 2, 1, 2), []),
+        (dataclasses.replace(CONFIG, hidden_size=36), (1, 8, 1, 1), ["--mesh-fsdp 8 does not divide the 36 columns"]),
+        (dataclasses.replace(CONFIG, vocab_size=63), (4, 1, 2, 1), ["--mesh-tensor 2 does not divide the 63 rows of"]),
         (MOE, (1, 2, 1, 4), ["--mesh-expert 4 does not divide the 6 experts"]),
         (dataclasses.replace(CONFIG, intermediate_size=63), (2, 2, 2, 1), ["the 63 feed-forward units"]),
     ],
@@ -33,6 +35,10 @@ MOE = dataclasses.replace(CONFIG, num_experts=6, num_experts_per_tok=2, moe_inte
 def test_what_an_axis_does_not_divide_is_said(config, sizes, said):
     notes = mesh_notes(config, make_mesh(*sizes))
     assert len(notes) == len(said) and all(words in note for words, note in zip(said, notes, strict=True))
+
+
+def test_a_teacher_may_be_dense_beside_a_mixture():
+    assert undivided(CONFIG, make_mesh(2, 2, 1, 2)) == []
 
 
 def test_experts_of_a_dense_model_are_refused():

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxgeom import processes
+from jaxgeom.checkpoints.checksums import one_line
 from jaxgeom.errors import UserError
-from jaxgeom.training.checkpointing import find_resume
+from jaxgeom.training.checkpointing import _as_os_error, find_resume
 from tests import launching
 from tests.tiny import write_tiny_model
 from tests.training import runs
@@ -76,6 +77,12 @@ REFUSED = {
     "a mesh": ({"mesh_tensor": 3}, {"mesh_tensor": 3}, "do not multiply to the 2 devices"),
     "a batch": ({"batch_size": 3}, {"batch_size": 3}, "batch_size=3 is not divisible by the 2 batch shards"),
     "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "within one process alone"),
+    "a bucket of one alone": ({"out": "there"}, {"out": "gs://bucket/there"}, '"gs://bucket/there" in process 1'),
+    "another verifier": (
+        {"reward": "judging:by_length"},
+        {"reward": "judging:by_length"},
+        "verifiers.judging:by_length",
+    ),
     "not shared": ({"out": "run"}, {"out": "run"}, "run: process 1 does not see what process 0 writes there"),
 }
 """What the first process is told, what the second is, and what both say."""
@@ -89,20 +96,100 @@ def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
     for index, folder in folders.items():
         folder.mkdir()
         (folder / "demos.jsonl").write_text("".join(lines[index:]))
+        (folder / "judging.py").write_text(
+            f"def by_length(texts, rows): return [len(text) + {index} for text in texts]"
+        )
 
     def line(changes):
         given = {"out": tmp_path / "run"} | changes
-        return words("opd" if "teacher_devices" in given else "sft", inputs, given.pop("out"), **given)
+        kind = "opd" if "teacher_devices" in given else "rlvr" if "reward" in given else "sft"
+        return words(kind, inputs, given.pop("out"), **given)
 
     commands = [[line(told[index]) for told in REFUSED.values()] for index in range(2)]
     before = time.monotonic()
-    ended = launching.each(launching.end(launching.start(commands, devices=1, directories=folders)))
+    ended = launching.each(
+        launching.end(
+            launching.start(commands, devices=1, directories=folders, environment={"PYTHONDONTWRITEBYTECODE": "1"})
+        )
+    )
     assert time.monotonic() - before < 250
     for process in ended:
         for name, one in zip(REFUSED, process, strict=True):
             assert one.status == 2 and one.err.count("\n") == 1 and REFUSED[name][2] in one.err, (name, one)
     assert not (tmp_path / "run").exists()
-    assert [sorted(path.name for path in folder.iterdir()) for folder in folders.values()] == [["demos.jsonl"]] * 2
+    assert [sorted(path.name for path in folder.iterdir()) for folder in folders.values()] == [
+        ["demos.jsonl", "judging.py"]
+    ] * 2
+
+
+MEETING = """
+import json, os
+import numpy as np
+from jaxgeom import processes
+from jaxgeom.errors import UserError
+processes.join()
+is_first = processes.is_first()
+said = [processes.as_first_has(np.array([is_first, not is_first, True])).tolist()]
+try:
+    (processes.from_first if is_first else processes.together)(lambda: 1)
+except UserError as error:
+    said.append([str(error), error.status])
+print("SAID", json.dumps(said), flush=True)
+os._exit(0)
+"""
+
+
+def test_processes_that_do_different_things_say_so_and_what_each_computes_can_be_made_one():
+    """Without that one of them went on alone, and the other ended with status 0."""
+    ended = launching.end(launching.start([[[]], [[]]], devices=1, script=MEETING), seconds=120)
+    for one in ended:
+        (line,) = [line for line in one.out.splitlines() if line.startswith("SAID")]
+        bits, (text, status) = json.loads(line.removeprefix("SAID"))
+        assert bits == [True, False, True] and status == 2 and "process 1 does something else than process 0" in text
+
+
+def _timed_out():
+    """As Orbax says that the others did not come."""
+    try:
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out.")
+    except jax.errors.JaxRuntimeError as error:
+        raise TimeoutError("Timed out while waiting for async_write_complete barrier.") from error
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_loss"),
+    [
+        (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), True),
+        (_timed_out, True),
+        (ValueError("NOT_FOUND: Error opening zarr driver"), False),
+        (OSError(28, "No space left on device"), False),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+    ],
+    ids=["gloo", "gloo as a value", "barrier", "file", "disk", "memory"],
+)
+def test_a_process_that_is_lost_is_no_fault_of_the_file_that_is_written(monkeypatch, raised, is_loss):
+    """Exit status 2, a mistake of the user's, would end the job for good; one process knows of no other."""
+    for several in (True, False):
+        monkeypatch.setattr(processes, "count", lambda several=several: 1 + several)
+        for room in (lambda: _as_os_error("step"), lambda: one_line("step"), lambda: processes.told("run")):
+            with pytest.raises(Exception) as found, room():
+                if callable(raised):
+                    raised()
+                raise raised
+            lost = several and is_loss
+            assert isinstance(found.value, processes.ProcessLost) == lost
+            assert not lost or (found.value.status == 1 and "another process is lost" in str(found.value))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_while_a_checkpoint_is_begun_is_said_to_be_lost(inputs, tmp_path):
+    given = words("sft", inputs, tmp_path / "run")
+    fallen = {1: tmp_path / "run/checkpoints/.2.partial.orbax-checkpoint-tmp"}
+    first, second = launching.end(launching.start([[given]] * 2, devices=1, falls=fallen), seconds=300)
+    ((one,),) = launching.each([first])
+    assert (one.status, second.status) == (1, -signal.SIGKILL), one
+    assert "another process is lost" in one.err and one.err.count("\n") == 1
 
 
 # Of a job whose other task has not come: JAX takes the coordinator from its list of nodes.
