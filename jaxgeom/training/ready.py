@@ -101,7 +101,7 @@ def make_ready(
     processes.require_same(
         {
             "kind": "run", "objective": name, "settings": to_json(settings), "inputs": to_json(inputs),
-            "out": os.fspath(out), "force": force, "jax": jax.__version__,
+            "out": os.fspath(out), "force": force,
             "kept_rows": None if kept_rows is None else os.fspath(kept_rows),
         }
     )  # fmt: skip
@@ -140,6 +140,8 @@ def make_ready(
         processes.from_first(lambda: _require_reference(out, reference))
     kept = out / "rows" if kept_rows is None else kept_rows
     rows = processes.together(lambda: read_run_rows(settings, inputs, kept=kept, reporter=reporter))
+    verifiers = {reward.name: reward.digest for reward, _ in rows.rewards.own}
+    processes.require_same({"verifiers": verifiers})
     if settings.is_taught:
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))
     verifier = Verifier(settings.allow_unisolated_code, settings.code_timeout)
@@ -172,8 +174,8 @@ def make_ready(
     config["model"] = model.config.to_hf()
     if changed is not None:
         reporter.say(f"{out}: {changed}: written anew")
-    if rows.rewards.own:
-        config["verifiers"] = {reward.name: reward.digest for reward, _ in rows.rewards.own}
+    if verifiers:
+        config["verifiers"] = verifiers
     if (repeated := repeated_prompts(settings, len(rows.data))) is not None:
         reporter.say(f"{name}: {repeated}")
     files = tokenizer_directory(inputs.model, inputs.base)

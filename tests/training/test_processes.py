@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import time
+import types
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -73,6 +75,7 @@ REFUSED = {
     "a mesh of one alone": ({}, {"mesh_tensor": 3}, "settings.mesh.tensor: 1 in process 0, 3 in process 1"),
     "another place": ({"out": "there"}, {"out": "elsewhere"}, 'out: "there" in process 0, "elsewhere" in process 1'),
     "other content": ({"data": "demos.jsonl"}, {"data": "demos.jsonl"}, "the processes disagree: contents.data"),
+    "another verifier": ({"reward": "judge_of_folder:f"}, {"reward": "judge_of_folder:f"}, "disagree: verifiers.judge"),
     "a mesh": ({"mesh_tensor": 3}, {"mesh_tensor": 3}, "do not multiply to the 2 devices"),
     "a batch": ({"batch_size": 3}, {"batch_size": 3}, "batch_size=3 is not divisible by the 2 batch shards"),
     "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "within one process alone"),
@@ -89,10 +92,12 @@ def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
     for index, folder in folders.items():
         folder.mkdir()
         (folder / "demos.jsonl").write_text("".join(lines[index:]))
+        (folder / "judge_of_folder.py").write_text(f"def f(texts, rows):\n    return [{index}.0] * len(texts)\n")
 
     def line(changes):
         given = {"out": tmp_path / "run"} | changes
-        return words("opd" if "teacher_devices" in given else "sft", inputs, given.pop("out"), **given)
+        kind = "opd" if "teacher_devices" in given else "rlvr" if "reward" in given else "sft"
+        return words(kind, inputs, given.pop("out"), **given)
 
     commands = [[line(told[index]) for told in REFUSED.values()] for index in range(2)]
     before = time.monotonic()
@@ -102,7 +107,36 @@ def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
         for name, one in zip(REFUSED, process, strict=True):
             assert one.status == 2 and one.err.count("\n") == 1 and REFUSED[name][2] in one.err, (name, one)
     assert not (tmp_path / "run").exists()
-    assert [sorted(path.name for path in folder.iterdir()) for folder in folders.values()] == [["demos.jsonl"]] * 2
+    kept = {"demos.jsonl", "judge_of_folder.py"}
+    assert all({path.name for path in folder.iterdir()} - {"__pycache__"} == kept for folder in folders.values())
+
+
+def test_processes_that_would_draw_or_compile_otherwise_are_refused(monkeypatch):
+    """Of the same arguments and files other answers would come: each process takes its share of the same draws."""
+
+    def met(described):
+        with jax.threefry_partitionable(False):
+            return [described, described | {"surroundings": processes.surroundings()}]
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchanged", met)
+    with pytest.raises(UserError, match=r"surroundings\.jax\.jax_threefry_partitionable: \"True\" in process 0"):
+        processes.require_same({"a": 1})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/tmp/1")
+    flags = processes.surroundings()["flags"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/2 --xla_a=1")
+    assert flags == processes.surroundings()["flags"] == ["--xla_a=1", *flags[1:]]
+
+
+@pytest.mark.parametrize(("counts", "refused"), [((2, 2), False), ((2, 1), True)])
+def test_every_process_has_as_many_devices(monkeypatch, counts, refused):
+    devices = [types.SimpleNamespace(process_index=index) for index, many in enumerate(counts) for _ in range(many)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    for name, value in {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(UserError, match="process 0 has 2 devices, process 1 has 1") if refused else nullcontext():
+        processes.join(patience=1)
 
 
 # Of a job whose other task has not come: JAX takes the coordinator from its list of nodes.
