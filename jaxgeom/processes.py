@@ -8,6 +8,7 @@ computation the others are told so by JAX and end.
 With one process every function here does the plain thing and computes nothing.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any, TypeVar
 
 import jax
@@ -40,6 +42,13 @@ _SLACK = 60  # seconds in which JAX's own end of waiting, which is no error but 
 _VARIABLES = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
 _OF_SEVERAL = re.compile(r"\bGloo\b|\bNCCL\b|[Cc]oordination ?[Ss]ervice")
 """Who speaks where a computation of several processes fails; JAX raises some of that as a plain `ValueError`."""
+_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "grain", "transformers", "tokenizers", "jinja2", "math-verify")
+_PROGRAM_SETTINGS = (
+    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
+    "jax_random_seed_offset", "jax_high_dynamic_range_gumbel", "jax_numpy_dtype_promotion", "jax_disable_jit",
+    "jax_debug_nans", "jax_debug_infs", "jax_use_shardy_partitioner", "jax_softmax_custom_jvp",
+    "jax_allow_f16_reductions", "jax_disable_most_optimizations", "jax_optimization_level",
+)  # fmt: skip
 _FIRST = 1024  # bytes that are exchanged at once; longer values take a second exchange
 
 _T = TypeVar("_T")
@@ -65,10 +74,11 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
         sign_of_life: seconds of silence after which a process counts as lost, `SIGN_OF_LIFE` where None.
 
     Raises:
-        UserError: what says who is who is missing or wrong. Where the others do not come in that time, or their
-            coordinator cannot be reached, the process itself ends, with a line: JAX's waiting can neither be
-            interrupted nor raises. Its exit status is 2 where the address was given, which may be wrong, and 1 where
-            it was detected: a host is missing then, and a later start may find it.
+        UserError: what says who is who is missing or wrong; a process has another number of devices than the others.
+            Where the others do not come in that time, or their coordinator cannot be reached, the process itself
+            ends, with a line: JAX's waiting can neither be interrupted nor raises. Its exit status is 2 where the
+            address was given, which may be wrong, and 1 where it was detected: a host is missing then, and a later
+            start may find it.
     """
     if jax.distributed.is_initialized():
         return
@@ -102,6 +112,7 @@ def join(*, patience: int | None = None, sign_of_life: int | None = None) -> Non
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"--distributed: {said.rstrip('.')}; {way_out}") from error
+    _require_equal_devices()
 
 
 def refuse_unjoined() -> None:
@@ -254,21 +265,37 @@ def held_by_first(hold: Callable[[], contextlib.AbstractContextManager[Any]]) ->
 
 
 def require_same(described: dict[str, Any]) -> None:
-    """Refuses processes that were told to do different things.
+    """Refuses processes that were told to do different things, or would do the same in different ways.
 
     Args:
-        described: what this one does, as JSON.
+        described: what this one does, as JSON; `surroundings` are compared with it.
 
     Raises:
         UserError: naming the first field that differs, and both values.
     """
-    own = json.loads(named(json.dumps(described, default=str)))  # each has copies of its own
+    if count() == 1:
+        return
+    mine = described | {"surroundings": surroundings()}
+    own = json.loads(named(json.dumps(mine, default=str)))  # each has copies of its own
     first, *others = exchanged(own, at="require_same")
     for index, other in enumerate(others, 1):
         differing = unequal(first, other)
         if differing:
             field = differing[0].replace(" there, ", " in process 0, ").replace(" asked for", f" in process {index}")
-            raise UserError(f"the processes disagree: {field}; start all with the same arguments and the same files")
+            raise UserError(
+                f"the processes disagree: {field}; start all with the same arguments, files, packages and environment"
+            )
+
+
+def surroundings() -> dict[str, Any]:
+    """What decides, besides arguments and files, which programs this process compiles and what it draws and tokenizes:
+    versions of packages, settings of JAX, flags of XLA but for those that name a file or folder."""
+    flags = [flag for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") for flag in os.environ.get(name, "").split()]
+    return {
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "jax": {name: str(getattr(jax.config, name, None)) for name in _PROGRAM_SETTINGS},
+        "flags": sorted(flag for flag in flags if "/" not in flag),
+    }
 
 
 def require_shared(path: pathlib.Path) -> None:
@@ -405,6 +432,23 @@ def _failed(said: str, status: int) -> UserError:
     error = UserError(said)
     error.status = status
     return error
+
+
+def _require_equal_devices() -> None:
+    found = collections.Counter(device.process_index for device in jax.devices())
+    first = found[0]
+    for index, devices in sorted(found.items()):
+        if devices != first:
+            raise UserError(
+                f"--distributed: process 0 has {first} devices, process {index} has {devices}; each needs as many"
+            )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _number(variable: str) -> int | None:

@@ -8,6 +8,7 @@ the rows one there: they are made anew.
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -21,6 +22,9 @@ from jaxgeom.owned_files import KINDS
 _CHECKPOINTS = re.compile(r"(?:.*/)?checkpoints/\.?\d+[^/]*/.*", re.DOTALL)
 _HERE = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.[^/]+\.\w{8}|(?:rows|base_spectra)/[^/]*)", re.DOTALL)
 """What is of this machine alone: locks, files that are being written, tokens of rows and spectra of bases."""
+
+
+_OPEN: set[str] = set()  # folders that this process holds: a study its own, of which it holds those of its runs too
 
 
 class WorkingCopy:
@@ -101,7 +105,7 @@ class WorkingCopy:
         names = [name for name in names if not _HERE.fullmatch(name) and not _CHECKPOINTS.fullmatch(name)]
         gone = sorted(self._put.keys() - set(names))
         if "config.json" in gone:  # no command takes that away: somebody emptied the cache, and the bucket is right
-            raise store.BucketLost(f"{self.url}: its copy {self._local} was removed while this command ran; it stops")
+            raise store.BucketLost(f"{self.url}: its copy on this machine was removed while this command ran; it stops")
         store.remove(f"{self.url}/{name}" for name in gone)  # an earlier end, before what is no end any more
         for name in gone:
             del self._put[name]
@@ -146,7 +150,8 @@ def opened(directory: pathlib.Path, kind: str, say: Callable[[str], None], *, fo
         force: whether another run that is there is to be deleted.
 
     Raises:
-        UserError: a bucket that cannot be reached, that another process holds, or in which something is to be deleted.
+        UserError: a bucket that cannot be reached, a folder that another process holds, that lies in another run's, or
+            in which something is to be deleted.
         BucketLost: one that cannot be reached any more.
     """
     url = places.url_of(directory)
@@ -158,10 +163,13 @@ def opened(directory: pathlib.Path, kind: str, say: Callable[[str], None], *, fo
             f"{url}: --force deletes nothing in a bucket: `gcloud storage rm --recursive {url}` does, or choose another"
         )
     processes.together(lambda: store.require_reachable(url))
+    processes.from_first(lambda: _refuse_within_another(url))
     with store.lost(), contextlib.ExitStack() as stack:
 
         def begin() -> str:
             made = WorkingCopy(url, directory, stack.enter_context(hold.held(url, say)))
+            _OPEN.add(url)
+            stack.callback(_OPEN.discard, url)
             made.take(kind)
             copies.append(made)
             return ""
@@ -176,6 +184,25 @@ def opened(directory: pathlib.Path, kind: str, say: Callable[[str], None], *, fo
                 copy.publish()
             raise
         copy.publish()
+
+
+def _refuse_within_another(url: str) -> None:
+    """Refuses a folder within one that another command keeps a copy of: it would take the inner one's away with it.
+
+    Raises:
+        UserError: a run, study or recipe lies above.
+    """
+    above = url.rpartition("/")[0]
+    while above.count("/") > 2 and above not in _OPEN:  # of gs://bucket/folder three
+        try:
+            kind = json.loads(store.read(f"{above}/config.json")).get("kind")
+        except (FileNotFoundError, ValueError, AttributeError):
+            kind = None
+        except store.BucketError as error:
+            raise UserError(str(error)) from error
+        if kind in KINDS:
+            raise UserError(f"{url}: lies in the {kind} {above}; choose a folder that is in no other's")
+        above = above.rpartition("/")[0]
 
 
 def taken(url: str) -> pathlib.Path:

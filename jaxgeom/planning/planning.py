@@ -100,7 +100,8 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     largest = None
     if topology.memory is not None:
         largest = largest_batch(planned, batch, unit, topology.memory, compile_at, settings.search)
-        advice += _advice(settings, planned, batch, resident, largest, topology, compile_at)
+        shards = batch_divisor(mesh)
+        advice += _advice(settings, planned, batch, shards, resident, largest, topology, compile_at)
     tokens = {name: _tokens(settings, batch, name) / planned_run.mesh_of(name).size for name in planned_run.programs}
     expected = {name: _rule_of_thumb(student if not name.startswith("score.teacher") else teacher, name, count)
                 for name, count in tokens.items()}  # fmt: skip
@@ -139,8 +140,8 @@ def _rule_of_thumb(config: Any, name: str, tokens: float) -> float:
 
 
 def _advice(
-    settings: PlanSettings, planned: list[Planned], batch: int, resident: list[tuple[int, int]], largest: Largest,
-    topology: Topology, compile_at: Callable[..., Planned],
+    settings: PlanSettings, planned: list[Planned], batch: int, shards: int, resident: list[tuple[int, int]],
+    largest: Largest, topology: Topology, compile_at: Callable[..., Planned],
 ) -> list[str]:  # fmt: skip
     """What would make the run fit; nothing where it does."""
     memory = topology.memory or 0
@@ -165,9 +166,15 @@ def _advice(
     if largest.batch:
         how = "" if largest.is_compiled else " (estimated)"
         said.append(f"the largest batch that fits is {largest.batch}{how}: --batch-size {largest.batch}")
-        parts = settings.micro_batches * -(-batch // largest.batch)
-        if train is not None and short == [train] and batch % (parts * settings.unit(1)) == 0:
+        parts = _parts(batch, shards, settings.micro_batches * -(-batch // largest.batch))
+        if train is not None and short == [train] and parts is not None:
             said.append(f"or the same batch in parts: --micro-batches {parts}")
     elif not overfull:
         said.append("no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed")
     return said
+
+
+def _parts(batch: int, shards: int, least: int) -> int | None:
+    """The fewest parts, `least` or more, into which a batch can be divided so that the shards divide each."""
+    rows = batch // shards
+    return next((parts for parts in range(least, rows + 1) if rows % parts == 0), None)

@@ -71,7 +71,7 @@ def run_study(
     with stoppable(), processes.told(out):
         goes_on("the same command goes on from what is kept", out)
         config = processes.together(lambda: study_config(experiment, __version__))
-        processes.require_same(config | {"out": os.fspath(out), "force": force, "jax": jax.__version__})
+        processes.require_same(config | {"out": os.fspath(out), "force": force})
         runs = planned_runs(experiment, out)
         read = _read(experiment)
 

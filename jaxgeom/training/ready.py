@@ -218,7 +218,7 @@ def require_same_command(
     processes.require_same(
         {
             "kind": "run", "objective": settings.objective, "settings": to_json(settings), "inputs": to_json(inputs),
-            "out": os.fspath(out), "force": force, "jax": jax.__version__,
+            "out": os.fspath(out), "force": force,
             "kept_rows": None if kept_rows is None else os.fspath(kept_rows),
         }
     )  # fmt: skip

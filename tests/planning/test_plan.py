@@ -1,5 +1,7 @@
 """`jaxgeom plan` on the devices that are here, what it refuses, and what it is made of."""
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -10,15 +12,20 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.load import abstract_parameters
+from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.planning.chips import CHIPS, roofline
+from jaxgeom.planning.planning import _parts
 from jaxgeom.planning.programs import Planned, PlannedRun, compile_program
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.shapes import PUBLISHED, products
 from jaxgeom.planning.topologies import Topology
 from jaxgeom.sharding import make_mesh
+from jaxgeom.training.mesh_fit import require_batch_divides
 from jaxgeom.training.programs import Program
+from jaxgeom.training.settings import SFTSettings
 from tests.tiny import tiny_config
 
 # Parameters of the published models, as the hub counts them (a tied head once).
@@ -248,3 +255,17 @@ def test_a_compiler_that_runs_out_of_memory_says_how_much_was_asked(refusal):
     # The number is rounded: that it does not fit is what the refusal says.
     tight = run._replace(resident=[read])
     assert compile_program(tight, "score", Topology("v5e:2x2", [device], int(25.5 * gib), None)).needed > 25.5 * gib
+
+
+@pytest.mark.parametrize("shards", [1, 4, 8])
+def test_parts_of_a_batch_that_are_advised_are_taken_by_train(shards):
+    mesh = jax.make_mesh((shards, 1), ("data", "fsdp"), devices=jax.devices()[:shards])
+    for rows, least in itertools.product((1, 3, 4), (1, 2, 3)):
+        batch, rate = rows * shards, AdamWSettings(learning_rate=1.0)
+        taken = []
+        for parts in range(least, batch + 1):
+            with contextlib.suppress(UserError):
+                settings = SFTSettings(steps=1, save_every=1, batch_size=batch, micro_batches=parts, optimizer=rate)
+                require_batch_divides(settings, mesh)
+                taken.append(parts)
+        assert _parts(batch, shards, least) == (taken[0] if taken else None), (batch, least)

@@ -323,6 +323,15 @@ def test_what_is_not_ours_stays(inputs, bucket, changes, jaxgeom):
     assert said.status == 2 and "--force deletes nothing in a bucket" in said.err
 
 
+def test_a_folder_within_anothers_is_refused(inputs, bucket, changes, jaxgeom):
+    """The outer run's command makes its copy what the bucket held when it began: the inner one's would go."""
+    names = set(store.listed(MADE))
+    for url in (f"{MADE}/on", f"{MADE}/figures/deep/on"):
+        said = jaxgeom(*runs.arguments(inputs, url))
+        assert said.status == 2 and f"{url}: lies in the run {MADE};" in said.err, said.err
+        assert said.err.count("\n") == 1 and set(store.listed(MADE)) == names
+
+
 def test_models_data_and_runs_are_read_from_a_bucket(inputs, bucket, changes, jaxgeom, tmp_path):
     for path in [*(inputs / "model").iterdir(), inputs / "demos.jsonl"]:
         store.write(f"{URL}/inputs/{path.relative_to(inputs)}", path.read_bytes())

@@ -4,6 +4,8 @@ import json
 import shutil
 import signal
 import time
+import types
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -190,6 +192,34 @@ def test_a_process_that_dies_while_a_checkpoint_is_begun_is_said_to_be_lost(inpu
     ((one,),) = launching.each([first])
     assert (one.status, second.status) == (1, -signal.SIGKILL), one
     assert "another process is lost" in one.err and one.err.count("\n") == 1
+
+
+def test_processes_that_would_draw_or_compile_otherwise_are_refused(monkeypatch):
+    """Of the same arguments and files other answers would come: each process takes its share of the same draws."""
+
+    def met(described):
+        with jax.threefry_partitionable(False):
+            return [described, described | {"surroundings": processes.surroundings()}]
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchanged", met)
+    with pytest.raises(UserError, match=r"surroundings\.jax\.jax_threefry_partitionable: \"True\" in process 0"):
+        processes.require_same({"a": 1})
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/tmp/1")
+    flags = processes.surroundings()["flags"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/2 --xla_a=1")
+    assert flags == processes.surroundings()["flags"] == ["--xla_a=1", *flags[1:]]
+
+
+@pytest.mark.parametrize(("counts", "refused"), [((2, 2), False), ((2, 1), True)])
+def test_every_process_has_as_many_devices(monkeypatch, counts, refused):
+    devices = [types.SimpleNamespace(process_index=index) for index, many in enumerate(counts) for _ in range(many)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
+    for name, value in {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "0"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    with pytest.raises(UserError, match="process 0 has 2 devices, process 1 has 1") if refused else nullcontext():
+        processes.join(patience=1)
 
 
 # Of a job whose other task has not come: JAX takes the coordinator from its list of nodes.
