@@ -197,7 +197,7 @@ def test_a_process_that_dies_while_a_checkpoint_is_begun_is_said_to_be_lost(inpu
 def test_processes_that_would_draw_or_compile_otherwise_are_refused(monkeypatch):
     """Of the same arguments and files other answers would come: each process takes its share of the same draws."""
 
-    def met(described):
+    def met(described, at):
         with jax.threefry_partitionable(False):
             return [described, described | {"surroundings": processes.surroundings()}]
 
