@@ -74,7 +74,8 @@ def train(
     processes.refuse_unjoined()
     if not processes.is_first():
         reporter = Reporter(quiet=True)
-    processes.from_first(lambda: refuse_if_held(out))
+    with processes.told(out):
+        processes.from_first(lambda: refuse_if_held(out))
     with stoppable(), said_within(), processes.told(out):
         with copies.opened(out, "run", reporter.say, force=force) as copy:
             ready = make_ready(settings, inputs, out, reporter, force=force, kept_rows=kept_rows)
