@@ -76,7 +76,7 @@ def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:
 
 
 def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
-    """A sentence for each part of the model that an axis of the mesh does not divide.
+    """A sentence for each part of the model that an axis of the mesh does not divide, and one for an expert axis.
 
     Args:
         config: the model's.
@@ -98,8 +98,14 @@ def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
         ("tensor", tensor, "feed-forward units", inner),
         ("expert", expert, "experts", config.num_experts),
     ]
-    return [
+    found = [
         f"--mesh-{axis} {size} does not divide the {count} {what}: they are whole on each of those devices"
         for axis, size, what, count in parts
         if count % size
     ]
+    if expert > 1:
+        found.append(
+            f"--mesh-expert {expert}: those devices divide the memory of the experts, not the tokens;"
+            " --mesh-fsdp divides both"
+        )
+    return found
