@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.core
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor", "expert")
@@ -63,7 +64,22 @@ def make_mesh(
         raise ValueError(
             f"mesh sizes (data, fsdp, tensor, expert)={tuple(sizes)} do not multiply to the {len(devices)} devices"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(axis_type,) * len(AXES), devices=devices)
+    types = (axis_type,) * len(AXES)
+    if not _is_box(devices):
+        return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=types)
+    try:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # an axis takes a part of one of the slice's
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, AXES, axis_types=types)
+
+
+def _is_box(devices: list[Any]) -> bool:
+    """Whether chips of a TPU fill a box of their slice, by which JAX lays a mesh; true of what has no place in one."""
+    if any(getattr(device, "coords", None) is None for device in devices):
+        return True
+    places = np.array([(*device.coords, device.core_on_chip) for device in devices])
+    return int(np.prod(np.ptp(places, axis=0) + 1)) == len(devices)
 
 
 def partition_specs(abstract: Any, mesh: Mesh, rules: tuple[tuple[str, tuple[str | None, ...]], ...] = RULES) -> Any:

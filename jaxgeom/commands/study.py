@@ -39,7 +39,8 @@ def study(
         if distributed:
             processes.join()
         keep_freed_memory()
-        experiment = processes.together(lambda: load_experiment(file))
+        with processes.told(file):
+            experiment = processes.together(lambda: load_experiment(file))
         if seeds is not None:
             experiment = experiment.with_seeds(seeds)
         where = out or Path("runs") / experiment.name

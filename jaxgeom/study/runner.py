@@ -67,7 +67,8 @@ def run_study(
     processes.refuse_unjoined()
     if not processes.is_first():
         reporter = Reporter(quiet=True)
-    processes.from_first(lambda: refuse_if_held(out))
+    with processes.told(out):
+        processes.from_first(lambda: refuse_if_held(out))
     with stoppable(), processes.told(out):
         goes_on("the same command goes on from what is kept", out)
         config = processes.together(lambda: study_config(experiment, __version__))

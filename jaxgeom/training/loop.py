@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxgeom import lock, processes
 from jaxgeom.buckets import copies
 from jaxgeom.buckets.places import checkpoints_of
@@ -66,11 +68,13 @@ def train(
         events, `done`.
 
     Raises:
-        UserError: data, model, teacher or directory that cannot be used; nothing has been written then. A disk that is
-            full.
+        UserError: data, model, teacher or directory that cannot be used, or JAX's 64 bits; nothing has been written
+            then. A disk that is full.
         Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
+    if jax.config.jax_enable_x64:  # by which draws, and with them samples, would be others
+        raise UserError("JAX_ENABLE_X64: a run is in float32 or bfloat16 (--compute-dtype); unset it")
     processes.refuse_unjoined()
     if not processes.is_first():
         reporter = Reporter(quiet=True)

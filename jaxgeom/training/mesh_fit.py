@@ -76,7 +76,7 @@ def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:
 
 
 def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
-    """`undivided` of the model that is trained.
+    """`undivided` of the model that is trained, and what an expert axis does not do.
 
     Args:
         config: its own.
@@ -91,7 +91,13 @@ def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
             f"--mesh-expert {expert}: the model is dense, without experts to split; give the devices to --mesh-fsdp,"
             " --mesh-data or --mesh-tensor"
         )
-    return undivided(config, mesh)
+    found = undivided(config, mesh)
+    if expert > 1:
+        found.append(
+            f"--mesh-expert {expert}: those devices divide the memory of the experts, not the tokens;"
+            " --mesh-fsdp divides both"
+        )
+    return found
 
 
 def undivided(config: Qwen3Config, mesh: Mesh) -> list[str]:

@@ -1,6 +1,7 @@
 """Eight simulated devices compute what one does, each with its part of the parameters."""
 
 import dataclasses
+import itertools
 import math
 import re
 import types
@@ -32,6 +33,30 @@ CONFIG = Qwen3Config(
     num_key_value_heads=2, head_dim=8,
 )  # fmt: skip
 MOE = dataclasses.replace(CONFIG, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX asks of a TPU to lay a mesh over it."""
+
+    id: int
+    coords: tuple[int, ...]
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+
+
+def test_chips_of_a_slice_take_every_shape():
+    """Also one whose axis is a part of one of the slice's, and of chips that are no box: less those of a teacher."""
+    places = itertools.product(range(4), range(2), range(2))
+    chips = [Chip(number, place[::-1]) for number, place in enumerate(places)]
+    for count in (16, 15, 12, 1):
+        for sizes in itertools.product(range(1, 17), repeat=4):
+            if math.prod(sizes) == count:
+                mesh = make_mesh(*sizes, devices=chips[:count])
+                assert tuple(mesh.shape.values()) == sizes and {*mesh.devices.flat} == {*chips[:count]}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 from jaxgeom import processes
 from jaxgeom.checkpoints.checksums import one_line
 from jaxgeom.errors import UserError
+from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.training import RunInputs, SFTSettings, train
 from jaxgeom.training.checkpointing import _as_os_error, find_resume
 from tests import launching
 from tests.tiny import write_tiny_model
@@ -209,6 +211,17 @@ def test_processes_that_would_draw_or_compile_otherwise_are_refused(monkeypatch)
     flags = processes.surroundings()["flags"]
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/2 --xla_a=1")
     assert flags == processes.surroundings()["flags"] == ["--xla_a=1", *flags[1:]]
+
+
+def test_a_process_that_is_lost_at_the_first_meeting_is_said(monkeypatch, tmp_path):
+    def met(_):
+        raise jax.errors.JaxRuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchanged", met)
+    settings = SFTSettings(steps=1, batch_size=1, save_every=1, optimizer=AdamWSettings(learning_rate=1.0))
+    with pytest.raises(processes.ProcessLost, match="another process is lost"):
+        train(settings, RunInputs(model=tmp_path, data=tmp_path), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("counts", "refused"), [((2, 2), False), ((2, 1), True)])

@@ -2,11 +2,12 @@
 
 import math
 
+import jax
 import pytest
 
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.training import MeshSettings, OPDSettings, RLVRSettings, SFTSettings
+from jaxgeom.training import MeshSettings, OPDSettings, RLVRSettings, RunInputs, SFTSettings, train
 from jaxgeom.training.geometry_settings import GeometrySettings
 
 GOOD = dict(steps=2, batch_size=16, optimizer=AdamWSettings(learning_rate=1e-3))
@@ -94,3 +95,11 @@ def test_what_no_part_of_a_setting_reads_is_refused():
 def test_impossible_meshes_are_refused(sizes):
     with pytest.raises(UserError, match="mesh"):
         MeshSettings(*sizes)
+
+
+def test_64_bits_are_refused(tmp_path):
+    """Draws of JAX would be others, and the sampler's buffers are of 32."""
+    settings = SFTSettings(steps=1, save_every=1, batch_size=1, optimizer=AdamWSettings(learning_rate=1.0))
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64"):
+        train(settings, RunInputs(model=tmp_path, data=tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
