@@ -214,7 +214,7 @@ def test_processes_that_would_draw_or_compile_otherwise_are_refused(monkeypatch)
 
 
 def test_a_process_that_is_lost_at_the_first_meeting_is_said(monkeypatch, tmp_path):
-    def met(_):
+    def met(described, at):
         raise jax.errors.JaxRuntimeError("Connection reset by peer")
 
     monkeypatch.setattr(processes, "count", lambda: 2)
