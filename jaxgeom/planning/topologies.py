@@ -16,6 +16,9 @@ _FORM = re.compile(r"(v4|v5e|v5p|v6e):(\d+)x(\d+)(?:x(\d+))?")
 _HOST = (2, 2, 1)
 # The largest slices that there are; libtpu aborts at a v5e beyond its own.
 _LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 20, 28), "v6e": (16, 16)}
+# The slices that Cloud TPU has; of three sizes also all multiples of 4x4x4.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # What libtpu asks for where it finds no TPU, and that several processes may compile with it at a time.
 _WITHOUT_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -73,6 +76,9 @@ def open_topology(name: str) -> Topology:
         raise UserError(f"--topology {name}: the largest slice of {form[1]} is {'x'.join(map(str, most))}")
     if any(size > 1 and size % 2 for size in sizes[:2]):
         raise UserError(f"--topology {name}: a host holds 2x2 chips, so that the first two sizes are even, or 1")
+    if "x".join(map(str, sizes)) not in (_FLAT if flat else _SMALL) and (flat or any(size % 4 for size in sizes)):
+        there = ", ".join(_FLAT) if flat else f"{', '.join(_SMALL)} and those whose sizes are multiples of 4"
+        raise UserError(f"--topology {name}: there is no such slice; of {form[1]} there are {there}")
     devices = _described(name, form[1], sizes)
     return Topology(name, devices, available_memory(devices[0]), CHIPS.get(devices[0].device_kind))
 

@@ -148,6 +148,8 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
         ("--topology v5e:64x64 --objective sft", "the largest slice of v5e is 16x16"),
         ("--topology v5p:2x2x64 --objective sft", "the largest slice of v5p is 16x20x28"),
         ("--topology v5e:3x3 --objective sft", "the first two sizes are even"),
+        ("--topology v5e:2x6 --objective sft", "no such slice; of v5e there are 1x1, 2x2, 2x4, 4x4"),
+        ("--topology v5p:2x4x2 --objective sft", "no such slice; of v5p there are 2x2x1, 2x2x2, 2x2x4, 2x4x4 and"),
         ("--topology local --objective sft --max-length 2147483647 --batch-size 1048576", "a layer's activations of"),
         ("--topology local --objective sft --json /", "--json /: no file can be written there"),
         ("--topology local --objective sft --json no/such/plan.json", "no file can be written there"),
