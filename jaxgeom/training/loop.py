@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 
 from jaxgeom import lock, processes
 from jaxgeom.buckets import copies
@@ -73,7 +73,7 @@ def train(
         Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
-    if jax.config.jax_enable_x64:  # by which draws, and with them samples, would be others
+    if jnp.result_type(float) == jnp.float64:  # by which draws, and with them samples, would be others
         raise UserError("JAX_ENABLE_X64: a run is in float32 or bfloat16 (--compute-dtype); unset it")
     processes.refuse_unjoined()
     if not processes.is_first():
