@@ -151,6 +151,7 @@ def test_a_directory_that_holds_another_run_is_left_alone(jaxgeom, models, study
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_more_seeds_train_those_alone_and_other_measures_train_nothing(models, study, tmp_path):
     out = shutil.copytree(study[0], tmp_path / "out")
 
