@@ -69,7 +69,7 @@ def make_mesh(
         return Mesh(np.array(devices).reshape(sizes), AXES, axis_types=types)
     try:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
-    except NotImplementedError:  # an axis takes a part of one of the slice's
+    except NotImplementedError:  # JAX's own, where an axis takes a part of one of the slice's
         placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=types)
 

@@ -67,9 +67,8 @@ def run_study(
     processes.refuse_unjoined()
     if not processes.is_first():
         reporter = Reporter(quiet=True)
-    with processes.told(out):
-        processes.from_first(lambda: refuse_if_held(out))
     with stoppable(), processes.told(out):
+        processes.from_first(lambda: refuse_if_held(out))
         goes_on("the same command goes on from what is kept", out)
         config = processes.together(lambda: study_config(experiment, __version__))
         processes.require_same(config | {"out": os.fspath(out), "force": force})

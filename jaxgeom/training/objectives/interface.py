@@ -155,6 +155,7 @@ class Objective(abc.ABC):
         self, params: PyTree, batch: Batch, frozen: Frozen, denominator: Float[Array, ""]
     ) -> tuple[Float[Array, " losses"], Told]:
         """The losses that a matched objective mixes, of a batch or a part of it; all else as of `loss`."""
+        # asked for where `is_matched` alone, which says that the objective has its own
         raise NotImplementedError(f"{type(self).__name__} has one loss")
 
     def matched(self, grads: tuple[PyTree, ...]) -> tuple[Float[Array, " losses"], dict[str, Float[Array, ""]]]:
@@ -163,6 +164,7 @@ class Objective(abc.ABC):
         Args:
             grads: of each loss, as far as the run's confinement lets parameters move by them.
         """
+        # asked for where `is_matched` alone, which says that the objective has its own
         raise NotImplementedError(f"{type(self).__name__} has one loss")
 
     def on_one_device(self) -> "Objective":
