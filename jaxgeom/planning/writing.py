@@ -121,6 +121,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(_memory_table(plan))
     if any(one.counts for one in plan.programs):
         console.print(_work_table(plan))
+    if any(one.seconds for one in plan.programs):
+        console.print(_time_table(plan))
     if any(one.counts and one.counts.collectives for one in plan.programs):
         console.print(_collective_table(plan))
     for line in plan.advice:
@@ -159,8 +161,7 @@ def _memory_table(plan: Plan) -> Table:
     memory = plan.topology.memory
     of = "" if memory is None else f" of {memory / 2**30:.2f} GiB"
     table = _table(f"Memory of a device{of}, in bytes; held: what stays there and is not read")
-    for label in ("arguments", "temporary", "results", "held", "needed", "fits"):
-        table.add_column(label, justify="right")
+    _add_numbers(table, "arguments", "temporary", "results", "held", "needed", "fits")
     for one in plan.programs:
         fits = "?" if memory is None else "yes" if one.needed <= memory else "NO"
         sizes = (one.arguments, one.temporary, one.outputs, one.held, one.needed)
@@ -169,29 +170,33 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _work_table(plan: Plan) -> Table:
-    table = _table("Work of a device (rule: 6·N operations a token of a step, 2·N forward) and its least seconds")
-    for label in ("FLOPs", "of rule", "HBM", "sent", "s: FLOPs", "HBM", "links", "binds"):
-        table.add_column(label, justify="right")
+    table = _table("Work of a device; rule: 6·N operations a token of a step, 2·N forward")
+    _add_numbers(table, "FLOPs", "of rule", "HBM", "sent")
     for one in plan.programs:
         if one.counts is None:
-            table.add_row(one.name, *["–"] * 8)
+            table.add_row(one.name, *["–"] * 4)
             continue
-        counts, times = one.counts, one.seconds
-        expected = plan.expected[one.name]
+        counts, expected = one.counts, plan.expected[one.name]
         ratio = f"{counts.flops / expected:.2f}" if expected else "–"
+        table.add_row(one.name, _operations(counts.flops), ratio, _bytes(counts.bytes), _bytes(counts.sent))
+    return table
+
+
+def _time_table(plan: Plan) -> Table:
+    table = _table("Seconds at least, by each published rate alone")
+    _add_numbers(table, "FLOPs", "HBM", "links", "binds")
+    for one in plan.programs:
+        times = one.seconds
         seconds = ["–"] * 4 if times is None else [*(f"{value:.3g}" for value in times), _BINDS[times.binds]]
-        table.add_row(
-            one.name, _operations(counts.flops), ratio, _bytes(counts.bytes), _bytes(counts.sent), *seconds
-        )  # fmt: skip
+        table.add_row(one.name, *seconds)
     return table
 
 
 def _collective_table(plan: Plan) -> Table:
     table = _table("Collectives of a device by kind and axes of the mesh, in bytes, as often as they run")
     for label in ("kind", "axes"):
-        table.add_column(label)
-    for label in ("arrays", "sent"):
-        table.add_column(label, justify="right")
+        table.add_column(label, overflow="fold")
+    _add_numbers(table, "arrays", "sent")
     for one in plan.programs:
         moved = [] if one.counts is None else [c for c in one.counts.collectives if c.sent >= one.counts.sent / 1000]
         for place, each in enumerate(moved):
@@ -202,5 +207,11 @@ def _collective_table(plan: Plan) -> Table:
 
 def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("program", no_wrap=True)
+    table.add_column("program", overflow="fold")
     return table
+
+
+def _add_numbers(table: Table, *labels: str) -> None:
+    """Columns of which a narrow console breaks the numbers, and cuts none."""
+    for label in labels:
+        table.add_column(label, justify="right", overflow="fold")
