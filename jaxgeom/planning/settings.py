@@ -20,8 +20,10 @@ from jaxgeom.training.settings import (
     SFTSettings,
     Support,
 )
+from jaxgeom.unread_settings import refuse_unread
 
 _KINDS: dict[str, type[RunSettings]] = {"sft": SFTSettings, "rlvr": RLVRSettings, "opd": OPDSettings}
+_OF_PLAN = {"model", "topology", "objective", "teacher", "geometry_every", "search"}  # no field of a run's by this name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class PlanSettings:
         samples_per_prompt: Answers to one prompt (RLVR, OPD).
         updates_per_rollout: Optimizer steps that the answers of one rollout are divided among (RLVR, OPD).
         kl_coefficient: Of the KL to the start (RLVR, OPD): given, the start's parameters stay on the devices and score.
+        packing: Rows of `max_length` tokens hold several demonstrations each (SFT).
+        rollout_lag: Rollouts that are sampled ahead of the step (RLVR, OPD).
+        rollouts: Who answers (OPD).
+        alpha: The teacher's share of the advantage, beside the reward's (OPD).
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
         compute_dtype: Of activations.
         teacher_devices: So many devices, the last ones, are the teacher's alone, and the student has the others.
@@ -66,6 +72,10 @@ class PlanSettings:
     samples_per_prompt: int = 8
     updates_per_rollout: int = 1
     kl_coefficient: float | None = None
+    packing: bool = False
+    rollout_lag: int = 0
+    rollouts: Literal["student", "teacher"] = "student"
+    alpha: float = 1.0
     micro_batches: int = 1
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     teacher_devices: int | None = None
@@ -91,6 +101,10 @@ class PlanSettings:
             raise UserError(f"--teacher-devices {self.teacher_devices}: {self.objective} has no teacher")
         if self.search < 0:
             raise UserError(f"search={self.search}: must be at least 0")
+        known = {one.name for one in dataclasses.fields(_KINDS[self.objective])} | _OF_PLAN
+        known -= {"max_new_tokens"} if self.objective == "sft" else set()  # of its evaluation, which is not planned
+        unread = [one.name for one in dataclasses.fields(self) if one.name not in known]
+        refuse_unread(self, tuple(unread), f"objective={self.objective}")
 
     @property
     def prompt_length(self) -> int:

@@ -8,7 +8,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxgeom.data.buckets import bucket_length
 from jaxgeom.models import Qwen3
 from jaxgeom.rollout import SamplingSettings, sampler_programs
 from jaxgeom.sharding import batch_sharding, mesh_of
@@ -76,7 +75,7 @@ def run_programs(
     """
     settings, mesh, state = objective.settings, objective.mesh, abstract_state(params, optimizer)
     sampler = objective.sampler(params, frozen)
-    columns = bucket_length(prompt_length) + (0 if sampler is None else settings.max_new_tokens)
+    columns = objective.padded_length(prompt_length) + (0 if sampler is None else settings.max_new_tokens)
 
     def rows(dtype: Any, *, by_row: bool = False) -> jax.ShapeDtypeStruct:
         place = None if mesh is None else batch_sharding(mesh)

@@ -86,6 +86,28 @@ def test_a_step_is_planned_to_the_last_operation(jaxgeom, model, tmp_path):
     assert any("fsdp" in axes for _, axes in moved) and all(set(axes) <= {"data", "fsdp"} for _, axes in moved)
 
 
+def test_packed_rows_are_planned_as_long_as_they_are(jaxgeom, model, tmp_path, monkeypatch):
+    """Rows of demonstrations are padded to 24 columns where the longest has 20 tokens, packed ones have 20."""
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [first])
+    options = "--topology local --objective sft --max-length 20 --batch-size 2 --search 0 --packing".split()
+    said = jaxgeom("plan", "--model", model, *options, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    train = json.loads((tmp_path / "plan.json").read_text())["programs"]["train"]
+    n = 32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48 + 32 * 112
+    attention = 2 * 4 * 2 * 8 * 20**2 * 2 * 3  # of whole rows: what a segment does not see is masked
+    assert train["flops"] == 6 * n * 2 * 20 + attention
+
+
+def test_answers_of_an_older_policy_are_scored_by_a_program(jaxgeom, model, tmp_path, monkeypatch):
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [first])
+    options = "--topology local --objective rlvr --max-prompt-length 12 --max-new-tokens 4 --search 0".split()
+    said = jaxgeom("plan", "--model", model, *options, "--rollout-lag", 1, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    assert list(json.loads((tmp_path / "plan.json").read_text())["programs"]) == ["train", "rollout", "score"]
+
+
 def test_distillation_holds_its_teacher_and_its_optimizer(jaxgeom, model, tmp_path, monkeypatch):
     (first, *_) = jax.devices()
     monkeypatch.setattr(jax, "devices", lambda: [first])  # six programs: for one device they compile in seconds
@@ -163,6 +185,9 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
         ("--topology local --objective sft --mesh-expert 2", "the model is dense"),
         ("--topology local --objective sft --batch-size 0", "batch_size=0: must be positive"),
         ("--topology local --objective sft --max-length 0", "max_length=0: must be positive"),
+        ("--topology local --objective rlvr --max-length 9", "max_length=9: nothing reads it with objective=rlvr"),
+        ("--topology local --objective rlvr --packing", "packing=True: nothing reads it with objective=rlvr"),
+        ("--topology local --objective sft --max-new-tokens 9000", "max_new_tokens=9000: nothing reads it with"),
     ],
 )
 def test_bad_input_is_one_line(jaxgeom, model, options, said):

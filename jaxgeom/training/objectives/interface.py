@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxgeom.data.buckets import bucket_length
 from jaxgeom.models import Qwen3
 from jaxgeom.objectives import loss_denominator
 from jaxgeom.rewards import Judge, Rewards
@@ -179,6 +180,10 @@ class Objective(abc.ABC):
     def scorers(self, params: PyTree, frozen: Frozen) -> dict[str, Actor]:
         """Who scores the answers before a step, by the names of their programs."""
         return {}
+
+    def padded_length(self, longest: int) -> int:
+        """Columns of a batch whose longest prompt, or demonstration, has so many tokens."""
+        return bucket_length(longest)
 
     def shape_of_batch(self, rows: Callable[..., Any]) -> Batch:
         """A batch of shapes.

@@ -33,6 +33,9 @@ class SFT(Objective):
         tokens = float(rollout["loss_mask"].sum())
         return Prepared([on_mesh(Batch(**rollout), self.mesh)], {"target_tokens": tokens})
 
+    def padded_length(self, longest: int) -> int:
+        return longest if self.settings.packing else super().padded_length(longest)
+
     def shape_of_batch(self, rows: Callable[[Any], Any]) -> Batch:
         shape = super().shape_of_batch(rows)
         return dataclasses.replace(shape, segments=rows(jnp.int32)) if self.settings.packing else shape
