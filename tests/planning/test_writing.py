@@ -23,16 +23,16 @@ def test_no_number_is_cut(width):
     sent = [Collective("collective-permute", ("data", "fsdp"), 646 * 2**30, 1.18 * 2**40)]
     counts = Counts(flops=381e12, bytes=36.9 * 2**40, collectives=sent)
     times = roofline(chip, flops=counts.flops, memory=counts.bytes, sent=counts.sent)
-    whole = Planned("rollout.prefill", 2**30, 438 << 20, 2**20, 7, 2 << 30, counts, times, 1.0)
+    whole = Planned("rollout.decoding_weights", 2**30, 438 << 20, 2**20, 7, 2 << 30, counts, times, 1.0)
     train = whole._replace(name="train", outputs=None, counts=None, seconds=None, temporary=24 << 30)
     settings = PlanSettings(model="qwen3-8b", topology="v5e:8x8", objective="rlvr")
     topology = Topology("v5e:8x8", jax.devices()[:1], 1575 << 20, chip)
-    expected = {"rollout.prefill": 1.9e14, "train": 1e15}
+    expected = {"rollout.decoding_weights": 1.9e14, "train": 1e15}
     plan = Plan(settings, topology, {"fsdp": 1}, 64, [train, whole], expected, 0, Largest(32, False), [])
     printed = io.StringIO()
     print_plan(plan, Console(file=printed, width=width, color_system=None))
     text = printed.getvalue()
     assert "…" not in text
-    words = ["381T", "2.01", "36.9T", "1.18T", "1.93", "49.5", "6.49", "646G", "438M", "HBM", "24G"]
+    words = ["381T", "2.01", "36.9T", "1.18T", "1.93", "49.5", "6.49", "646G", "438M", "HBM", "24G", "rollout.decoding_weights"]
     assert width < 80 or all(word in text.split() for word in words)
     assert max(map(len, text.splitlines())) <= max(width, 80)
