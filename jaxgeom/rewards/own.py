@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import hashlib
 import importlib
 import itertools
 import math
@@ -13,11 +12,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from jaxgeom.errors import UserError, words_of
+from jaxgeom.rewards.sources import digest_of
 
 LARGEST_REWARD = 1e9
 """Of its square times that of a weight float32 still has the mean, from which GRPO's deviations are."""
@@ -42,7 +40,7 @@ class OwnReward:
     Attributes:
         name: `module:function`.
         function: What it names.
-        digest: SHA-256 of the module's file; empty for a module without one.
+        digest: Of its module's source, see `digest_of`.
     """
 
     name: str
@@ -178,7 +176,7 @@ def own_reward(name: str) -> OwnReward:
             found: Any = importlib.import_module(module_name)
     except _RaisedError as error:
         raise UserError(f"reward={name}: {module_name} cannot be imported: {error}") from error.__cause__
-    digest = _digest(found)
+    digest = digest_of(found)
     for part in path.split("."):
         if not hasattr(found, part):
             raise UserError(f"reward={name}: {getattr(found, '__name__', module_name)} has no {part}")
@@ -186,11 +184,6 @@ def own_reward(name: str) -> OwnReward:
     if not callable(found):
         raise UserError(f"reward={name}: {path} is {type(found).__name__}, not a function")
     return OwnReward(name, found, digest)
-
-
-def _digest(module: ModuleType) -> str:
-    source = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source and Path(source).is_file() else ""
 
 
 def _places(rows: Sequence[GivenRow]) -> str:

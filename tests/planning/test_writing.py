@@ -33,6 +33,19 @@ def test_no_number_is_cut(width):
     print_plan(plan, Console(file=printed, width=width, color_system=None))
     text = printed.getvalue()
     assert "…" not in text
-    words = ["381T", "2.01", "36.9T", "1.18T", "1.93", "49.5", "6.49", "646G", "438M", "HBM", "24G", "rollout.decoding_weights"]
+    words = [
+        "381T",
+        "2.01",
+        "36.9T",
+        "1.18T",
+        "1.93",
+        "49.5",
+        "6.49",
+        "646G",
+        "438M",
+        "HBM",
+        "24G",
+        "rollout.decoding_weights",
+    ]
     assert width < 80 or all(word in text.split() for word in words)
     assert max(map(len, text.splitlines())) <= max(width, 80)
