@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 
 from jaxgeom.models.config import Qwen3Config
-from jaxgeom.models.moe import mixture_by_rows
+from jaxgeom.models.moe import mixture_of_experts
 from jaxgeom.models.recomputation import keep_everything, product
 from jaxgeom.models.rope import apply_rope
 
@@ -76,7 +75,7 @@ def block(
     *,
     queries: int | None = None,
     spread: Spread = as_it_lies,
-    mesh: Mesh | None = None,
+    mixture: Callable[..., Array] = mixture_of_experts,
     lighten: Callable[[Callable[..., Any]], Callable[..., Any]] = keep_everything,
 ) -> tuple[Float[Array, "batch queries dim"], Any]:
     """One pre-norm transformer block; `attend` decides which keys a query sees.
@@ -89,7 +88,7 @@ def block(
         attend: mixes values.
         queries: how many of the last columns go on; None for all. Keys and values are of all columns in any case.
         spread: lays out over devices what the kernels of attention and a dense feed-forward are multiplied with.
-        mesh: devices over which the batch's rows lie, for a mixture of experts; None for one, or for the compiler.
+        mixture: of experts, as `mixture_of_experts`.
         lighten: put around what stands before attention and behind it, such as `keep_products`.
     Returns:
         The block's output, `[batch, queries, dim]`, and the second result of `attend`.
@@ -97,7 +96,7 @@ def block(
     first = 0 if queries is None else x.shape[1] - queries
     q, k, v = lighten(partial(_project, config, first=first, spread=spread))(layer, x, cos, sin)
     mixed, kept = attend(q, k, v)
-    return lighten(partial(_go_on, config, spread=spread, mesh=mesh))(layer, x[:, first:], mixed), kept
+    return lighten(partial(_go_on, config, spread=spread, mixture=mixture))(layer, x[:, first:], mixed), kept
 
 
 def _project(
@@ -116,7 +115,7 @@ def _project(
 
 def _go_on(
     config: Qwen3Config, layer: Mapping[str, Any], x: Array, mixed: Array, *, spread: Spread,
-    mesh: Mesh | None,
+    mixture: Callable[..., Array],
 ) -> Array:  # fmt: skip
     """The residual stream behind attention and feed-forward."""
     attention, eps = layer["attention"], config.rms_norm_eps
@@ -127,7 +126,7 @@ def _go_on(
     normed = rms_norm(flat, layer["post_norm"]["scale"], eps)
     if config.is_moe:
         chosen: dict[str, Any] = {"experts_per_token": config.num_experts_per_tok, "normalize": config.norm_topk_prob}
-        update = mixture_by_rows(normed, layer["mlp"], **chosen, mesh=mesh)
+        update = mixture(normed, layer["mlp"], **chosen)
     else:
         update = feed_forward(spread(normed), layer["mlp"])
     return (flat + update).reshape(batch, time, dim)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxgeom.float32_products import float32_products
-from jaxgeom.models import cpu_layers, gpu_decoding
+from jaxgeom.models import cpu_layers, gpu_decoding, tpu_experts
 from jaxgeom.models.attention import attend_cache, attend_cache_and_own, causal_attention, resolve_attention
 from jaxgeom.models.config import Qwen3Config
 from jaxgeom.models.layers import Spread, block, rms_norm
+from jaxgeom.models.moe import mixture_by_rows
 from jaxgeom.models.recomputation import keep_everything, keep_products
 from jaxgeom.models.rope import rope_frequencies, rope_tables
 from jaxgeom.objectives.log_probs import without_padding
@@ -36,7 +37,7 @@ class Qwen3(nn.Module):
             attention, and computes again what is elementwise (see `recomputation`).
         attention: `auto` (by platform and length), `plain`, `chunked`, `cudnn` or `splash`.
         platform: "cpu", "gpu" or "tpu", as `sharding.platform_of` the parameters says: which of the forms that are for
-            one platform alone are used (attention kernels, `cpu_layers`, `gpu_decoding`). None: none of them.
+            one platform alone are used (attention kernels, `cpu_layers`, `gpu_decoding`, `tpu_experts`). None: none.
         mesh: devices that the parameters lie on, for kernels that see one device's rows and heads; None for one.
         vocabulary: rows of the embedding from here on are padding, whose logits give no probability; None: none are.
     """
@@ -209,6 +210,9 @@ class Qwen3(nn.Module):
         tables = rope_tables(positions, *self._frequencies())
         x = self._look_up(tokens)
         lighten = keep_everything if self.remat or room is not None else keep_products
+        is_tpu = self.platform == "tpu" and jnp.dtype(self.dtype) == jnp.bfloat16
+        grouped = tpu_experts.ragged_product if is_tpu else jax.lax.ragged_dot
+        mixture = partial(mixture_by_rows, mesh=self.mesh, grouped=grouped)
 
         def cached(k, v):
             if room is None:
@@ -227,7 +231,7 @@ class Qwen3(nn.Module):
             return attend_cache(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), cached(k, v)
 
         def step(x, layer):
-            return block(self.config, layer, x, *tables, attend, mesh=self.mesh, lighten=lighten)
+            return block(self.config, layer, x, *tables, attend, mixture=mixture, lighten=lighten)
 
         if self.is_unrolled:
             # A sampler needs the last column alone, where that is the newest token's.

@@ -107,7 +107,7 @@ def _custom_call(instruction: Instruction, shapes: Shapes) -> int | None:
     for kernel, products in _KERNELS.items():
         if kernel in instruction.name or kernel in name:
             return products * _causal_product(instruction, shapes, rows_last=kernel.startswith("splash"))
-    if instruction.name.startswith("ragged-dot"):
+    if instruction.name.startswith(("ragged-dot", "tgmm")):
         return _ragged(instruction, shapes)
     return None if name == "tpu_custom_call" else 0
 

@@ -61,8 +61,14 @@ def test_chips_of_a_slice_take_every_shape():
 
 @pytest.mark.parametrize(
     ("config", "sizes", "platform"),
-    [(CONFIG, (2, 2, 2, 1), None), (MOE, (1, 2, 2, 2), None), (MOE, (2, 4, 1, 1), None), (CONFIG, (2, 2, 2, 1), "gpu")],
-    ids=["dense", "experts", "experts by rows", "gpu"],
+    [
+        (CONFIG, (2, 2, 2, 1), None),
+        (MOE, (1, 2, 2, 2), None),
+        (MOE, (2, 4, 1, 1), None),
+        (dataclasses.replace(MOE, num_experts=6), (1, 2, 1, 4), None),
+        (CONFIG, (2, 2, 2, 1), "gpu"),
+    ],
+    ids=["dense", "experts", "experts by rows", "experts that do not divide", "gpu"],
 )
 def test_sharded_logits_gradients_and_samples_equal_unsharded(config, sizes, platform):
     mesh = make_mesh(*sizes)

@@ -25,7 +25,7 @@ MOE = dataclasses.replace(CONFIG, num_experts=6, num_experts_per_tok=2, moe_inte
         (CONFIG, (2, 2, 2, 1), []),
         (CONFIG, (1, 2, 4, 1), ["--mesh-tensor 4 does not divide the 2 key-value heads"]),
         (CONFIG, (1, 1, 8, 1), ["the 4 attention heads", "the 2 key-value heads"]),
-        (MOE, (2, 2, 1, 2), ["--mesh-expert 2: those devices divide the memory"]),
+        (MOE, (2, 2, 1, 2), ["--mesh-expert 2: those devices divide the experts"]),
         (dataclasses.replace(CONFIG, hidden_size=36), (1, 8, 1, 1), ["--mesh-fsdp 8 does not divide the 36 columns"]),
         (dataclasses.replace(CONFIG, vocab_size=63), (4, 1, 2, 1), ["--mesh-tensor 2 does not divide the 63 rows of"]),
         (MOE, (1, 2, 1, 4), ["--mesh-expert 4 does not divide the 6 experts", "--mesh-expert 4: those"]),
