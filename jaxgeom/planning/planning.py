@@ -166,11 +166,31 @@ def _advice(
     if largest.batch:
         how = "" if largest.is_compiled else " (estimated)"
         said.append(f"the largest batch that fits is {largest.batch}{how}: --batch-size {largest.batch}")
-        parts = _parts(batch, shards, settings.micro_batches * -(-batch // largest.batch))
-        if train is not None and short == [train] and parts is not None:
-            said.append(f"or the same batch in parts: --micro-batches {parts}")
+        if train is not None and short == [train]:
+            least = settings.micro_batches * -(-batch // largest.batch)
+            said += _in_parts(batch, shards, least, memory, settings.search, compile_at)
     elif not overfull:
         said.append("no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed")
+    return said
+
+
+def _in_parts(
+    batch: int, shards: int, least: int, memory: int, tries: int, compile_at: Callable[..., Planned]
+) -> list[str]:  # fmt: skip
+    """The parts in which a whole batch should fit, `least` or more: compiled, as many tries as there are."""
+    parts, said = _parts(batch, shards, least), []
+    if parts is not None and not tries:
+        return [f"or the same batch in parts (not compiled): --micro-batches {parts}"]
+    for _ in range(tries):
+        if parts is None:
+            break
+        needed = compile_at("train", batch, micro_batches=parts).needed
+        fits = needed <= memory
+        how = "or the same batch in parts" if fits else "in parts it is still too much"
+        said.append(f"{how}: --micro-batches {parts}, with which train needs {needed / 2**30:.1f} GiB")
+        if fits:
+            break
+        parts = _parts(batch, shards, parts + 1)
     return said
 
 

@@ -17,7 +17,7 @@ from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.planning.chips import CHIPS, roofline
-from jaxgeom.planning.planning import _parts
+from jaxgeom.planning.planning import _in_parts, _parts
 from jaxgeom.planning.programs import Planned, PlannedRun, compile_program
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.shapes import PUBLISHED, products
@@ -296,3 +296,21 @@ def test_parts_of_a_batch_that_are_advised_are_taken_by_train(shards):
                 require_batch_divides(settings, mesh)
                 taken.append(parts)
         assert _parts(batch, shards, least) == (taken[0] if taken else None), (batch, least)
+
+
+def test_parts_that_are_advised_were_compiled():
+    """Where the first number of them is still too much, the next is tried, and each says what it needs."""
+    asked = []
+
+    def compile_at(name, batch, micro_batches):
+        asked.append((name, batch, micro_batches))
+        return needing(name, 1, fixed=(5 << 30) // micro_batches, each=0)
+
+    said = _in_parts(24, 2, 2, 1 << 30, 9, compile_at)
+    assert asked == [("train", 24, 2), ("train", 24, 3), ("train", 24, 4), ("train", 24, 6)]
+    assert all("it is still too much: --micro-batches" in line for line in said[:3])
+    assert said[3] == "or the same batch in parts: --micro-batches 6, with which train needs 0.8 GiB"
+    assert len(_in_parts(24, 2, 2, 1 << 30, 2, compile_at)) == 2
+    (guess,) = _in_parts(24, 2, 5, 1 << 30, 0, compile_at)
+    assert "not compiled" in guess and guess.endswith("--micro-batches 6")
+    assert _in_parts(2, 2, 2, 1 << 30, 3, compile_at) == []
