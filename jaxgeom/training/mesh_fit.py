@@ -94,7 +94,7 @@ def mesh_notes(config: Qwen3Config, mesh: Mesh) -> list[str]:
     found = undivided(config, mesh)
     if expert > 1:
         found.append(
-            f"--mesh-expert {expert}: those devices divide the experts, each working for its own, and do all else alike;"
+            f"--mesh-expert {expert}: those devices divide the experts, each works for its own, and do all else alike;"
             " --mesh-fsdp divides all"
         )
     return found
