@@ -95,8 +95,8 @@ def of_all(share: Share) -> Share:
     whole.targets = [processes.joined(targets, at="targets")]
     whole.numbers = processes.joined(np.array(share.numbers, np.int64), at="numbers").tolist()
     whole.lengths = processes.joined(np.array(share.lengths, np.int64), at="lengths").tolist()
-    said = processes.exchanged((share.asked, share.bad, share.left_out, share.counts, share.heads, share.unread))
-    for asked, bad, left_out, counts, heads, unread in said:
+    words = (share.asked, share.bad, share.left_out, share.counts, share.heads, share.unread)
+    for asked, bad, left_out, counts, heads, unread in processes.exchanged(words, at="rows"):
         whole.asked += asked
         for reasons, more in ((whole.bad, bad), (whole.left_out, left_out)):
             for kind, reason in more.items():
