@@ -5,6 +5,7 @@ import io
 import json
 import random
 import signal
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,6 +20,8 @@ from jaxgeom.data.character_tokenizer import write_character_tokenizer
 from jaxgeom.data.prepared import Limits, Prepared
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
 from jaxgeom.data.row_settings import RowSettings
+from jaxgeom.data.rows import Row
+from jaxgeom.data.shares import Asked, Reason, Share, count_row, of_all
 from jaxgeom.errors import UserError
 from jaxgeom.progress import Reporter
 from tests import simulated
@@ -87,7 +90,7 @@ def written(path, rows):
     return path
 
 
-def made(how, path, tokenizer, **options):
+def made(how, path, tokenizer, **options) -> Any:
     """What comes of a file, every part of it, and what was said; or the refusal."""
     stream = io.StringIO()
     given = {"settings": REFUSE, "limits": LIMITS, "reporter": Reporter(Console(file=stream, width=2000))} | options
@@ -134,6 +137,33 @@ def test_shares_are_what_one_makes_of_the_whole(
     alone = made(how, path, tokenizers[-1], **given)
     with mock.patch.object(gathering, "AT_ONCE", at_once):
         assert by_shares(count, tokenizers, how, path, **given) == [alone] * count
+
+
+def test_what_is_said_of_shares_is_in_the_order_of_the_file():
+    """The head is of the first row without tools, else of the first with them; of a reason the first row is named."""
+
+    def worked_off(index):
+        share = Share()
+        rows = [Row(3 * index + place, 3 * index + place + 1, {}) for place in range(3)]
+        for place in (2, 1):  # as rows with tools come after those without
+            count_row(share.bad, "kind", rows[place], f"bad {rows[place].number}")
+            count_row(share.left_out, f"{'late' if index else 'early'}", rows[place], "long")
+        share.heads = [{True: "a"}, {True: "b", False: "c"}, {False: "d"}][index]
+        share.unread = [{"x": None}, {"y": None, "x": None}, {"a": None}][index]
+        share.counts["cut"] += index
+        if index:  # of the first there is none
+            share.use(rows[0], np.full(index, index, np.int32), np.ones(index, bool), Asked(str(index), index))
+        return of_all(share)
+
+    with simulated.several(3) as wire:
+        found = simulated.in_each(wire, worked_off)
+    for one in found:
+        assert one.bad == {"kind": Reason(6, 1, "row 1 (line 2)", "bad 1")}
+        early, late = Reason(2, 1, "row 1 (line 2)", "long"), Reason(4, 4, "row 4 (line 5)", "long")
+        assert list(one.left_out.items()) == [("early", early), ("late", late)]
+        assert one.heads == {True: "a", False: "c"} and list(one.unread) == ["x", "y", "a"] and one.counts["cut"] == 3
+        assert one.numbers == [3, 6] and one.lengths == [1, 2] and one.asked == [("1", 1), ("2", 2)]
+        assert [part.tolist() for part in (*one.tokens, *one.targets)] == [[1, 2, 2], [True] * 3]
 
 
 @pytest.mark.slow
