@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import pathlib
-import pickle
 import re
 import threading
 import time
@@ -28,6 +27,7 @@ from jax.experimental import multihost_utils
 from jaxgeom.buckets.places import named
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
+from jaxgeom.gathering import concatenated, gathered
 
 JOINING = 300
 """Seconds that a process waits for the others to come."""
@@ -49,7 +49,6 @@ _PROGRAM_SETTINGS = (
     "jax_debug_nans", "jax_debug_infs", "jax_use_shardy_partitioner", "jax_softmax_custom_jvp",
     "jax_allow_f16_reductions", "jax_disable_most_optimizations", "jax_optimization_level",
 )  # fmt: skip
-_FIRST = 1024  # bytes that are exchanged at once; longer values take a second exchange
 
 _T = TypeVar("_T")
 
@@ -61,6 +60,19 @@ class ProcessLost(UserError):
     """
 
     status = 1
+
+
+class ShareError(UserError):
+    """A mistake in what all processes have, found by one of them in its share: all say it, in the same words.
+
+    Attributes:
+        order: of several that were found, those of the lowest stage of the work are said, and of these that of the
+            first process.
+    """
+
+    def __init__(self, message: str, order: int) -> None:
+        super().__init__(message)
+        self.order = order
 
 
 def join(*, patience: int | None = None, sign_of_life: int | None = None) -> None:
@@ -153,7 +165,7 @@ def exchanged(value: Any, *, at: str = "exchanged") -> list[Any]:
     """
     if count() == 1:
         return [value]
-    found = _gathered((at, value))
+    found = gathered((at, value))
     lost = [str(index) for index, (place, _) in enumerate(found) if place != found[0][0]]
     if lost:
         raise UserError(
@@ -163,25 +175,6 @@ def exchanged(value: Any, *, at: str = "exchanged") -> list[Any]:
     return [said for _, said in found]
 
 
-def _gathered(value: Any) -> list[Any]:
-    """A value of every process, of any size."""
-    said = pickle.dumps(value)
-    held = np.zeros(_FIRST, np.uint8)
-    held[:4] = np.frombuffer(np.uint32(len(said)).tobytes(), np.uint8)
-    room = _FIRST - 4
-    held[4 : 4 + len(said)] = np.frombuffer(said[:room], np.uint8)
-    found = np.asarray(multihost_utils.process_allgather(held))
-    sizes = np.ascontiguousarray(found[:, :4]).view(np.uint32)[:, 0]
-    largest = int(sizes.max())
-    if largest > room:
-        held = np.zeros(1 << (largest - 1).bit_length(), np.uint8)  # few sizes, few compilations
-        held[: len(said)] = np.frombuffer(said, np.uint8)
-        found = np.asarray(multihost_utils.process_allgather(held))
-    else:
-        found = found[:, 4:]
-    return [pickle.loads(row[:size].tobytes()) for row, size in zip(found, sizes, strict=True)]
-
-
 def together(make: Callable[[], _T]) -> _T:
     """`make()`, done by every process for itself; an error in one is raised in all, before anything goes on.
 
@@ -189,7 +182,7 @@ def together(make: Callable[[], _T]) -> _T:
         make: host work, without a computation that other processes take part in.
 
     Raises:
-        UserError: of this process, or with the number of another in front.
+        UserError: of this process, or with the number of another in front; where one found a `ShareError`, that.
     """
     if count() == 1:
         return make()
@@ -199,13 +192,22 @@ def together(make: Callable[[], _T]) -> _T:
         value = make()
     except (UserError, OSError) as error:
         own = error
-    said = exchanged(None if own is None else (str(own), _status(own)), at="together")
+    said = exchanged(None if own is None else (*_said(own), getattr(own, "order", None)), at="together")
+    failed = [(index, *error) for index, error in enumerate(said) if error is not None]
+    of_shares = [(order, index, text, status) for index, text, status, order in failed if order is not None]
+    if of_shares:
+        _, index, text, status = min(of_shares)
+        raise own if own is not None and index == jax.process_index() else _failed(text, status)
     if own is not None:
         raise own
-    for index, error in enumerate(said):
-        if error is not None:
-            raise _failed(f"process {index}: {error[0]}", error[1])
+    for index, text, status, _ in failed:
+        raise _failed(f"process {index}: {text}", status)
     return value
+
+
+def by_itself(make: Callable[[], _T]) -> _T:
+    """`make()`: what stands in the place of `together` where one process works and the others wait for it."""
+    return make()
 
 
 def of_all(make: Callable[[], _T]) -> list[_T]:
@@ -232,7 +234,7 @@ def from_first(make: Callable[[], _T]) -> _T:
         try:
             said = make(), None
         except (UserError, OSError) as error:
-            said, own = (None, (str(error), _status(error))), error
+            said, own = (None, _said(error)), error
     value, failed = exchanged(said, at="from_first")[0]
     if own is not None:
         raise own
@@ -250,6 +252,25 @@ def as_first_has(array: np.ndarray) -> np.ndarray:
         array: what this process has computed, float32 or bool.
     """
     return array if count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def joined(array: np.ndarray, *, at: str = "joined") -> np.ndarray:
+    """The arrays of all processes, one after another in the processes' order; all call it together.
+
+    Args:
+        array: `[rows]`, of this one; the dtype is that of all. Besides it and the result there are only pieces of
+            bounded size in memory.
+        at: the place in the program, which is that of all.
+
+    Returns:
+        `[rows of all]`, the same bits.
+
+    Raises:
+        UserError: they have come to different places.
+    """
+    if count() == 1:
+        return array
+    return concatenated(array, exchanged(array.nbytes, at=at))
 
 
 @contextlib.contextmanager
@@ -423,9 +444,9 @@ def _ended_after(seconds: int, said: str, status: int) -> Iterator[None]:
         done.set()
 
 
-def _status(error: Exception) -> int:
-    """The exit status that an error of one process is to have in all."""
-    return getattr(error, "status", UserError.status)
+def _said(error: Exception) -> tuple[str, int]:
+    """What is told of an error to the others, whose copies lie elsewhere, and the exit status that it is to have."""
+    return named(str(error)), getattr(error, "status", UserError.status)
 
 
 def _failed(said: str, status: int) -> UserError:

@@ -131,8 +131,8 @@ def make_ready(
     if found.goes_on and reference is not None and reference <= (resume.step or 0):
         processes.from_first(lambda: _require_reference(out, reference))
     kept = out / "rows" if kept_rows is None else kept_rows
-    rows = processes.together(lambda: read_run_rows(settings, inputs, kept=kept, reporter=reporter))
-    if processes.count() > 1:  # each has its own tokenizer, templates (which may ask the time) and verifiers
+    rows = read_run_rows(settings, inputs, kept=kept, reporter=reporter, by_shares=True)
+    if processes.count() > 1:  # each has its own tokenizer and verifiers
         processes.require_same(rows.digests())
     if settings.is_taught:
         rows = dataclasses.replace(rows, data=assigned(rows.data, inputs.data, inputs.teachers))

@@ -1,13 +1,15 @@
 """What a run reads besides weights: tokenizer, rows and held-out prompts, whole, before anything is written."""
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 
+from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.checkpoints.adapters import base_of, is_adapter_directory
 from jaxgeom.data import chat, pipelines
@@ -16,7 +18,7 @@ from jaxgeom.data.prepared import Limits, Prepared
 from jaxgeom.data.preparing import prepare_demonstrations, prepare_prompts
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
-from jaxgeom.models import checked_config, copy_tokenizer
+from jaxgeom.models import Qwen3Config, checked_config, copy_tokenizer
 from jaxgeom.progress import Reporter
 from jaxgeom.rewards import Rewards, Truth
 from jaxgeom.training.checkpointing import tokenizer_directory
@@ -93,9 +95,19 @@ class RunRows:
             prepared.keep(directory)
 
 
+class _Source(NamedTuple):
+    """What rows are read with: the model's configuration, its tokenizer, what ends an answer and what one is worth."""
+
+    config: Qwen3Config
+    tokenizer: Any
+    stops: tuple[int, ...]
+    rewards: Rewards
+
+
 def read_run_rows(
-    settings: RunSettings, inputs: RunInputs, *, kept: Path | None = None, reporter: Reporter | None = None
-) -> RunRows:
+    settings: RunSettings, inputs: RunInputs, *, kept: Path | None = None, reporter: Reporter | None = None,
+    by_shares: bool = False,
+) -> RunRows:  # fmt: skip
     """Reads, renders and tokenizes everything that a run will see.
 
     Args:
@@ -103,29 +115,19 @@ def read_run_rows(
         inputs: what it reads.
         kept: where `RunRows.keep` may have put the tokens.
         reporter: where to say what was left out.
+        by_shares: whether all processes call this together: each reads the files and makes a share of their rows, and
+            an error in one is that of all.
 
     Raises:
         UserError: a tokenizer, template, file or row that cannot be used, or nothing to learn from; a verifier of the
             user's that cannot be imported.
     """
-    rewards = run_rewards(settings)
-    directory = tokenizer_directory(inputs.model, inputs.base)
-    rows = settings.rows
-    config = checked_config(open_checkpoint(inputs.model, base=inputs.base))
-    tokenizer = chat.load_tokenizer(directory, chat_template=rows.chat_template)
-    stops = chat.stop_tokens(tokenizer, {*_declared_stops(inputs, directory), *config.stop_tokens})
-    if not inputs.evaluations:
-        refuse_unread(settings, ("eval_samples",), "eval_data=None")
-    samples = settings.reads == "prompts" or bool(inputs.evaluations)
-    if samples and not any(stop < config.vocab_size for stop in stops):
-        what = f"{', '.join(map(str, stops))} are" if stops else "no token is"
-        raise UserError(
-            f"{directory}: {what} given to end an answer, with vocab_size={config.vocab_size}; 'eos_token_id' in"
-            " generation_config.json names one"
-        )
-    stops = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
+    together = processes.together if by_shares else processes.by_itself
+    config, tokenizer, stops, rewards = together(lambda: _source(settings, inputs))
     limits = Limits(vocabulary=config.vocab_size, context=config.max_position_embeddings)
-    shared: dict[str, Any] = {"settings": rows, "kept": kept, "reporter": reporter}
+    shared: dict[str, Any] = {
+        "settings": settings.rows, "kept": kept, "reporter": reporter, "by_shares": by_shares,
+    }  # fmt: skip
     needed: Need = "needed" if settings.needs_truth else "optional"
     answered = dataclasses.replace(limits, new_tokens=settings.max_new_tokens)
     if isinstance(settings, SFTSettings):
@@ -137,7 +139,7 @@ def read_run_rows(
         data = prepare_prompts(inputs.data, tokenizer, limits=answered, truth=needed, **shared)
         if not rewards.own:
             _say_unjudged(data, inputs.data, "learned from all the same, rewards are over the others", reporter)
-        data = judged_by(rewards, data, inputs.data)
+        data = together(functools.partial(judged_by, rewards, data, inputs.data))
     held_out = {}
     some = dataclasses.replace(answered, rows=settings.eval_limit)
     for name, path in inputs.evaluations.items():
@@ -146,8 +148,28 @@ def read_run_rows(
             if all(truth is None for truth in found.truths):
                 raise UserError(f"{path}: no row has a right answer to evaluate by")
             _say_unjudged(found, path, "the accuracy is over the others", reporter)
-        held_out[name] = judged_by(rewards.counting, found, path)
+        held_out[name] = together(functools.partial(judged_by, rewards.counting, found, path))
     return RunRows(tokenizer, stops, data, held_out, config.max_position_embeddings, rewards)
+
+
+def _source(settings: RunSettings, inputs: RunInputs) -> _Source:
+    """Reads what comes before the rows."""
+    rewards = run_rewards(settings)
+    directory = tokenizer_directory(inputs.model, inputs.base)
+    config = checked_config(open_checkpoint(inputs.model, base=inputs.base))
+    tokenizer = chat.load_tokenizer(directory, chat_template=settings.rows.chat_template)
+    stops = chat.stop_tokens(tokenizer, {*_declared_stops(inputs, directory), *config.stop_tokens})
+    if not inputs.evaluations:
+        refuse_unread(settings, ("eval_samples",), "eval_data=None")
+    samples = settings.reads == "prompts" or bool(inputs.evaluations)
+    if samples and not any(stop < config.vocab_size for stop in stops):
+        what = f"{', '.join(map(str, stops))} are" if stops else "no token is"
+        raise UserError(
+            f"{directory}: {what} given to end an answer, with vocab_size={config.vocab_size}; 'eos_token_id' in"
+            " generation_config.json names one"
+        )
+    possible = tuple(stop for stop in stops if stop < config.vocab_size)  # no other can be sampled
+    return _Source(config, tokenizer, possible, rewards)
 
 
 def _say_unjudged(rows: Prepared, path: Path, what: str, reporter: Reporter | None) -> None:

@@ -13,6 +13,10 @@ import pytest
 
 from jaxgeom import processes
 from jaxgeom.checkpoints.checksums import one_line
+from jaxgeom.data.chat import load_tokenizer
+from jaxgeom.data.prepared import Limits
+from jaxgeom.data.preparing import prepare_demonstrations
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.training import RunInputs, SFTSettings, train
@@ -73,11 +77,28 @@ def test_rows_are_shared_out_evenly(monkeypatch):
     assert [list(range(8))[part] for part in shares] == [[0, 1, 2], [3, 4], [5, 6, 7]]
 
 
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_WITHOUT_ANSWER = (
+    json.dumps({"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": ""}]}) + "\n"
+)
 REFUSED = {
     "different arguments": ({}, {"lr": 0.02}, "optimizer.learning_rate: 0.01 in process 0, 0.02 in process 1"),
     "a mesh of one alone": ({}, {"mesh_tensor": 3}, "settings.mesh.tensor: 1 in process 0, 3 in process 1"),
     "another place": ({"out": "there"}, {"out": "elsewhere"}, 'out: "there" in process 0, "elsewhere" in process 1'),
     "other content": ({"data": "demos.jsonl"}, {"data": "demos.jsonl"}, "the processes disagree: contents.data"),
+    "a template of another content": (
+        {"chat_template": "mine.jinja"},
+        {"chat_template": "mine.jinja"},
+        "the processes disagree: contents.chat_template",
+    ),
+    "a bad row of the second's share": (
+        {"data": "bad.jsonl"},
+        {"data": "bad.jsonl"},
+        "jaxgeom: bad.jsonl: row 12 (line 13): 'messages': the assistant's message 1 is empty; so are 1 more of 16",
+    ),
     "a mesh": ({"mesh_tensor": 3}, {"mesh_tensor": 3}, "do not multiply to the 2 devices"),
     "a batch": ({"batch_size": 3}, {"batch_size": 3}, "batch_size=3 is not divisible by the 2 batch shards"),
     "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "within one process alone"),
@@ -100,6 +121,9 @@ def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
     for index, folder in folders.items():
         folder.mkdir()
         (folder / "demos.jsonl").write_text("".join(lines[index:]))
+        bad = [line if number not in (12, 14) else _WITHOUT_ANSWER for number, line in enumerate(lines)]
+        (folder / "bad.jsonl").write_text("".join(bad))
+        (folder / "mine.jinja").write_text(f"{'{#'}{index}{'#}'}{TEMPLATE}")
         (folder / "judging.py").write_text(
             f"def by_length(texts, rows): return [len(text) + {index} for text in texts]"
         )
@@ -122,18 +146,39 @@ def test_what_processes_cannot_do_together_is_refused_by_all(inputs, tmp_path):
             assert one.status == 2 and one.err.count("\n") == 1 and REFUSED[name][2] in one.err, (name, one)
     assert not (tmp_path / "run").exists()
     assert [sorted(path.name for path in folder.iterdir()) for folder in folders.values()] == [
-        ["demos.jsonl", "judging.py"]
+        ["bad.jsonl", "demos.jsonl", "judging.py", "mine.jinja"]
     ] * 2
 
 
 MEETING = """
-import json, os
+import io, json, os, pathlib, sys
 import numpy as np
-from jaxgeom import processes
+from rich.console import Console
+from jaxgeom import gathering, processes
+from jaxgeom.data import preparing
+from jaxgeom.data.chat import load_tokenizer
+from jaxgeom.data.prepared import Limits
+from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
+from jaxgeom.progress import Reporter
 processes.join()
 is_first = processes.is_first()
 said = [processes.as_first_has(np.array([is_first, not is_first, True])).tolist()]
+gathering.AT_ONCE = 2048
+folder = pathlib.Path(json.loads(sys.argv[1])[0][0])
+tokenizer = load_tokenizer(folder / "model")
+given = {"settings": RowSettings(on_bad_row="skip"), "limits": Limits(vocabulary=112, context=24), "stops": (2,)}
+reads, real = [], preparing.read_row_file
+preparing.read_row_file = lambda path: reads.append(path) or real(path)
+for where in (None, "kept" if is_first else "none", "kept"):
+    spoken = io.StringIO()
+    rows = preparing.prepare_demonstrations(
+        folder / "rows.jsonl", tokenizer, **given, by_shares=True, kept=None if where is None else folder / where,
+        reporter=Reporter(Console(file=spoken, width=1000)),
+    )
+    said.append([rows.digest, rows.notes, spoken.getvalue(), len(reads)])
+    if is_first:
+        rows.keep(folder / "kept")
 try:
     (processes.from_first if is_first else processes.together)(lambda: 1)
 except UserError as error:
@@ -143,13 +188,29 @@ os._exit(0)
 """
 
 
-def test_processes_that_do_different_things_say_so_and_what_each_computes_can_be_made_one():
-    """Without that one of them went on alone, and the other ended with status 0."""
-    ended = launching.end(launching.start([[[]], [[]]], devices=1, script=MEETING), seconds=120)
+def test_processes_share_their_work_and_those_that_do_different_things_say_so(inputs, tmp_path):
+    """What each computes is made one; rows are made by shares; and where one of them would have gone on alone, and the
+    other ended with status 0, both end."""
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    lines = (inputs / "demos.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "rows.jsonl").write_text("".join([*lines[:9], _WITHOUT_ANSWER, *lines[9:]] * 5))
+    ended = launching.end(launching.start([[[str(tmp_path)]]] * 2, devices=1, script=MEETING), seconds=120)
+    limits = Limits(vocabulary=112, context=24)
+    whole = prepare_demonstrations(
+        tmp_path / "rows.jsonl", load_tokenizer(tmp_path / "model"), settings=RowSettings(on_bad_row="skip"),
+        limits=limits, stops=(2,),
+    )  # fmt: skip
+    assert "5 of 85 rows are left out" in whole.notes[0]
     for one in ended:
         (line,) = [line for line in one.out.splitlines() if line.startswith("SAID")]
-        bits, (text, status) = json.loads(line.removeprefix("SAID"))
+        bits, *prepared, (text, status) = json.loads(line.removeprefix("SAID"))
         assert bits == [True, False, True] and status == 2 and "process 1 does something else than process 0" in text
+        said = [spoken for *_, spoken, _ in prepared]
+        assert [(digest, notes, reads) for digest, notes, _, reads in prepared] == [
+            (whole.digest, whole.notes, reads) for reads in (1, 2, 2)
+        ]
+        assert said[1] == f"{tmp_path}/rows.jsonl: process 1 does not have kept rows of it: made anew\n" + said[0]
+        assert said[0] == said[2] and whole.notes[0] in said[0]
 
 
 def _timed_out():
