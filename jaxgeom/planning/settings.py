@@ -83,7 +83,7 @@ class PlanSettings:
         if (self.teacher is None) == (self.objective == "opd"):
             needed = "opd needs --teacher" if self.teacher is None else f"{self.objective} has no teacher"
             raise UserError(f"--teacher {self.teacher}: {needed}" if self.teacher is not None else needed)
-        for name in ("batch_size", "micro_batches", "max_prompt_length", "samples_per_prompt"):
+        for name in ("batch_size", "micro_batches", "max_prompt_length", "samples_per_prompt", "teacher_devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be positive")

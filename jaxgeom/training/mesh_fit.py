@@ -32,27 +32,41 @@ def run_mesh(settings: MeshSettings, devices: Any = None) -> Mesh:
 def split_devices(settings: MeshSettings, own: int | None, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
     """The mesh of the student, and that of the teachers: the same unless they have devices of their own.
 
+    Every process has devices of both, so that all run every program, and each host has what goes from one to the other.
+
     Args:
         settings: sizes of the axes of the student's.
-        own: devices of the teachers alone, the last ones; None for all, together with the student.
+        own: devices of the teachers alone, of every process as many, its last ones; None for all, together with the
+            student.
         devices: what there is; all of JAX's where None.
 
     Raises:
-        UserError: sizes that do not multiply to the student's devices, no device left for the student, devices of
-            several processes.
+        UserError: sizes that do not multiply to the student's devices, teachers' that the processes cannot give as many
+            of each, no device left for the student.
     """
     if own is None:
         mesh = run_mesh(settings, devices)
         return mesh, mesh
-    devices = jax.devices() if devices is None else devices
-    if len({device.process_index for device in devices}) > 1:
+    student, teachers = _parted(own, jax.devices() if devices is None else devices)
+    return run_mesh(settings, student), run_mesh(MeshSettings(), teachers)
+
+
+def _parted(own: int, devices: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The student's devices and the teachers', each in the order in which they are listed."""
+    of_process: dict[int, list[Any]] = {}
+    for device in devices:
+        of_process.setdefault(device.process_index, []).append(device)
+    count = len(of_process)
+    if own % count:
         raise UserError(
-            f"--teacher-devices {own}: answers would go from the student's devices to others, which JAX does within one"
-            " process alone; leave it out (teachers then lie on all devices, sharded)"
+            f"--teacher-devices {own}: each of {count} processes gives as many; a multiple of {count} is needed"
         )
     if own >= len(devices):
-        raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices, and the student needs one or more")
-    return run_mesh(settings, devices[:-own]), run_mesh(MeshSettings(), devices[-own:])
+        several = f" in {count} processes, and the student needs one or more of each"
+        said = ", and the student needs one or more" if count == 1 else several
+        raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices{said}")
+    taken = {device for mine in of_process.values() for device in mine[-(own // count) :]}
+    return [one for one in devices if one not in taken], [one for one in devices if one in taken]
 
 
 def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:

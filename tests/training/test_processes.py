@@ -21,8 +21,9 @@ from tests import launching
 from tests.tiny import write_tiny_model
 from tests.training import runs
 
-KINDS = ("confined", "rlvr", "opd", "taught")
-"""What is trained over processes: SFT is what `confined` does too; `taught` is OPD by two teachers."""
+KINDS = ("confined", "rlvr", "opd", "taught", "aside")
+"""What is trained over processes: SFT is what `confined` does too; `taught` is OPD by two teachers, `aside` the same with
+the teachers on devices of their own, of every process as many."""
 
 
 def words(kind, inputs, out, **changes):
@@ -35,13 +36,16 @@ def words(kind, inputs, out, **changes):
     if kind == "rlvr":  # two updates a rollout: a checkpoint between them holds what is left of it
         given |= {"reward": "tests.training.runs:by_letters", "eval_data": inputs / "prompts.jsonl", "eval_limit": 4}
         given |= {"updates_per_rollout": 2}
-    if kind in ("opd", "taught"):
+    has_two = kind in ("taught", "aside")
+    if kind == "opd" or has_two:
         given["teacher"] = inputs / "teacher"
-    if kind == "taught":
+    if has_two:
         given |= {"data": inputs / "of_two.jsonl", "keep_tokens": 0.5, "keep_by": "random"}
+    if kind == "aside":
+        given["teacher_devices"] = 2
     found = runs.arguments(inputs, out, **given | changes)
-    more = ["--teacher", str(inputs / "model")] if kind == "taught" else []
-    objective = {"confined": "sft", "taught": "opd"}.get(kind, kind)
+    more = ["--teacher", str(inputs / "model")] if has_two else []
+    objective = {"confined": "sft", "taught": "opd", "aside": "opd"}.get(kind, kind)
     return [found[0], objective, *found[2:], *more]
 
 
@@ -80,7 +84,8 @@ REFUSED = {
     "other content": ({"data": "demos.jsonl"}, {"data": "demos.jsonl"}, "the processes disagree: contents.data"),
     "a mesh": ({"mesh_tensor": 3}, {"mesh_tensor": 3}, "do not multiply to the 2 devices"),
     "a batch": ({"batch_size": 3}, {"batch_size": 3}, "batch_size=3 is not divisible by the 2 batch shards"),
-    "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "within one process alone"),
+    "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "a multiple of 2 is needed"),
+    "all of them": ({"teacher_devices": 2}, {"teacher_devices": 2}, "there are 2 devices in 2 processes, and"),
     "a bucket of one alone": ({"out": "there"}, {"out": "gs://bucket/there"}, '"gs://bucket/there" in process 1'),
     "another verifier": (
         {"reward": "judging:by_length"},
@@ -337,12 +342,17 @@ def test_two_processes_learn_what_one_does(trained, kind):
 
 
 @pytest.mark.slow
+def test_teachers_on_devices_of_every_process_teach_what_those_beside_the_student_do(trained):
+    same_run(trained[0] / "taught1", trained[0] / "aside2", rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_after_a_kill_of_one_process_or_of_all_the_same_commands_end_as_if_undisturbed(inputs, trained, tmp_path):
     """Whoever is lost, the others end by themselves; every launch goes on with the run that the last one cut.
 
     One run an objective, for brevity.
     """
-    plan = {"confined": ([0], 3), "rlvr": ([0, 1], 1), "opd": ([1], 2)}
+    plan = {"confined": ([0], 3), "rlvr": ([0, 1], 1), "aside": ([1], 2)}
     cut = []
     for kind, (lost, step) in plan.items():
         commands = [*cut, words(kind, inputs, tmp_path / kind)]
