@@ -44,7 +44,8 @@ class PlanSettings:
         kl_coefficient: Of the KL to the start (RLVR, OPD): given, the start's parameters stay on the devices and score.
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
         compute_dtype: Of activations.
-        teacher_devices: So many devices, the last ones, are the teacher's alone, and the student has the others.
+        teacher_devices: So many devices, the last ones, are the teacher's alone, and the student has the others; of
+            several hosts each gives as many, its last ones.
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32.
         remat: Recompute activations in the backward pass.
         divergence: Of OPD.

@@ -12,6 +12,9 @@ from jaxgeom.models import Qwen3Config
 from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.settings import MeshSettings, RunSettings
 
+# Slices in a plane: for parts of one over several hosts libtpu (0.0.42.1) compiles now and then, or ends the process.
+_FLAT = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+
 
 def run_mesh(settings: MeshSettings, devices: Any = None) -> Mesh:
     """The mesh that a run asks for.
@@ -42,7 +45,7 @@ def split_devices(settings: MeshSettings, own: int | None, devices: Sequence[Any
 
     Raises:
         UserError: sizes that do not multiply to the student's devices, teachers' that the processes cannot give as many
-            of each, no device left for the student.
+            of each, no device left for the student, a part of a slice that libtpu does not compile for.
     """
     if own is None:
         mesh = run_mesh(settings, devices)
@@ -65,6 +68,11 @@ def _parted(own: int, devices: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         several = f" in {count} processes, and the student needs one or more of each"
         said = ", and the student needs one or more" if count == 1 else several
         raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices{said}")
+    if count > 1 and devices[0].device_kind in _FLAT:
+        raise UserError(
+            f"--teacher-devices {own}: for a part of a {devices[0].device_kind} slice of several hosts libtpu does not"
+            " compile; leave it out (teachers then lie on all devices, sharded)"
+        )
     taken = {device for mine in of_process.values() for device in mine[-(own // count) :]}
     return [one for one in devices if one not in taken], [one for one in devices if one in taken]
 

@@ -22,8 +22,8 @@ from tests.tiny import write_tiny_model
 from tests.training import runs
 
 KINDS = ("confined", "rlvr", "opd", "taught", "aside")
-"""What is trained over processes: SFT is what `confined` does too; `taught` is OPD by two teachers, `aside` the same with
-the teachers on devices of their own, of every process as many."""
+"""What is trained over processes: SFT is what `confined` does too; `taught` is OPD by two teachers, `aside` the same
+with the teachers on devices of their own, of every process as many."""
 
 
 def words(kind, inputs, out, **changes):

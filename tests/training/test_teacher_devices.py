@@ -71,6 +71,7 @@ class Device(NamedTuple):
 
     process_index: int
     place: int
+    device_kind: str = "cpu"
 
 
 def devices(*of_processes):
@@ -81,9 +82,9 @@ def devices(*of_processes):
 @pytest.mark.parametrize(
     ("own", "there", "teachers"),
     [
-        (3, devices(8), [(0, 5), (0, 6), (0, 7)]),
-        (4, devices(4, 4), [(0, 2), (0, 3), (1, 2), (1, 3)]),
-        (2, devices(4, 4)[::2] + devices(4, 4)[1::2], [(0, 3), (1, 3)]),  # as a slice lists them, hosts interleaved
+        (3, devices(8), [Device(0, 5), Device(0, 6), Device(0, 7)]),
+        (4, devices(4, 4), [Device(0, 2), Device(0, 3), Device(1, 2), Device(1, 3)]),
+        (2, devices(4, 4)[::2] + devices(4, 4)[1::2], [Device(0, 3), Device(1, 3)]),  # listed in turn
     ],
 )
 def test_the_last_devices_of_every_process_are_the_teachers(own, there, teachers):
@@ -116,6 +117,14 @@ def test_what_cannot_be_split_is_refused(given, words):
 def test_what_processes_cannot_give_is_refused(own, words):
     with pytest.raises(UserError, match=words):
         split_devices(OPDSettings(**COMMON).mesh, own, devices(4, 4, 4, 4))
+
+
+def test_parts_of_a_slice_that_libtpu_dies_at_are_refused():
+    """At some of them it aborts the process ("device_id < kMaxDeviceCount"); one host's own are compiled."""
+    there = [chip._replace(device_kind="TPU v5 lite") for chip in devices(4, 4)]
+    with pytest.raises(UserError, match="--teacher-devices 4: for a part of a TPU v5 lite slice of several hosts"):
+        split_devices(OPDSettings(**COMMON).mesh, 4, there)
+    assert _parted(2, there[:4]) == (there[:2], there[2:4])
 
 
 @pytest.mark.slow
