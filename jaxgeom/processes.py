@@ -330,9 +330,9 @@ def whole(tree: Any) -> Any:
 def placed(value: Any, sharding: Any) -> Any:
     """An array on devices of all, whose shards each process puts that are its own.
 
-    JAX itself moves no array between two meshes over the same processes (`device_put`: "input and target sharding should
-    have the same set of devices"): one that lies on other devices goes through the hosts. It is gathered there, and
-    waited for.
+    JAX itself moves no array between two meshes over the same processes (`device_put`: "input and target sharding
+    should have the same set of devices"): one that lies on other devices goes through the hosts. It is gathered there,
+    and waited for.
 
     Args:
         value: what every process has whole on its host, or what lies on devices of all; all call it together then.
