@@ -45,7 +45,8 @@ def split_devices(settings: MeshSettings, own: int | None, devices: Sequence[Any
 
     Raises:
         UserError: sizes that do not multiply to the student's devices, teachers' that the processes cannot give as many
-            of each, no device left for the student, a part of a slice that libtpu does not compile for.
+            of each, no device left for the student, a part of a slice that libtpu does not compile for,
+            of processes on CPU a part with one device of each.
     """
     if own is None:
         mesh = run_mesh(settings, devices)
@@ -73,7 +74,14 @@ def _parted(own: int, devices: Sequence[Any]) -> tuple[list[Any], list[Any]]:
             f"--teacher-devices {own}: for a part of a {devices[0].device_kind} slice of several hosts libtpu does not"
             " compile; leave it out (teachers then lie on all devices, sharded)"
         )
-    taken = {device for mine in of_process.values() for device in mine[-(own // count) :]}
+    each, there = own // count, len(devices) // count
+    if count > 1 and devices[0].platform == "cpu" and 1 in (each, there - each):
+        # Programs of one device a process are not kept in order there: what they exchange is mixed up, or ends them.
+        raise UserError(
+            f"--teacher-devices {own}: on CPU student and teachers need two or more devices of each of {count}"
+            f" processes; there are {there} of each"
+        )
+    taken = {device for mine in of_process.values() for device in mine[-each:]}
     return [one for one in devices if one not in taken], [one for one in devices if one in taken]
 
 

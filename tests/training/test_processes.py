@@ -21,9 +21,8 @@ from tests import launching
 from tests.tiny import write_tiny_model
 from tests.training import runs
 
-KINDS = ("confined", "rlvr", "opd", "taught", "aside")
-"""What is trained over processes: SFT is what `confined` does too; `taught` is OPD by two teachers, `aside` the same
-with the teachers on devices of their own, of every process as many."""
+KINDS = ("confined", "rlvr", "opd", "taught")
+"""What is trained over processes: SFT is what `confined` does too; `taught` is OPD by two teachers."""
 
 
 def words(kind, inputs, out, **changes):
@@ -36,16 +35,13 @@ def words(kind, inputs, out, **changes):
     if kind == "rlvr":  # two updates a rollout: a checkpoint between them holds what is left of it
         given |= {"reward": "tests.training.runs:by_letters", "eval_data": inputs / "prompts.jsonl", "eval_limit": 4}
         given |= {"updates_per_rollout": 2}
-    has_two = kind in ("taught", "aside")
-    if kind == "opd" or has_two:
+    if kind in ("opd", "taught"):
         given["teacher"] = inputs / "teacher"
-    if has_two:
+    if kind == "taught":
         given |= {"data": inputs / "of_two.jsonl", "keep_tokens": 0.5, "keep_by": "random"}
-    if kind == "aside":
-        given["teacher_devices"] = 2
     found = runs.arguments(inputs, out, **given | changes)
-    more = ["--teacher", str(inputs / "model")] if has_two else []
-    objective = {"confined": "sft", "taught": "opd", "aside": "opd"}.get(kind, kind)
+    more = ["--teacher", str(inputs / "model")] if kind == "taught" else []
+    objective = {"confined": "sft", "taught": "opd"}.get(kind, kind)
     return [found[0], objective, *found[2:], *more]
 
 
@@ -315,7 +311,7 @@ def trained(inputs, tmp_path_factory):
     return folder, of_count
 
 
-def same_run(one, two, **tolerance):
+def same_run(one, two, *, step=4, **tolerance):
     """Logs, samples and the last weights of two runs, to the last bit where no tolerance is given."""
     assert (one / "samples.jsonl").read_bytes() == (two / "samples.jsonl").read_bytes()
     first, second = runs.logged(one), runs.logged(two)
@@ -323,7 +319,7 @@ def same_run(one, two, **tolerance):
     for mine, theirs in zip(first, second, strict=True):
         for name, value in mine.items():
             np.testing.assert_allclose(theirs[name], value, **{"rtol": 0, **tolerance}, err_msg=name)
-    for mine, theirs in zip(runs.weights(one, 4), runs.weights(two, 4), strict=True):
+    for mine, theirs in zip(runs.weights(one, step), runs.weights(two, step), strict=True):
         np.testing.assert_allclose(theirs, mine, **{"rtol": 0, **tolerance})
 
 
@@ -342,8 +338,21 @@ def test_two_processes_learn_what_one_does(trained, kind):
 
 
 @pytest.mark.slow
-def test_teachers_on_devices_of_every_process_teach_what_those_beside_the_student_do(trained):
-    same_run(trained[0] / "taught1", trained[0] / "aside2", rtol=1e-3, atol=1e-4)
+def test_teachers_on_devices_of_every_process_teach_what_those_of_one_do(inputs, tmp_path):
+    """Two teachers on two devices of each of two processes; one process is killed, both go on, as if undisturbed."""
+
+    def go(name, count, **fate):
+        given = {"batch_size": 8, "teacher_devices": 4, "steps": 2}
+        commands = [[words("taught", inputs, tmp_path / name, **given)]] * count
+        return launching.end(launching.start(commands, devices=8 // count, **fate), seconds=600)
+
+    fallen, other = go("cut", 2, falls={0: tmp_path / "cut" / "checkpoints" / "1"})
+    assert fallen.status == -signal.SIGKILL and other.status not in (0, 2, -signal.SIGKILL), other
+    for name, count in (("cut", 2), ("two", 2), ("one", 1)):
+        ended = launching.each(go(name, count))
+        assert [process[0].status for process in ended] == [0] * count, ended
+    same_run(tmp_path / "two", tmp_path / "cut", step=2)
+    same_run(tmp_path / "one", tmp_path / "two", step=2, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -352,7 +361,7 @@ def test_after_a_kill_of_one_process_or_of_all_the_same_commands_end_as_if_undis
 
     One run an objective, for brevity.
     """
-    plan = {"confined": ([0], 3), "rlvr": ([0, 1], 1), "aside": ([1], 2)}
+    plan = {"confined": ([0], 3), "rlvr": ([0, 1], 1), "opd": ([1], 2)}
     cut = []
     for kind, (lost, step) in plan.items():
         commands = [*cut, words(kind, inputs, tmp_path / kind)]

@@ -71,7 +71,8 @@ class Device(NamedTuple):
 
     process_index: int
     place: int
-    device_kind: str = "cpu"
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
 
 
 def devices(*of_processes):
@@ -110,13 +111,18 @@ def test_what_cannot_be_split_is_refused(given, words):
 @pytest.mark.parametrize(
     ("own", "words"),
     [
+        (
+            4,
+            "--teacher-devices 4: on CPU student and teachers need two or more devices of each of 4 processes",
+        ),
+        (12, "--teacher-devices 12: on CPU student and teachers need two or more devices"),
         (6, "--teacher-devices 6: each of 4 processes gives as many; a multiple of 4 is needed"),
         (16, "--teacher-devices 16: there are 16 devices in 4 processes, and the student needs one or more of each"),
     ],
 )
 def test_what_processes_cannot_give_is_refused(own, words):
     with pytest.raises(UserError, match=words):
-        split_devices(OPDSettings(**COMMON).mesh, own, devices(4, 4, 4, 4))
+        split_devices(OPDSettings(**COMMON).mesh, own, [one._replace(platform="cpu") for one in devices(4, 4, 4, 4)])
 
 
 def test_parts_of_a_slice_that_libtpu_dies_at_are_refused():
