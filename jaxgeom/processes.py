@@ -349,10 +349,19 @@ def whole(tree: Any) -> Any:
 
 
 def placed(value: Any, sharding: Any) -> Any:
-    """An array that every process has whole, on the devices of all: each puts the shards that are its own."""
+    """An array on devices of all, whose shards each process puts that are its own.
+
+    JAX itself moves no array between two meshes over the same processes (`device_put`: "input and target sharding
+    should have the same set of devices"): one that lies on other devices goes through the hosts. It is gathered there,
+    and waited for.
+
+    Args:
+        value: what every process has whole on its host, or what lies on devices of all; all call it together then.
+        sharding: where it is to lie.
+    """
     if count() == 1 or sharding is None:
         return jax.device_put(value, sharding)
-    host = np.asarray(value)
+    host = _whole(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 

@@ -50,7 +50,8 @@ class PlanSettings:
         alpha: The teacher's share of the advantage, beside the reward's (OPD).
         micro_batches: Gradient accumulation: the batch is worked off in so many parts.
         compute_dtype: Of activations.
-        teacher_devices: So many devices, the last ones, are the teacher's alone, and the student has the others.
+        teacher_devices: So many devices, the last ones, are the teacher's alone, and the student has the others; of
+            several hosts each gives as many, its last ones.
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32.
         remat: Recompute activations in the backward pass.
         divergence: Of OPD.
@@ -93,7 +94,7 @@ class PlanSettings:
         if (self.teacher is None) == (self.objective == "opd"):
             needed = "opd needs --teacher" if self.teacher is None else f"{self.objective} has no teacher"
             raise UserError(f"--teacher {self.teacher}: {needed}" if self.teacher is not None else needed)
-        for name in ("batch_size", "micro_batches", "max_prompt_length", "samples_per_prompt"):
+        for name in ("batch_size", "micro_batches", "max_prompt_length", "samples_per_prompt", "teacher_devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be positive")

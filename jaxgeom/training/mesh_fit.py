@@ -12,6 +12,9 @@ from jaxgeom.models import Qwen3Config
 from jaxgeom.sharding import batch_divisor, make_mesh
 from jaxgeom.training.settings import MeshSettings, RunSettings
 
+# Slices in a plane: for parts of one over several hosts libtpu (0.0.42.1) compiles now and then, or ends the process.
+_FLAT = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")
+
 
 def run_mesh(settings: MeshSettings, devices: Any = None) -> Mesh:
     """The mesh that a run asks for.
@@ -32,27 +35,54 @@ def run_mesh(settings: MeshSettings, devices: Any = None) -> Mesh:
 def split_devices(settings: MeshSettings, own: int | None, devices: Sequence[Any] | None = None) -> tuple[Mesh, Mesh]:
     """The mesh of the student, and that of the teachers: the same unless they have devices of their own.
 
+    Every process has devices of both, so that all run every program, and each host has what goes from one to the other.
+
     Args:
         settings: sizes of the axes of the student's.
-        own: devices of the teachers alone, the last ones; None for all, together with the student.
+        own: devices of the teachers alone, of every process as many, its last ones; None for all, together with the
+            student.
         devices: what there is; all of JAX's where None.
 
     Raises:
-        UserError: sizes that do not multiply to the student's devices, no device left for the student, devices of
-            several processes.
+        UserError: sizes that do not multiply to the student's devices, teachers' that the processes cannot give as many
+            of each, no device left for the student, a part of a slice that libtpu does not compile for,
+            of processes on CPU a part with one device of each.
     """
     if own is None:
         mesh = run_mesh(settings, devices)
         return mesh, mesh
-    devices = jax.devices() if devices is None else devices
-    if len({device.process_index for device in devices}) > 1:
+    student, teachers = _parted(own, jax.devices() if devices is None else devices)
+    return run_mesh(settings, student), run_mesh(MeshSettings(), teachers)
+
+
+def _parted(own: int, devices: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """The student's devices and the teachers', each in the order in which they are listed."""
+    of_process: dict[int, list[Any]] = {}
+    for device in devices:
+        of_process.setdefault(device.process_index, []).append(device)
+    count = len(of_process)
+    if own % count:
         raise UserError(
-            f"--teacher-devices {own}: answers would go from the student's devices to others, which JAX does within one"
-            " process alone; leave it out (teachers then lie on all devices, sharded)"
+            f"--teacher-devices {own}: each of {count} processes gives as many; a multiple of {count} is needed"
         )
     if own >= len(devices):
-        raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices, and the student needs one or more")
-    return run_mesh(settings, devices[:-own]), run_mesh(MeshSettings(), devices[-own:])
+        several = f" in {count} processes, and the student needs one or more of each"
+        said = ", and the student needs one or more" if count == 1 else several
+        raise UserError(f"--teacher-devices {own}: there are {len(devices)} devices{said}")
+    if count > 1 and devices[0].device_kind in _FLAT:
+        raise UserError(
+            f"--teacher-devices {own}: for a part of a {devices[0].device_kind} slice of several hosts libtpu does not"
+            " compile; leave it out (teachers then lie on all devices, sharded)"
+        )
+    each, there = own // count, len(devices) // count
+    if count > 1 and devices[0].platform == "cpu" and 1 in (each, there - each):
+        # Programs of one device a process are not kept in order there: what they exchange is mixed up, or ends them.
+        raise UserError(
+            f"--teacher-devices {own}: on CPU student and teachers need two or more devices of each of {count}"
+            f" processes; there are {there} of each"
+        )
+    taken = {device for mine in of_process.values() for device in mine[-each:]}
+    return [one for one in devices if one not in taken], [one for one in devices if one in taken]
 
 
 def require_batch_divides(settings: RunSettings, mesh: Mesh) -> None:

@@ -303,7 +303,8 @@ class OPDSettings(OnPolicySettings):
         teacher_dtype: Of the teacher's parameters and activations; none: parameters in float32, activations as the
             model's.
         teacher_devices: So many devices, the last ones, are the teachers' alone, sharded over them; the student has the
-            others. None: every teacher lies beside the student, on all of them.
+            others. Of several processes each gives as many, its last ones. None: every teacher lies beside the student,
+            on all of them.
         alpha: Share of distillation in the mix with GRPO's advantage (or loss): α·(−r_t) + (1−α)·A_GRPO.
         mix: The two as they are, or weighted so that their gradients have norms as α : 1−α, and the sum that of
             distillation alone.

@@ -182,6 +182,7 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
         ("--topology local --objective sft --teacher qwen3-8b", "sft has no teacher"),
         ("--topology local --objective rlvr --teacher-devices 2", "--teacher-devices 2: rlvr has no teacher"),
         ("--topology local --objective opd --teacher qwen3-8b --teacher-devices 8", "there are 8 devices"),
+        ("--topology local --objective opd --teacher qwen3-8b --teacher-devices 0", "teacher_devices=0: must be"),
         ("--topology local --objective sft --mesh-expert 2", "the model is dense"),
         ("--topology local --objective sft --batch-size 0", "batch_size=0: must be positive"),
         ("--topology local --objective sft --max-length 0", "max_length=0: must be positive"),

@@ -101,7 +101,8 @@ REFUSED = {
     ),
     "a mesh": ({"mesh_tensor": 3}, {"mesh_tensor": 3}, "do not multiply to the 2 devices"),
     "a batch": ({"batch_size": 3}, {"batch_size": 3}, "batch_size=3 is not divisible by the 2 batch shards"),
-    "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "within one process alone"),
+    "a teacher's own devices": ({"teacher_devices": 1}, {"teacher_devices": 1}, "a multiple of 2 is needed"),
+    "all of them": ({"teacher_devices": 2}, {"teacher_devices": 2}, "there are 2 devices in 2 processes, and"),
     "a bucket of one alone": ({"out": "there"}, {"out": "gs://bucket/there"}, '"gs://bucket/there" in process 1'),
     "another verifier": (
         {"reward": "judging:by_length"},
@@ -371,7 +372,7 @@ def trained(inputs, tmp_path_factory):
     return folder, of_count
 
 
-def same_run(one, two, **tolerance):
+def same_run(one, two, *, step=4, **tolerance):
     """Logs, samples and the last weights of two runs, to the last bit where no tolerance is given."""
     assert (one / "samples.jsonl").read_bytes() == (two / "samples.jsonl").read_bytes()
     first, second = runs.logged(one), runs.logged(two)
@@ -379,7 +380,7 @@ def same_run(one, two, **tolerance):
     for mine, theirs in zip(first, second, strict=True):
         for name, value in mine.items():
             np.testing.assert_allclose(theirs[name], value, **{"rtol": 0, **tolerance}, err_msg=name)
-    for mine, theirs in zip(runs.weights(one, 4), runs.weights(two, 4), strict=True):
+    for mine, theirs in zip(runs.weights(one, step), runs.weights(two, step), strict=True):
         np.testing.assert_allclose(theirs, mine, **{"rtol": 0, **tolerance})
 
 
@@ -395,6 +396,24 @@ def test_two_processes_learn_what_one_does(trained, kind):
     assert runs.steps(one) == runs.steps(two) == [0, 1, 2, 3, 4]
     settings = [json.loads((run / "config.json").read_text())["settings"] for run in (one, two)]
     assert settings[0] == settings[1] and (two / "done").exists() and not list(two.glob(".*"))
+
+
+@pytest.mark.slow
+def test_teachers_on_devices_of_every_process_teach_what_those_of_one_do(inputs, tmp_path):
+    """Two teachers on two devices of each of two processes; one process is killed, both go on, as if undisturbed."""
+
+    def go(name, count, **fate):
+        given = {"batch_size": 8, "teacher_devices": 4, "steps": 2}
+        commands = [[words("taught", inputs, tmp_path / name, **given)]] * count
+        return launching.end(launching.start(commands, devices=8 // count, **fate), seconds=600)
+
+    fallen, other = go("cut", 2, falls={0: tmp_path / "cut" / "checkpoints" / "1"})
+    assert fallen.status == -signal.SIGKILL and other.status not in (0, 2, -signal.SIGKILL), other
+    for name, count in (("cut", 2), ("two", 2), ("one", 1)):
+        ended = launching.each(go(name, count))
+        assert [process[0].status for process in ended] == [0] * count, ended
+    same_run(tmp_path / "two", tmp_path / "cut", step=2)
+    same_run(tmp_path / "one", tmp_path / "two", step=2, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

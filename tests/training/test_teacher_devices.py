@@ -1,61 +1,103 @@
 """A teacher on devices of its own: scored there, with the numbers that it has beside the student."""
 
+import json
+from typing import NamedTuple
+
 import jax
 import numpy as np
 import pytest
 
 from jaxgeom.errors import UserError
-from jaxgeom.models import Qwen3
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.sharding import parameter_shardings
-from jaxgeom.training import Frozen, OPDSettings, objective_of
-from jaxgeom.training.mesh_fit import require_batch_divides, split_devices
-from jaxgeom.training.rollouts import Answers
-from tests.tiny import tiny_config, tiny_params, write_tiny_model
-from tests.training import runs
+from jaxgeom.training import OPDSettings
+from jaxgeom.training.mesh_fit import _parted, require_batch_divides, split_devices
+from tests import launching
+from tests.tiny import write_tiny_model
+from tests.training import aside, runs
 
 COMMON = dict(steps=2, batch_size=8, max_new_tokens=3, optimizer=AdamWSettings(learning_rate=1e-3))
-GENERATOR = np.random.default_rng(0)
-TOKENS = GENERATOR.integers(1, 100, (8, 9)).astype(np.int32)
-ANSWERS = Answers(
-    TOKENS, np.ones_like(TOKENS, bool), np.arange(9) > np.full((8, 1), 5), np.zeros(TOKENS.shape, np.float32),
-    np.zeros(8, np.float32), ["x"] * 8, [],
-)  # fmt: skip
 
 
-def scores(own):
-    """Of student and teacher, and where the teacher lies."""
-    settings = OPDSettings(**COMMON, teacher_devices=own, keep_tokens=0.5)  # by the gap: both are scored before
-    meshes = split_devices(settings.mesh, own)
-    models, params = [], []
-    for place, mesh in enumerate(meshes):
-        config = tiny_config(num_hidden_layers=1, hidden_size=16 * (1 + place))
-        tree = tiny_params(config, seed=place)
-        models.append(Qwen3(config, platform="cpu", mesh=mesh))
-        params.append(jax.device_put(tree, parameter_shardings(tree, mesh)))
-    objective = objective_of(settings, models[0], models[1:], meshes[0])
-    placed = objective.scored_ahead(params[0], Frozen(teachers=(params[1],)), ANSWERS)
-    assert all(found.sharding.mesh == meshes[0] for found in placed.scores.values())
-    return jax.device_get(dict(placed.scores)), meshes, params[1]
+def same_batch(one, other):
+    """To rounding; at index 0 and at padding log-probabilities mean nothing."""
+    assert one.keys() == other.keys()
+    for name, found in one.items():
+        np.testing.assert_allclose(np.asarray(found)[:, 1:], other[name][:, 1:], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 def test_a_teacher_is_scored_on_its_own_devices():
-    together, alone = scores(None), scores(4)
-    assert together[1][0] == together[1][1] and together[1][0].size == 8
-    student, teacher = (set(mesh.devices.flat) for mesh in alone[1])
+    # By the gap: both are scored before the step.
+    together, alone = (aside.taught(own, keep_tokens=0.5) for own in (None, 4))
+    lies = [{leaf.sharding for leaf in jax.tree.leaves(tree)} for tree in (alone.student, alone.teachers)]
+    student, teacher = ({device for one in found for device in one.device_set} for found in lies)
     assert student == set(jax.devices()[:4]) and teacher == set(jax.devices()[4:])
-    kernel = alone[2]["layers"]["attention"]["q"]["kernel"]
-    assert kernel.sharding.device_set == teacher and kernel.addressable_shards[0].data.size * 4 == kernel.size
-    assert together[0].keys() == alone[0].keys() == {"score", "score.teacher0"}
-    for name, found in alone[0].items():
-        np.testing.assert_allclose(found[:, 1:], together[0][name][:, 1:], rtol=1e-5, atol=1e-5)
+    kernel = alone.teachers[0]["layers"]["attention"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    assert np.any(alone.batch["advantages"])
+    same_batch(together.batch, alone.batch)
+
+
+def test_several_teachers_may_have_fewer_devices_than_the_student():
+    """Rows of one teacher are as many as its devices divide, which the student's need not: they went there uneven."""
+    together, alone = (aside.taught(own, teachers=2, rows=24) for own in (None, 2))
+    assert np.any(alone.batch["teacher_log_probs"])
+    same_batch(together.batch, alone.batch)
+
+
+TWO = """
+import json, os
+from jaxgeom import processes
+from tests.training import aside
+processes.join()
+found = [aside.taught(4, teachers=teachers, keep_tokens=0.5).batch for teachers in (1, 2)]
+print("SAID", json.dumps([{name: array.tolist() for name, array in one.items()} for one in found]), flush=True)
+os._exit(0)
+"""
+
+
+def test_over_processes_each_has_devices_of_both():
+    """Two with four devices each, of which two are the teachers', as one with eight; the hosts carry the scores."""
+    ended = launching.end(launching.start([[[]], [[]]], devices=4, script=TWO), seconds=300)
+    here = [aside.taught(4, teachers=teachers, keep_tokens=0.5).batch for teachers in (1, 2)]
+    for one in ended:
+        said = [line for line in one.out.splitlines() if line.startswith("SAID")]
+        assert len(said) == 1, one
+        for mine, theirs in zip(here, json.loads(said[0].removeprefix("SAID")), strict=True):
+            same_batch(mine, {name: np.array(array) for name, array in theirs.items()})
+
+
+class Device(NamedTuple):
+    """What is read of one."""
+
+    process_index: int
+    place: int
+    platform: str = "tpu"
+    device_kind: str = "TPU v5"
+
+
+def devices(*of_processes):
+    """So many of each process."""
+    return [Device(index, place) for index, count in enumerate(of_processes) for place in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "teachers"),
+    [
+        (3, devices(8), [Device(0, 5), Device(0, 6), Device(0, 7)]),
+        (4, devices(4, 4), [Device(0, 2), Device(0, 3), Device(1, 2), Device(1, 3)]),
+        (2, devices(4, 4)[::2] + devices(4, 4)[1::2], [Device(0, 3), Device(1, 3)]),  # listed in turn
+    ],
+)
+def test_the_last_devices_of_every_process_are_the_teachers(own, there, teachers):
+    student, taught = _parted(own, there)
+    assert taught == teachers and student == [device for device in there if device not in teachers]
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"teacher_devices": 0}, "teacher_devices=0: must be positive"),
-        ({"teacher_devices": 8}, "--teacher-devices 8: there are 8 devices"),
+        ({"teacher_devices": 8}, "--teacher-devices 8: there are 8 devices, and"),
         ({"teacher_devices": 3}, "batch_size=8 is not divisible by the 3 devices"),
         ({"teacher_devices": 4, "support": "full"}, "support=full the student's step reads the teacher"),
     ],
@@ -64,6 +106,31 @@ def test_what_cannot_be_split_is_refused(given, words):
     with pytest.raises(UserError, match=words):
         settings = OPDSettings(**COMMON, **given)
         require_batch_divides(settings, split_devices(settings.mesh, settings.teacher_devices)[0])
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (
+            4,
+            "--teacher-devices 4: on CPU student and teachers need two or more devices of each of 4 processes",
+        ),
+        (12, "--teacher-devices 12: on CPU student and teachers need two or more devices"),
+        (6, "--teacher-devices 6: each of 4 processes gives as many; a multiple of 4 is needed"),
+        (16, "--teacher-devices 16: there are 16 devices in 4 processes, and the student needs one or more of each"),
+    ],
+)
+def test_what_processes_cannot_give_is_refused(own, words):
+    with pytest.raises(UserError, match=words):
+        split_devices(OPDSettings(**COMMON).mesh, own, [one._replace(platform="cpu") for one in devices(4, 4, 4, 4)])
+
+
+def test_parts_of_a_slice_that_libtpu_dies_at_are_refused():
+    """At some of them it aborts the process ("device_id < kMaxDeviceCount"); one host's own are compiled."""
+    there = [chip._replace(device_kind="TPU v5 lite") for chip in devices(4, 4)]
+    with pytest.raises(UserError, match="--teacher-devices 4: for a part of a TPU v5 lite slice of several hosts"):
+        split_devices(OPDSettings(**COMMON).mesh, 4, there)
+    assert _parted(2, there[:4]) == (there[:2], there[2:4])
 
 
 @pytest.mark.slow

@@ -47,13 +47,15 @@ class Placed(NamedTuple):
         valid: True on real tokens.
         response: True on sampled ones.
         sampled_log_probs: As the sampler computed them.
-        scores: Log-probabilities by the name of the scorer; one that is missing has not been asked yet.
+        host: `tokens` and `valid` on the host, from where they go to a teacher's own devices.
+        scores: Log-probabilities by the name of the scorer, on its devices; one that is missing has not been asked yet.
     """
 
     tokens: Array
     valid: Array
     response: Array
     sampled_log_probs: Array
+    host: tuple[np.ndarray, np.ndarray]
     scores: Mapping[str, Array] = MappingProxyType({})
 
 
@@ -149,20 +151,27 @@ class OnPolicy(Objective):
         """Answers on the device and their scores, which it works on while the host judges the answers."""
         placed = self.placed(Rollout(answers, {}, np.zeros(0, bool)))
         scorers = self.scorers(params, frozen)
-        return placed._replace(scores={name: self.score_of(name, actor, placed) for name, actor in scorers.items()})
+        return placed._replace(scores={name: self._asked(actor, placed) for name, actor in scorers.items()})
 
     def score_of(self, name: str, actor: Actor, placed: Placed) -> Array:
-        """Log-probabilities of answers under a scorer."""
-        if name in placed.scores:
-            return placed.scores[name]
-        return self.score_where_it_lies(actor, placed.tokens, placed.valid)
+        """Log-probabilities of answers under a scorer, brought here from devices of its own where it has some."""
+        found = placed.scores[name] if name in placed.scores else self._asked(actor, placed)
+        # Not before they are read: over several processes the hosts wait for them.
+        return found if self._is_here(actor) else on_mesh(found, self.mesh)
 
-    def score_where_it_lies(self, actor: Actor, tokens: Any, valid: Any) -> Array:
-        """Log-probabilities under a model that may have devices of its own: scored there, and brought back."""
-        there = mesh_of(actor.params)
-        tokens, valid = on_mesh((tokens, valid), there) if there != self.mesh else (tokens, valid)
-        found = score(actor.model, actor.params, tokens, valid, temperature=self.settings.temperature)
-        return on_mesh(found, self.mesh) if there != self.mesh else found
+    def score_where_it_lies(self, actor: Actor, tokens: np.ndarray, valid: np.ndarray) -> Array:
+        """Log-probabilities under a model, on its devices, of tokens that go there from the host."""
+        given = on_mesh((tokens, valid), mesh_of(actor.params))
+        return score(actor.model, actor.params, *given, temperature=self.settings.temperature)
+
+    def _asked(self, actor: Actor, placed: Placed) -> Array:
+        if not self._is_here(actor):
+            return self.score_where_it_lies(actor, *placed.host)
+        return score(actor.model, actor.params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+
+    def _is_here(self, actor: Actor) -> bool:
+        """Whether a model lies where the student does."""
+        return mesh_of(actor.params) == self.mesh
 
     def prepare(self, params: PyTree, frozen: Frozen, rollout: Rollout, number: int) -> Prepared:
         updates = self.settings.updates_per_rollout
@@ -208,7 +217,8 @@ class OnPolicy(Objective):
         if rollout.ahead is not None:
             return rollout.ahead
         answers = rollout.answers
-        return Placed(*on_mesh((answers.tokens, answers.valid, answers.response, answers.log_probs), self.mesh))
+        host = answers.tokens, answers.valid
+        return Placed(*on_mesh((*host, answers.response, answers.log_probs), self.mesh), host=host)
 
     def reference_scores(self, frozen: Frozen, placed: Placed) -> Array | None:
         """Log-probabilities under the run's start; None where no KL to it is taken."""

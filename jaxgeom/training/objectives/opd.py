@@ -143,6 +143,7 @@ class OPD(OnPolicy):
         metrics: dict[str, Any] = {}
         if self._reads_student:
             old, metrics = self.old_scores(params, placed)
+        reference = self.reference_scores(frozen, placed)  # asked before the host may wait for the teachers
         which = _teachers_of(answers) if self._has_several else None
         if "score.teacher0" in self.scorers(params, frozen):
             teacher = self._taught(frozen, placed, answers, which)
@@ -162,7 +163,7 @@ class OPD(OnPolicy):
             teacher_log_probs=teacher,
             weights=weights,
             teacher=None if which is None or settings.support == "sampled" else on_mesh(which, self.mesh),
-            reference_log_probs=self.reference_scores(frozen, placed),
+            reference_log_probs=reference,
             reward_advantages=reinforced,
             sampled_log_probs=placed.sampled_log_probs,
             response=placed.response,
@@ -180,14 +181,16 @@ class OPD(OnPolicy):
         """Log-probabilities of the answers' tokens, each row's under its own teacher."""
         if which is None:
             return self.score_of("score.teacher0", Actor(self.teachers[0], frozen.teachers[0]), placed)
-        found = np.zeros(answers.tokens.shape, np.float32)
-        for place, (model, params) in enumerate(zip(self.teachers, frozen.teachers, strict=True)):
+        asked = []
+        for place, actor in enumerate(map(Actor, self.teachers, frozen.teachers)):
             mine = np.flatnonzero(which == place)
             if mine.size:
                 # Few shapes, few compilations: some rows are scored twice.
-                rows = np.resize(mine, bucket_rows(mine.size, batch_divisor(mesh_of(params))))
-                given = on_mesh((answers.tokens[rows], answers.valid[rows]), mesh_of(params))
-                found[mine] = whole(self.score_where_it_lies(Actor(model, params), *given))[: mine.size]
+                rows = np.resize(mine, bucket_rows(mine.size, batch_divisor(mesh_of(actor.params))))
+                asked.append((mine, self.score_where_it_lies(actor, answers.tokens[rows], answers.valid[rows])))
+        found = np.zeros(answers.tokens.shape, np.float32)
+        for mine, scores in asked:
+            found[mine] = whole(scores)[: mine.size]
         return on_mesh(found, self.mesh)
 
     @property
