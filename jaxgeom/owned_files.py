@@ -76,7 +76,6 @@ _STUDY = _either(
     _ROWS,
     rf"runs/\w+(?:/seed\d+)?/{_RUN}",
     rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'))}",
-    rf"measures/(?:\w+/seed\d+/shared|between)/\w+/{_REPORT}",  # while several processes measure
     "measures/" + _written("between.json", "between.done"),
     r"measures/base_spectra/(?:[0-9a-f]+\.npz|tmp\w{8}\.part)",
     _LOCK,
