@@ -1,7 +1,7 @@
 """Measuring what the runs of a study did: each against its start, and those of one start against one another."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxgeom.comparison.files.summary import flat_summary
 from jaxgeom.comparison.run.processes import Apart
 from jaxgeom.files import write_atomically
 from jaxgeom.progress import Reporter
-from jaxgeom.study.marks import is_marked, key_of, mark, run_key
+from jaxgeom.study.marks import is_marked, keep, kept, key_of, mark, run_key
 from jaxgeom.study.plan import Run
 from jaxgeom.study.results import add_along
 from jaxgeom.training import run_learning_rates
@@ -32,14 +32,20 @@ def is_measured(run: Run, settings: CompareSettings) -> bool:
     return is_marked(run.measures / "done", _key(run, settings), _written(run))
 
 
-def measure(run: Run, settings: CompareSettings, reporter: Reporter, team: Apart | None = None) -> None:
+def measure(
+    run: Run, settings: CompareSettings, reporter: Reporter, team: Apart | None = None,
+    publish: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """`report.json`, `matrices.csv` and `trajectory.json` of one run against its start.
+
+    What is measured of a checkpoint is kept until all are, so that an interrupted measurement goes on.
 
     Args:
         run: finished.
         settings: what is measured.
         reporter: where to say how far it is.
         team: the processes that call this together.
+        publish: called by process 0 when something is kept.
     """
     directory = run.measures
     if processes.from_first(lambda: is_measured(run, settings)):
@@ -48,16 +54,12 @@ def measure(run: Run, settings: CompareSettings, reporter: Reporter, team: Apart
     steps = processes.from_first(lambda: [step for step in saved_steps(run.directory) if step > 0])
     initial, *opened = processes.together(lambda: _opened(run.origin, *(f"{run.directory}@{step}" for step in steps)))
     checkpoints = list(zip(steps, opened, strict=True))
-    cache = directory.parents[1] / "base_spectra"
     along = []
     with reporter.task(f"measure {run.label}", len(steps) + 1) as task:
         for step, checkpoint in checkpoints:
-            folder = directory if step == steps[-1] else None
-            # Whatever is there is an earlier measurement of this study's, with other settings or of other steps.
-            report = compare_checkpoints(
-                initial, checkpoint, settings, out=folder, cache=cache, command=run.label, force=True, team=team
-            )  # fmt: skip
-            along.append(report.to_json())
+            out = directory if step == steps[-1] else None
+            along.append(_measured(run, step, initial, checkpoint, settings, out, team))
+            processes.from_first(publish)
             task.advance(1, f"step {step}")
         rates = processes.from_first(lambda: run_learning_rates(run.directory))
         trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=rates, team=team)
@@ -66,8 +68,40 @@ def measure(run: Run, settings: CompareSettings, reporter: Reporter, team: Apart
         add_along(trajectory, along, parameters_of(run.origin))
         write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
         mark(directory / "done", _key(run, settings), _written(run))
+        for path in directory.glob("report-*.json"):
+            path.unlink()
 
     processes.from_first(write)
+
+
+def _measured(
+    run: Run, step: int, initial: Checkpoint, final: Checkpoint, settings: CompareSettings, out: Path | None,
+    team: Apart | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The report of a checkpoint, with files in `out`; without it from what was kept, and kept. Process 0 has it."""
+    place = run.measures / f"report-{step}.json"
+
+    def key() -> str:
+        ends = model_content(run.origin), model_content(f"{run.directory}@{step}")
+        return key_of(settings.to_json(), ends, __version__)
+
+    held: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        found = kept(place, key()) if out is None else None
+        held.extend([] if found is None else [found])
+        return found is not None
+
+    if processes.from_first(look):
+        return held[0] if held else {}
+    cache = run.measures.parents[1] / "base_spectra"
+    # Whatever is in `out` is an earlier measurement of this study's, with other settings or of other steps.
+    report = compare_checkpoints(
+        initial, final, settings, out=out, cache=cache, command=run.label, force=True, team=team
+    ).to_json()
+    if out is None:
+        processes.from_first(lambda: keep(place, key(), report))
+    return report
 
 
 def _opened(*places: str | Path) -> list[Checkpoint]:

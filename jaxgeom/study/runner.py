@@ -138,7 +138,7 @@ def _stages(
         show()
     results: dict[str, list[Result]] = {arm.name: [] for arm in experiment.every_arm()}
     for run in runs:
-        clock.stage(f"measure {run.label}", _bind(measure, run, experiment.measure, reporter, team))
+        clock.stage(f"measure {run.label}", _bind(measure, run, experiment.measure, reporter, team, copy.publish))
         show()
 
     def read() -> dict[str, list[int]]:
