@@ -68,6 +68,7 @@ _REPORT = _either(
     r"\.process\.\d+\.json|\.\.process\.\d+\.json\.\w{8}",
     _LOCK,
 )
+_KEPT = _either(r"report-\d+\.json", TEMPORARY.format(name=r"report-\d+\.json"))
 _STUDY = _either(
     _written("config.json", "stages.json", "done", "report.json", "matrices.csv", "report.html"),
     _FIGURES,
@@ -75,8 +76,7 @@ _STUDY = _either(
     "data/" + _written("done"),
     _ROWS,
     rf"runs/\w+(?:/seed\d+)?/{_RUN}",
-    rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'))}",
-    rf"measures/(?:\w+/seed\d+/shared|between)/\w+/{_REPORT}",  # while several processes measure
+    rf"measures/\w+/seed\d+/{_either(_REPORT, _written('done'), _KEPT)}",
     "measures/" + _written("between.json", "between.done"),
     r"measures/base_spectra/(?:[0-9a-f]+\.npz|tmp\w{8}\.part)",
     _LOCK,

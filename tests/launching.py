@@ -60,7 +60,7 @@ def start(
     patience: tuple[float, float, float] = (300, 100, 2.0), directories: Mapping[int, pathlib.Path] | None = None,
     falls: Mapping[int, pathlib.Path] | None = None, told: Mapping[int, Sequence[pathlib.Path]] | None = None,
     alone: bool = False,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str] | None = None, caches: Mapping[int, pathlib.Path] | None = None,
 ) -> list[subprocess.Popen[str]]:  # fmt: skip
     """One process for each list of commands.
 
@@ -75,6 +75,7 @@ def start(
         told: by its number paths, at each of which a process gets SIGTERM.
         alone: whether one process is told, as several are, where it would find the others.
         environment: further variables, of all.
+        caches: by its number where a process has its copies of what lies in buckets, as on a machine of its own.
     """
     count = count or len(commands)
     with socket.socket() as probe:
@@ -97,6 +98,7 @@ def start(
         fate = [list(map(os.fspath, paths)), int(by), bool(falls)]
         said = [[[*one, *more] for one in words], patience, fate]
         own |= {"JAX_PROCESS_ID": str(index)} | dict(environment or {})
+        own |= {"XDG_CACHE_HOME": os.fspath(caches[index])} if caches and index in caches else {}
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", script, *map(json.dumps, said)], env=shared | own, text=True,

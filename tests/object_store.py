@@ -37,27 +37,31 @@ class ObjectStore(storage.Storage):
     def __init__(self) -> None:
         super().__init__(use_memory_fs=True)
         self.journal: list[tuple[str, bytes | None]] = []
-        self.doomed: tuple[int, int] | None = None
+        self.doomed: tuple[int, str] | None = None
+        self._left = 0
         buckets.create_bucket(BUCKET, self)
 
     def create_file(self, bucket_name, file_name, content, file_obj, file_id=None):
-        self._kill_if_due()
+        self._kill_if_due(file_name)
         super().create_file(bucket_name, file_name, content, file_obj, file_id)
         self.journal.append((file_name, bytes(content)))
 
     def delete_file(self, bucket_name, file_name):
-        self._kill_if_due()
+        self._kill_if_due(file_name)
         super().delete_file(bucket_name, file_name)
         self.journal.append((file_name, None))
 
-    def kill(self, process: int, changes: int) -> None:
-        """Kills a process before the change that comes after so many more."""
-        self.doomed = process, len(self.journal) + changes
+    def kill(self, process: int, changes: int, *, under: str = "") -> None:
+        """Kills a process before the change that comes after so many more, of objects whose names begin so."""
+        self.doomed, self._left = (process, under), changes
 
-    def _kill_if_due(self) -> None:
-        if self.doomed is not None and len(self.journal) >= self.doomed[1]:
+    def _kill_if_due(self, name: str) -> None:
+        if self.doomed is None or not name.startswith(self.doomed[1]):
+            return
+        if self._left <= 0:
             os.kill(self.doomed[0], signal.SIGKILL)
             raise ConnectionResetError("whoever asked is dead")
+        self._left -= 1
 
     def _write_config_to_file(self) -> None:
         """The emulator writes a list of all its objects after every change; nobody reads it."""

@@ -24,6 +24,9 @@ _HERE = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.[^/]+\.\w{8}|(?:rows|base_spectra)
 """What is of this machine alone: locks, files that are being written, tokens of rows and spectra of bases."""
 
 
+_READ_BY_ALL = re.compile(r"(?:.*/)?(?:config\.json|(?:tokenizer|data)/.*)", re.DOTALL)
+"""What processes beside the one that writes read: which model a run is of, its tokenizer, rows that were made."""
+
 _OPEN: set[str] = set()  # folders that this process holds: a study its own, of which it holds those of its runs too
 
 
@@ -36,55 +39,71 @@ class WorkingCopy:
     Args:
         url: the folder.
         local: its copy.
+        kind: of the directory, a key of `KINDS`.
         held: the lock on it; None in processes beside the one that writes.
     """
 
     is_stored = True
 
-    def __init__(self, url: str, local: pathlib.Path, held: hold.Hold | None = None) -> None:
-        self.url, self._local, self._hold = url, local, held
+    def __init__(self, url: str, local: pathlib.Path, kind: str, held: hold.Hold | None = None) -> None:
+        self.url, self._local, self._kind, self._hold = url, local, kind, held
         self._put: dict[str, tuple[int, int]] = {}
 
-    def take(self, kind: str) -> None:
+    def take(self) -> None:
         """Makes the copy what the bucket holds; what jaxgeom did not write there stays there alone.
-
-        Args:
-            kind: of the directory, a key of `KINDS`.
 
         Raises:
             UserError: the folder holds something, but nothing that this kind of directory begins with.
         """
         there = {name: held for name, held in store.listed(self.url).items() if name != hold.NAME}
         if there and "config.json" not in there:
-            ours = all(re.fullmatch(KINDS[kind], name) for name in there)
+            ours = all(re.fullmatch(KINDS[self._kind], name) for name in there)
             if not ours:
-                raise UserError(f"{self.url}: holds files that are no {kind}: {listed(there)}; choose another folder")
+                raise UserError(
+                    f"{self.url}: holds files that are no {self._kind}: {listed(there)}; choose another folder"
+                )
+        small = self._make(there)
+        self._put = {name: _state(self._local / name) for name in small}
+
+    def follow(self) -> None:
+        """Takes, in every process, what the first has written and put there and all read; all call it together.
+
+        None goes on before all have it: of several processes of one machine the first writes to the same copy.
+
+        Raises:
+            UserError: one cannot read the bucket.
+        """
+        processes.together(self._follow)
+
+    def _follow(self) -> None:
+        if self._hold is not None:
+            return
+        self._make(store.listed(self.url), _READ_BY_ALL)
+        if self._kind == "run":
+            (self._local / "checkpoints").mkdir(exist_ok=True)
+
+    def _make(self, there: dict[str, store.Stored], among: re.Pattern[str] | None = None) -> list[str]:
+        """Makes the files of the copy, or those of some names, what the bucket holds; which these are."""
+
+        def is_meant(name: str) -> bool:
+            return not _HERE.fullmatch(name) and (among is None or among.fullmatch(name) is not None)
+
         held = {name for name in there if _CHECKPOINTS.fullmatch(name)}
         small = {
             name: there[name] for name in there.keys() - held
-            if re.fullmatch(KINDS[kind], name) and not _HERE.fullmatch(name)
+            if re.fullmatch(KINDS[self._kind], name) and is_meant(name)
         }  # fmt: skip
         for path in _files(self._local):
             name = path.relative_to(self._local).as_posix()
-            if name not in small and not _HERE.fullmatch(name):
-                path.unlink()
+            if name not in small and is_meant(name):
+                path.unlink(missing_ok=True)
         for name, stored in small.items():
             path = self._local / name
             if not path.is_file() or path.stat().st_size != stored.size or _md5(path.read_bytes()) != stored.md5:
                 store.download(f"{self.url}/{name}", path, stored.updated)
-        self._put = {name: _state(self._local / name) for name in small}
         for name in held:
             _mark(self._local, name)
-
-    def follow(self) -> None:
-        """Takes what the first process has written that every process reads: which model the run is of."""
-        if self._hold is not None:
-            return
-        content = store.read(f"{self.url}/config.json")
-        path = self._local / "config.json"
-        if not path.is_file() or path.read_bytes() != content:
-            store.download(f"{self.url}/config.json", path, 0.0)
-        (self._local / "checkpoints").mkdir(exist_ok=True)
+        return list(small)
 
     def require(self) -> None:
         """Raises BucketLost where another process has taken the folder over."""
@@ -167,23 +186,23 @@ def opened(directory: pathlib.Path, kind: str, say: Callable[[str], None], *, fo
     with store.lost(), contextlib.ExitStack() as stack:
 
         def begin() -> str:
-            made = WorkingCopy(url, directory, stack.enter_context(hold.held(url, say)))
+            made = WorkingCopy(url, directory, kind, stack.enter_context(hold.held(url, say)))
             _OPEN.add(url)
             stack.callback(_OPEN.discard, url)
-            made.take(kind)
+            made.take()
             copies.append(made)
             return ""
 
         copies: list[WorkingCopy] = []
         processes.from_first(begin)
-        copy = copies[0] if copies else WorkingCopy(url, directory)
+        copy = copies[0] if copies else WorkingCopy(url, directory, kind)
         try:
             yield copy
         except BaseException:  # an interrupt too: what is logged by then is put
             with contextlib.suppress(store.BucketError, UserError):  # what ends the command already is said
                 copy.publish()
             raise
-        copy.publish()
+        processes.from_first(copy.publish)
 
 
 def _refuse_within_another(url: str) -> None:

@@ -25,7 +25,13 @@ _AT_ONCE = 50 << 20  # bytes up to which an object goes in one request
 
 
 class BucketError(OSError):
-    """A bucket that cannot be read or written; its message is the reason."""
+    """A bucket that cannot be read or written; its message is the reason.
+
+    Attributes:
+        status: that a command of several processes ends with in those that are told of it, as by `BucketLost`.
+    """
+
+    status = 1
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(None, reason, where)

@@ -27,7 +27,7 @@ def study(
         force: Delete another study that is in the output directory.
         distributed: Every training and measurement over all devices of the processes that were started with this
             command (TPU pod, SLURM, MPI, Kubernetes, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID);
-            all must see `out`.
+            all must see `out`, a directory or `gs://…`.
     """
 
     def run(command: str) -> None:

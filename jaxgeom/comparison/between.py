@@ -16,7 +16,7 @@ from jaxgeom.comparison.files.summary import coverage_of, groups_of, settings_us
 from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.two_runs import measure_pair
 from jaxgeom.comparison.run.plan import Reader, check_sides, match_sides, plan_parts, read_notes, text_parameters
-from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.processes import Apart, Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
@@ -36,7 +36,7 @@ def between_runs(
     force: bool = False,
     command: str = "jg.between_runs",
     algebra: Algebra | None = None,
-    team: Team | None = None,
+    team: Team | Apart | None = None,
 ) -> dict[str, Any]:
     """How much the updates of two runs share, beside what independent updates of the same visible densities share.
 
@@ -53,8 +53,8 @@ def between_runs(
         force: takes over a folder that holds another measurement.
         command: named in the report.
         algebra: where the dense algebra runs, if not where `settings.device` says.
-        team: the processes that call this together with the same arguments; each measures its share into `out`, which
-            they share, and process 0 writes the report there.
+        team: the processes that call this together with the same arguments; each measures its share, a `Team` into
+            `out`, which they share, and process 0 writes the report there.
 
     Returns:
         The content of `report.json`: per statistic mean, median, `null` (for masks, of independence), `excess` and

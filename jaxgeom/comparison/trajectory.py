@@ -18,7 +18,7 @@ from jaxgeom.comparison.one_matrix.base_spectra import BaseCache
 from jaxgeom.comparison.one_matrix.rows import Row, put_numbers
 from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite
 from jaxgeom.comparison.run.plan import Reader, check_sides, match_sides, plan_parts, read_notes, text_parameters
-from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.processes import Apart, Team
 from jaxgeom.comparison.run.run import Measurement, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
@@ -41,7 +41,7 @@ def trajectory_checkpoints(
     force: bool = False,
     command: str = "trajectory",
     algebra: Algebra | None = None,
-    team: Team | None = None,
+    team: Team | Apart | None = None,
 ) -> dict[str, Any]:
     """Trajectory statistics, each with its null, over checkpoints in order.
 

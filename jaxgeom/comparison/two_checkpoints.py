@@ -17,7 +17,7 @@ from jaxgeom.comparison.one_matrix.entries import put_entries
 from jaxgeom.comparison.one_matrix.pair import MatrixMeasurement
 from jaxgeom.comparison.one_matrix.scan import EntrySums, require_finite, root_mean_square
 from jaxgeom.comparison.run.plan import Reader, check_pair, match_sides, plan_parts, read_notes, text_parameters
-from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.processes import Apart, Team
 from jaxgeom.comparison.run.run import Measurement, require_free, run
 from jaxgeom.comparison.run.workers import Progress
 from jaxgeom.comparison.settings import CompareSettings
@@ -51,7 +51,7 @@ def compare_checkpoints(
     force: bool = False,
     command: str = "compare",
     algebra: Algebra | None = None,
-    team: Team | None = None,
+    team: Team | Apart | None = None,
 ) -> Report:
     """Every diagnostic, each with its null, between two checkpoints of one architecture.
 
@@ -66,8 +66,8 @@ def compare_checkpoints(
         force: takes over a folder that holds another comparison.
         command: named in the report.
         algebra: where the dense algebra runs, if not where `settings.device` says.
-        team: the processes that call this together with the same arguments; each measures its share into `out`, which
-            they share, and process 0 writes the report there.
+        team: the processes that call this together with the same arguments; each measures its share, a `Team` into
+            `out`, which they share, and process 0 writes the report there.
 
     Returns:
         The report, whole on every process.
@@ -97,7 +97,7 @@ def compare_parts(
     force: bool = False,
     command: str = "compare",
     algebra: Algebra | None = None,
-    team: Team | None = None,
+    team: Team | Apart | None = None,
 ) -> Report:
     """`compare_checkpoints` for parts that are known already."""
     measurement = _measurement(parts, initial, final, settings, command)

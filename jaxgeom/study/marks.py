@@ -36,6 +36,22 @@ def is_marked(marker: Path, key: str, files: Sequence[Path]) -> bool:
         return False
 
 
+def keep(path: Path, key: str, value: Any) -> None:
+    """Keeps a part of a stage that is not done yet, a JSON value, with the key of what went into it."""
+    held = json.dumps(value, allow_nan=False)
+    write_atomically(path, f'{{"key": "{key}", "digest": "{key_of(held)}", "value": {held}}}\n')
+
+
+def kept(path: Path, key: str) -> Any:
+    """What `keep` put there with this key; None where it did not, or the file is damaged."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        same = held["key"] == key and held["digest"] == key_of(json.dumps(held["value"]))
+        return held["value"] if same else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def mark(marker: Path, key: str, files: Sequence[Path]) -> None:
     """Says that a stage is done."""
     digests = {path.name: sha256_of(path) for path in files}

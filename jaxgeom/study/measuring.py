@@ -1,26 +1,22 @@
 """Measuring what the runs of a study did: each against its start, and those of one start against one another."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxgeom import __version__, processes
-from jaxgeom.checkpoints import open_checkpoint, saved_steps
+from jaxgeom.checkpoints import Checkpoint, open_checkpoint, saved_steps
 from jaxgeom.comparison import CompareSettings, between_runs, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.files.summary import flat_summary
-from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.processes import Apart
 from jaxgeom.files import write_atomically
-from jaxgeom.owned_files import KINDS, contents_of, empty
 from jaxgeom.progress import Reporter
-from jaxgeom.study.marks import is_marked, key_of, mark, run_key
+from jaxgeom.study.marks import is_marked, keep, kept, key_of, mark, run_key
 from jaxgeom.study.plan import Run
 from jaxgeom.study.results import add_along
 from jaxgeom.training import run_learning_rates
 from jaxgeom.training.identity import model_content
-
-_SHARED = "shared"
-_BETWEEN = "between"
 
 
 def _written(run: Run) -> list[Path]:
@@ -36,48 +32,80 @@ def is_measured(run: Run, settings: CompareSettings) -> bool:
     return is_marked(run.measures / "done", _key(run, settings), _written(run))
 
 
-def measure(run: Run, settings: CompareSettings, reporter: Reporter, team: Team | None = None) -> None:
+def measure(
+    run: Run, settings: CompareSettings, reporter: Reporter, team: Apart | None = None,
+    publish: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """`report.json`, `matrices.csv` and `trajectory.json` of one run against its start.
+
+    What is measured of a checkpoint is kept until all are, so that an interrupted measurement goes on.
 
     Args:
         run: finished.
         settings: what is measured.
         reporter: where to say how far it is.
         team: the processes that call this together.
+        publish: called by process 0 when something is kept.
     """
     directory = run.measures
     if processes.from_first(lambda: is_measured(run, settings)):
         return
-    # Listed by one: what a network file system shows may differ for a while, and each step is met for.
+    # Listed by one: what a network file system shows may differ for a while, and at each step they meet.
     steps = processes.from_first(lambda: [step for step in saved_steps(run.directory) if step > 0])
-    initial = open_checkpoint(run.origin)
-    processes.from_first(lambda: directory.mkdir(parents=True, exist_ok=True))
-    shared = directory / _SHARED
-    cache = directory.parents[1] / "base_spectra"
-    checkpoints = [(step, open_checkpoint(f"{run.directory}@{step}")) for step in steps]
+    initial, *opened = processes.together(lambda: _opened(run.origin, *(f"{run.directory}@{step}" for step in steps)))
+    checkpoints = list(zip(steps, opened, strict=True))
     along = []
     with reporter.task(f"measure {run.label}", len(steps) + 1) as task:
         for step, checkpoint in checkpoints:
-            folder = directory if step == steps[-1] else _meeting(shared / str(step), team)
-            # Whatever is there is an earlier measurement of this study's, with other settings or of other steps.
-            report = compare_checkpoints(
-                initial, checkpoint, settings, out=folder, cache=cache, command=run.label, force=True, team=team
-            )  # fmt: skip
-            along.append(report.to_json())
+            out = directory if step == steps[-1] else None
+            along.append(_measured(run, step, initial, checkpoint, settings, out, team))
+            processes.from_first(publish)
             task.advance(1, f"step {step}")
-        rates = run_learning_rates(run.directory)
-        trajectory = trajectory_checkpoints(
-            initial, checkpoints, settings, learning_rates=rates, out=_meeting(shared / "trajectory", team), force=True,
-            team=team,
-        )  # fmt: skip
+        rates = processes.from_first(lambda: run_learning_rates(run.directory))
+        trajectory = trajectory_checkpoints(initial, checkpoints, settings, learning_rates=rates, team=team)
 
     def write() -> None:
         add_along(trajectory, along, parameters_of(run.origin))
         write_atomically(directory / "trajectory.json", json.dumps(trajectory, allow_nan=False) + "\n")
         mark(directory / "done", _key(run, settings), _written(run))
-        _clear(shared)
+        for path in directory.glob("report-*.json"):
+            path.unlink()
 
     processes.from_first(write)
+
+
+def _measured(
+    run: Run, step: int, initial: Checkpoint, final: Checkpoint, settings: CompareSettings, out: Path | None,
+    team: Apart | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The report of a checkpoint, with files in `out`; without it from what was kept, and kept. Process 0 has it."""
+    place = run.measures / f"report-{step}.json"
+
+    def key() -> str:
+        ends = model_content(run.origin), model_content(f"{run.directory}@{step}")
+        return key_of(settings.to_json(), ends, __version__)
+
+    held: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        found = kept(place, key()) if out is None else None
+        held.extend([] if found is None else [found])
+        return found is not None
+
+    if processes.from_first(look):
+        return held[0] if held else {}
+    cache = run.measures.parents[1] / "base_spectra"
+    # Whatever is in `out` is an earlier measurement of this study's, with other settings or of other steps.
+    report = compare_checkpoints(
+        initial, final, settings, out=out, cache=cache, command=run.label, force=True, team=team
+    ).to_json()
+    if out is None:
+        processes.from_first(lambda: keep(place, key(), report))
+    return report
+
+
+def _opened(*places: str | Path) -> list[Checkpoint]:
+    return [open_checkpoint(place) for place in places]
 
 
 def parameters_of(checkpoint: Path) -> int:
@@ -107,7 +135,7 @@ def pairs_of_runs(learned: Mapping[str, Sequence[int]]) -> list[tuple[tuple[str,
 
 def compare_runs(
     runs: Mapping[tuple[str, int], Run], learned: Mapping[str, Sequence[int]], settings: CompareSettings, out: Path,
-    team: Team | None = None,
+    team: Apart | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """What runs of one start share, pair by pair, in `between.json`.
 
@@ -126,9 +154,8 @@ def compare_runs(
         ]  # fmt: skip
     path = out / "measures" / "between.json"
     done = path.with_suffix(".done")
-    ends = processes.from_first(
-        lambda: {key: f"{run.directory}@{saved_steps(run.directory)[-1]}" for key, run in runs.items()}
-    )
+    last = processes.from_first(lambda: {key: saved_steps(run.directory)[-1] for key, run in runs.items()})
+    ends = {key: f"{run.directory}@{last[key]}" for key, run in runs.items()}
 
     def held() -> tuple[str, list[dict[str, Any]] | None]:
         told = [[one, model_content(ends[one]), other, model_content(ends[other])] for one, other in pairs]
@@ -139,39 +166,20 @@ def compare_runs(
     key, found = processes.from_first(held)
     if found is not None:
         return found
-    shared, rows = path.parent / _BETWEEN, []
-    for number, (one, other) in enumerate(pairs):
-        origin, first, second = (open_checkpoint(place) for place in (runs[one].origin, ends[one], ends[other]))
+    rows = []
+    for one, other in pairs:
+        places = runs[one].origin, ends[one], ends[other]
+        origin, first, second = processes.together(lambda places=places: _opened(*places))
         row = {"a": one[0], "b": other[0], "seed_a": one[1], "seed_b": other[1]}
-        folder = _meeting(shared / str(number), team)
-        said = between_runs(origin, first, second, settings, out=folder, force=True, team=team)
+        said = between_runs(origin, first, second, settings, team=team)
         rows.append(row | flat_summary(said.pop("summary")) | said)
 
     def write() -> None:
         write_atomically(path, json.dumps(rows, allow_nan=False) + "\n")
         mark(done, key, [path])
-        _clear(shared)
 
     processes.from_first(write)
     return rows
-
-
-def _meeting(folder: Path, team: Team | None) -> Path | None:
-    """A folder in which processes share out what one process measures in its memory."""
-    if team is not None:
-        processes.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
-    return None if team is None else folder
-
-
-def _clear(shared: Path) -> None:
-    """Takes away the folders of `_meeting`, but nothing that was not written by a measurement."""
-    for folder in list(shared.iterdir()) if shared.is_dir() else ():
-        contents = contents_of(folder, KINDS["report"])
-        if not contents.foreign:
-            empty(folder, "", contents)
-            folder.rmdir()
-    if shared.is_dir() and not any(shared.iterdir()):
-        shared.rmdir()
 
 
 def arms_of_one_start(runs: Sequence[Run]) -> dict[Any, list[str]]:

@@ -12,8 +12,7 @@ import jax
 
 from jaxgeom import __version__, lock, processes
 from jaxgeom.buckets import copies
-from jaxgeom.buckets.places import url_of
-from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.processes import Apart
 from jaxgeom.errors import UserError
 from jaxgeom.files import write_atomically
 from jaxgeom.interruption import goes_on, stoppable
@@ -95,18 +94,13 @@ def run_study(
                 rows.keep(out / "rows")
             (out / "done").unlink(missing_ok=True)
 
-        if processes.count() > 1 and (url := url_of(out)) is not None:
-            raise UserError(
-                f"{url}: a study of several processes needs an --out on a file system that all share; train takes gs://"
-                " with --distributed, and a study with one process"
-            )
         with copies.opened(out, "study", reporter.say, force=force) as copy:
             # Before anything is written: a wrong input must leave no trace.
             processes.from_first(look)
             with processes.held_by_first(lambda: locked(out, reporter.say)):
-                processes.require_shared(out / lock.NAME)
+                if not copy.is_stored:
+                    processes.require_shared(out / lock.NAME)
                 processes.from_first(begin)
-                copy.publish()
                 return _stages(experiment, runs, out, reporter, command, copy)
 
 
@@ -125,20 +119,27 @@ def _stages(
     experiment: Experiment, runs: Sequence[Run], out: Path, reporter: Reporter, command: str, copy: copies.Copy
 ) -> Path:
     """Every stage in order, with the directory held."""
-    team = Team.here() if processes.count() > 1 else None
+    team = Apart.here()
     is_first = processes.is_first()
     clock = Clock(out / "stages.json" if is_first else None, reporter)
+
+    def show() -> None:
+        """What process 0 has written is where all, or a later start on other machines, find it."""
+        processes.from_first(copy.publish)
+        copy.follow()
+
     clock.stage("data", lambda: processes.from_first(lambda: make_data(experiment.data, out)))
+    show()
     say_plan(experiment, runs, reporter)
     if is_first:
         clock.plan([*(_training(run) for run in runs), *(_measuring(run, experiment) for run in runs)])
     for run in runs:
         clock.stage(f"train {run.label}", _bind(_train, run, out, reporter))
-        copy.publish()
+        show()
     results: dict[str, list[Result]] = {arm.name: [] for arm in experiment.every_arm()}
     for run in runs:
-        clock.stage(f"measure {run.label}", _bind(measure, run, experiment.measure, reporter, team))
-        copy.publish()
+        clock.stage(f"measure {run.label}", _bind(measure, run, experiment.measure, reporter, team, copy.publish))
+        show()
 
     def read() -> dict[str, list[int]]:
         for run in runs:
@@ -149,7 +150,7 @@ def _stages(
     learned = processes.from_first(read)
     by_key = {(run.arm.name, run.seed): run for run in runs}
     between = clock.stage("compare runs", lambda: compare_runs(by_key, learned, experiment.measure, out, team))
-    copy.publish()
+    show()
 
     def finish() -> Path:
         report = _report(experiment, runs, results, between, clock, command)

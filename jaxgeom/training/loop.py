@@ -126,6 +126,8 @@ def _carry_out(
 
     processes.from_first(furnish)
     copy.follow()
+    if copy.is_stored:  # each machine has its own
+        processes.together(lambda: run.rows.keep(run.kept_rows))
     goes_on(from_where(found, resume), out)
     done = resume.step if found.goes_on else None
     optimizer = make_optimizer(settings, run.params, run.confinement)

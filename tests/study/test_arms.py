@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.progress import Reporter
-from jaxgeom.study import Arm, At, DataFiles, Experiment, load_experiment
+from jaxgeom.study import Arm, At, DataFiles, Experiment, load_experiment, measuring
 from jaxgeom.study.identity import has_new_arms, study_config, study_differences
 from jaxgeom.study.plan import Clock, Stage, planned_runs, require_steps, say_plan
 from jaxgeom.training import ConfineSettings, OPDSettings, SFTSettings
@@ -241,6 +242,44 @@ def test_a_confined_arm_stays_in_the_early_subspace_of_its_parent(study):
     update = last - first
     assert np.linalg.norm(update) > 0
     assert np.linalg.norm(update - update @ basis @ basis.T) < 1e-3 * np.linalg.norm(update)
+
+
+def test_an_interrupted_measurement_goes_on_with_the_next_checkpoint(study, tmp_path, monkeypatch):
+    """And has measured what an undisturbed one has; what was kept of other settings, or damaged, counts for nothing."""
+    out = shutil.copytree(study[0], tmp_path / "out")
+    experiment = load_experiment(ARMS)
+    run = next(run for run in planned_runs(experiment, out) if run.arm.name == "longer")
+    written = ("report.json", "trajectory.json", "matrices.csv")
+    before = [(run.measures / name).read_text().replace(str(study[0]), str(out)) for name in written]
+    (run.measures / "done").unlink()
+    measured, plainly = [], measuring.compare_checkpoints
+
+    def stopped(*arguments, **options):
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        return counted(*arguments, **options)
+
+    def counted(initial, final, *arguments, **options):
+        measured.append(final.name)
+        return plainly(initial, final, *arguments, **options)
+
+    def interrupted(settings=experiment.measure):
+        measured.clear()
+        monkeypatch.setattr(measuring, "compare_checkpoints", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            measuring.measure(run, settings, Reporter(quiet=True))
+
+    kept = run.measures / "report-1.json"
+    interrupted(dataclasses.replace(experiment.measure, mask_rank=3))
+    interrupted()
+    kept.write_text(kept.read_text().replace('"fro_norm": ', '"fro_norm": 1', 1))
+    interrupted()
+    assert measured == [f"{run.directory}@1"] and kept.exists()
+    measured.clear()
+    monkeypatch.setattr(measuring, "compare_checkpoints", counted)
+    measuring.measure(run, experiment.measure, Reporter(quiet=True))
+    assert measured == [f"{run.directory}@2"] and not list(run.measures.glob("report-*"))
+    assert [(run.measures / name).read_text() for name in written] == before
 
 
 def test_a_finished_study_of_arms_is_not_run_again(jaxgeom, study, monkeypatch):

@@ -72,6 +72,7 @@ def test_a_study_is_emptied_whole_and_only_of_its_own(experiment, tmp_path):
     names += ["runs/opd/seed0/events.out.tfevents.1795658977.vm.2.3"]
     names += ["measures/opd/seed0/report.json", "measures/between.json"]
     names += ["measures/between.done", "measures/opd/seed0/done", "measures/base_spectra/ab12.npz"]
+    names += ["measures/opd/seed0/report-2.json", "measures/opd/seed0/.report-2.json.abcd_123"]
     names += ["measures/opd/seed0/.partial.jsonl", "runs/opd/seed0/tokenizer/tokenizer.json"]
     names += [".config.json.abcd_123"]
     for name in names:

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxgeom import processes
 from jaxgeom.buckets import copies, hold, places, store
 from jaxgeom.errors import UserError
 from jaxgeom.training import checkpoint_folders, load_start
@@ -160,6 +161,38 @@ def test_an_unreachable_bucket_loses_nothing(inputs, bucket, changes, jaxgeom, m
     said = jaxgeom(*runs.arguments(inputs, url))
     assert said.status == 1 and "no answer" in said.err and said.err.count("\n") == 1, said.err
     assert set(store.listed(url)) == names
+
+
+def test_another_process_of_the_command_takes_what_all_read(bucket, changes):
+    """Which model the run is of, and its tokenizer, as they are now; neither logs nor what is of that machine alone."""
+    url = f"{URL}/followed"
+    put(url, changes)
+    local = places.working_copy(url)
+    for name in ("config.json", "tokenizer/merges.txt", "rows/0.npz", "metrics.jsonl"):  # of an earlier run there
+        (local / name).parent.mkdir(parents=True, exist_ok=True)
+        (local / name).write_text("old")
+    copies.WorkingCopy(url, local, "run").follow()
+    there = {name: store.read(f"{url}/{name}") for name in store.listed(url)}
+    wanted = {name: held for name, held in there.items() if name == "config.json" or name.startswith("tokenizer/")}
+    assert len(wanted) > 2 and runs.files(local) == wanted | {"rows/0.npz": b"old", "metrics.jsonl": b"old"}
+    assert (local / "checkpoints").is_dir()
+
+
+def test_a_bucket_that_fails_in_one_process_is_no_mistake_of_the_user_in_another(monkeypatch):
+    said = []
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchanged", lambda value, **_: said.append(value) or [value, value])
+
+    def fail():
+        raise store.BucketError(URL, "is away")
+
+    with pytest.raises(store.BucketError):
+        processes.from_first(fail)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "exchanged", lambda value, **_: [said[0], value])
+    with pytest.raises(UserError, match="is away") as told:
+        processes.from_first(fail)
+    assert told.value.status == store.BucketLost.status == 1
 
 
 def test_one_command_at_a_time(inputs, bucket, changes, jaxgeom, monkeypatch):

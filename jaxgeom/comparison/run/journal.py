@@ -154,7 +154,13 @@ class Journal:
 
     def remove_all(self) -> None:
         """Removes the journals of all processes, once the report is written."""
-        for path in self._files():
+        if self.directory is not None:
+            self.remove_from(self.directory)
+
+    @staticmethod
+    def remove_from(directory: pathlib.Path) -> None:
+        """Removes whatever journals a folder has."""
+        for path in directory.glob(_ALL):
             path.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -218,7 +224,8 @@ def is_resumable(error: BaseException) -> bool:
     """Whether the rows measured before an error are worth going on from: not where the inputs turned out to be bad."""
     if isinstance(error, ProcessFailed):
         return error.keep
-    return not isinstance(error, UserError) or isinstance(error.__cause__, OSError)
+    is_mistake = isinstance(error, UserError) and error.status == UserError.status
+    return not is_mistake or isinstance(error.__cause__, OSError)
 
 
 @contextlib.contextmanager

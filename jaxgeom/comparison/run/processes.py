@@ -1,13 +1,17 @@
 """Several processes at one comparison: who measures what, and how they meet again.
 
-They share the output folder. Each process measures its share and appends the rows to a journal of its own; when all
-have finished, each reads all journals and has the whole report, which process 0 writes. They meet by small status files
-in that folder rather than by a collective: a process may be done hours before another, collectives time out earlier
-than that, and a file carries the message of a process that failed to all the others.
+A `Team` shares the output folder. Each process measures its share and appends the rows to a journal of its own; when
+all have finished, each reads all journals and has the whole report, which process 0 writes. They meet by small status
+files in that folder rather than by a collective: a process may be done hours before another, collectives time out
+earlier than that, and a file carries the message of a process that failed to all the others.
+
+Processes that are `Apart` share no folder, as those of a study in a bucket. Each tells all others the rows that it has
+measured, by a collective, before which they wait for one another by JAX's coordination service, for hours if need be.
 """
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import secrets
@@ -19,14 +23,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgeom import processes
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.run.journal import ProcessFailed, is_resumable
-from jaxgeom.errors import listed
+from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically
-from jaxgeom.processes import join
 
 PATIENCE = 3600.0
 """Seconds without a sign of any other process after which waiting ends with an error."""
+
+LATE = 4 * 3600
+"""Seconds that one process that is `Apart` may be done after another; one that is lost is known long before."""
 
 _INTERVAL = 0.2
 _LAG = 60.0
@@ -61,7 +68,7 @@ def initialize() -> "Team | None":
     Raises:
         UserError: the other processes could not be found.
     """
-    join()
+    processes.join()
     return Team.here() if jax.process_count() > 1 else None
 
 
@@ -173,6 +180,64 @@ class Team:
         except (OSError, ValueError):
             return {}
         return status if status.get("run") == self.run else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """The processes of one run of a comparison where each has a disk of its own: rows go from each to all.
+
+    Attributes:
+        index: this process.
+        count: number of processes.
+        late: seconds that one may be done after another.
+    """
+
+    index: int
+    count: int
+    late: int = LATE
+
+    @staticmethod
+    def here() -> "Apart | None":
+        """The processes that `jax.distributed` has joined; None where this is the only one."""
+        return Apart(jax.process_index(), processes.count()) if processes.count() > 1 else None
+
+    def share(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts that this process measures."""
+        return share(parts, self.index, self.count)
+
+    def gather(self, measure: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """What all processes have measured; all call it together.
+
+        Args:
+            measure: measures the share of this process.
+
+        Raises:
+            UserError: of this process, or what another raised, with its number in front.
+            ProcessLost: another process is lost, or is done so much later.
+        """
+
+        def measured() -> list[dict[str, Any]]:
+            try:
+                rows = measure()
+            except (UserError, OSError):
+                self._wait()
+                raise
+            self._wait()
+            return rows
+
+        return [row for rows in processes.of_all(measured) for row in rows]
+
+    def _wait(self) -> None:
+        """Until all have come here."""
+        from orbax.checkpoint import multihost  # heavy, and whoever trains has loaded it
+
+        try:
+            multihost.get_barrier_sync_fn()(key=f"jaxgeom_measured_{next(_MEETINGS)}", timeout_ms=self.late * 1000)
+        except jax.errors.JaxRuntimeError as error:
+            raise processes.as_loss(error, "measuring") from error
+
+
+_MEETINGS = itertools.count()  # a barrier has a name of its own; all come to the same ones in the same order
 
 
 def _signs(folder: pathlib.Path) -> list[tuple[str, int, int]]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
+from jaxgeom import processes
 from jaxgeom.buckets.places import named
 from jaxgeom.checkpoints.tensors import array_digest
 from jaxgeom.comparison.algebra.devices import Algebra, DevicePool, choose_algebra
@@ -26,7 +27,7 @@ from jaxgeom.comparison.one_matrix.scan import require_finite
 from jaxgeom.comparison.run.journal import Journal, description, kept
 from jaxgeom.comparison.run.outputs import check_folder
 from jaxgeom.comparison.run.plan import Reader
-from jaxgeom.comparison.run.processes import Team
+from jaxgeom.comparison.run.processes import Apart, Team
 from jaxgeom.comparison.run.workers import Progress, measure_parts
 from jaxgeom.comparison.settings import CompareSettings
 from jaxgeom.lock import locked, refuse_if_held
@@ -143,7 +144,7 @@ def run(
     progress: Progress | None = None,
     force: bool = False,
     algebra: Algebra | None = None,
-    team: Team | None = None,
+    team: Team | Apart | None = None,
 ) -> Result:
     """Measures all parts, or what an interrupted run left of them.
 
@@ -154,8 +155,9 @@ def run(
         progress: called after each part.
         force: takes over a folder that holds another measurement.
         algebra: where the dense algebra runs, if not where `settings.device` says.
-        team: the processes that call this together with the same arguments; each measures its share into `out`, which
-            they share, and process 0 writes the files.
+        team: the processes that call this together with the same arguments; each measures its share, a `Team` into
+            `out`, which they share, and process 0 writes the files. Those that are `Apart` keep no unfinished rows, and
+            `out` is that of process 0.
 
     Returns:
         The result, whole on every process.
@@ -166,6 +168,11 @@ def run(
     """
     if team is None:
         return _run(measurement, out, cache, progress, force, algebra, None)
+    if isinstance(team, Apart):
+        result = _run(measurement, None, cache, progress, force, algebra, team)
+        if out is not None:
+            processes.from_first(lambda: _write(measurement, result, pathlib.Path(out)))
+        return result
     if out is None:
         raise ValueError("out is None: processes meet in the folder that they share")
     with team.telling(pathlib.Path(out)):
@@ -196,7 +203,7 @@ def _run(
     progress: Progress | None,
     force: bool,
     algebra: Algebra | None,
-    team: Team | None,
+    team: Team | Apart | None,
 ) -> Result:
     folder = pathlib.Path(out) if out is not None else None
     if folder is None:
@@ -207,6 +214,14 @@ def _run(
         return _measure(measurement, folder, cache, progress, force, algebra, team)
 
 
+def _write(measurement: Measurement[Result], result: Result, folder: pathlib.Path) -> None:
+    """The files of a result, over those of an earlier one, finished or not."""
+    check_folder(folder, [reader.name for reader in measurement.readers])
+    with locked(folder):
+        Journal.remove_from(folder)
+        measurement.write(result, folder)
+
+
 def _measure(
     measurement: Measurement[Result],
     folder: pathlib.Path | None,
@@ -214,11 +229,12 @@ def _measure(
     progress: Progress | None,
     force: bool,
     algebra: Algebra | None,
-    team: Team | None,
+    team: Team | Apart | None,
 ) -> Result:
     algebra = choose_algebra(measurement.settings.device) if algebra is None else algebra
     described = _described(measurement, algebra)
-    journal = _journal(measurement, folder, described, force, team)
+    shared = team if isinstance(team, Team) else None
+    journal = _journal(measurement, folder, described, force, shared)
     bases, pool = BaseCache(cache, algebra.key), DevicePool(algebra)
     mine = measurement.parts if team is None else team.share(measurement.parts)
     todo = [part for part in mine if part.name not in journal.rows]
@@ -242,25 +258,32 @@ def _measure(
         done += part.size
         if progress is not None:
             progress(done, total, part.name)
-        if team is not None and folder is not None:
-            team.check(folder)
+        if shared is not None and folder is not None:
+            shared.check(folder)
+
+    def measured() -> list[Row]:
+        measure_parts(todo, read, measure, finished, devices=len(algebra.devices))
+        return [journal.rows[part.name] for part in mine]
 
     begin = getattr(progress, "begin", None)
     if begin is not None:  # a display: nothing refuses the folder any more
         begin()
-    with kept(journal, folder or "", remove=team is None or team.index == 0):
-        if team is not None and folder is not None:
-            team.tell(folder, "measuring")
-        measure_parts(todo, read, measure, finished, devices=len(algebra.devices))
-        if team is not None and folder is not None:
-            _gather(team, journal, measurement.parts, folder)
+    with kept(journal, folder or "", remove=shared is None or shared.index == 0):
+        if shared is not None and folder is not None:
+            shared.tell(folder, "measuring")
+        if isinstance(team, Apart):
+            journal.rows |= {row["name"]: row for row in team.gather(measured)}
+        else:
+            measured()
+        if shared is not None and folder is not None:
+            _gather(shared, journal, measurement.parts, folder)
         rows = [journal.rows[part.name] for part in measurement.parts]
         bare = [{name: value for name, value in row.items() if name != "digests"} for row in rows]
         result = measurement.result(bare, measurement.inputs(rows), described)
-        if folder is not None and (team is None or team.index == 0):
+        if folder is not None and (shared is None or shared.index == 0):
             measurement.write(result, folder)
-        if team is not None and folder is not None:
-            _part_ways(team, journal, folder)
+        if shared is not None and folder is not None:
+            _part_ways(shared, journal, folder)
     return result
 
 

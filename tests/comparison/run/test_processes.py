@@ -13,14 +13,16 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
 from jaxgeom.comparison import CompareSettings, between_runs, compare, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.files.report import to_json_text
-from jaxgeom.comparison.run.journal import Journal
+from jaxgeom.comparison.run.journal import Journal, is_resumable
 from jaxgeom.comparison.run.plan import check_pair, plan_parts
-from jaxgeom.comparison.run.processes import ProcessFailed, Team, share
+from jaxgeom.comparison.run.processes import Apart, ProcessFailed, Team, share
 from jaxgeom.diagnostics.matrix_spec import MatrixSpec
 from jaxgeom.errors import UserError
+from jaxgeom.processes import ProcessLost
 from tests.comparison import disk
 
 SETTINGS = CompareSettings(angle_k=8)
@@ -225,6 +227,48 @@ def test_status_of_an_earlier_run_counts_for_nothing(tmp_path):
         raise RuntimeError("a bug")
     with pytest.raises(ProcessFailed, match="process 1 failed: a bug"):
         now.wait(tmp_path, "finished")
+
+
+def test_processes_that_share_no_folder_tell_each_other_their_rows(pair, tmp_path, monkeypatch):
+    """Threads play them; the first alone has, on the disk of its own, a folder with another measurement half done."""
+    meeting, said, results = threading.Barrier(2), [None, None], [None, None]
+    place = threading.local()
+
+    def exchanged(make):
+        said[place.index] = make()
+        meeting.wait(timeout=60)
+        return said
+
+    monkeypatch.setattr(processes, "of_all", exchanged)
+    together(pair, tmp_path / "out0", run=1, patience=0.5, who=[1])
+    assert list((tmp_path / "out0").glob(".partial*"))
+
+    def play(index):
+        place.index = index
+        results[index] = compare_checkpoints(
+            *map(open_checkpoint, pair), SETTINGS, out=tmp_path / f"out{index}", force=True, team=Apart(index, 2)
+        )
+
+    threads = [threading.Thread(target=play, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    parts = plan_parts(open_checkpoint(pair[0]), check_pair(*map(open_checkpoint, pair), SETTINGS), SETTINGS)
+    shares = [[part.name for part in share(parts, index, 2)] for index in range(2)]
+    assert [[row["name"] for row in rows] for rows in said] == shares
+    whole = compare_checkpoints(*map(open_checkpoint, pair), SETTINGS, out=tmp_path / "whole")
+    assert all(json.dumps(report.to_json()) == json.dumps(whole.to_json()) for report in results)
+    for name in ("report.json", "matrices.csv"):
+        assert (tmp_path / "out0" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "out0").glob(".partial*"))
+
+
+def test_rows_are_kept_when_another_process_or_the_bucket_is_lost():
+    """Else the journal would go, as after a mistake in what was given."""
+    lost = UserError("process 1: away")
+    lost.status = 1
+    assert is_resumable(ProcessLost("gone")) and is_resumable(lost) and not is_resumable(UserError("NaN"))
 
 
 def test_processes_need_a_folder(pair):
