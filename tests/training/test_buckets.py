@@ -179,7 +179,7 @@ def test_another_process_of_the_command_takes_what_all_read(bucket, changes):
 
 
 def test_templates_with_names_of_the_models_own_are_taken_too(bucket, tmp_path):
-    """By another machine that goes on, and by another process, of this machine or not: none loses one, or the bucket."""
+    """By another machine that goes on, by another process, of this machine or not: none loses one, nor the bucket."""
     names = ["config.json", "tokenizer/templates.json", "tokenizer/additional_chat_templates/tool_use.jinja"]
     first, second = tmp_path / "first", tmp_path / "second"
     for kind, above in (("run", ""), ("study", "runs/sft/seed0/")):
