@@ -27,6 +27,22 @@ def command_lines(page: Path) -> list[list[str]]:
     return [shlex.split(match[1]) for match in found if match and not re.search(r"…|\{|\[", match[1])]
 
 
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "tpu" / "README.md"], ids=lambda page: f"{page.parent.name}-{page.stem}"
+)
+def test_every_row_of_a_table_has_its_cells(page):
+    """A placeholder that nobody has filled in has not."""
+    wrong, width = [], None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.startswith("|"):
+            width = None
+            continue
+        bars = len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line)))
+        width = bars if width is None else width
+        wrong += [f"line {number}: {line}"] if bars != width else []
+    assert not wrong
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     """From top to bottom, as one program, as a reader would paste it."""

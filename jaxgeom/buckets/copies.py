@@ -23,6 +23,8 @@ _CHECKPOINTS = re.compile(r"(?:.*/)?checkpoints/\.?\d+[^/]*/.*", re.DOTALL)
 _HERE = re.compile(r"(?:.*/)?(?:\.lock[^/]*|\.[^/]+\.\w{8}|(?:rows|base_spectra)/[^/]*)", re.DOTALL)
 """What is of this machine alone: locks, files that are being written, tokens of rows and spectra of bases."""
 
+_NAMED_TEMPLATES = re.compile(r"(?:.*/)?tokenizer/additional_chat_templates/[^/]+\.jinja", re.DOTALL)
+"""Of a run's tokenizer, under names of the model's own, which no kind of directory has."""
 
 _READ_BY_ALL = re.compile(r"(?:.*/)?(?:config\.json|(?:tokenizer|data)/.*)", re.DOTALL)
 """What processes beside the one that writes read: which model a run is of, its tokenizer, rows that were made."""
@@ -91,7 +93,7 @@ class WorkingCopy:
         held = {name for name in there if _CHECKPOINTS.fullmatch(name)}
         small = {
             name: there[name] for name in there.keys() - held
-            if re.fullmatch(KINDS[self._kind], name) and is_meant(name)
+            if (re.fullmatch(KINDS[self._kind], name) or _NAMED_TEMPLATES.fullmatch(name)) and is_meant(name)
         }  # fmt: skip
         for path in _files(self._local):
             name = path.relative_to(self._local).as_posix()

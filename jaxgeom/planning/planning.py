@@ -103,7 +103,8 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         shards = batch_divisor(mesh)
         advice += _advice(settings, planned, batch, shards, resident, largest, topology, compile_at)
     tokens = {name: _tokens(settings, batch, name) / planned_run.mesh_of(name).size for name in planned_run.programs}
-    expected = {name: _rule_of_thumb(student if not name.startswith("score.teacher") else teacher, name, count)
+    taught = ("score.teacher", "rollout.") if settings.rollouts == "teacher" else ("score.teacher",)
+    expected = {name: _rule_of_thumb(teacher if name.startswith(taught) else student, name, count)
                 for name, count in tokens.items()}  # fmt: skip
     return Plan(
         settings, topology, dict(mesh.shape), batch, planned, expected, max(held for _, held in resident), largest,

@@ -19,13 +19,17 @@ def digest_of(module: ModuleType) -> str:
         module: that was imported.
 
     Returns:
-        Of a module that imports none of the user's own, the digest of its file; empty where it has no file.
+        Of a module alone, in no package and importing none of the user's own, the digest of its file; empty where it
+        has no file.
     """
     source = getattr(module, "__file__", None)
     if not source or not Path(source).is_file():
         return ""
     found: dict[str, str] = {}
     waiting = {module.__name__: Path(source)}
+    for package in _with_packages(module.__name__):  # they run before it
+        if package != module.__name__ and (own := _own_file(package)) is not None:
+            waiting[package] = own
     while waiting:
         name, file = waiting.popitem()
         content = file.read_bytes()
@@ -56,8 +60,13 @@ def _imported(content: bytes, package: str) -> Iterator[str]:
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            yield from (".".join(parts[:size]) for size in range(1, len(parts) + 1))  # packages around it run too
+            yield from _with_packages(name)
+
+
+def _with_packages(name: str) -> Iterator[str]:
+    """A module's name and those of the packages around it, which run too."""
+    parts = name.split(".")
+    return (".".join(parts[:size]) for size in range(1, len(parts) + 1))
 
 
 def _own_file(name: str) -> Path | None:

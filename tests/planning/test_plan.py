@@ -152,6 +152,22 @@ def test_a_teacher_on_its_own_devices_is_planned_there(jaxgeom, model, tmp_path,
     assert teacher["flops"] == 2 * found["programs"]["train"]["flops"] / 3 and not teacher["collectives"]
 
 
+def test_answers_of_a_teacher_are_work_of_the_teacher(jaxgeom, model, tmp_path, monkeypatch):
+    """The rule of its answers is of its parameters, four layers where the student has one."""
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [first])
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(tiny_config(num_hidden_layers=4).to_hf()))
+    options = "--topology local --objective opd --max-prompt-length 12 --max-new-tokens 4 --search 0".split()
+    options += ["--rollouts", "teacher", "--batch-size", 8, "--json", tmp_path / "plan.json"]
+    said = jaxgeom("plan", "--model", model, "--teacher", tmp_path / "teacher", *options)
+    assert said.status == 0, said
+    parts = json.loads((tmp_path / "plan.json").read_text())["programs"]["rollout"]["parts"]
+    layers = 4 * (32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48)
+    assert parts["rollout.prefill"]["expected_flops"] == 2 * layers * 8 * 12
+    assert parts["rollout.decode"]["expected_flops"] == 2 * (layers + 32 * 112) * 8 * 3
+
+
 def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_path):
     """A batch of a million rows: compiled from shapes, nothing of it is allocated."""
     options = "--topology local --objective sft --max-length 128 --search 0 --remat --batch-size".split()

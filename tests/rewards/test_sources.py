@@ -58,6 +58,26 @@ def test_a_helper_of_a_verifier_counts(own):
     assert len(seen) == 4
 
 
+def test_the_package_around_a_verifier_counts(tmp_path, monkeypatch):
+    """Also where nothing of it is imported by name: it ran before the verifier, which may read what it has set."""
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {"": "LIMIT = 1\n", "helper": "", "inner/": "", "inner/verifier": "import sys\n", "unread": ""}
+    for name, content in files.items():
+        path = tmp_path / "around_sources" / (f"{name}__init__.py" if name in ("", "inner/") else f"{name}.py")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "around_sources" / "__init__.py").write_text("from around_sources.helper import *\n")
+    module = importlib.import_module("around_sources.inner.verifier")
+    seen = {digest_of(module)}
+    for name in ("__init__", "helper", "inner/__init__", "inner/verifier"):
+        with (tmp_path / "around_sources" / f"{name}.py").open("a") as file:
+            file.write("LIMIT = 2\n")
+        seen.add(digest_of(module))
+    assert len(seen) == 5
+    (tmp_path / "around_sources" / "unread.py").write_text("LIMIT = 2\n")
+    assert digest_of(module) in seen
+
+
 def test_of_one_file_it_is_that_files_own(own):
     """So that runs of before have the digest that they have kept."""
     content = "import json\nfrom jaxgeom.rewards import math_reward\nimport pytest\nf = 1\n"

@@ -178,6 +178,29 @@ def test_another_process_of_the_command_takes_what_all_read(bucket, changes):
     assert (local / "checkpoints").is_dir()
 
 
+def test_templates_with_names_of_the_models_own_are_taken_too(bucket, tmp_path):
+    """By another machine that goes on, by another process, of this machine or not: none loses one, nor the bucket."""
+    names = ["config.json", "tokenizer/templates.json", "tokenizer/additional_chat_templates/tool_use.jinja"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    for kind, above in (("run", ""), ("study", "runs/sft/seed0/")):
+        places_of = {"config.json", *(f"{above}{name}" for name in names)}
+        url = f"{URL}/templates/{kind}"
+        for name in places_of:
+            store.write(f"{url}/{name}", name.encode())
+        with hold.held(url, print) as held:
+            writes = copies.WorkingCopy(url, first / kind, kind, held)
+            writes.take()
+            for local in (first / kind, second / kind):  # of one machine they share the copy
+                copies.WorkingCopy(url, local, kind).follow()
+                there = {file.relative_to(local).as_posix() for file in local.rglob("*") if file.is_file()}
+                assert there == places_of
+            (first / kind / above / "tokenizer/additional_chat_templates/other.jinja").write_bytes(b"other")
+            writes.publish()
+            copies.WorkingCopy(url, first / kind, kind).follow()
+            writes.publish()
+        assert store.read(f"{url}/{above}tokenizer/additional_chat_templates/other.jinja") == b"other"
+
+
 def test_a_bucket_that_fails_in_one_process_is_no_mistake_of_the_user_in_another(monkeypatch):
     said = []
     monkeypatch.setattr(processes, "count", lambda: 2)
