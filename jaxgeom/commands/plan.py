@@ -21,8 +21,10 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
     """
 
     def run(command: str) -> int:
+        from jaxgeom.interruption import goes_on
         from jaxgeom.planning.topologies import LOCAL
 
+        goes_on("the same command begins anew")
         if json is not None and (json.is_dir() or not os.access(json.parent, os.W_OK)):  # before minutes of compiling
             raise UserError(f"--json {json}: no file can be written there")
 

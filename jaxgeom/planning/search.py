@@ -11,7 +11,7 @@ class Largest(NamedTuple):
 
     Attributes:
         batch: sequences a step; 0 where none fits.
-        is_compiled: whether its binding program was compiled; else it is estimated, and may be too small.
+        is_compiled: whether its binding program was compiled; else it is estimated, most often too small.
     """
 
     batch: int
@@ -29,7 +29,7 @@ def largest_batch(
     """The largest batch whose programs all fit.
 
     What a program needs beyond its arguments is taken to grow with the batch, first from zero on (which errs to small
-    batches), then along the line through the batches that were compiled.
+    batches as a rule), then along the line through the batches that were compiled.
 
     Args:
         planned: the programs at `batch`.

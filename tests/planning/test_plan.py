@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.planning import planning
 from jaxgeom.planning.chips import CHIPS, roofline
 from jaxgeom.planning.planning import _in_parts, _parts
 from jaxgeom.planning.programs import Planned, PlannedRun, compile_program
@@ -331,3 +333,12 @@ def test_parts_that_are_advised_were_compiled():
     (guess,) = _in_parts(24, 2, 5, 1 << 30, 0, compile_at)
     assert "not compiled" in guess and guess.endswith("--micro-batches 6")
     assert _in_parts(2, 2, 2, 1 << 30, 3, compile_at) == []
+
+
+def test_a_plan_that_is_stopped_keeps_nothing(jaxgeom, model, monkeypatch):
+    def stopped(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(planning, "plan_run", stopped)
+    said = jaxgeom("plan", "--model", model, "--topology", "local", "--objective", "sft")
+    assert said.status == 143 and said.err == "jaxgeom: stopped; the same command begins anew\n", said
