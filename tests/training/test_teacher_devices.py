@@ -46,11 +46,13 @@ def test_several_teachers_may_have_fewer_devices_than_the_student():
 
 TWO = """
 import json, os
+from orbax.checkpoint import multihost
 from jaxgeom import processes
 from tests.training import aside
 processes.join()
 found = [aside.taught(4, teachers=teachers, keep_tokens=0.5).batch for teachers in (1, 2)]
 print("SAID", json.dumps([{name: array.tolist() for name, array in one.items()} for one in found]), flush=True)
+multihost.get_barrier_sync_fn()(key="said", timeout_ms=100_000)  # who ends takes its connections with it
 os._exit(0)
 """
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from jaxgeom import processes
 from jaxgeom.objectives import loss_denominator, policy_gradient_loss
-from jaxgeom.sharding import mesh_of
+from jaxgeom.sharding import mesh_of, platform_of
 from jaxgeom.training.objectives.interface import LARGEST, Objective, Prepared, Told, Tools
 from jaxgeom.training.programs import score
 from jaxgeom.training.rollouts import Actor, Answers, sample_groups, sampling_settings, truncated
@@ -162,12 +163,13 @@ class OnPolicy(Objective):
     def score_where_it_lies(self, actor: Actor, tokens: np.ndarray, valid: np.ndarray) -> Array:
         """Log-probabilities under a model, on its devices, of tokens that go there from the host."""
         given = on_mesh((tokens, valid), mesh_of(actor.params))
-        return score(actor.model, actor.params, *given, temperature=self.settings.temperature)
+        return _in_turn(score(actor.model, actor.params, *given, temperature=self.settings.temperature))
 
     def _asked(self, actor: Actor, placed: Placed) -> Array:
         if not self._is_here(actor):
             return self.score_where_it_lies(actor, *placed.host)
-        return score(actor.model, actor.params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+        found = score(actor.model, actor.params, placed.tokens, placed.valid, temperature=self.settings.temperature)
+        return _in_turn(found)
 
     def _is_here(self, actor: Actor) -> bool:
         """Whether a model lies where the student does."""
@@ -300,6 +302,13 @@ def _joined(found: Sequence[dict[str, Any]], tokens: Sequence[float]) -> dict[st
 
 
 @jax.jit
+def _in_turn(found: Array) -> Array:
+    """`found`, waited for where several processes exchange through Gloo: it mixes up programs of different devices."""
+    if processes.count() == 1 or isinstance(found, jax.core.Tracer):
+        return found
+    return jax.block_until_ready(found) if platform_of(found) == "cpu" else found
+
+
 def _mismatch(scored: Array, sampled: Array, response: Array) -> dict[str, Array]:
     """How the sampler's log-probabilities differ by rounding, at most and on average over the answers' tokens."""
     gaps = jnp.where(response, jnp.abs(scored - sampled), 0.0)
