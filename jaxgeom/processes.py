@@ -17,7 +17,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, TypeVar
 
 import jax
@@ -28,6 +27,7 @@ from jaxgeom.buckets.places import named
 from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError
 from jaxgeom.gathering import concatenated, gathered
+from jaxgeom.surroundings import surroundings
 
 JOINING = 300
 """Seconds that a process waits for the others to come."""
@@ -42,14 +42,6 @@ _SLACK = 60  # seconds in which JAX's own end of waiting, which is no error but 
 _VARIABLES = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
 _OF_SEVERAL = re.compile(r"\bGloo\b|\bNCCL\b|[Cc]oordination ?[Ss]ervice")
 """Who speaks where a computation of several processes fails; JAX raises some of that as a plain `ValueError`."""
-_PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "grain", "transformers", "tokenizers", "jinja2", "math-verify")
-_PROGRAM_SETTINGS = (
-    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_threefry_partitionable",
-    "jax_random_seed_offset", "jax_high_dynamic_range_gumbel", "jax_numpy_dtype_promotion", "jax_disable_jit",
-    "jax_debug_nans", "jax_debug_infs", "jax_use_shardy_partitioner", "jax_softmax_custom_jvp",
-    "jax_allow_f16_reductions", "jax_disable_most_optimizations", "jax_optimization_level",
-)  # fmt: skip
-
 _T = TypeVar("_T")
 
 
@@ -308,17 +300,6 @@ def require_same(described: dict[str, Any]) -> None:
             )
 
 
-def surroundings() -> dict[str, Any]:
-    """What decides, besides arguments and files, which programs this process compiles and what it draws and tokenizes:
-    versions of packages, settings of JAX, flags of XLA but for those that name a file or folder."""
-    flags = [flag for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS") for flag in os.environ.get(name, "").split()]
-    return {
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "jax": {name: str(getattr(jax.config, name, None)) for name in _PROGRAM_SETTINGS},
-        "flags": sorted(flag for flag in flags if "/" not in flag),
-    }
-
-
 def require_shared(path: pathlib.Path) -> None:
     """Refuses a directory that is not the same for all.
 
@@ -472,13 +453,6 @@ def _require_equal_devices() -> None:
             raise UserError(
                 f"--distributed: process 0 has {first} devices, process {index} has {devices}; each needs as many"
             )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _number(variable: str) -> int | None:

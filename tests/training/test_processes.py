@@ -19,6 +19,7 @@ from jaxgeom.data.preparing import prepare_demonstrations
 from jaxgeom.data.row_settings import RowSettings
 from jaxgeom.errors import UserError
 from jaxgeom.optimizers import AdamWSettings
+from jaxgeom.surroundings import surroundings
 from jaxgeom.training import RunInputs, SFTSettings, train
 from jaxgeom.training.checkpointing import _as_os_error, find_resume
 from tests import launching
@@ -263,16 +264,16 @@ def test_processes_that_would_draw_or_compile_otherwise_are_refused(monkeypatch)
 
     def met(described, at):
         with jax.threefry_partitionable(False):
-            return [described, described | {"surroundings": processes.surroundings()}]
+            return [described, described | {"surroundings": surroundings()}]
 
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "exchanged", met)
     with pytest.raises(UserError, match=r"surroundings\.jax\.jax_threefry_partitionable: \"True\" in process 0"):
         processes.require_same({"a": 1})
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_dump_to=/tmp/1")
-    flags = processes.surroundings()["flags"]
+    flags = surroundings()["flags"]
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/2 --xla_a=1")
-    assert flags == processes.surroundings()["flags"] == ["--xla_a=1", *flags[1:]]
+    assert flags == surroundings()["flags"] == ["--xla_a=1", *flags[1:]]
 
 
 def test_a_process_that_is_lost_at_the_first_meeting_is_said(monkeypatch, tmp_path):
