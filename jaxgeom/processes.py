@@ -397,7 +397,7 @@ def as_loss(error: BaseException, where: str | os.PathLike[str]) -> ProcessLost:
     said = " ".join(str(error).split())
     return ProcessLost(
         f"{os.fspath(where)}: another process is lost (process {jax.process_index()} was told: {said[:200]}); start all"
-        " of them again with the same command, it goes on from the last checkpoint"
+        " of them again with the same command, it goes on from what is kept"
     )
 
 

@@ -80,4 +80,18 @@ check_numbers() {
     done
 }
 
+# check_out HOSTS: what the command writes must be seen by all hosts, and of several each has a work/ of its own.
+check_out() {
+    local word before='' out=''
+    for word in "${rest[@]}"; do
+        case $before in --out) out=$word ;; esac
+        case $word in --out=*) out=${word#--out=} ;; esac
+        before=$word
+    done
+    case $out in
+        '' | gs://*) ;;
+        *) (($1 == 1)) || die "--out $out: of several hosts none sees another's disk; give --out gs://…" ;;
+    esac
+}
+
 check_store() { [[ $1 =~ ^gs://[^/]+/.+ ]] || die "--store $1: give a folder of a bucket, gs://BUCKET/FOLDER"; }

@@ -129,7 +129,8 @@ case $action in
         check_store "$store"
         store=${store%/}
         shape
-        ((${#rest[@]})) || die "no command after --, for example: -- jaxgeom study experiment.py --out runs/study"
+        ((${#rest[@]})) || die "no command after --, for example: -- jaxgeom study experiment.py --out $store/out"
+        check_out "$hosts"
         if [ "$action" = manifest ]; then manifest && exit; fi
         credentials
         if [ -n "$dry" ]; then

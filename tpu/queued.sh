@@ -57,7 +57,7 @@ runtime() {
     esac
 }
 
-prepare() { # the wheel, the only one there; a status of an earlier launch is no longer true
+prepare() { # the wheel, the only one there; at a launch the status of an earlier one is no longer true
     local wheels="$scratch/wheels" old="$store/launch/jaxgeom-*.whl"
     run "${PYTHON:-python3}" -m pip wheel --quiet --no-deps --wheel-dir "$wheels" "$here/.."
     if [ -n "$dry" ] || gcloud storage ls "$old" >/dev/null 2>&1; then run gcloud storage rm "$old"; fi
@@ -66,6 +66,8 @@ prepare() { # the wheel, the only one there; a status of an earlier launch is no
     else
         gcloud storage cp "$wheels"/jaxgeom-*.whl "$store/launch/"
     fi
+    # A watch that finds one says how the job ended and asks for nothing.
+    [ "$action" = launch ] || return 0
     if [ -n "$dry" ] || gcloud storage ls "$store/status" >/dev/null 2>&1; then run gcloud storage rm "$store/status"; fi
 }
 
@@ -143,7 +145,9 @@ need accelerator store
 check_store "$store"
 store=${store%/}
 [ -z "$spot" ] || [ -z "$reserved" ] || die "--spot and --reserved exclude each other"
-((${#rest[@]})) || die "no command after --, for example: -- jaxgeom study experiment.py --out runs/study"
+((${#rest[@]})) || die "no command after --, for example: -- jaxgeom study experiment.py --out $store/out"
+# The number counts chips, before v5e and of v5p cores: up to eight are of one host.
+if [[ $accelerator =~ -([0-9]+)$ ]] && ((10#${BASH_REMATCH[1]} > 8)); then check_out 2; fi
 [ -n "$runtime_version" ] || runtime_version=$(runtime)
 
 scratch=$(mktemp -d)

@@ -249,7 +249,7 @@ def lost() -> Iterator[None]:
     try:
         yield
     except BucketError as error:
-        raise BucketLost(f"{error}; the same command goes on from the last checkpoint") from error
+        raise BucketLost(f"{error}; the same command goes on from what is kept") from error
 
 
 @contextmanager

@@ -430,7 +430,9 @@ class _Work:
         if last is not first:
             lines = "" if first.line is None else f" (lines {first.line} to {last.line})"
             which = f"rows {first.number} to {last.number}{lines}"
-        return UserError(f"{self.path}: {error} with {which} in work; nothing is written, run the same command again")
+        lost = UserError(f"{self.path}: {error} with {which} in work; nothing is written, run the same command again")
+        lost.status = 1  # no mistake of the user's, as far as is known: a launcher starts such a command again
+        return lost
 
     def _put(self, good: Sequence[tuple[Row, Conversation, Rendered]], made: dict[int, Demonstration]) -> None:
         encoded = encode_texts(self.tokenizer, [rendered for _, _, rendered in good], self.alphabet)

@@ -276,6 +276,7 @@ def test_a_process_that_dies_while_it_renders_is_said_with_the_rows_in_work(prep
         f"rows.jsonl: the process that renders chat templates was ended by {kind.name}{more} with rows 0 to 3 (lines 1"
         " to 4) in work; nothing is written, run the same command again"
     ) in str(refused.value)
+    assert refused.value.status == 1  # what starts commands again takes 2 for a mistake, and gives up
     assert len(prepare([shown("1", "2"), shown("3", "4")])[0]) == 2
 
 

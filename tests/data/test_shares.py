@@ -236,7 +236,7 @@ def test_rows_that_one_process_loses_are_said_with_its_number(tokenizers, tmp_pa
     monkeypatch.setattr(rendering._Renderer, "render", render)
     found = by_shares(3, tokenizers, prepare_demonstrations, path)
     lost = "the process that renders chat templates was ended by SIGKILL (out of memory, perhaps) with row 1 (line 2)"
-    assert all(f"{path}: {lost} in work" in said for said, *_ in found)
+    assert all(f"{path}: {lost} in work" in said and status == 1 for said, status, *_ in found)
     assert [said.startswith("process 1: ") for said, *_ in found] == [True, False, True]
 
 

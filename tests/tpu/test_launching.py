@@ -17,7 +17,7 @@ from tests.tpu.conftest import ROOT, Cloud
 JOB = ("--name", "job", "--project", "p", "--zone", "us-west4-a", "--store", "gs://bucket/job")
 SLICE = ("--pool", "slice", "--type", "v5p", "--topology", "2x2x4", "--image", "registry/jaxgeom:1")
 CLUSTER = ("--cluster", "c", "--project", "p", "--location", "us-west4")
-HARD = ["jaxgeom", "train", "sft", "--out", "a b", '"$HOME" ${ARGS} ${NAME} $(WORKER) & \\ \'é']
+HARD = ["jaxgeom", "train", "sft", "--out", "gs://bucket/a b", '"$HOME" ${ARGS} ${NAME} $(WORKER) & \\ \'é']
 
 # Source: the synopses of gcloud's reference, `compute tpus queued-resources` and `container node-pools create`.
 FLAGS = {
@@ -68,6 +68,16 @@ def test_the_request_for_machines(cloud: Cloud, arguments: tuple, flags: list[st
         ["bash", "-c", file + '\nprintf "%s\\n" "$store" "${command[@]}"'], capture_output=True, text=True
     )
     assert words.stdout.splitlines() == ["gs://bucket/job", *HARD]
+
+
+@pytest.mark.parametrize("accelerator", ["v5litepod-8", "v5litepod-4", "v5p-8", "v3-8"])
+def test_one_host_may_write_to_its_own_disk(cloud: Cloud, accelerator: str) -> None:
+    words = ("--accelerator", accelerator, "--dry-run", "--", "jaxgeom", "study", "e.py", "--out", "runs/study")
+    status, out, err = cloud.run("queued.sh", "launch", *JOB, *words)
+    assert (status, err) == (0, "") and "storage rm gs://bucket/job/status" in out
+    status, out, err = cloud.run("queued.sh", "watch", *JOB, *words)
+    # A watch that finds a status ends with it; only a launch takes one away.
+    assert (status, err) == (0, "") and "storage rm gs://bucket/job/status" not in out
 
 
 def test_a_watch_asks_again_until_the_job_has_ended(cloud: Cloud) -> None:
@@ -167,6 +177,17 @@ def test_the_pool_has_the_hosts_of_the_slice(cloud: Cloud) -> None:
         ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], "--pool", "a: b", *SLICE[2:], "--", "x"), "--pool a: b"),
         ("gke.sh", ("manifest", *JOB[:2], *JOB[-2:], *SLICE[:6], "--image", 'i"j', "--", "x"), "HOST/PATH:TAG"),
         ("gke.sh", ("launch", "--colour", "red"), "unknown option --colour"),
+        (
+            "gke.sh",
+            ("launch", *JOB[:2], *CLUSTER, *JOB[-2:], *SLICE, "--", "train", "--out", "a b"),
+            "--out a b: of several",
+        ),
+        (
+            "queued.sh",
+            ("watch", *JOB, "--accelerator", "v6e-16", "--", "study", "--out=runs/a"),
+            "--out runs/a: of several",
+        ),
+        ("queued.sh", ("launch", *JOB, "--accelerator", "v4-16", "--", "study", "--out", "a"), "give --out gs://"),
     ],
 )
 def test_a_mistake_is_one_line(cloud: Cloud, script: str, arguments: tuple, said: str) -> None:
