@@ -1,5 +1,6 @@
 """Progress with an estimate of the time left: a live bar on a terminal, plain lines elsewhere."""
 
+import os
 import time
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,13 @@ from jaxgeom.buckets.places import named
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_OF_SPEED = 900.0  # what the time left is judged by: a large matrix alone may take minutes
+
+
+class _Console(Console):
+    """Where the reader of a pipe has gone rich itself would end the process, with the status of a check that failed."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class _Status(ProgressColumn):
@@ -102,7 +110,7 @@ class Reporter:
     """Where commands say what they do; `quiet` says nothing (library use, tests)."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        self.console = console or Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = console or _Console(quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(named(text), markup=False)
@@ -112,6 +120,11 @@ class Reporter:
         self.console.print()
         self.console.print(named(text), markup=False, style="bold red")
         self.console.print()
+
+    def fall_silent(self) -> None:
+        """The reader of a pipe has gone, and the command goes on: nothing more is said."""
+        self.console.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where what Python still writes when it ends may go
 
     def task(self, label: str, total: int, *, done: int = 0) -> Task:
         return Task(self.console, label, total, done=done)

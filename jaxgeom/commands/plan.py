@@ -1,11 +1,9 @@
 """`jaxgeom plan --model M --topology T --objective O`."""
 
-import os
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from jaxgeom.commands.options import SomeFile, offered
-from jaxgeom.errors import UserError
 from jaxgeom.planning.settings import PlanSettings
 
 
@@ -17,34 +15,44 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
 
     Args:
         settings: Of the run.
-        json: Where all numbers are written.
+        json: Where all numbers are written: a file that is not there, or an earlier plan's.
     """
 
     def run(command: str) -> int:
         from jaxgeom.interruption import goes_on
-        from jaxgeom.planning.topologies import LOCAL
+        from jaxgeom.planning.apart import Process, plan_apart
+        from jaxgeom.planning.place import require_place, write_numbers
+        from jaxgeom.planning.topologies import LOCAL, slice_of
 
         goes_on("the same command begins anew")
-        if json is not None and (json.is_dir() or not os.access(json.parent, os.W_OK)):  # before minutes of compiling
-            raise UserError(f"--json {json}: no file can be written there")
-
+        if json is not None:
+            require_place(json)
         if settings.topology != LOCAL:
+            slice_of(settings.topology)
+            if not Process.is_apart:
+                return plan_apart(command)
             import jax
 
             # The compiler for TPUs needs no TPU, and one that is here stays free.
             jax.config.update("jax_platforms", "cpu")
-        from json import dumps
-
-        from jaxgeom.files import write_atomically
         from jaxgeom.planning.planning import make_plan
         from jaxgeom.planning.writing import print_plan, to_json
         from jaxgeom.progress import Reporter
 
         reporter = Reporter()
-        made = make_plan(settings, reporter.say)
-        print_plan(made, reporter.console)
+
+        def show(write: Callable[[Any], Any], what: Any) -> None:
+            try:
+                write(what)
+            except BrokenPipeError:
+                if json is None:
+                    raise
+                reporter.fall_silent()  # who wants a file gets it, and the status
+
+        made = make_plan(settings, lambda text: show(reporter.say, text))
         if json is not None:
-            write_atomically(json, dumps(to_json(made, command), indent=1) + "\n")
+            write_numbers(json, to_json(made, command))
+        show(lambda plan: print_plan(plan, reporter.console), made)
         return 0 if made.fits else 1
 
     return run

@@ -63,6 +63,19 @@ def open_topology(name: str) -> Topology:
     if name == LOCAL:
         devices = jax.devices()
         return Topology(name, devices, _local_memory(devices), CHIPS.get(devices[0].device_kind))
+    devices = _described(name, *slice_of(name))
+    return Topology(name, devices, available_memory(devices[0]), CHIPS.get(devices[0].device_kind))
+
+
+def slice_of(name: str) -> tuple[str, tuple[int, ...]]:
+    """The kind of TPU and the sizes of a slice.
+
+    Args:
+        name: as of `open_topology`.
+
+    Raises:
+        UserError: there is no such slice.
+    """
     form = _FORM.fullmatch(name)
     sizes = () if form is None else tuple(int(size) for size in form.groups()[1:] if size is not None)
     flat = form is not None and form[1] in ("v5e", "v6e")
@@ -79,8 +92,7 @@ def open_topology(name: str) -> Topology:
     if "x".join(map(str, sizes)) not in (_FLAT if flat else _SMALL) and (flat or any(size % 4 for size in sizes)):
         there = ", ".join(_FLAT) if flat else f"{', '.join(_SMALL)} and those whose sizes are multiples of 4"
         raise UserError(f"--topology {name}: there is no such slice; of {form[1]} there are {there}")
-    devices = _described(name, form[1], sizes)
-    return Topology(name, devices, available_memory(devices[0]), CHIPS.get(devices[0].device_kind))
+    return form[1], sizes
 
 
 def _described(name: str, kind: str, sizes: tuple[int, ...]) -> list[Any]:
