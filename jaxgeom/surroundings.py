@@ -5,6 +5,9 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from jaxgeom.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "grain", "transformers", "tokenizers", "jinja2", "math-verify")
 _PROGRAM_SETTINGS = (
@@ -24,6 +27,16 @@ def surroundings() -> dict[str, Any]:
         "jax": {name: str(getattr(jax.config, name, None)) for name in _PROGRAM_SETTINGS},
         "flags": sorted(flag for flag in flags if "/" not in flag),
     }
+
+
+def refuse_64_bits() -> None:
+    """Refuses JAX's 64 bits, by which draws, and with them samples, would be others.
+
+    Raises:
+        UserError: `JAX_ENABLE_X64` is set.
+    """
+    if jnp.result_type(float) == jnp.float64:
+        raise UserError("JAX_ENABLE_X64: a run is in float32 or bfloat16 (--compute-dtype); unset it")
 
 
 def _version(package: str) -> str | None:

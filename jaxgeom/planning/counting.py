@@ -30,6 +30,11 @@ class Counts:
         """Bytes that the device sends to others."""
         return sum((one.sent for one in self.collectives), start=0.0)
 
+    def times(self, runs: int) -> "Counts":
+        """What it does in so many runs."""
+        moved = [one._replace(payload=runs * one.payload, sent=runs * one.sent) for one in self.collectives]
+        return Counts(runs * self.flops, runs * self.bytes, moved, self.notes)
+
 
 def count_program(text: str, mesh: dict[str, int]) -> Counts:
     """Counts an optimized program.

@@ -9,12 +9,13 @@ import jax
 from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.load import abstract_parameters
-from jaxgeom.planning.programs import Planned, compile_program, plan_run
+from jaxgeom.planning.programs import Planned, Refused, compile_program, plan_run
 from jaxgeom.planning.search import Largest, largest_batch
 from jaxgeom.planning.settings import PlanSettings
 from jaxgeom.planning.shapes import model_config, products
 from jaxgeom.planning.topologies import Topology, open_topology
 from jaxgeom.sharding import batch_divisor
+from jaxgeom.surroundings import refuse_64_bits
 from jaxgeom.training.mesh_fit import mesh_notes, require_batch_divides, split_devices, undivided
 
 # Of one kind: a hundred times what the largest slice holds.
@@ -64,6 +65,7 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         UserError: an unknown model or topology, a mesh that does not multiply to the devices, a batch that the mesh
             does not divide, or settings that `train` refuses.
     """
+    refuse_64_bits()
     student = model_config("--model", settings.model)
     teacher = None if settings.teacher is None else model_config("--teacher", settings.teacher)
     topology = open_topology(settings.topology)
@@ -73,12 +75,15 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     mesh, taught_on = split_devices(settings.mesh, settings.teacher_devices, topology.devices)
     unit = settings.unit(batch_divisor(mesh))
     batch = unit if settings.batch_size is None else settings.batch_size
+    require_batch_divides(settings.run_settings(batch), mesh)
+    settings, advice = _within_context(settings, student, teacher)
     run = settings.run_settings(batch)
-    require_batch_divides(run, mesh)
-    advice = mesh_notes(student, mesh)
+    advice += mesh_notes(student, mesh)
     if teacher is not None and teacher.vocab_size != student.vocab_size:
         advice.append(f"the teacher's embedding is planned with the student's {student.vocab_size} rows")
         teacher = dataclasses.replace(teacher, vocab_size=student.vocab_size)
+    if topology.chip is not None and settings.compute_dtype == "float32":
+        advice.append("seconds by FLOPs are of bfloat16 products; --compute-dtype float32 takes several times as long")
     if teacher is not None:
         advice += [f"the teacher: {note}" for note in undivided(teacher, taught_on)]
     planned_run = plan_run(settings, run, student, teacher, mesh, taught_on)
@@ -123,6 +128,30 @@ def _require_sense(option: str, settings: PlanSettings, config: Qwen3Config) -> 
             raise UserError(f"{what} of {option} are {4 * count / 2**50:,.0f} PiB: no devices hold them")
 
 
+def _within_context(
+    settings: PlanSettings, student: Qwen3Config, teacher: Qwen3Config | None
+) -> tuple[PlanSettings, list[str]]:
+    """Rows no longer than `train` would make them, and what is said of that.
+
+    Raises:
+        UserError: prompts of that length with answers of that length, which `train` refuses.
+    """
+    context = student.max_position_embeddings
+    if settings.objective == "sft":
+        if settings.max_length <= context:
+            return settings, []
+        said = f"--max-length {settings.max_length}: the model takes {context} tokens, as long rows are planned"
+        return dataclasses.replace(settings, max_length=context), [said]
+    if teacher is not None and settings.rollouts == "teacher":
+        context = min(context, teacher.max_position_embeddings)
+    if settings.max_prompt_length + settings.max_new_tokens > context:
+        raise UserError(
+            f"max_prompt_length={settings.max_prompt_length} and max_new_tokens={settings.max_new_tokens} do not fit"
+            f" into the model's context of {context} tokens"
+        )
+    return settings, []
+
+
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:
     """Tokens that a program puts through its model."""
     if name == "rollout.decoding_weights":
@@ -161,18 +190,33 @@ def _advice(
         )
     train = next((one for one in short if one.name == "train"), None)
     if train is not None and not settings.remat and settings.search:
-        again = compile_at("train", batch, remat=True)
-        fits = "it fits" if again.needed <= memory else "that is still too much"
-        said.append(f"with --remat train needs {again.needed / 2**30:.1f} GiB: {fits}")
+        said.append(_with_remat(batch, memory, compile_at))
     if largest.batch:
         how = "" if largest.is_compiled else " (estimated)"
         said.append(f"the largest batch that fits is {largest.batch}{how}: --batch-size {largest.batch}")
-        if train is not None and short == [train]:
-            least = settings.micro_batches * -(-batch // largest.batch)
-            said += _in_parts(batch, shards, least, memory, settings.search, compile_at)
-    elif not overfull:
-        said.append("no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed")
-    return said
+    parts = []
+    if train is not None and short == [train] and not overfull:
+        least = -(-batch // largest.batch) if largest.batch else _least_parts(train, memory)
+        parts = _in_parts(batch, shards, settings.micro_batches * least, memory, settings.search, compile_at)
+    if not largest.batch and not overfull:
+        at_once = " at once" if parts else ""
+        said.append(f"no batch fits on this mesh{at_once}: more devices in --mesh-fsdp or --mesh-tensor are needed")
+    return said + parts
+
+
+def _with_remat(batch: int, memory: int, compile_at: Callable[..., Planned]) -> str:
+    try:
+        needed = compile_at("train", batch, remat=True).needed
+    except Refused as refused:
+        return f"with --remat: {refused}"
+    fits = "it fits" if needed <= memory else "that is still too much"
+    return f"with --remat train needs {needed / 2**30:.1f} GiB: {fits}"
+
+
+def _least_parts(train: Planned, memory: int) -> int:
+    """By how many what a step needs beside its arguments would have to be divided, more than one."""
+    fixed = train.held + train.arguments
+    return max(2, -(-(train.needed - fixed) // (memory - fixed))) if fixed < memory else 2
 
 
 def _in_parts(
@@ -185,7 +229,11 @@ def _in_parts(
     for _ in range(tries):
         if parts is None:
             break
-        needed = compile_at("train", batch, micro_batches=parts).needed
+        try:
+            needed = compile_at("train", batch, micro_batches=parts).needed
+        except Refused as refused:
+            said.append(f"in parts: --micro-batches {parts}: {refused}")
+            break
         fits = needed <= memory
         how = "or the same batch in parts" if fits else "in parts it is still too much"
         said.append(f"{how}: --micro-batches {parts}, with which train needs {needed / 2**30:.1f} GiB")

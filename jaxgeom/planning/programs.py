@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxgeom.errors import UserError
 from jaxgeom.models import Qwen3, Qwen3Config
 from jaxgeom.models.load import abstract_parameters
 from jaxgeom.planning.chips import Roofline, roofline
@@ -26,6 +27,10 @@ _TOO_LARGE = (
     re.compile(r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\)"),
     re.compile(r"Out of memory while trying to allocate (\d+)() bytes"),
 )
+
+
+class Refused(UserError):
+    """The compiler does not take a program, for another reason than the memory of the device."""
 
 
 class Planned(NamedTuple):
@@ -147,7 +152,7 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         topology: the devices, with their memory and rates.
 
     Raises:
-        jax.errors.JaxRuntimeError: the compiler does not take it, for another reason than the memory.
+        Refused: the compiler does not take it, for another reason than the memory.
     """
     program = run.programs[name]
     read, mesh = _shapes(program), run.mesh_of(name)
@@ -160,7 +165,7 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
     except jax.errors.JaxRuntimeError as refused:
         asked = next((found for form in _TOO_LARGE if (found := form.search(str(refused)))), None)
         if asked is None:
-            raise
+            raise Refused(f"{name}: the compiler for {topology.name} refuses it: {_first_words(refused)}") from refused
         arguments = sum(map(bytes_a_device, read))
         # More than there is, however the compiler rounds what it says.
         needed = max(read_size(asked[1], asked[2]), (topology.memory or 0) + 1)
@@ -168,20 +173,28 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         return Planned(name, arguments, temporary, None, 0, held, None, None, time.monotonic() - start)
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
     assert memory is not None
-    counts = count_program(compiled.as_text() or "", dict(mesh.shape))
+    counts = count_program(compiled.as_text() or "", dict(mesh.shape)).times(program.copies)
+    # What a copy has for itself is what it may overwrite, the cache; the parameters are those of all.
+    of_copies = (program.copies - 1) * memory.alias_size_in_bytes
     rates = topology.chip
     times = None if rates is None else roofline(rates, flops=counts.flops, memory=counts.bytes, sent=counts.sent)
     return Planned(
         name=name,
-        arguments=memory.argument_size_in_bytes,
-        temporary=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-        outputs=memory.output_size_in_bytes,
-        new=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        arguments=memory.argument_size_in_bytes + of_copies,
+        temporary=program.copies * memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+        outputs=program.copies * memory.output_size_in_bytes,
+        new=program.copies * (memory.output_size_in_bytes - memory.alias_size_in_bytes),
         held=held,
         counts=counts,
         seconds=times,
         compile_seconds=seconds,
     )
+
+
+def _first_words(refused: BaseException) -> str:
+    """What the compiler says, on two lines at most: the first may be the name of a kind of error alone."""
+    lines = [line.strip() for line in str(refused).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])[:300]
 
 
 def _shapes(program: Program) -> list[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from jaxgeom.planning.programs import Planned
+from jaxgeom.planning.programs import Planned, Refused
 
 
 class Largest(NamedTuple):
@@ -12,10 +12,12 @@ class Largest(NamedTuple):
     Attributes:
         batch: sequences a step; 0 where none fits.
         is_compiled: whether its binding program was compiled; else it is estimated, most often too small.
+        too_large: the smallest batch that was compiled and does not fit; None where all that were do.
     """
 
     batch: int
     is_compiled: bool
+    too_large: int | None = None
 
 
 def largest_batch(
@@ -51,7 +53,11 @@ def largest_batch(
             guess = max(guess, 2 * good)  # a second point, from which on the line is known
         if guess <= good or guess < unit:
             break
-        found = compile_at(name, guess)
+        try:
+            found = compile_at(name, guess)
+        except Refused:  # as one that does not fit, of which nothing is known
+            bad = guess
+            continue
         known[name].append((guess, found.needed))
         if found.needed <= memory:
             good = guess
@@ -60,8 +66,8 @@ def largest_batch(
     name, guess = _guess(known, fixed, unit, memory)
     guess = guess if bad is None else min(guess, bad - unit)
     if guess > good:
-        return Largest(guess, False) if good == 0 or tries == 0 else Largest(good, True)
-    return Largest(good, good > 0)
+        return Largest(guess, False, bad) if good == 0 or tries == 0 else Largest(good, True, bad)
+    return Largest(good, good > 0, bad)
 
 
 def _unchanging(one: Planned) -> int:

@@ -36,6 +36,7 @@ def to_json(plan: Plan, command: str) -> dict[str, Any]:
         "resident_bytes": plan.resident,
         "largest_batch": None if plan.largest is None else plan.largest.batch,
         "largest_batch_is_compiled": None if plan.largest is None else plan.largest.is_compiled,
+        "too_large_batch": None if plan.largest is None else plan.largest.too_large,
         "advice": plan.advice,
         "rates": None if chip is None else chip._asdict(),
         "programs": {name: _group(plan, parts) for name, parts in _groups(plan).items()},
@@ -116,8 +117,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(
         f"{settings.objective} of {settings.model}, batch {plan.batch_size}, on {topology.name}: "
         f"{len(topology.devices)} × {topology.kind} ({mesh})",
-        highlight=False,
-    )
+        highlight=False, markup=False, emoji=False,
+    )  # fmt: skip
     console.print(_memory_table(plan))
     if any(one.counts for one in plan.programs):
         console.print(_work_table(plan))
@@ -126,7 +127,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     if any(one.counts and one.counts.collectives for one in plan.programs):
         console.print(_collective_table(plan))
     for line in plan.advice:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(_verdict(plan), highlight=False, soft_wrap=True)
 
 
@@ -134,7 +135,11 @@ def _verdict(plan: Plan) -> str:
     if plan.topology.memory is None or plan.largest is None:
         return "the memory of these devices is unknown: whether it fits is for you to judge"
     largest = plan.largest
-    how = "" if largest.is_compiled else ", estimated"
+    if largest.batch and largest.is_compiled:
+        too_large = "none larger was compiled" if largest.too_large is None else f"{largest.too_large} does not fit"
+        how = f", compiled; {too_large}"
+    else:
+        how = ", estimated" if largest.batch else ""
     return f"{'fits' if plan.fits else 'does not fit'}; largest batch that fits: {largest.batch}{how}"
 
 

@@ -140,6 +140,18 @@ def sampler_programs(
     return ({"decoding_weights": (_decoding_weights, (model, params))} if model.decodes_apart else {}) | programs
 
 
+def side_by_side(model: Qwen3, params: Any, rows: int) -> int:
+    """In how many parts `sample` works off so many rows, each by a run of its own of `sampler_programs`.
+
+    Args:
+        model: the module.
+        params: its parameters or their shapes, with shardings.
+        rows: requests.
+    """
+    mesh = mesh_of(params)
+    return count_parts(bucket_rows(rows, batch_divisor(mesh)), model.platform, mesh)
+
+
 def _check_requests(model: Qwen3, prompts: Sequence[Sequence[int]], seeds: Any) -> None:
     if len(prompts) == 0:
         raise UserError("prompts is empty")

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from jaxgeom import lock, processes
 from jaxgeom.buckets import copies
 from jaxgeom.buckets.places import checkpoints_of
@@ -20,6 +18,7 @@ from jaxgeom.files import as_user_error
 from jaxgeom.interruption import Interrupted, asked, goes_on, held, listening, said_within, saving, stoppable
 from jaxgeom.lock import locked, refuse_if_held
 from jaxgeom.progress import Reporter, Task
+from jaxgeom.surroundings import refuse_64_bits
 from jaxgeom.training.checkpointing import Checkpoints, Resume
 from jaxgeom.training.evaluation import evaluate, held_out_row
 from jaxgeom.training.logs import NAMES, Log, gone, read_json_lines
@@ -73,8 +72,7 @@ def train(
         Interrupted: after SIGTERM or SIGINT, with the step from which the same call goes on.
     """
     reporter = reporter or Reporter(quiet=True)
-    if jnp.result_type(float) == jnp.float64:  # by which draws, and with them samples, would be others
-        raise UserError("JAX_ENABLE_X64: a run is in float32 or bfloat16 (--compute-dtype); unset it")
+    refuse_64_bits()
     processes.refuse_unjoined()
     if not processes.is_first():
         reporter = Reporter(quiet=True)

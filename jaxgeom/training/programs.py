@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxgeom.models import Qwen3
-from jaxgeom.rollout import SamplingSettings, sampler_programs
+from jaxgeom.rollout import SamplingSettings, sampler_programs, side_by_side
 from jaxgeom.sharding import batch_sharding, mesh_of
 from jaxgeom.training.confinement import Confinement
 from jaxgeom.training.objectives.interface import Objective
@@ -41,10 +41,17 @@ def make_train_step(
 
 
 class Program(NamedTuple):
-    """A jitted function and what it is called with; arrays may be shapes alone."""
+    """A jitted function and what it is called with; arrays may be shapes alone.
+
+    Attributes:
+        function: jitted.
+        arguments: of it.
+        copies: how often it runs side by side, each with rows of its own and the same parameters.
+    """
 
     function: Any
     arguments: tuple[Any, ...]
+    copies: int = 1
 
     def lower(self) -> jax.stages.Lowered:
         """The program, traced and lowered for its devices, not compiled."""
@@ -94,7 +101,9 @@ def run_programs(
     )
     answers = settings.batch_size * settings.updates_per_rollout
     drawn = sampler_programs(sampler.model, sampler.params, sampling, rows=answers, width=prompt_length, pad_id=pad_id)
-    programs |= {f"rollout.{name}": Program(*program) for name, program in drawn.items()}
+    parts = side_by_side(sampler.model, sampler.params, answers)
+    for name, program in drawn.items():
+        programs[f"rollout.{name}"] = Program(*program, copies=1 if name == "decoding_weights" else parts)
     for name, actor in objective.scorers(params, frozen).items():
         there, read = mesh_of(actor.params), (batch.tokens, batch.valid)
         if there is not None and there != mesh:  # a teacher on devices of its own

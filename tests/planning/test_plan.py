@@ -1,6 +1,7 @@
 """`jaxgeom plan` on the devices that are here, what it refuses, and what it is made of."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -19,11 +20,13 @@ from jaxgeom.models.load import abstract_parameters
 from jaxgeom.optimizers import AdamWSettings
 from jaxgeom.planning import planning
 from jaxgeom.planning.chips import CHIPS, roofline
-from jaxgeom.planning.planning import _in_parts, _parts
-from jaxgeom.planning.programs import Planned, PlannedRun, compile_program
+from jaxgeom.planning.planning import _advice, _in_parts, _parts, _within_context
+from jaxgeom.planning.programs import Planned, PlannedRun, Refused, compile_program
 from jaxgeom.planning.search import Largest, largest_batch
+from jaxgeom.planning.settings import PlanSettings
 from jaxgeom.planning.shapes import PUBLISHED, products
 from jaxgeom.planning.topologies import Topology
+from jaxgeom.rollout import cpu_parts
 from jaxgeom.sharding import make_mesh
 from jaxgeom.training.mesh_fit import require_batch_divides
 from jaxgeom.training.programs import Program
@@ -193,6 +196,7 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
         ("--topology local --objective sft --max-length 2147483647 --batch-size 1048576", "a layer's activations of"),
         ("--topology local --objective sft --json /", "--json /: no file can be written there"),
         ("--topology local --objective sft --json no/such/plan.json", "no file can be written there"),
+        ("--topology local --objective rlvr --max-new-tokens 250", "max_new_tokens=250 do not fit into"),
         ("--topology local --objective sft --mesh-tensor 3", "do not multiply to the 8 devices"),
         ("--topology local --objective sft --batch-size 12", "batch_size=12 is not divisible by the 8 batch shards"),
         ("--topology local --objective rlvr --batch-size 24 --samples-per-prompt 16", "not divisible by samples_per"),
@@ -239,6 +243,12 @@ def test_a_platform_that_is_not_here_is_one_line(platform):
     assert f"JAX_PLATFORMS={platform}: no such device is here" in ended.stderr
 
 
+def test_64_bits_are_refused_as_by_train(jaxgeom, model):
+    with jax.enable_x64(True):
+        said = jaxgeom("plan", "--model", model, "--topology", "local", "--objective", "sft", "--max-length", 64)
+    assert said.status == 2 and said.err.startswith("jaxgeom: JAX_ENABLE_X64: a run is in float32"), said
+
+
 def test_an_unknown_model_is_one_line(jaxgeom, tmp_path):
     found = jaxgeom("plan", "--model", tmp_path / "no", "--topology", "local", "--objective", "sft")
     assert found.status == 2 and "qwen3-30b-a3b" in found.err and len(found.err.splitlines()) == 1
@@ -261,10 +271,102 @@ def test_the_largest_batch_is_found_with_few_compilations():
     assert largest_batch(start, 8, 8, 1000, at, 3) == Largest(64, True)  # 100 + 400 + 7·64 = 948; 72 would be 1004
     assert len(compiled) <= 3
     compiled.clear()
-    assert largest_batch([at("train", 80)], 80, 8, 1000, at, 3) == Largest(64, True)
+    assert largest_batch([at("train", 80)], 80, 8, 1000, at, 3) == Largest(64, True, 72)
     compiled.clear()
-    assert largest_batch(start, 8, 8, 300, at, 3) == Largest(0, False)
+    assert largest_batch(start, 8, 8, 300, at, 3) == Largest(0, False, 8)
     assert largest_batch([needing("train", 8, fixed=100, each=9)], 8, 8, 1000, at, 0) == Largest(96, False)
+
+
+def test_a_batch_that_the_compiler_refuses_is_too_large():
+    """What was planned at the batch that was asked for is not lost with it."""
+    asked = []
+
+    def at(name, batch):
+        asked.append(batch)
+        if batch > 20:
+            raise Refused("train: the compiler for v5e:1x1 refuses it: an index overflows")
+        return needing(name, batch, fixed=0, each=1)
+
+    assert largest_batch([at("train", 8)], 8, 1, 1000, at, 2) == Largest(8, True, 999) and asked == [8, 1000, 999]
+    asked.clear()
+    assert largest_batch([at("train", 8)], 8, 8, 24, at, 9) == Largest(16, True, 24) and asked == [8, 24, 16]
+
+
+def compiles_nothing(*_, **__):
+    raise AssertionError("nothing more is to be compiled")
+
+
+def advised(short, memory, largest, compile_at=compiles_nothing, **settings):
+    """What is said of a run whose programs need too much; eight rows on one shard."""
+    given = {"model": "m", "topology": "v5e:1x1", "objective": "rlvr", "remat": True, "search": 0} | settings
+    topology = Topology("v5e:1x1", [], memory, None)
+    return _advice(PlanSettings(**given), short, 8, 1, [(1, 2 << 30)], largest, topology, compile_at)
+
+
+def test_a_batch_of_which_no_part_may_be_left_out_is_advised_in_parts():
+    """Eight answers to one prompt are the least, and in parts they fit: more devices are not needed."""
+    train = needing("train", 8, fixed=2 << 30, each=1 << 30)
+    said = advised([train], 5 << 30, Largest(0, False, 8))
+    assert said[1:] == [
+        "no batch fits on this mesh at once: more devices in --mesh-fsdp or --mesh-tensor are needed",
+        "or the same batch in parts (not compiled): --micro-batches 4",  # 2 + 8/4 GiB of 5; by 3 eight is not divided
+    ]
+
+    def compile_at(name, batch, **changes):
+        return needing(name, batch // changes["micro_batches"], fixed=2 << 30, each=1 << 30)
+
+    said = advised([train], 5 << 30, Largest(0, False, 8), compile_at, search=2)
+    assert said[-1] == "or the same batch in parts: --micro-batches 4, with which train needs 4.0 GiB"
+    alone = advised([needing("score", 8, fixed=0, each=1 << 30)], 5 << 30, Largest(0, False, 8))
+    assert alone[1:] == ["no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed"]
+
+
+def test_what_is_advised_and_refused_by_the_compiler_is_said():
+    def refuses(*_, **__):
+        raise Refused("train: the compiler for v5e:1x1 refuses it: E1001")
+
+    train = needing("train", 8, fixed=2 << 30, each=1 << 30)
+    said = advised([train], 5 << 30, Largest(0, False, 8), refuses, search=2, remat=False)
+    assert said[1] == "with --remat: train: the compiler for v5e:1x1 refuses it: E1001"
+    assert said[-1] == "in parts: --micro-batches 4: train: the compiler for v5e:1x1 refuses it: E1001"
+
+
+def test_rows_are_planned_no_longer_than_the_model_takes():
+    """`train` makes none that are."""
+    config, given = tiny_config(), {"model": "m", "topology": "local"}
+    assert config.max_position_embeddings == 256
+    found, said = _within_context(PlanSettings(**given, objective="sft", max_length=300), config, None)
+    assert found.max_length == 256 and said == [
+        "--max-length 300: the model takes 256 tokens, as long rows are planned"
+    ]
+    fits = PlanSettings(**given, objective="sft", max_length=256)
+    assert _within_context(fits, config, None) == (fits, [])
+    fits = PlanSettings(**given, objective="opd", teacher="t", max_prompt_length=200, max_new_tokens=56)
+    short = tiny_config(max_position_embeddings=128)
+    assert _within_context(fits, config, short) == (fits, [])
+    with pytest.raises(UserError, match="model's context of 128 tokens"):
+        _within_context(dataclasses.replace(fits, rollouts="teacher"), config, short)
+
+
+def test_answers_that_are_sampled_in_parts_count_as_all_of_them(jaxgeom, model, tmp_path, monkeypatch):
+    """On one CPU device with two cores 64 answers are two runs side by side."""
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [first])
+    monkeypatch.setattr(cpu_parts, "usable_cores", lambda: 2)
+    options = "--topology local --objective rlvr --max-prompt-length 16 --max-new-tokens 4 --search 0".split()
+    said = jaxgeom("plan", "--model", model, *options, "--batch-size", 64, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    parts = json.loads((tmp_path / "plan.json").read_text())["programs"]["rollout"]["parts"]
+    products, head = 32 * 8 * (4 + 2 + 2 + 4) + 3 * 32 * 48, 32 * 112
+    attention = 4 * 2 * 8 * 2  # heads, 2·d, two products, a query and key
+    # To within what drawing a token takes.
+    decoded = 64 * 3 * (2 * (products + head) + attention * 20)
+    assert parts["rollout.decode"]["flops"] == pytest.approx(decoded, rel=0.05)
+    # Of the one layer all columns are needed for keys and values alone, the last one for what comes behind them.
+    kept = 32 * 8 * (2 + 2)
+    assert parts["rollout.prefill"]["flops"] == 64 * (2 * (kept * 16 + products - kept + head) + attention * 16)
+    cache = 64 * 2 * 2 * 8 * 20 * 4  # keys and values of two heads, float32
+    assert parts["rollout.decode"]["argument_bytes"] > cache
 
 
 def test_the_program_that_binds_first_decides():
@@ -301,6 +403,20 @@ def test_a_compiler_that_runs_out_of_memory_says_how_much_was_asked(refusal):
     # The number is rounded: that it does not fit is what the refusal says.
     tight = run._replace(resident=[read])
     assert compile_program(tight, "score", Topology("v5e:2x2", [device], int(25.5 * gib), None)).needed > 25.5 * gib
+
+
+def test_what_the_compiler_refuses_otherwise_is_one_line(jaxgeom, model, monkeypatch):
+    """As a kernel that needs more of the scratchpad than there is; status 1 would say that the run does not fit."""
+
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of vmem.\nmore")
+
+    monkeypatch.setattr(Program, "lower", refuse)
+    said = jaxgeom("plan", "--model", model, "--topology", "local", "--objective", "sft", "--max-length", 64)
+    assert said.status == 2 and said.err == (
+        "jaxgeom: train: the compiler for local refuses it: RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:"
+        " Ran out of vmem.\n"
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 4, 8])

@@ -49,3 +49,20 @@ def test_no_number_is_cut(width):
     ]
     assert width < 80 or all(word in text.split() for word in words)
     assert max(map(len, text.splitlines())) <= max(width, 80)
+
+
+@pytest.mark.parametrize(
+    ("largest", "said"),
+    [
+        (Largest(32, True, 40), "fits; largest batch that fits: 32, compiled; 40 does not fit"),
+        (Largest(32, True), "fits; largest batch that fits: 32, compiled; none larger was compiled"),
+        (Largest(32, False, 40), "fits; largest batch that fits: 32, estimated"),
+    ],
+)
+def test_what_is_known_of_the_largest_batch_is_said(largest, said):
+    settings = PlanSettings(model="m[bold]/[/a]", topology="v5e:8x8", objective="sft")
+    plan = Plan(settings, Topology("v5e:8x8", jax.devices()[:1], 1, None), {}, 8, [], {}, 0, largest, ["a [/a] b"])
+    printed = io.StringIO()
+    print_plan(plan, Console(file=printed, width=200, color_system=None))
+    first, *_, advice, last = printed.getvalue().splitlines()
+    assert last == said and advice == "a [/a] b" and first.startswith("sft of m[bold]/[/a], batch 8")  # as it is named
