@@ -131,11 +131,7 @@ def _require_sense(option: str, settings: PlanSettings, config: Qwen3Config) -> 
 def _within_context(
     settings: PlanSettings, student: Qwen3Config, teacher: Qwen3Config | None
 ) -> tuple[PlanSettings, list[str]]:
-    """Rows no longer than `train` would make them, and what is said of that.
-
-    Raises:
-        UserError: prompts of that length with answers of that length, which `train` refuses.
-    """
+    """Rows no longer than `train` would make them, and what is said of that."""
     context = student.max_position_embeddings
     if settings.objective == "sft":
         if settings.max_length <= context:
@@ -144,12 +140,16 @@ def _within_context(
         return dataclasses.replace(settings, max_length=context), [said]
     if teacher is not None and settings.rollouts == "teacher":
         context = min(context, teacher.max_position_embeddings)
-    if settings.max_prompt_length + settings.max_new_tokens > context:
-        raise UserError(
-            f"max_prompt_length={settings.max_prompt_length} and max_new_tokens={settings.max_new_tokens} do not fit"
-            f" into the model's context of {context} tokens"
-        )
-    return settings, []
+    left = context - settings.max_new_tokens
+    if settings.max_prompt_length <= left:
+        return settings, []
+    if left < 1:
+        said = f"the model takes {context} tokens, and `train` no prompt with answers that long; planned all the same"
+        return settings, [f"--max-new-tokens {settings.max_new_tokens}: {said}"]
+    said = f"with the answers the model's context of {context} tokens leaves {left}, prompts as long are planned"
+    return dataclasses.replace(settings, max_prompt_length=left), [
+        f"--max-prompt-length {settings.max_prompt_length}: {said}"
+    ]
 
 
 def _tokens(settings: PlanSettings, batch: int, name: str) -> int:

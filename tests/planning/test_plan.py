@@ -196,7 +196,6 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
         ("--topology local --objective sft --max-length 2147483647 --batch-size 1048576", "a layer's activations of"),
         ("--topology local --objective sft --json /", "--json /: no file can be written there"),
         ("--topology local --objective sft --json no/such/plan.json", "no file can be written there"),
-        ("--topology local --objective rlvr --max-new-tokens 250", "max_new_tokens=250 do not fit into"),
         ("--topology local --objective sft --mesh-tensor 3", "do not multiply to the 8 devices"),
         ("--topology local --objective sft --batch-size 12", "batch_size=12 is not divisible by the 8 batch shards"),
         ("--topology local --objective rlvr --batch-size 24 --samples-per-prompt 16", "not divisible by samples_per"),
@@ -344,8 +343,13 @@ def test_rows_are_planned_no_longer_than_the_model_takes():
     fits = PlanSettings(**given, objective="opd", teacher="t", max_prompt_length=200, max_new_tokens=56)
     short = tiny_config(max_position_embeddings=128)
     assert _within_context(fits, config, short) == (fits, [])
-    with pytest.raises(UserError, match="model's context of 128 tokens"):
-        _within_context(dataclasses.replace(fits, rollouts="teacher"), config, short)
+    found, said = _within_context(dataclasses.replace(fits, rollouts="teacher"), config, short)
+    assert (found.max_prompt_length, found.max_new_tokens) == (72, 56)
+    said_of_it = "with the answers the model's context of 128 tokens leaves 72, prompts as long are planned"
+    assert said == [f"--max-prompt-length 200: {said_of_it}"]
+    endless = dataclasses.replace(fits, max_new_tokens=256)
+    found, said = _within_context(endless, config, None)
+    assert found == endless and said[0].startswith("--max-new-tokens 256: the model takes 256 tokens, and `train` no")
 
 
 def test_answers_that_are_sampled_in_parts_count_as_all_of_them(jaxgeom, model, tmp_path, monkeypatch):
