@@ -127,7 +127,7 @@ def sampler_programs(
         By name, in their order, a jitted function and its arguments; arrays among them are shapes alone.
     """
     mesh, padded = mesh_of(params), bucket_rows(rows, batch_divisor(mesh_of(params)))
-    of_part, width = padded // count_parts(padded, model.platform, mesh), bucket_length(width)
+    of_part, width = padded // side_by_side(model, params, rows), bucket_length(width)
     tokens, valid = (jax.ShapeDtypeStruct((of_part, width), dtype) for dtype in (jnp.int32, jnp.bool_))
     prefill = (model, mesh, settings.max_new_tokens, params, tokens, valid)
     logits, cache = _prefill.eval_shape(*prefill)
