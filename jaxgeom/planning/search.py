@@ -11,7 +11,8 @@ class Largest(NamedTuple):
 
     Attributes:
         batch: sequences a step; 0 where none fits.
-        is_compiled: whether its binding program was compiled; else it is estimated, most often too small.
+        is_compiled: whether a program was compiled at it, and the others fit there by what was compiled of them; else
+            it is estimated, most often too small.
         too_large: the smallest batch that was compiled and does not fit; None where all that were do.
     """
 
@@ -46,11 +47,13 @@ def largest_batch(
     good = batch if all(one.needed <= memory for one in planned) else 0
     bad = None if good else batch
     for _ in range(tries):
-        name, guess = _guess(known, fixed, unit, memory)
+        limits = _limits(known, fixed, unit, memory)
+        name, guess = _least(limits)
         if bad is not None:
             guess = min(max(guess, unit), bad - unit)
         elif len(known[name]) == 1:
-            guess = max(guess, 2 * good)  # a second point, from which on the line is known
+            # A second point, from which on the line is known; not beyond what the lines of others allow.
+            guess = max(guess, min([2 * good, *(limits[other] for other, held in known.items() if len(held) > 1)]))
         if guess <= good or guess < unit:
             break
         try:
@@ -59,11 +62,10 @@ def largest_batch(
             bad = guess
             continue
         known[name].append((guess, found.needed))
-        if found.needed <= memory:
-            good = guess
-        else:
+        if found.needed > memory:
             bad = guess
-    name, guess = _guess(known, fixed, unit, memory)
+        good = _compiled(known, _limits(known, fixed, unit, memory), memory, bad)
+    _, guess = _least(_limits(known, fixed, unit, memory))
     guess = guess if bad is None else min(guess, bad - unit)
     if guess > good:
         return Largest(guess, False, bad) if good == 0 or tries == 0 else Largest(good, True, bad)
@@ -75,15 +77,30 @@ def _unchanging(one: Planned) -> int:
     return 0 if one.name == "rollout.decode" else one.arguments
 
 
-def _guess(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int) -> tuple[str, int]:
-    """The program that binds first, and the largest batch at which it should fit."""
+def _limits(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int) -> dict[str, int]:
+    """The largest batch at which each program should fit."""
     limits = {}
     for name, points in known.items():
         (one, need), (other, more) = (0, fixed[name]), points[-1]
         if len(points) > 1:
             one, need = points[-2]
         slope = (more - need) / (other - one) if other != one else 0.0
-        room = memory - more
-        limits[name] = int((other + room / slope) // unit * unit) if slope > 0 else 1 << 20
+        limit = other + (memory - more) / slope if slope > 0 else 1 << 20
+        limits[name] = max(int(limit // unit * unit), 0)
+    return limits
+
+
+def _least(limits: dict[str, int]) -> tuple[str, int]:
+    """The program that binds first, and its limit."""
     name = min(limits, key=lambda key: limits[key])
-    return name, max(limits[name], 0)
+    return name, limits[name]
+
+
+def _compiled(
+    known: dict[str, list[tuple[int, int]]], limits: dict[str, int], memory: int, bad: int | None
+) -> int:  # fmt: skip
+    """The largest batch below `bad` at which a program was compiled, and at which all fit by what is known of them."""
+    fitting = {name: [batch for batch, needed in points if needed <= memory] for name, points in known.items()}
+    reach = min(max([limits[name], *batches]) for name, batches in fitting.items())
+    least = reach if bad is None else min(reach, bad - 1)
+    return max((batch for batches in fitting.values() for batch in batches if batch <= least), default=0)

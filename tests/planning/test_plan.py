@@ -276,6 +276,36 @@ def test_the_largest_batch_is_found_with_few_compilations():
     assert largest_batch([needing("train", 8, fixed=100, each=9)], 8, 8, 1000, at, 0) == Largest(96, False)
 
 
+@pytest.mark.parametrize(
+    ("needs", "tries"),
+    [
+        # Of `decode` the line is known, and `train`, looked at next, fits at twice the batch.
+        ({"decode": (0, 200, 30), "train": (100, 400, 4)}, 2),
+        ({"decode": (0, 200, 30), "train": (100, 400, 4)}, 3),
+        # Of both only what is needed at the batch is known, and `decode` would not fit at twice that.
+        ({"train": (0, 850, 1), "decode": (0, 100, 100)}, 1),
+        ({"train": (0, 850, 1), "decode": (0, 100, 100)}, 2),
+        ({"train": (0, 850, 1), "decode": (0, 100, 100), "score": (50, 0, 1)}, 4),
+    ],
+)
+def test_at_the_largest_batch_all_programs_fit(needs, tries):
+    """Each was found at another batch: what one was compiled at is nothing that all take."""
+
+    def at(name, batch):
+        fixed, more, each = needs[name]
+        return Planned(name, fixed, more + each * batch, 0, 0, 0, None, None, 0.0)
+
+    found = largest_batch([at(name, 8) for name in needs], 8, 8, 1000, at, tries)
+    assert found.batch >= 8 and found.is_compiled
+    assert {name: at(name, found.batch).needed <= 1000 for name in needs} == dict.fromkeys(needs, True), found
+
+
+def test_an_estimate_without_end_is_a_batch_that_the_mesh_divides():
+    """What needs as much at any batch says nothing of the largest."""
+    found = largest_batch([Planned("train", 8, 0, 0, 0, 0, None, None, 0.0)], 3, 3, 9, compiles_nothing, 0)
+    assert found.batch % 3 == 0
+
+
 def test_a_batch_that_the_compiler_refuses_is_too_large():
     """What was planned at the batch that was asked for is not lost with it."""
     asked = []
