@@ -350,6 +350,13 @@ def test_a_batch_of_which_no_part_may_be_left_out_is_advised_in_parts():
     assert alone[1:] == ["no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed"]
 
 
+@pytest.mark.parametrize(("memory", "beyond"), [(2 << 30, 1), (3 << 29, 1), (1 << 30, 2), (10 << 27, 1)])
+def test_as_many_devices_are_advised_as_are_needed(memory, beyond):
+    """2 GiB lie on one device: of 1.5 GiB two would hold them."""
+    said = advised([needing("train", 8, fixed=2 << 30, each=1)], memory, Largest(0, False, 8))
+    assert f"more than {beyond} devices are needed" in said[1]
+
+
 def test_what_is_advised_and_refused_by_the_compiler_is_said():
     def refuses(*_, **__):
         raise Refused("train: the compiler for v5e:1x1 refuses it: E1001")
