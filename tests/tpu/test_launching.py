@@ -188,6 +188,7 @@ def test_the_pool_has_the_hosts_of_the_slice(cloud: Cloud) -> None:
             "--out runs/a: of several",
         ),
         ("queued.sh", ("launch", *JOB, "--accelerator", "v4-16", "--", "study", "--out", "a"), "give --out gs://"),
+        ("queued.sh", ("launch", *JOB, "--accelerator", "v4-16", "--", "jaxgeom", "study", "e.py"), "give --out gs://"),
     ],
 )
 def test_a_mistake_is_one_line(cloud: Cloud, script: str, arguments: tuple, said: str) -> None:
