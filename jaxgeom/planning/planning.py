@@ -87,10 +87,15 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
     if teacher is not None:
         advice += [f"the teacher: {note}" for note in undivided(teacher, taught_on)]
     planned_run = plan_run(settings, run, student, teacher, mesh, taught_on)
-    planned = []
+    planned: list[Planned] = []
+
+    def beside(name: str) -> int:  # as much at any batch
+        left = planned_run.programs[name].beside
+        return next((one.outputs or 0 for one in planned if one.name == left), 0)
+
     for name in planned_run.programs:
         say(f"{name}: compiling for {planned_run.mesh_of(name).size} devices ({topology.kind})")
-        planned.append(compile_program(planned_run, name, topology))
+        planned.append(compile_program(planned_run, name, topology, beside(name)))
         needed = f"needs {planned[-1].needed / 2**30:.2f} GiB a device"
         say(f"{name}: compiled in {planned[-1].compile_seconds:.0f} s, {needed}")
 
@@ -99,7 +104,7 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         said = ", ".join([f"batch {batch}", *(f"{key}={value}" for key, value in changes.items())])
         say(f"{name}: compiling at {said}")
         again = plan_run(other, other.run_settings(batch), student, teacher, mesh, taught_on)
-        return compile_program(again, name, topology)
+        return compile_program(again, name, topology, beside(name))
 
     resident = planned_run.resident_bytes()
     largest = None

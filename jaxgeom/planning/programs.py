@@ -143,13 +143,14 @@ def _abstract_model(
     return model, params
 
 
-def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
+def compile_program(run: PlannedRun, name: str, topology: Topology, beside: int = 0) -> Planned:
     """Compiles one program for the topology's devices and reads what the compiler says of it.
 
     Args:
         run: holds the program.
         name: of it.
         topology: the devices, with their memory and rates.
+        beside: bytes that others have left on each device and that it does not read.
 
     Raises:
         Refused: the compiler does not take it, for another reason than the memory.
@@ -157,8 +158,8 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
     program = run.programs[name]
     read, mesh = _shapes(program), run.mesh_of(name)
     given = set(map(id, read))
-    beside = [leaf for leaf in run.resident if id(leaf) not in given and (_mesh(leaf) or run.mesh) == mesh]
-    held = sum(map(bytes_a_device, beside))
+    unread = [leaf for leaf in run.resident if id(leaf) not in given and (_mesh(leaf) or run.mesh) == mesh]
+    held = beside + sum(map(bytes_a_device, unread))
     start = time.monotonic()
     try:
         compiled = program.lower().compile()
@@ -184,7 +185,7 @@ def compile_program(run: PlannedRun, name: str, topology: Topology) -> Planned:
         temporary=program.copies * memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         outputs=program.copies * memory.output_size_in_bytes,
         new=program.copies * (memory.output_size_in_bytes - memory.alias_size_in_bytes),
-        held=held,
+        held=held + sum(map(bytes_a_device, _left_out(read, compiled))),
         counts=counts,
         seconds=times,
         compile_seconds=seconds,
@@ -200,6 +201,12 @@ def _first_words(refused: BaseException) -> str:
 def _shapes(program: Program) -> list[Any]:
     """What a program reads."""
     return [leaf for leaf in jax.tree.leaves(program.arguments) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+
+def _left_out(read: list[Any], compiled: jax.stages.Compiled) -> list[Any]:
+    """What a program is called with and does not use: JAX leaves it out of what is compiled, not of the memory."""
+    used = jax.tree.map(lambda _, place: place is not None, compiled.args_info, compiled.input_shardings)
+    return [leaf for leaf, is_used in zip(read, jax.tree.leaves(used), strict=True) if not is_used]
 
 
 def _mesh(leaf: Any) -> jax.sharding.Mesh | None:

@@ -47,11 +47,13 @@ class Program(NamedTuple):
         function: jitted.
         arguments: of it.
         copies: how often it runs side by side, each with rows of its own and the same parameters.
+        beside: the name of a program whose results lie there meanwhile, for a later one; None where nothing does.
     """
 
     function: Any
     arguments: tuple[Any, ...]
     copies: int = 1
+    beside: str | None = None
 
     def lower(self) -> jax.stages.Lowered:
         """The program, traced and lowered for its devices, not compiled."""
@@ -103,7 +105,11 @@ def run_programs(
     drawn = sampler_programs(sampler.model, sampler.params, sampling, rows=answers, width=prompt_length, pad_id=pad_id)
     parts = side_by_side(sampler.model, sampler.params, answers)
     for name, program in drawn.items():
-        programs[f"rollout.{name}"] = Program(*program, copies=1 if name == "decoding_weights" else parts)
+        programs[f"rollout.{name}"] = Program(
+            *program,
+            copies=1 if name == "decoding_weights" else parts,
+            beside="rollout.decoding_weights" if name == "prefill" and "decoding_weights" in drawn else None,
+        )
     for name, actor in objective.scorers(params, frozen).items():
         there, read = mesh_of(actor.params), (batch.tokens, batch.valid)
         if there is not None and there != mesh:  # a teacher on devices of its own

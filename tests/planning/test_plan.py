@@ -123,9 +123,10 @@ def test_distillation_holds_its_teacher_and_its_optimizer(jaxgeom, model, tmp_pa
     found = json.loads((tmp_path / "plan.json").read_text())
     assert list(found["programs"]) == ["train", "rollout", "score"]
     assert (found["batch_size"], found["devices"]) == (8, 1)
-    student = found["programs"]["rollout"]["parts"]["rollout.prefill"]
-    # Two moments, the teacher and the start, each as large as the parameters that are read.
-    assert 3.9 * student["argument_bytes"] < student["held_bytes"] < 4.1 * student["argument_bytes"]
+    parts = found["programs"]["rollout"]["parts"]
+    student, weights = parts["rollout.prefill"], parts["rollout.decoding_weights"]["output_bytes"]
+    # Two moments, the teacher and the start, each as large as the parameters that are read; the weights for decoding.
+    assert 3.9 * student["argument_bytes"] < student["held_bytes"] - weights < 4.1 * student["argument_bytes"]
     assert found["programs"]["train"]["held_bytes"] > 0  # the teacher
     # The student's own scores are those of its step.
     assert set(found["programs"]["score"]["parts"]) == {"score.reference", "score.teacher0"}
@@ -145,12 +146,14 @@ def test_a_teacher_on_its_own_devices_is_planned_there(jaxgeom, model, tmp_path,
     found = json.loads((tmp_path / "plan.json").read_text())
     assert (found["devices"], found["batch_size"], found["mesh"]["data"]) == (3, 2, 2)
     (teacher,) = found["programs"]["score"]["parts"].values()
-    student = found["programs"]["rollout"]["parts"]["rollout.prefill"]
+    parts = found["programs"]["rollout"]["parts"]
+    student, weights = parts["rollout.prefill"], parts["rollout.decoding_weights"]["output_bytes"]
     parameters = 4 * sum(
         leaf.size for leaf in jax.tree.leaves(abstract_parameters(Qwen3(tiny_config(num_hidden_layers=1))))
     )
     assert found["programs"]["train"]["held_bytes"] == teacher["held_bytes"] == 0
-    assert 2 * parameters <= student["held_bytes"] < 2 * parameters + 64  # the optimizer's moments, and no teacher
+    # The optimizer's moments and the weights for decoding, and no teacher.
+    assert 2 * parameters <= student["held_bytes"] - weights < 2 * parameters + 64
     assert 3 * parameters <= found["resident_bytes"] < 3 * parameters + 64
     assert parameters < teacher["argument_bytes"] < 1.1 * parameters
     # Both rows, where a device of the student's has one, and no backward pass, which is two thirds of a step.
@@ -408,6 +411,25 @@ def test_answers_that_are_sampled_in_parts_count_as_all_of_them(jaxgeom, model, 
     assert parts["rollout.prefill"]["flops"] == 64 * (2 * (kept * 16 + products - kept + head) + attention * 16)
     cache = 64 * 2 * 2 * 8 * 20 * 4  # keys and values of two heads, float32
     assert parts["rollout.decode"]["argument_bytes"] > cache
+
+
+def test_all_that_lies_on_a_device_while_answers_are_sampled_is_counted(jaxgeom, model, tmp_path, monkeypatch):
+    """Where the layers are decoded apart their weights are a second copy, of which decoding alone reads."""
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: [first])
+    options = "--topology local --objective rlvr --max-prompt-length 16 --max-new-tokens 4 --search 0".split()
+    said = jaxgeom("plan", "--model", model, *options, "--batch-size", 8, "--json", tmp_path / "plan.json")
+    assert said.status == 0, said
+    parts = json.loads((tmp_path / "plan.json").read_text())["programs"]["rollout"]["parts"]
+    shapes = jax.tree.leaves(
+        abstract_parameters(Qwen3(Qwen3Config.from_hf(json.loads((model / "config.json").read_text()))))
+    )
+    state = 3 * 4 * sum(leaf.size for leaf in shapes)  # parameters and two moments
+    weights = parts["rollout.decoding_weights"]["output_bytes"]
+    rows = 8 * 2 * 2 * 8 * 20 * 4 + 8 * 4 * 256  # the cache, logits; tokens and the like are less than a kilobyte
+    for name in ("rollout.prefill", "rollout.decode"):
+        there = parts[name]["argument_bytes"] + parts[name]["held_bytes"]
+        assert state + weights <= there < state + weights + rows + 1024, name
 
 
 def test_the_program_that_binds_first_decides():
