@@ -88,6 +88,8 @@ check_out() {
         case $word in --out=*) out=${word#--out=} ;; esac
         before=$word
     done
+    # Left out, it is a folder of a study's: runs/NAME.
+    [ -n "$out" ] || [ "${rest[*]:0:2}" != 'jaxgeom study' ] || out=runs/NAME
     case $out in
         '' | gs://*) ;;
         *) (($1 == 1)) || die "--out $out: of several hosts none sees another's disk; give --out gs://…" ;;

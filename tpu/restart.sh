@@ -146,9 +146,10 @@ wait_for() { # a process; its exit status, however many signals come meanwhile
 rest() { # before start number $1 + 1
     local seconds=$((first_wait << ($1 > 6 ? 5 : $1 - 1)))
     ((seconds <= 300)) || seconds=300
-    say "started again in $seconds seconds, after $1 failures"
+    [ -n "$stopped" ] || say "started again in $seconds seconds, after $1 failures"
     sleep "$seconds" >/dev/null 2>&1 &
     child=$!
+    [ -z "$stopped" ] || stop # told while something was copied
     wait_for "$child" || true
     child=''
     [ -z "$stopped" ] || { say "stopped" && exit 143; }

@@ -39,7 +39,8 @@ def plan_apart(command: str) -> int:
     """
     words = shlex.split(command)[1:]
     line = [sys.executable, "-P", str(_PROGRAM), json.dumps(sys.path), *words]
-    process = subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    # What was handed down to this process, a pipe for the numbers, is handed on.
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, close_fds=False)
     assert process.stdin is not None and process.stderr is not None
     with process.stdin:  # which the process reads to its end, for that is the end of this one
         try:

@@ -1,7 +1,10 @@
 """Where a plan's numbers are written: tried before minutes of compiling, and never over what is no plan."""
 
+import fcntl
 import json
 import os
+import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,18 +13,25 @@ from jaxgeom.errors import UserError
 from jaxgeom.files import as_user_error, write_atomically
 
 _OWN = {"schema", "command", "programs", "hbm_bytes"}
+_OPEN = re.compile(r"/dev/(stdout|stderr)|(?:/dev/fd|/proc/self/fd)/(\d{1,9})")
 
 
 def require_place(path: Path) -> None:
     """Tries what `write_numbers` will do.
 
     Args:
-        path: of a file that is not there, of an earlier plan, or of a pipe or device.
+        path: of a file that is not there, of an earlier plan, of a pipe or device, or of what this process has open
+            (`/dev/stdout`, `/dev/fd/3`), to which a file is a stream too.
 
     Raises:
         UserError: no file can be written there, or another's stands there.
     """
     try:
+        number = _descriptor(path)
+        if number is not None:
+            if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise UserError(f"--json {path}: no file can be written there: it is open to be read")
+            return
         if path.is_dir():
             raise UserError(f"--json {path}: no file can be written there: it is a directory")
         if _is_stream(path):
@@ -30,7 +40,8 @@ def require_place(path: Path) -> None:
             return
         if path.exists() and not _is_own(path):
             raise UserError(f"--json {path}: another file is there that holds no plan, and nothing is overwritten")
-        handle, tried = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        target = _target(path)
+        handle, tried = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
         raise UserError(f"--json {path}: no file can be written there: {error.strerror or error}") from None
     os.close(handle)
@@ -47,17 +58,34 @@ def write_numbers(path: Path, numbers: dict[str, Any]) -> None:
     Raises:
         UserError: the place has gone, or the disk is full.
     """
-    text = json.dumps(numbers, indent=1) + "\n"
+    text, number = json.dumps(numbers, indent=1) + "\n", _descriptor(path)
     try:
-        if _is_stream(path):
+        if number is not None:
+            sys.stdout.flush()  # what was said before stands before
+            with open(os.dup(number), "w", encoding="utf-8") as stream:
+                stream.write(text)
+        elif _is_stream(path):
             with open(path, "w", encoding="utf-8") as stream:
                 stream.write(text)
         else:
-            write_atomically(path, text)
+            write_atomically(_target(path), text)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise as_user_error(error, path) from None
+
+
+def _descriptor(path: Path) -> int | None:
+    """What this process has open by that name: a file that is opened anew, or replaced, loses what is written to it."""
+    found = _OPEN.fullmatch(os.path.abspath(path))
+    if found is None:
+        return None
+    return int(found[2]) if found[1] is None else {"stdout": 1, "stderr": 2}[found[1]]
+
+
+def _target(path: Path) -> Path:
+    """What is replaced: the file, not a link to it."""
+    return Path(os.path.realpath(path))
 
 
 def _is_stream(path: Path) -> bool:

@@ -191,7 +191,7 @@ def _advice(
     overfull = [one for one in zip(whose, resident, strict=True) if one[1][1] >= memory]
     for what, (there, held) in overfull:
         said.append(
-            f"{what} alone are {held / 2**30:.1f} GiB a device: more than {-(-held * there // memory)} devices are"
+            f"{what} alone are {held / 2**30:.1f} GiB a device: more than {held * there // memory} devices are"
             f" needed{'' if what == 'teachers' else ', or fewer of them in --mesh-data'}"
         )
     train = next((one for one in short if one.name == "train"), None)

@@ -15,7 +15,8 @@ class Largest(NamedTuple):
 
     Attributes:
         batch: sequences a step; 0 where none fits.
-        is_compiled: whether its binding program was compiled; else it is estimated, most often too small.
+        is_compiled: whether a program was compiled at it, and the others fit there by what was compiled of them; else
+            it is estimated, most often too small.
         too_large: the smallest batch that was compiled and does not fit; None where all that were do.
     """
 
@@ -52,30 +53,33 @@ def largest_batch(
     bad = None if good else batch
     creeps = False
     for _ in range(tries):
-        name, guess = _guess(known, fixed, unit, memory)
+        limits = _limits(known, fixed, unit, memory)
+        name, guess = _least(limits)
         step = max(unit, good // _NEAR // unit * unit)
-        if bad is None:
-            # Beyond a first point a second, from which on the line is known; beyond what it says, what should not fit.
-            guess = max(guess, 2 * good if len(known[name]) == 1 else good + step)
-        else:
+        if bad is not None:
             if bad - good <= step:
                 break
             guess = max(guess, unit) if good == 0 else guess
             if creeps or not good < guess < bad:
                 guess = _between(good, bad, unit)
+        elif len(known[name]) == 1:
+            # A second point, from which on the line is known; not beyond what the lines of others allow.
+            guess = max(guess, min([2 * good, *(limits[other] for other, held in known.items() if len(held) > 1)]))
+        else:
+            guess = max(guess, good + step)  # what should not fit any more, where all that were compiled do
+        if any(guess == other for other, _ in known[name]):
+            break
         before = _width(good, bad, unit)
         try:
             found = compile_at(name, guess)
         except Refused:  # as one that does not fit, of which nothing is known
             bad = guess
-            continue
-        known[name].append((guess, found.needed))
-        if found.needed <= memory:
-            good = guess
         else:
-            bad = guess
+            known[name].append((guess, found.needed))
+            bad = bad if found.needed <= memory else guess
+        good = _compiled(known, _limits(known, fixed, unit, memory), memory, bad)
         creeps = _width(good, bad, unit) > before / 2
-    name, guess = _guess(known, fixed, unit, memory)
+    _, guess = _least(_limits(known, fixed, unit, memory))
     guess = guess if bad is None else min(guess, bad - unit)
     if guess > good:
         return Largest(guess, False, bad) if good == 0 or tries == 0 else Largest(good, True, bad)
@@ -98,16 +102,15 @@ def _unchanging(one: Planned) -> int:
     return 0 if one.name == "rollout.decode" else one.arguments
 
 
-def _guess(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int) -> tuple[str, int]:
-    """The program that binds first, and the largest batch at which it should fit."""
+def _limits(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit: int, memory: int) -> dict[str, int]:
+    """The largest batch at which each program should fit."""
     limits = {}
     for name, points in known.items():
         (one, need), (other, more) = _line(points if len(points) > 1 else [(0, fixed[name]), *points], memory)
         slope = (more - need) / (other - one) if other != one else 0.0
-        room = memory - more
-        limits[name] = int((other + room / slope) // unit * unit) if slope > 0 else 1 << 20
-    name = min(limits, key=lambda key: limits[key])
-    return name, max(limits[name], 0)
+        limit = other + (memory - more) / slope if slope > 0 else 1 << 20
+        limits[name] = max(int(limit // unit * unit), 0)
+    return limits
 
 
 def _line(points: list[tuple[int, int]], memory: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -115,3 +118,19 @@ def _line(points: list[tuple[int, int]], memory: int) -> tuple[tuple[int, int], 
     points = sorted(points)
     above = next((place for place, (_, needed) in enumerate(points) if needed > memory), len(points) - 1)
     return points[max(above, 1) - 1], points[max(above, 1)]
+
+
+def _least(limits: dict[str, int]) -> tuple[str, int]:
+    """The program that binds first, and its limit."""
+    name = min(limits, key=lambda key: limits[key])
+    return name, limits[name]
+
+
+def _compiled(
+    known: dict[str, list[tuple[int, int]]], limits: dict[str, int], memory: int, bad: int | None
+) -> int:  # fmt: skip
+    """The largest batch below `bad` at which a program was compiled, and at which all fit by what is known of them."""
+    fitting = {name: [batch for batch, needed in points if needed <= memory] for name, points in known.items()}
+    reach = min(max([limits[name], *batches]) for name, batches in fitting.items())
+    least = reach if bad is None else min(reach, bad - 1)
+    return max((batch for batches in fitting.values() for batch in batches if batch <= least), default=0)

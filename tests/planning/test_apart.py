@@ -49,6 +49,17 @@ def test_what_it_says_is_what_the_command_says(program, capfd):
     assert capfd.readouterr() == ("['plan', '--model', 'a b']\n", "a line\n")
 
 
+def test_what_was_handed_down_to_the_command_it_has_too(program):
+    """`--json >(jq .fits)`"""
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    program(f"import os, sys; os.write({write}, b'numbers'); sys.exit(64)")
+    assert apart.plan_apart("jaxgeom plan") == 0
+    os.close(write)
+    assert os.read(read, 99) == b"numbers"
+    os.close(read)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_is_stopped_with_the_command(jaxgeom, program, number, tmp_path):
     """At once, whatever the compiler is at, and nothing of it is left."""

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from jaxgeom.errors import UserError
-from jaxgeom.planning.place import require_place, write_numbers
+from jaxgeom.planning.place import _descriptor, require_place, write_numbers
 from tests.tiny import tiny_config
 
 PLAN = {"schema": 1, "command": "jaxgeom plan", "programs": {}, "hbm_bytes": 1}
@@ -50,6 +51,39 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     write_numbers(pipe, PLAN)
     reader.join(10)
     assert json.loads(read[0]) == PLAN and pipe.is_fifo()
+
+
+@pytest.mark.parametrize("place", ["/dev/fd/{}", "/proc/self/fd/{}"])
+def test_what_this_process_has_open_is_written_to_where_it_stands(tmp_path, place):
+    """`plan --json /dev/stdout > FILE`: of a file there nothing is lost, and it is not replaced."""
+    with open(tmp_path / "out", "w") as out:
+        out.write("before\n")
+        out.flush()
+        path = Path(place.format(out.fileno()))
+        require_place(path)
+        write_numbers(path, PLAN)
+        out.write("after\n")
+    said = (tmp_path / "out").read_text()
+    assert said == "before\n" + json.dumps(PLAN, indent=1) + "\nafter\n" and os.listdir(tmp_path) == ["out"]
+    with open(tmp_path / "out") as read, pytest.raises(UserError, match="it is open to be read"):
+        require_place(Path(place.format(read.fileno())))
+    with pytest.raises(UserError, match="no file can be written there: Bad file descriptor"):
+        require_place(Path(place.format(999_999)))
+
+
+def test_the_streams_of_a_process_are_known_by_their_names():
+    assert [_descriptor(Path(name)) for name in ("/dev/stdout", "/dev/stderr", "/dev/null", "stdout")] == [
+        1, 2, None, None,
+    ]  # fmt: skip
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "plan.json")
+    for hbm in (1, 2):  # to what is not there yet, and to an earlier plan
+        require_place(tmp_path / "link.json")
+        write_numbers(tmp_path / "link.json", PLAN | {"hbm_bytes": hbm})
+        assert (tmp_path / "link.json").is_symlink()
+        assert json.loads((tmp_path / "plan.json").read_text())["hbm_bytes"] == hbm
 
 
 def test_the_file_and_the_status_do_not_depend_on_the_reader_of_a_pipe(tmp_path):

@@ -305,6 +305,36 @@ def test_what_is_found_is_near_to_the_largest_however_memory_grows(power, start)
     assert len(asked) == len(set(asked)) <= 9 and all(batch % 8 == 0 for batch in asked)
 
 
+@pytest.mark.parametrize(
+    ("needs", "tries"),
+    [
+        # Of `decode` the line is known, and `train`, looked at next, fits at twice the batch.
+        ({"decode": (0, 200, 30), "train": (100, 400, 4)}, 2),
+        ({"decode": (0, 200, 30), "train": (100, 400, 4)}, 3),
+        # Of both only what is needed at the batch is known, and `decode` would not fit at twice that.
+        ({"train": (0, 850, 1), "decode": (0, 100, 100)}, 1),
+        ({"train": (0, 850, 1), "decode": (0, 100, 100)}, 2),
+        ({"train": (0, 850, 1), "decode": (0, 100, 100), "score": (50, 0, 1)}, 4),
+    ],
+)
+def test_at_the_largest_batch_all_programs_fit(needs, tries):
+    """Each was found at another batch: what one was compiled at is nothing that all take."""
+
+    def at(name, batch):
+        fixed, more, each = needs[name]
+        return Planned(name, fixed, more + each * batch, 0, 0, 0, None, None, 0.0)
+
+    found = largest_batch([at(name, 8) for name in needs], 8, 8, 1000, at, tries)
+    assert found.batch >= 8 and found.is_compiled
+    assert {name: at(name, found.batch).needed <= 1000 for name in needs} == dict.fromkeys(needs, True), found
+
+
+def test_an_estimate_without_end_is_a_batch_that_the_mesh_divides():
+    """What needs as much at any batch says nothing of the largest."""
+    found = largest_batch([Planned("train", 8, 0, 0, 0, 0, None, None, 0.0)], 3, 3, 9, compiles_nothing, 0)
+    assert found.batch % 3 == 0
+
+
 def test_a_batch_that_the_compiler_refuses_is_too_large():
     """What was planned at the batch that was asked for is not lost with it."""
     asked = []
@@ -347,6 +377,13 @@ def test_a_batch_of_which_no_part_may_be_left_out_is_advised_in_parts():
     assert said[-1] == "or the same batch in parts: --micro-batches 4, with which train needs 4.0 GiB"
     alone = advised([needing("score", 8, fixed=0, each=1 << 30)], 5 << 30, Largest(0, False, 8))
     assert alone[1:] == ["no batch fits on this mesh: more devices in --mesh-fsdp or --mesh-tensor are needed"]
+
+
+@pytest.mark.parametrize(("memory", "beyond"), [(2 << 30, 1), (3 << 29, 1), (1 << 30, 2), (10 << 27, 1)])
+def test_as_many_devices_are_advised_as_are_needed(memory, beyond):
+    """2 GiB lie on one device: of 1.5 GiB two would hold them."""
+    said = advised([needing("train", 8, fixed=2 << 30, each=1)], memory, Largest(0, False, 8))
+    assert f"more than {beyond} devices are needed" in said[1]
 
 
 def test_what_is_advised_and_refused_by_the_compiler_is_said():

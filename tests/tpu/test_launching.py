@@ -188,6 +188,7 @@ def test_the_pool_has_the_hosts_of_the_slice(cloud: Cloud) -> None:
             "--out runs/a: of several",
         ),
         ("queued.sh", ("launch", *JOB, "--accelerator", "v4-16", "--", "study", "--out", "a"), "give --out gs://"),
+        ("queued.sh", ("launch", *JOB, "--accelerator", "v4-16", "--", "jaxgeom", "study", "e.py"), "give --out gs://"),
     ],
 )
 def test_a_mistake_is_one_line(cloud: Cloud, script: str, arguments: tuple, said: str) -> None:
@@ -262,3 +263,50 @@ def test_one_wheel_lies_in_the_store(cloud: Cloud) -> None:
         status, _, err = cloud.run("queued.sh", "launch", *JOB, "--accelerator", "v6e-8", "--", "x", PYTHON=str(python))
         assert status == 0, err
     assert [path.name for path in (cloud.store / "launch").iterdir()] == ["jaxgeom-0.9.0-py3.whl"]
+
+
+def started(cloud: Cloud, installs_at: int) -> tuple[int, list[str]]:
+    """Status of a machine's start, and the words of its unit: its metadata, packages and systemd are programs here."""
+    home = cloud.folder / "home"
+    script = cloud.folder / "startup.sh"
+    script.write_text((ROOT / "tpu/startup.sh").read_text().replace("home=/opt/jaxgeom", f"home={home}"))
+    (cloud.folder / "jaxgeom-restart").write_text("")
+    command = " ".join(map(shlex.quote, HARD))
+    (cloud.folder / "jaxgeom-job").write_text(f"store=gs://bucket/job\nevery=300\ncommand=({command})\n")
+    (cloud.store / "launch").mkdir()
+    (cloud.store / "launch/jaxgeom-0-py3.whl").touch()
+    cloud.program("curl", f'for word; do :; done; cat "{cloud.folder}/${{word##*/}}" 2>/dev/null')
+    cloud.program("sleep", 'echo "$1" >>"$FAKE_CLOUD/slept"')
+    cloud.program("systemd-run", 'printf "%s\\0" "$@" >"$FAKE_CLOUD/unit"')
+    cloud.program(
+        "python3",
+        f'case "$*" in *"uv pip install"*) ;; *) exit 0 ;; esac; echo >>"$FAKE_CLOUD/installs"\n'
+        f'[ "$(wc -l <"$FAKE_CLOUD/installs")" -ge {installs_at} ] || exit 1\n'
+        f"mkdir -p {home}/venv/bin; touch {home}/venv/bin/jaxgeom; chmod +x {home}/venv/bin/jaxgeom",
+    )
+    # Of a pattern the real one copies what is there.
+    real = cloud.program("real-gcloud", (cloud.folder / "bin/gcloud").read_text().partition("\n")[2])
+    wheel = "gs://bucket/job/launch/jaxgeom-0-py3.whl"
+    cloud.program("gcloud", f'case "$3" in *whl) exec {real} storage cp {wheel} "$4" ;; esac; exec {real} "$@"')
+    done = subprocess.run(["bash", script], env=cloud.environment, capture_output=True, text=True, timeout=60)
+    unit = cloud.folder / "unit"
+    return done.returncode, unit.read_text().split("\0")[:-1] if unit.exists() else []
+
+
+def test_a_machine_starts_the_command_word_for_word(cloud: Cloud) -> None:
+    """systemd puts variables into the words of a unit's command, but where two dollars stand."""
+    status, unit = started(cloud, 1)
+    words = unit[unit.index("--") + 1 :]
+    assert status == 0 and [word.replace("$$", "\0").count("$") for word in words] == [0] * len(HARD)
+    assert [word.replace("$$", "$") for word in words] == HARD
+
+
+def test_a_machine_that_cannot_install_tries_again_and_says_so_at_last(cloud: Cloud, tmp_path: Path) -> None:
+    status, unit = started(cloud, 3)
+    assert (status, unit[-len(HARD) - 1]) == (0, "--") and not (cloud.store / "status").exists()
+    (tmp_path / "other").mkdir()
+    other = Cloud(tmp_path / "other")
+    status, unit = started(other, 99)
+    assert (status, unit) == (1, []) and (other.store / "status").read_text().startswith("1 jaxgeom could not be")
+    slept = (other.folder / "slept").read_text().split()
+    assert slept == ["20", "40", "80", "160", "300", "300", "300"]

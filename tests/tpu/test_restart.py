@@ -90,6 +90,20 @@ def test_a_machine_that_is_taken_away_saves_and_another_goes_on(cloud: Cloud) ->
     assert (cloud.store / "status").read_text() == "0 done\n"
 
 
+def test_who_is_told_to_stop_while_copying_waits_for_no_next_start(cloud: Cloud) -> None:
+    """A machine that is taken away has less than the minutes between two starts."""
+    real = cloud.program("real-gcloud", (cloud.folder / "bin/gcloud").read_text().partition("\n")[2])
+    cloud.program("gcloud", f'case "$*" in *--exclude*) touch "$FAKE_CLOUD/copying"; sleep 1 ;; esac; exec {real} "$@"')
+    words = ("--store", "gs://bucket/job", "--first-wait", 100, "--work", cloud.folder / "work", "--", job(cloud, 1))
+    process = cloud.start("restart.sh", *words)
+    while not (cloud.folder / "copying").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "started again" not in err and "stopped" in err
+
+
 def test_only_the_first_machine_writes_to_the_store(cloud: Cloud) -> None:
     work = cloud.folder / "work"
     assert cloud.run("restart.sh", *STORE, "--work", work, "--worker", 1, "--", job(cloud, 0))[0] == 0
