@@ -36,7 +36,7 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
             # The compiler for TPUs needs no TPU, and one that is here stays free.
             jax.config.update("jax_platforms", "cpu")
         from jaxgeom.planning.planning import make_plan
-        from jaxgeom.planning.writing import print_plan, to_json
+        from jaxgeom.planning.writing import print_judgement, print_programs, to_json
         from jaxgeom.progress import Reporter
 
         reporter = Reporter()
@@ -49,10 +49,13 @@ def plan(settings: Annotated[PlanSettings, offered(PlanSettings)], json: SomeFil
                     raise
                 reporter.fall_silent()  # who wants a file gets it, and the status
 
-        made = make_plan(settings, lambda text: show(reporter.say, text))
+        def to_console(write: Callable[[Any, Any], None]) -> Callable[[Any], None]:
+            return lambda plan: show(lambda what: write(what, reporter.console), plan)
+
+        made = make_plan(settings, lambda text: show(reporter.say, text), to_console(print_programs))
         if json is not None:
             write_numbers(json, to_json(made, command))
-        show(lambda plan: print_plan(plan, reporter.console), made)
+        to_console(print_judgement)(made)
         return 0 if made.fits else 1
 
     return run

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
         programs: at that batch, in the order in which they run.
         expected: operations of a device by the rule of thumb (2·N a token forward, 6·N with its gradient), by program.
         resident: bytes a device of what lies on it all the time; of those that have most, where a teacher has its own.
-        largest: the largest batch that fits; None where the memory of a device is unknown.
+        largest: the largest batch that fits; None before it is looked for, and where the memory of a device is unknown.
         advice: what would make it fit, and what is odd, a sentence each.
     """
 
@@ -54,12 +54,15 @@ class Plan(NamedTuple):
         return memory is None or all(one.needed <= memory for one in self.programs)
 
 
-def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
+def make_plan(
+    settings: PlanSettings, say: Callable[[str], Any], compiled: Callable[[Plan], Any] = lambda plan: None
+) -> Plan:
     """Compiles the programs of a run and judges them.
 
     Args:
         settings: of the plan.
         say: told what is being done, a sentence each.
+        compiled: told the plan as soon as its programs are, before more are to find the largest batch.
 
     Raises:
         UserError: an unknown model or topology, a mesh that does not multiply to the devices, a batch that the mesh
@@ -99,6 +102,19 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         needed = f"needs {planned[-1].needed / 2**30:.2f} GiB a device"
         say(f"{name}: compiled in {planned[-1].compile_seconds:.0f} s, {needed}")
 
+    resident = planned_run.resident_bytes()
+    tokens = {name: _tokens(settings, batch, name) / planned_run.mesh_of(name).size for name in planned_run.programs}
+    taught = ("score.teacher", "rollout.") if settings.rollouts == "teacher" else ("score.teacher",)
+    expected = {name: _rule_of_thumb(teacher if name.startswith(taught) else student, name, count)
+                for name, count in tokens.items()}  # fmt: skip
+    plan = Plan(
+        settings, topology, dict(mesh.shape), batch, planned, expected, max(held for _, held in resident), None,
+        [*advice, *(f"{one.name}: {note}" for one in planned if one.counts for note in one.counts.notes)],
+    )  # fmt: skip
+    compiled(plan)
+    if topology.memory is None:
+        return plan
+
     def compile_at(name: str, batch: int, **changes: Any) -> Planned:
         other = dataclasses.replace(settings, **changes)
         said = ", ".join([f"batch {batch}", *(f"{key}={value}" for key, value in changes.items())])
@@ -106,20 +122,10 @@ def make_plan(settings: PlanSettings, say: Callable[[str], Any]) -> Plan:
         again = plan_run(other, other.run_settings(batch), student, teacher, mesh, taught_on)
         return compile_program(again, name, topology, beside(name))
 
-    resident = planned_run.resident_bytes()
-    largest = None
-    if topology.memory is not None:
-        largest = largest_batch(planned, batch, unit, topology.memory, compile_at, settings.search)
-        shards = batch_divisor(mesh)
-        advice += _advice(settings, planned, batch, shards, resident, largest, topology, compile_at)
-    tokens = {name: _tokens(settings, batch, name) / planned_run.mesh_of(name).size for name in planned_run.programs}
-    taught = ("score.teacher", "rollout.") if settings.rollouts == "teacher" else ("score.teacher",)
-    expected = {name: _rule_of_thumb(teacher if name.startswith(taught) else student, name, count)
-                for name, count in tokens.items()}  # fmt: skip
-    return Plan(
-        settings, topology, dict(mesh.shape), batch, planned, expected, max(held for _, held in resident), largest,
-        [*advice, *(f"{one.name}: {note}" for one in planned if one.counts for note in one.counts.notes)],
-    )  # fmt: skip
+    largest = largest_batch(planned, batch, unit, topology.memory, compile_at, settings.search)
+    shards = batch_divisor(mesh)
+    advised = _advice(settings, planned, batch, shards, resident, largest, topology, compile_at)
+    return plan._replace(largest=largest, advice=plan.advice + advised)
 
 
 def _require_sense(option: str, settings: PlanSettings, config: Qwen3Config) -> None:

@@ -1,9 +1,13 @@
 """What makes a run fit: the largest batch, recomputation, smaller parts, more devices; compiled only where needed."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxgeom.planning.programs import Planned, Refused
+
+# The search ends where what fits and what does not are so much of what fits apart: an eighth.
+_NEAR = 8
 
 
 class Largest(NamedTuple):
@@ -32,7 +36,8 @@ def largest_batch(
     """The largest batch whose programs all fit.
 
     What a program needs beyond its arguments is taken to grow with the batch, first from zero on (which errs to small
-    batches as a rule), then along the line through the batches that were compiled.
+    batches as a rule), then along the line through the batches that were compiled, those on both sides of the memory
+    where there are such. It ends where a batch that does not fit is an eighth larger than one that does, or less.
 
     Args:
         planned: the programs at `batch`.
@@ -46,30 +51,50 @@ def largest_batch(
     fixed = {one.name: one.held + _unchanging(one) for one in planned}
     good = batch if all(one.needed <= memory for one in planned) else 0
     bad = None if good else batch
+    creeps = False
     for _ in range(tries):
         limits = _limits(known, fixed, unit, memory)
         name, guess = _least(limits)
+        step = max(unit, good // _NEAR // unit * unit)
         if bad is not None:
-            guess = min(max(guess, unit), bad - unit)
+            if bad - good <= step:
+                break
+            guess = max(guess, unit) if good == 0 else guess
+            if creeps or not good < guess < bad:
+                guess = _between(good, bad, unit)
         elif len(known[name]) == 1:
             # A second point, from which on the line is known; not beyond what the lines of others allow.
             guess = max(guess, min([2 * good, *(limits[other] for other, held in known.items() if len(held) > 1)]))
-        if guess <= good or guess < unit:
+        else:
+            guess = max(guess, good + step)  # what should not fit any more, where all that were compiled do
+        if any(guess == other for other, _ in known[name]):
             break
+        before = _width(good, bad, unit)
         try:
             found = compile_at(name, guess)
         except Refused:  # as one that does not fit, of which nothing is known
             bad = guess
-            continue
-        known[name].append((guess, found.needed))
-        if found.needed > memory:
-            bad = guess
+        else:
+            known[name].append((guess, found.needed))
+            bad = bad if found.needed <= memory else guess
         good = _compiled(known, _limits(known, fixed, unit, memory), memory, bad)
+        creeps = _width(good, bad, unit) > before / 2
     _, guess = _least(_limits(known, fixed, unit, memory))
     guess = guess if bad is None else min(guess, bad - unit)
     if guess > good:
         return Largest(guess, False, bad) if good == 0 or tries == 0 else Largest(good, True, bad)
     return Largest(good, good > 0, bad)
+
+
+def _width(good: int, bad: int | None, unit: int) -> float:
+    """How far what fits and what does not are apart: of their logarithms."""
+    return math.inf if bad is None else math.log(bad / max(good, unit))
+
+
+def _between(good: int, bad: int, unit: int) -> int:
+    """A multiple of `unit` between two batches that are more than it apart: the middle of their logarithms."""
+    middle = int(math.sqrt(max(good, unit) * bad) // unit * unit)
+    return min(max(middle, good + unit), bad - unit)
 
 
 def _unchanging(one: Planned) -> int:
@@ -81,13 +106,18 @@ def _limits(known: dict[str, list[tuple[int, int]]], fixed: dict[str, int], unit
     """The largest batch at which each program should fit."""
     limits = {}
     for name, points in known.items():
-        (one, need), (other, more) = (0, fixed[name]), points[-1]
-        if len(points) > 1:
-            one, need = points[-2]
+        (one, need), (other, more) = _line(points if len(points) > 1 else [(0, fixed[name]), *points], memory)
         slope = (more - need) / (other - one) if other != one else 0.0
         limit = other + (memory - more) / slope if slope > 0 else 1 << 20
         limits[name] = max(int(limit // unit * unit), 0)
     return limits
+
+
+def _line(points: list[tuple[int, int]], memory: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two batches and what they need: on both sides of the memory where there are such, else the nearest to it."""
+    points = sorted(points)
+    above = next((place for place, (_, needed) in enumerate(points) if needed > memory), len(points) - 1)
+    return points[max(above, 1) - 1], points[max(above, 1)]
 
 
 def _least(limits: dict[str, int]) -> tuple[str, int]:

@@ -59,7 +59,7 @@ class PlanSettings:
         top_k: Tokens of a top-k support.
         geometry_every: Live geometry: above 0 the parameters of the start stay on the devices.
         mesh: How devices are laid out.
-        search: At most so many programs more are compiled to find the largest batch; 0: it is estimated.
+        search: At most so many programs more are compiled to find the largest batch, to an eighth; 0: it is estimated.
     """
 
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")]
@@ -87,7 +87,7 @@ class PlanSettings:
     top_k: int | None = None
     geometry_every: int = 0
     mesh: MeshSettings = field(default_factory=MeshSettings)
-    search: int = 2
+    search: int = 4
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -105,8 +105,8 @@ def _collective(one: Collective) -> dict[str, Any]:
     return {"kind": one.kind, "axes": list(one.axes), "bytes": one.payload, "sent_bytes": one.sent}
 
 
-def print_plan(plan: Plan, console: Console) -> None:
-    """The tables of a plan and what follows from them.
+def print_programs(plan: Plan, console: Console) -> None:
+    """The tables of a plan, which is known before what follows from it.
 
     Args:
         plan: to be shown.
@@ -126,6 +126,15 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(_time_table(plan))
     if any(one.counts and one.counts.collectives for one in plan.programs):
         console.print(_collective_table(plan))
+
+
+def print_judgement(plan: Plan, console: Console) -> None:
+    """What is odd, what would make it fit, and whether it does.
+
+    Args:
+        plan: to be judged.
+        console: where.
+    """
     for line in plan.advice:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(_verdict(plan), highlight=False, soft_wrap=True)

@@ -186,6 +186,19 @@ def test_what_does_not_fit_ends_with_1_and_says_what_would(jaxgeom, model, tmp_p
     assert f"--batch-size {found['largest_batch']}" in said.out and "does not fit" in said.out
 
 
+def test_what_is_planned_is_said_before_the_largest_batch_is_looked_for(jaxgeom, model, monkeypatch):
+    """Which takes minutes, and may end the process."""
+
+    def lost(*_):
+        raise UserError("the compiler is gone")
+
+    monkeypatch.setattr(planning, "largest_batch", lost)
+    options = "--topology local --objective sft --max-length 16 --batch-size 16".split()
+    said = jaxgeom("plan", "--model", model, *options)
+    assert (said.status, said.err) == (2, "jaxgeom: the compiler is gone\n")
+    assert "of rule" in said.out and "all-gather" in said.out and "largest batch" not in said.out
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -270,13 +283,29 @@ def test_the_largest_batch_is_found_with_few_compilations():
 
     start = [at("train", 8)]
     compiled.clear()
-    assert largest_batch(start, 8, 8, 1000, at, 3) == Largest(64, True)  # 100 + 400 + 7·64 = 948; 72 would be 1004
+    assert largest_batch(start, 8, 8, 1000, at, 3) == Largest(64, True, 72)  # 100 + 400 + 7·64 = 948; 72 would be 1004
     assert len(compiled) <= 3
     compiled.clear()
     assert largest_batch([at("train", 80)], 80, 8, 1000, at, 3) == Largest(64, True, 72)
     compiled.clear()
     assert largest_batch(start, 8, 8, 300, at, 3) == Largest(0, False, 8)
     assert largest_batch([needing("train", 8, fixed=100, each=9)], 8, 8, 1000, at, 0) == Largest(96, False)
+
+
+@pytest.mark.parametrize("power", [0.7, 1.0, 1.3, 2.0])
+@pytest.mark.parametrize("start", [8, 8000])
+def test_what_is_found_is_near_to_the_largest_however_memory_grows(power, start):
+    """A few compilations close in on it, from a batch that is far too small or too large."""
+    asked = []
+
+    def at(name, batch):
+        asked.append(batch)
+        return needing(name, batch, fixed=10**6, each=0)._replace(temporary=int(1e5 + 3e3 * batch**power))
+
+    found = largest_batch([at("train", start)], start, 8, 4 * 10**6, at, 8)
+    true = int((2.9e6 / 3e3) ** (1 / power))
+    assert found.is_compiled and found.batch <= true < found.too_large <= found.batch + max(8, found.batch // 8)
+    assert len(asked) == len(set(asked)) <= 9 and all(batch % 8 == 0 for batch in asked)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +348,7 @@ def test_a_batch_that_the_compiler_refuses_is_too_large():
             raise Refused("train: the compiler for v5e:1x1 refuses it: an index overflows")
         return needing(name, batch, fixed=0, each=1)
 
-    assert largest_batch([at("train", 8)], 8, 1, 1000, at, 2) == Largest(8, True, 999) and asked == [8, 1000, 999]
+    assert largest_batch([at("train", 8)], 8, 1, 1000, at, 2) == Largest(8, True, 89) and asked == [8, 1000, 89]
     asked.clear()
     assert largest_batch([at("train", 8)], 8, 8, 24, at, 9) == Largest(16, True, 24) and asked == [8, 24, 16]
 

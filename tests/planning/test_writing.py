@@ -14,7 +14,7 @@ from jaxgeom.planning.programs import Planned
 from jaxgeom.planning.search import Largest
 from jaxgeom.planning.settings import PlanSettings
 from jaxgeom.planning.topologies import Topology
-from jaxgeom.planning.writing import print_plan
+from jaxgeom.planning.writing import print_judgement, print_programs
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -30,7 +30,7 @@ def test_no_number_is_cut(width):
     expected = {"rollout.decoding_weights": 1.9e14, "train": 1e15}
     plan = Plan(settings, topology, {"fsdp": 1}, 64, [train, whole], expected, 0, Largest(32, False), [])
     printed = io.StringIO()
-    print_plan(plan, Console(file=printed, width=width, color_system=None))
+    print_programs(plan, Console(file=printed, width=width, color_system=None))
     text = printed.getvalue()
     assert "…" not in text
     words = [
@@ -63,6 +63,7 @@ def test_what_is_known_of_the_largest_batch_is_said(largest, said):
     settings = PlanSettings(model="m[bold]/[/a]", topology="v5e:8x8", objective="sft")
     plan = Plan(settings, Topology("v5e:8x8", jax.devices()[:1], 1, None), {}, 8, [], {}, 0, largest, ["a [/a] b"])
     printed = io.StringIO()
-    print_plan(plan, Console(file=printed, width=200, color_system=None))
+    for part in (print_programs, print_judgement):
+        part(plan, Console(file=printed, width=200, color_system=None))
     first, *_, advice, last = printed.getvalue().splitlines()
     assert last == said and advice == "a [/a] b" and first.startswith("sft of m[bold]/[/a], batch 8")  # as it is named

