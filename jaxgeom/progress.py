@@ -110,7 +110,7 @@ class Reporter:
     """Where commands say what they do; `quiet` says nothing (library use, tests)."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False):
-        self.console = console or _Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = console or _Console(quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(named(text), markup=False)

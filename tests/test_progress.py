@@ -72,6 +72,12 @@ def test_what_an_interrupted_run_had_measured_takes_no_time_again(clock):
     assert "950/1000, 1 min 00 s left" in stream.getvalue()
 
 
+def test_names_between_colons_stay_as_they_are(capsys):
+    """rich takes `:b:` for a picture."""
+    Reporter().say("run: host:b:c")
+    assert capsys.readouterr().out == "run: host:b:c\n"
+
+
 def test_a_failure_is_not_called_done():
     stream, reporter = _plain()
     with pytest.raises(OSError), entry_progress(reporter, "compare") as progress:
