@@ -68,7 +68,10 @@ def largest_batch(
         else:
             guess = max(guess, good + step)  # what should not fit any more, where all that were compiled do
         if any(guess == other for other, _ in known[name]):
-            break
+            # Of one that is known only not to fit somewhere it is not known that it does below.
+            name = next((one for one in known if one != name and not _fitting(known[one], memory)), None)
+            if name is None:
+                break
         before = _width(good, bad, unit)
         try:
             found = compile_at(name, guess)
@@ -130,7 +133,12 @@ def _compiled(
     known: dict[str, list[tuple[int, int]]], limits: dict[str, int], memory: int, bad: int | None
 ) -> int:  # fmt: skip
     """The largest batch below `bad` at which a program was compiled, and at which all fit by what is known of them."""
-    fitting = {name: [batch for batch, needed in points if needed <= memory] for name, points in known.items()}
-    reach = min(max([limits[name], *batches]) for name, batches in fitting.items())
+    fitting = {name: _fitting(points, memory) for name, points in known.items()}
+    # Below a batch that does not fit the line from zero on errs to large batches.
+    reach = min(max([limits[name], *batches]) if batches else 0 for name, batches in fitting.items())
     least = reach if bad is None else min(reach, bad - 1)
     return max((batch for batches in fitting.values() for batch in batches if batch <= least), default=0)
+
+
+def _fitting(points: list[tuple[int, int]], memory: int) -> list[int]:
+    return [batch for batch, needed in points if needed <= memory]

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -330,6 +331,26 @@ def test_at_the_largest_batch_all_programs_fit(needs, tries):
     found = largest_batch([at(name, 8) for name in needs], 8, 8, 1000, at, tries)
     assert found.batch >= 8 and found.is_compiled
     assert {name: at(name, found.batch).needed <= 1000 for name in needs} == dict.fromkeys(needs, True), found
+
+
+def test_what_fits_is_known_of_all_programs_whatever_they_need():
+    """Of one that is known only where it does not fit the line from zero on says too little of smaller batches."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(1000):
+        names = ["train", "rollout.prefill", "rollout.decode", "score"][: random.integers(1, 5)]
+        needs = {name: (*map(int, random.integers(0, 400, 2)), random.uniform(0.05, 60)) for name in names}
+        unit = int(random.choice([1, 3, 8]))
+        batch, tries = unit * int(random.integers(1, 13)), int(random.integers(1, 10))
+
+        def at(name, batch, needs=needs):
+            fixed, more, each = needs[name]
+            return Planned(name, fixed, int(more + each * batch), 0, 0, 0, None, None, 0.0)
+
+        largest = largest_batch([at(name, batch) for name in names], batch, unit, 1000, at, tries)
+        if largest.batch and largest.is_compiled:
+            found.append(all(at(name, largest.batch).needed <= 1000 for name in names))
+    assert len(found) > 600 and all(found)
 
 
 def test_an_estimate_without_end_is_a_batch_that_the_mesh_divides():
