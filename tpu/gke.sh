@@ -139,7 +139,9 @@ case $action in
             manifest | sed 's/^/#   /'
         else
             # Applied again, a JobSet that has ended stays ended, and one of another command is refused.
-            ! kubectl get jobset "$name" >/dev/null 2>&1 || die "--name $name: is there already; first: $program delete"
+            there=$(kubectl get jobset "$name" --ignore-not-found --output=name) \
+                || die "--name $name: the cluster does not tell whether it is there; see $program status"
+            [ -z "$there" ] || die "--name $name: is there already; first: $program delete"
             # A status of an earlier launch is no longer true.
             ! gcloud storage ls "$store/status" >/dev/null 2>&1 || gcloud storage rm "$store/status"
             manifest | kubectl apply -f -

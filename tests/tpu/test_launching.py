@@ -225,13 +225,18 @@ def test_what_is_there_already_is_not_launched_again(cloud: Cloud) -> None:
     """How it ended stays in its store."""
     (cloud.store / "status").write_text("2 refused\n")
     (cloud.folder / "states").write_text("ACTIVE\nUNKNOWN")
-    cloud.program("kubectl", 'echo "$*" >>"$FAKE_CLOUD/kubectl"; cat >/dev/null')
+    cloud.program("kubectl", 'echo "$*" >>"$FAKE_CLOUD/kubectl"; echo jobset.jobset.x-k8s.io/job')
     status, _, err = cloud.run("queued.sh", "launch", *JOB, "--accelerator", "v6e-8", "--", "x")
     assert status == 2 and "--name job: is there already" in err and err.count("\n") == 1
     cloud.program("gcloud", '[ "$1" = container ] || exit 1')
     status, _, err = cloud.run("gke.sh", "launch", "--name", "job", *CLUSTER, *SLICE, *JOB[-2:], "--", "x")
     assert status == 2 and "--name job: is there already" in err and err.count("\n") == 1
-    assert (cloud.folder / "kubectl").read_text() == "get jobset job\n"
+    asked = "get jobset job --ignore-not-found --output=name\n"
+    assert (cloud.folder / "kubectl").read_text() == asked
+    cloud.program("kubectl", 'echo "$*" >>"$FAKE_CLOUD/kubectl"; echo "no route to host" >&2; exit 1')
+    status, _, err = cloud.run("gke.sh", "launch", "--name", "job", *CLUSTER, *SLICE, *JOB[-2:], "--", "x")
+    assert status == 2 and "does not tell whether it is there" in err
+    assert (cloud.folder / "kubectl").read_text() == 2 * asked
     assert (cloud.store / "status").read_text() == "2 refused\n"
 
 
