@@ -55,6 +55,7 @@ class Journal:
         self.directory, self._described = directory, described
         self._stamps, self._changed = list(stamps), changed
         self._judged: dict[str, str | None] = {}
+        self._same_content: set[str] = set()
         self._file: TextIO | None = None
         self._made: list[pathlib.Path] = []
         self._process = process
@@ -80,6 +81,18 @@ class Journal:
     def _files(self) -> list[pathlib.Path]:
         return sorted(self.directory.glob(_ALL)) if self.directory is not None else []
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is measured, without the paths of its inputs: in this all processes of a comparison agree."""
+        return {name: self._described[name] for name in ("kind", "version", "settings")}
+
+    def fault_of_others(self) -> str | None:
+        """What the rows of a process that shares the folder now are of, in words, where it is not this comparison."""
+        index, count = self._process
+        others = [one for one in range(count) if one != index] if self.directory is not None else []
+        found = ((one, self._fault(self.path.with_name(f".partial.{one}.jsonl"))) for one in others)
+        return next((f"process {one} measures other {fault}" for one, fault in found if fault is not None), None)
+
     def _fault(self, path: pathlib.Path) -> str | None:
         """What the rows of a file are of, in words, where it is not this comparison; None where it is."""
         header = next(iter(_lines_of(path)), None)
@@ -87,23 +100,29 @@ class Journal:
             return None
         known = json.dumps(header, sort_keys=True)
         if known not in self._judged:
-            self._judged[known] = self._compared(header, path)
+            self._judged[known] = self._other_settings(header)
+        if self._judged[known] is None and header.get("stamps") != self._stamps:
+            self._judged[known] = self._other_content(header, path)
         return self._judged[known]
 
-    def _compared(self, header: dict[str, Any], path: pathlib.Path) -> str | None:
+    def _other_settings(self, header: dict[str, Any]) -> str | None:
         held, wanted = header["of"], self._described
         differences = [line for name in ("kind", "version") for line in unequal(held.get(name), wanted[name], name)]
         differences += unequal(held.get("settings"), wanted["settings"])
-        if differences:
-            return f"inputs or settings ({shown(differences)})"
-        if header.get("stamps") == self._stamps:
-            return None
-        roles = next((found for row in _rows_of(path).values() if (found := self._changed(row))), [])
-        names = [(held.get("inputs") or {}).get(role) for role in roles]
-        changed = [
-            other_content(role, name, wanted["inputs"].get(role)) for role, name in zip(roles, names, strict=True)
-        ]
-        return f"inputs ({shown(changed)})" if changed else None
+        return f"inputs or settings ({shown(differences)})" if differences else None
+
+    def _other_content(self, header: dict[str, Any], path: pathlib.Path) -> str | None:
+        """Each row is looked at once: another process may add to the file, of content that only there is another."""
+        for name, row in _rows_of(path).items():
+            known = f"{name} {row.get('digests')}"
+            if known in self._same_content:
+                continue
+            roles = self._changed(row)
+            if roles:
+                held, wanted = header["of"].get("inputs") or {}, self._described["inputs"]
+                return f"inputs ({shown([other_content(role, held.get(role), wanted.get(role)) for role in roles])})"
+            self._same_content.add(known)
+        return None
 
     def load(self) -> None:
         """Reads the rows of this comparison that are in the folder, those of other processes too."""
