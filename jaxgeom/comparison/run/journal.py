@@ -35,6 +35,9 @@ class Journal:
         process: (index, number) where several processes share the folder: each appends to a file of its own and reads
             those of all, also of a run with another number of processes.
 
+    Attributes:
+        is_resumed: whether it has rows of an earlier start in its own file, known when it is opened.
+
     Raises:
         UserError: the folder holds another comparison, or something that is no folder.
     """
@@ -56,6 +59,7 @@ class Journal:
         self._stamps, self._changed = list(stamps), changed
         self._judged: dict[str, str | None] = {}
         self._same_content: set[str] = set()
+        self.is_resumed = False
         self._file: TextIO | None = None
         self._made: list[pathlib.Path] = []
         self._process = process
@@ -139,6 +143,7 @@ class Journal:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._made = missing
             own = self.rows if self._process[1] == 1 else _rows_of(self.path)
+            self.is_resumed = bool(own)
             temporary = self.path.with_suffix(".new")
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(_checked({"of": self._described, "stamps": self._stamps}))
@@ -252,7 +257,7 @@ def kept(journal: Journal, where: str | os.PathLike[str], *, remove: bool = True
     """Opens a journal for a measurement, and decides at its end what stays.
 
     Finished: the journal goes. Bad inputs: no trace stays. Interrupted, or a folder that cannot be written to: the
-    rows stay for the next try.
+    rows stay for the next try; so do those of an earlier start where it is another process that fails.
 
     Args:
         journal: the journal; its rows may be added to inside.
@@ -266,7 +271,7 @@ def kept(journal: Journal, where: str | os.PathLike[str], *, remove: bool = True
     try:
         yield
     except BaseException as error:  # an interruption too; raised again
-        if is_resumable(error):
+        if is_resumable(error) or (isinstance(error, ProcessFailed) and journal.is_resumed):
             journal.close(remove=False)
         else:
             journal.discard()

@@ -134,7 +134,7 @@ class Team:
                 continue
             differing = unequal(*((mine, theirs) if self.index < index else (theirs, mine)))
             if differing:
-                raise ProcessFailed(_disagreement(differing[0], *sorted((index, self.index))), keep=True)
+                raise ProcessFailed(_disagreement(differing[0], *sorted((index, self.index))), keep=False)
 
     def wait(self, folder: pathlib.Path, *states: str) -> None:
         """Waits until every process is in one of the states.

@@ -245,6 +245,16 @@ def test_processes_that_were_told_different_things_say_so(pair, tmp_path):
     assert all("other inputs (final: " in one and "with other content" in one for one in said)
 
 
+def test_rows_of_an_earlier_start_outlive_another_process_that_was_told_something_else(pair, tmp_path):
+    out = tmp_path / "out"
+    together(pair, out, run=1, patience=0.5, who=[0])
+    before = (out / ".partial.0.jsonl").read_text()
+    Team(1, 2, run=2).tell(out, "failed", message="other settings", keep=False)
+    (failed,) = [one for one in together(pair, out, run=2, who=[0]) if one is not None]
+    assert str(failed) == "process 1 failed: other settings"
+    assert (out / ".partial.0.jsonl").read_text() == before
+
+
 def test_one_process_goes_on_where_several_were(pair, tmp_path):
     out = tmp_path / "out"
     together(pair, out, run=1, count=3, patience=0.5, who=[2])
