@@ -16,6 +16,7 @@ import pytest
 
 from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.commands import entries
 from jaxgeom.comparison import CompareSettings, between_runs, compare, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.files.report import to_json_text
 from jaxgeom.comparison.run.journal import Journal, is_resumable
@@ -276,6 +277,16 @@ def test_shares_are_a_balanced_partition(pair):
     cost = [sum(part.size * (min(part.shape) if part.is_matrix else 1) for part in one) for one in shares]
     assert max(cost) < 1.3 * min(cost)
     assert [parts.index(part) for part in shares[0]] == sorted(parts.index(part) for part in shares[0])
+
+
+def test_processes_that_were_given_other_folders_do_not_wait_there_for_one_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(entries, "initialize", lambda: Team(0, 2, run=1))
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchanged", lambda value, **_: [value, value | {"out": "elsewhere"}])
+    with pytest.raises(UserError, match='out: .* in process 0, "elsewhere" in process 1'):
+        with entries.other_processes(True, tmp_path / "out"):
+            raise AssertionError("they have begun")
+    assert not list(tmp_path.iterdir())
 
 
 def test_status_of_an_earlier_run_counts_for_nothing(tmp_path):
