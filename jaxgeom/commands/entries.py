@@ -1,10 +1,12 @@
 """What the measuring commands share: progress, counted in entries of the weights, and work with other processes."""
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from jaxgeom import processes
 from jaxgeom.comparison.run.outputs import replaced
 from jaxgeom.comparison.run.processes import Team, initialize
 from jaxgeom.errors import listed
@@ -45,8 +47,13 @@ def other_processes(distributed: bool, out: Path) -> Iterator[Team | None]:
     """The processes that were started together with this one, None without; entered before anything touches a device.
 
     An error inside reaches the others, who then stop too.
+
+    Raises:
+        UserError: they were given another folder, in which they would wait for one another, or have other packages.
     """
     team = initialize() if distributed else None
+    if team is not None:
+        processes.require_same({"out": os.fspath(out)})
     with team.telling(out) if team is not None else nullcontext():
         yield team
 

@@ -48,7 +48,7 @@ class OwnReward:
     digest: str = ""
 
     def __call__(self, texts: Sequence[str], rows: Sequence[GivenRow]) -> list[float]:
-        """The rewards, in order.
+        """The rewards, in order; without answers, as a process may be that shares few with others, it is not called.
 
         Args:
             texts: answers.
@@ -57,6 +57,8 @@ class OwnReward:
         Raises:
             UserError: the function raises, returns other than a finite number for each answer; the row is named.
         """
+        if not texts:
+            return []
         try:
             with _users_own():
                 values = [_plain(value) for value in self._called(texts, rows)]

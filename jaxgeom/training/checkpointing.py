@@ -286,7 +286,7 @@ def load_start(
 
     Args:
         source: where it lies.
-        mesh: devices to put the parameters on; None for one.
+        mesh: devices to put the parameters on; None for one of this process, which then may be alone in calling this.
         compute_dtype: of activations, "float32" or "bfloat16".
         dtype: of the parameters.
         remat: recompute activations in the backward pass.
@@ -304,7 +304,9 @@ def load_start(
         return load_model(source, dtype=dtype, mesh=mesh, compute_dtype=compute_dtype, remat=remat, base=base, say=say)
     run, step = found.run, found.saved_step()
     architecture = Qwen3Config.from_hf(run_model(run, step))
-    place = mesh or jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    place = mesh or jax.make_mesh(
+        (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1]
+    )
     model = Qwen3(
         architecture, dtype=jax.numpy.dtype(compute_dtype), remat=remat, platform=platform_of(place), mesh=mesh
     )
@@ -318,7 +320,8 @@ def load_start(
     folder = checkpoints_of(run) / str(step)
     folder = folder if is_stored(folder) else folder.absolute()
     checksums.require_whole(folder, under="params/")
-    with checksums.one_line(folder), ocp.StandardCheckpointer() as checkpointer:
+    options = _alone() if mesh is None and processes.count() > 1 else ocp.options.MultiprocessingOptions()
+    with checksums.one_line(folder), ocp.StandardCheckpointer(multiprocessing_options=options) as checkpointer:
         return model, checkpointer.restore(folder / "params", placed)
 
 
@@ -331,6 +334,14 @@ def tokenizer_directory(source: str | Path, base: str | Path | None = None) -> P
     if is_adapter_directory(directory) and not has_tokenizer(directory):
         return tokenizer_directory(base_of(directory, base))
     return verl_step(directory)[0] if directory.is_dir() else directory
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For Orbax to read in one process without the others, for which it would wait."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"alone{index}"
+    )
 
 
 @contextlib.contextmanager

@@ -105,6 +105,13 @@ def test_what_is_wrong_with_its_answer_is_said_with_the_row(function, says):
     assert "\n" not in str(caught.value)
 
 
+def test_it_is_not_asked_about_no_answers():
+    """The share of a process where several judge fewer answers than they are; in one process there is always one."""
+    rewards = Rewards(lambda *_: [], {}, ((OwnReward("own:best", lambda texts, rows: [max(map(len, texts))]), 1.0),))
+    found = rewards([], [], [])
+    assert found.total.shape == found.right.shape == found.parts["own:best"].shape == (0,)
+
+
 def test_it_returns_numbers_of_any_kind():
     for values in (np.array([0, 1, 2, 3]), np.float32([0, 1, 2, 3]), (False, True, 2, 3.0), iter([0, 1, 2, 3])):
         assert OwnReward("own:f", lambda texts, rows, values=values: values)(TEXTS, ROWS) == [0.0, 1.0, 2.0, 3.0]

@@ -249,6 +249,32 @@ def test_a_process_that_is_lost_is_no_fault_of_the_file_that_is_written(monkeypa
             assert not lost or (found.value.status == 1 and "another process is lost" in str(found.value))
 
 
+READING = """
+import json, pathlib, sys, time
+import jax, numpy as np
+from jaxgeom import processes
+from jaxgeom.training import load_start
+processes.join()
+folder, until = pathlib.Path(json.loads(sys.argv[1])[0][0]), time.monotonic() + 100
+if processes.is_first():
+    params = load_start(f"{folder}/run@1", mesh=None, compute_dtype="float32")[1]
+    print("SAID", float(sum(np.abs(leaf).sum(dtype=np.float64) for leaf in jax.tree.leaves(params))))
+    (folder / "read").touch()
+while not (folder / "read").exists() and time.monotonic() < until:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.slow
+def test_one_of_several_processes_reads_a_run_without_the_others(inputs, tmp_path):
+    """As `compare --prompts --distributed` does, whose first process alone asks the models: Orbax waited for all."""
+    assert runs.train(inputs, tmp_path / "run", steps=1, eval_data=None, max_new_tokens=None) == 0
+    alone = float(sum(np.abs(leaf).sum(dtype=np.float64) for leaf in runs.weights(tmp_path / "run", 1)))
+    first, second = launching.end(launching.start([[[str(tmp_path)]]] * 2, devices=1, script=READING), seconds=200)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    assert f"SAID {alone}" in first.out
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_while_a_checkpoint_is_begun_is_said_to_be_lost(inputs, tmp_path):
     given = words("sft", inputs, tmp_path / "run")

@@ -35,6 +35,9 @@ class Journal:
         process: (index, number) where several processes share the folder: each appends to a file of its own and reads
             those of all, also of a run with another number of processes.
 
+    Attributes:
+        is_resumed: whether it has rows of an earlier start in its own file, known when it is opened.
+
     Raises:
         UserError: the folder holds another comparison, or something that is no folder.
     """
@@ -55,6 +58,8 @@ class Journal:
         self.directory, self._described = directory, described
         self._stamps, self._changed = list(stamps), changed
         self._judged: dict[str, str | None] = {}
+        self._same_content: set[str] = set()
+        self.is_resumed = False
         self._file: TextIO | None = None
         self._made: list[pathlib.Path] = []
         self._process = process
@@ -80,6 +85,18 @@ class Journal:
     def _files(self) -> list[pathlib.Path]:
         return sorted(self.directory.glob(_ALL)) if self.directory is not None else []
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What is measured, without the paths of its inputs: in this all processes of a comparison agree."""
+        return {name: self._described[name] for name in ("kind", "version", "settings")}
+
+    def fault_of_others(self) -> str | None:
+        """What the rows of a process that shares the folder now are of, in words, where it is not this comparison."""
+        index, count = self._process
+        others = [one for one in range(count) if one != index] if self.directory is not None else []
+        found = ((one, self._fault(self.path.with_name(f".partial.{one}.jsonl"))) for one in others)
+        return next((f"process {one} measures other {fault}" for one, fault in found if fault is not None), None)
+
     def _fault(self, path: pathlib.Path) -> str | None:
         """What the rows of a file are of, in words, where it is not this comparison; None where it is."""
         header = next(iter(_lines_of(path)), None)
@@ -87,23 +104,29 @@ class Journal:
             return None
         known = json.dumps(header, sort_keys=True)
         if known not in self._judged:
-            self._judged[known] = self._compared(header, path)
+            self._judged[known] = self._other_settings(header)
+        if self._judged[known] is None and header.get("stamps") != self._stamps:
+            self._judged[known] = self._other_content(header, path)
         return self._judged[known]
 
-    def _compared(self, header: dict[str, Any], path: pathlib.Path) -> str | None:
+    def _other_settings(self, header: dict[str, Any]) -> str | None:
         held, wanted = header["of"], self._described
         differences = [line for name in ("kind", "version") for line in unequal(held.get(name), wanted[name], name)]
         differences += unequal(held.get("settings"), wanted["settings"])
-        if differences:
-            return f"inputs or settings ({shown(differences)})"
-        if header.get("stamps") == self._stamps:
-            return None
-        roles = next((found for row in _rows_of(path).values() if (found := self._changed(row))), [])
-        names = [(held.get("inputs") or {}).get(role) for role in roles]
-        changed = [
-            other_content(role, name, wanted["inputs"].get(role)) for role, name in zip(roles, names, strict=True)
-        ]
-        return f"inputs ({shown(changed)})" if changed else None
+        return f"inputs or settings ({shown(differences)})" if differences else None
+
+    def _other_content(self, header: dict[str, Any], path: pathlib.Path) -> str | None:
+        """Each row is looked at once: another process may add to the file, of content that only there is another."""
+        for name, row in _rows_of(path).items():
+            known = f"{name} {row.get('digests')}"
+            if known in self._same_content:
+                continue
+            roles = self._changed(row)
+            if roles:
+                held, wanted = header["of"].get("inputs") or {}, self._described["inputs"]
+                return f"inputs ({shown([other_content(role, held.get(role), wanted.get(role)) for role in roles])})"
+            self._same_content.add(known)
+        return None
 
     def load(self) -> None:
         """Reads the rows of this comparison that are in the folder, those of other processes too."""
@@ -120,6 +143,7 @@ class Journal:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._made = missing
             own = self.rows if self._process[1] == 1 else _rows_of(self.path)
+            self.is_resumed = bool(own)
             temporary = self.path.with_suffix(".new")
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(_checked({"of": self._described, "stamps": self._stamps}))
@@ -233,7 +257,7 @@ def kept(journal: Journal, where: str | os.PathLike[str], *, remove: bool = True
     """Opens a journal for a measurement, and decides at its end what stays.
 
     Finished: the journal goes. Bad inputs: no trace stays. Interrupted, or a folder that cannot be written to: the
-    rows stay for the next try.
+    rows stay for the next try; so do those of an earlier start where it is another process that fails.
 
     Args:
         journal: the journal; its rows may be added to inside.
@@ -247,7 +271,7 @@ def kept(journal: Journal, where: str | os.PathLike[str], *, remove: bool = True
     try:
         yield
     except BaseException as error:  # an interruption too; raised again
-        if is_resumable(error):
+        if is_resumable(error) or (isinstance(error, ProcessFailed) and journal.is_resumed):
             journal.close(remove=False)
         else:
             journal.discard()

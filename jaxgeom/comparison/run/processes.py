@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jaxgeom import processes
 from jaxgeom.comparison.files.population import Part
 from jaxgeom.comparison.run.journal import ProcessFailed, is_resumable
+from jaxgeom.differences import unequal
 from jaxgeom.errors import UserError, listed
 from jaxgeom.files import write_atomically
 
@@ -99,7 +100,13 @@ class Team:
         return share(parts, self.index, self.count)
 
     def tell(self, folder: pathlib.Path, state: str, **more: Any) -> None:
-        """Writes this process's status: `measuring`, `finished`, `gathered` or `failed`."""
+        """Writes this process's status: `measuring`, `finished`, `gathered` or `failed`.
+
+        Args:
+            folder: that all share.
+            state: where it is.
+            more: `of`, what it measures, in which all agree; of a failure `message` and `keep`.
+        """
         write_atomically(self._path(folder, self.index), json.dumps({"run": self.run, "state": state, **more}))
 
     @contextlib.contextmanager
@@ -116,11 +123,18 @@ class Team:
             raise
 
     def check(self, folder: pathlib.Path) -> None:
-        """Raises ProcessFailed where another process has failed."""
+        """Raises ProcessFailed where another process has failed, or measures something else than this one."""
+        mine = self._status(folder, self.index).get("of")
         for index in range(self.count):
             status = self._status(folder, index)
             if index != self.index and status.get("state") == "failed":
                 raise ProcessFailed(f"process {index} failed: {status['message']}", status["keep"])
+            theirs = status.get("of")
+            if index == self.index or mine is None or theirs is None:
+                continue
+            differing = unequal(*((mine, theirs) if self.index < index else (theirs, mine)))
+            if differing:
+                raise ProcessFailed(_disagreement(differing[0], *sorted((index, self.index))), keep=False)
 
     def wait(self, folder: pathlib.Path, *states: str) -> None:
         """Waits until every process is in one of the states.
@@ -145,15 +159,29 @@ class Team:
                 )
             time.sleep(_INTERVAL)
 
-    def until_complete(self, folder: pathlib.Path, load: Callable[[], Any], missing: Callable[[], list[str]]) -> None:
+    def until_complete(
+        self, folder: pathlib.Path, load: Callable[[], Any], missing: Callable[[], list[str]],
+        fault: Callable[[], str | None] = lambda: None,
+    ) -> None:  # fmt: skip
         """Reads the journals until they hold every part; a network file system may show the last rows late.
 
+        Args:
+            folder: that all share.
+            load: reads the journals.
+            missing: the parts that are in none.
+            fault: what another process has measured that is not what this one has; None where it is.
+
         Raises:
-            ProcessFailed: rows are missing after a minute.
+            ProcessFailed: rows are of something else, or missing after a minute.
         """
         start = time.monotonic()
         while True:
             load()
+            said = fault()
+            if said is not None:
+                raise ProcessFailed(
+                    f"{folder}: the processes disagree: {said}; start all with the same files", keep=True
+                )
             names = missing()
             if not names:
                 return
@@ -235,6 +263,12 @@ class Apart:
             multihost.get_barrier_sync_fn()(key=f"jaxgeom_measured_{next(_MEETINGS)}", timeout_ms=self.late * 1000)
         except jax.errors.JaxRuntimeError as error:
             raise processes.as_loss(error, "measuring") from error
+
+
+def _disagreement(difference: str, first: int, second: int) -> str:
+    """What is said of two processes that measure different things."""
+    said = difference.replace(" there, ", f" in process {first}, ").replace(" asked for", f" in process {second}")
+    return f"the processes disagree: {said}; start all with the same arguments"
 
 
 _MEETINGS = itertools.count()  # a barrier has a name of its own; all come to the same ones in the same order

@@ -270,7 +270,7 @@ def _measure(
         begin()
     with kept(journal, folder or "", remove=shared is None or shared.index == 0):
         if shared is not None and folder is not None:
-            shared.tell(folder, "measuring")
+            shared.tell(folder, "measuring", of=journal.told)
         if isinstance(team, Apart):
             journal.rows |= {row["name"]: row for row in team.gather(measured)}
         else:
@@ -333,14 +333,18 @@ def _joined(digests: Sequence[str]) -> str:
 
 def _gather(team: Team, journal: Journal, parts: Sequence[Part], folder: pathlib.Path) -> None:
     """Waits for the other processes and reads their rows."""
-    team.tell(folder, "finished")
+    team.tell(folder, "finished", of=journal.told)
     team.wait(folder, "finished", "gathered")
-    team.until_complete(folder, journal.load, lambda: [part.name for part in parts if part.name not in journal.rows])
+
+    def missing() -> list[str]:
+        return [part.name for part in parts if part.name not in journal.rows]
+
+    team.until_complete(folder, journal.load, missing, journal.fault_of_others)
 
 
 def _part_ways(team: Team, journal: Journal, folder: pathlib.Path) -> None:
     """Says that this process needs nothing more; process 0 cleans up once all have said so."""
-    team.tell(folder, "gathered")
+    team.tell(folder, "gathered", of=journal.told)
     if team.index == 0:
         team.wait(folder, "gathered")
         journal.remove_all()

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from jaxgeom import processes
 from jaxgeom.checkpoints import open_checkpoint
+from jaxgeom.commands import entries
 from jaxgeom.comparison import CompareSettings, between_runs, compare, compare_checkpoints, trajectory_checkpoints
 from jaxgeom.comparison.files.report import to_json_text
 from jaxgeom.comparison.run.journal import Journal, is_resumable
@@ -191,6 +193,69 @@ def test_every_process_has_the_whole_report_and_goes_on_after_an_interruption(pa
     assert sorted(path.name for path in out.iterdir()) == ["matrices.csv", "report.json"]
 
 
+def test_rows_that_another_process_adds_are_looked_at_when_they_come(tmp_path):
+    """It has other files under the same names, and had measured nothing when its journal was first seen."""
+    of = {"kind": "compare", "version": "1", "inputs": {"final": "b"}, "settings": {"k": 1}}
+    mine, theirs = "mine", {"name": "w", "digests": ["theirs"]}
+
+    def changed(row: dict) -> list[str]:
+        return [] if row["digests"] == [mine] else ["final"]
+
+    other = Journal(tmp_path, described=of, stamps=["2"], process=(1, 2))
+    other.open()
+    own = Journal(tmp_path, described=of, stamps=["1"], changed=changed, process=(0, 2))
+    other.add({"name": "v", "digests": [mine]})
+    own.load()
+    assert list(own.rows) == ["v"] and own.fault_of_others() is None
+    other.add(theirs)
+    own.load()
+    assert list(own.rows) == ["v"]
+    assert own.fault_of_others() == "process 1 measures other inputs (final: b has other content now)"
+    other.close(remove=True)
+
+
+def test_processes_that_were_told_different_things_say_so(pair, tmp_path):
+    """Other settings at once; other content under the same names when the rows are brought together."""
+    out, results = tmp_path / "out", [None, None]
+    meeting = threading.Barrier(2)
+
+    def play(index: int, settings: CompareSettings, names: tuple) -> None:
+        checkpoints = [open_checkpoint(name) for name in names]
+        meeting.wait()
+        try:
+            compare_checkpoints(*checkpoints, settings, out=out, team=Team(index, 2, 1, 30.0))
+        except UserError as error:
+            results[index] = str(error)
+
+    def both(*given: tuple) -> list:
+        threads = [threading.Thread(target=play, args=(index, *one)) for index, one in enumerate(given)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        shutil.rmtree(out)
+        return results
+
+    said = both((SETTINGS, pair), (CompareSettings(angle_k=7), pair))
+    # Whoever comes later may find the other's journal before its status.
+    assert any("angle_k: 8 in process 0, 7 in process 1" in one for one in said) or all(
+        "angle_k" in one for one in said
+    )
+    other = disk.write(tmp_path / "elsewhere" / "b", disk.moved(disk.weights(), 2e-3))
+    said = both((SETTINGS, pair), (SETTINGS, (pair[0], other)))
+    assert all("other inputs (final: " in one and "with other content" in one for one in said)
+
+
+def test_rows_of_an_earlier_start_outlive_another_process_that_was_told_something_else(pair, tmp_path):
+    out = tmp_path / "out"
+    together(pair, out, run=1, patience=0.5, who=[0])
+    before = (out / ".partial.0.jsonl").read_text()
+    Team(1, 2, run=2).tell(out, "failed", message="other settings", keep=False)
+    (failed,) = [one for one in together(pair, out, run=2, who=[0]) if one is not None]
+    assert str(failed) == "process 1 failed: other settings"
+    assert (out / ".partial.0.jsonl").read_text() == before
+
+
 def test_one_process_goes_on_where_several_were(pair, tmp_path):
     out = tmp_path / "out"
     together(pair, out, run=1, count=3, patience=0.5, who=[2])
@@ -212,6 +277,16 @@ def test_shares_are_a_balanced_partition(pair):
     cost = [sum(part.size * (min(part.shape) if part.is_matrix else 1) for part in one) for one in shares]
     assert max(cost) < 1.3 * min(cost)
     assert [parts.index(part) for part in shares[0]] == sorted(parts.index(part) for part in shares[0])
+
+
+def test_processes_that_were_given_other_folders_do_not_wait_there_for_one_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(entries, "initialize", lambda: Team(0, 2, run=1))
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "exchanged", lambda value, **_: [value, value | {"out": "elsewhere"}])
+    with pytest.raises(UserError, match='out: .* in process 0, "elsewhere" in process 1'):
+        with entries.other_processes(True, tmp_path / "out"):
+            raise AssertionError("they have begun")
+    assert not list(tmp_path.iterdir())
 
 
 def test_status_of_an_earlier_run_counts_for_nothing(tmp_path):
