@@ -93,7 +93,7 @@ def sample_answers(
         before(Answers(tokens, valid, response, log_probs, unjudged, [], list(prompts)))
 
     def read() -> tuple[list[str], Judged]:
-        mine = processes.share_of(len(prompts))
+        mine = _own_rows(prompts)
         ids = [row[mask].tolist() for row, mask in zip(tokens[mine], response[mine], strict=True)]
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         return texts, judge_answers(tokenizer, prompts[mine], texts, rewards)
@@ -102,6 +102,14 @@ def sample_answers(
     total, parts, right = _joined_judged([judged for _, judged in said])
     texts = [text for texts, _ in said for text in texts]
     return Answers(tokens, valid, response, log_probs, total, texts, list(prompts), parts, right)
+
+
+def _own_rows(prompts: Sequence[Prompt]) -> slice:
+    """Of the answers to these prompts those that this process judges: all to one, which a verifier may compare."""
+    starts = [at for at, prompt in enumerate(prompts) if at == 0 or prompt is not prompts[at - 1]]
+    mine = processes.share_of(len(starts))
+    first, last = ([*starts, len(prompts)][at] for at in (mine.start, mine.stop))
+    return slice(first, last)
 
 
 def judge_answers(

@@ -12,9 +12,13 @@ import pytest
 from jaxgeom.data import arithmetic, chat
 from jaxgeom.models import load_model
 from jaxgeom.optimizers import AdamWSettings
-from jaxgeom.training import Actor, Frozen, OPDSettings, RLVRSettings, objective_of
+from jaxgeom.rewards import Rewards, Verifier
+from jaxgeom.rewards.own import GivenRow, OwnReward
+from jaxgeom.rollout import Rollout, SamplingSettings
+from jaxgeom.training import Actor, Frozen, OPDSettings, RLVRSettings, objective_of, rollouts
 from jaxgeom.training.objectives import Tools
 from jaxgeom.training.rollouts import Answers, truncated
+from tests import simulated
 from tests.tiny import tiny_prompts, write_tiny_model
 from tests.training.in_step import credited
 
@@ -135,6 +139,39 @@ def test_grpo_advantages_are_normalised_within_the_group(world):
     wanted = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(np.asarray(batch.advantages)[:, 0], wanted.ravel(), atol=1e-5)
     np.testing.assert_array_equal(np.asarray(batch.loss_mask), answers.response)
+
+
+def by_rank(texts, rows):
+    """What an answer is worth beside the others to its prompt: the share of them that is shorter."""
+    lengths = np.array([len(text) for text in texts])
+    names = np.array([row["name"] for row in rows])
+    return [float(np.mean(lengths[names == name] < length)) for length, name in zip(lengths, names, strict=True)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7])
+def test_answers_to_one_prompt_are_judged_by_one_process(world, monkeypatch, count):
+    """Also where no number of answers to each divides them: a verifier may compare those of a prompt."""
+    student, _, tokenizer, encoded = world
+    prompts = [
+        dataclasses.replace(prompt, given=GivenRow(f"row {at}", {"name": at})) for at, prompt in enumerate(encoded[:5])
+    ]
+    repeated = [prompt for prompt in prompts for _ in range(6)]
+    tokens = np.random.default_rng(count).integers(40, 90, (30, 9)).astype(np.int32)
+    response = np.arange(9) < np.random.default_rng(0).integers(1, 10, (30, 1))
+    drawn = Rollout(tokens, response, response, np.zeros((30, 9), np.float32), 0)
+    monkeypatch.setattr(rollouts, "sample", lambda *_, **__: drawn)
+    rewards = Rewards(Verifier(), {}, ((OwnReward("by_rank", by_rank), 1.0),))
+
+    def judged(_=0):
+        answers = rollouts.sample_answers(
+            student, tokenizer, repeated, range(30), SamplingSettings(max_new_tokens=9), rewards
+        )
+        return answers.rewards.tolist(), answers.texts
+
+    alone = judged()
+    assert len(set(alone[0])) > 3
+    with simulated.several(count) as wire:
+        assert simulated.in_each(wire, judged) == [alone] * count
 
 
 def test_groups_without_variance_are_refilled_then_masked(world):
