@@ -33,6 +33,7 @@ class Limits:
         max_length: Demonstrations are cut here.
         max_prompt: Longer prompts are left out.
         new_tokens: Room that a prompt leaves for its answer.
+        has_options: Whether the user may change `max_prompt` and `new_tokens`.
         rows: At most so many rows of the file.
     """
 
@@ -41,6 +42,7 @@ class Limits:
     max_length: int | None = None
     max_prompt: int | None = None
     new_tokens: int = 0
+    has_options: bool = True
     rows: int | None = None
 
 

@@ -176,8 +176,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _room(limits: Limits, size: int) -> str:
-    """How a prompt would fit, or how a run goes on without it."""
+    """How a prompt would fit, or how a run goes on without it, by options that the command has."""
     left, kept = limits.context - size, limits.context - limits.new_tokens
+    if not limits.has_options:
+        return f"a prompt of at most {kept} would" if kept > 0 else "no prompt does"
     ways = [f"--max-new-tokens {left} would"] if left > 0 else ["the prompt alone fills it"]
     ways += [f"--max-prompt-length {kept} leaves out such rows"] if kept > 0 else []
     return "; ".join(ways)

@@ -92,8 +92,9 @@ def functional_distance(
         raise UserError(f"{final}: a vocabulary of {sizes[1]}, that of {initial} has {sizes[0]}")
     config = before.model.config
     limits = Limits(
-        vocabulary=config.vocab_size, context=config.max_position_embeddings, new_tokens=max_new_tokens, rows=limit
-    )
+        vocabulary=config.vocab_size, context=config.max_position_embeddings, new_tokens=max_new_tokens,
+        has_options=False, rows=limit,
+    )  # fmt: skip
     asked = prepare_prompts(prompts, tokenizer, settings=RowSettings(), limits=limits, truth="unread")
     requests = [asked.row(place).tokens.tolist() for place in range(len(asked))]
     stops = stop_tokens(tokenizer, {*declared_stop_tokens(directory), *config.stop_tokens})

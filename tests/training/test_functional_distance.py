@@ -107,6 +107,9 @@ def test_what_cannot_be_scored_is_said(models, tmp_path):
     small = write_tiny_model(tmp_path / "small", vocab_size=120)
     with pytest.raises(UserError, match="a vocabulary of 120"):
         functional_distance(first, small, prompts)
+    for answer, said in ((250, "a prompt of at most 6 would"), (300, "no prompt does")):  # and no option of `train`'s
+        with pytest.raises(UserError, match=f"context of 256; {said}; [^-]*$"):
+            functional_distance(first, second, prompts, max_new_tokens=answer)
 
 
 @pytest.mark.slow
