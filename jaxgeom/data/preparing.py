@@ -457,12 +457,14 @@ class _Work:
 
     def key_of(self, kind: str) -> str:
         """Of all that the tokens come from, were the rows of this kind."""
+        limits = vars(self.limits).copy()
+        del limits["has_options"]  # words of an error
         parts = [
             _FORMAT,
             self.file,
             kind,
             self.settings.on_bad_row,
-            vars(self.limits),
+            limits,
             None if self.format is None else [self.format.plain.source, self.format.with_tools.source],
             None if self.format is None else self.format.plain.variables,
             self.tokenizer.backend_tokenizer.to_str(),
